@@ -1,0 +1,67 @@
+# What continuous integration runs is what you run. `make help` lists the targets.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# The first Python of these that is 3.11 to 3.13. Choose another with `make setup PYTHON=...`.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	if $$p -c '$(FITS)' 2>/dev/null; then echo $$p; break; fi; done)
+
+# The stamp carries a checksum of what the installation depends on: a changed file means a new stamp.
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+DEMO ?= $(BIN)/fewstep search --recipe digits-demo --out runs/demo
+TRAIN_ZOO ?= $(BIN)/fewstep train --recipe digits-ddpm
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lint types imports bench train-zoo clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "  make %-10s %s\n", substr($$1, 3), $$2}'
+
+setup: $(STAMP)  ## create the environment in .venv (does nothing when it is up to date)
+
+$(STAMP):
+	@test -n "$(PYTHON)" || { echo "make setup: no Python 3.11 to 3.13 on the path; install one or give PYTHON=..." >&2; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing fewstep with the versions of constraints.txt (the first time takes minutes)"
+	$(PIP) install -c constraints.txt setuptools
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: setup  ## search samplers for the bundled digits model and print the table
+	$(DEMO)
+
+test: setup  ## run the tests (choose with PYTEST_ARGS="-m 'not slow'")
+	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
+
+check: lint types imports  ## formatting, lint, types and the arrows between the folders
+
+format: setup  ## rewrite the code as `make lint` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: setup  ## ruff: formatting and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+
+imports: setup  ## import-linter: who may import whom
+	$(BIN)/lint-imports
+
+bench: setup  ## run every benchmark; each ends with one JSON line
+	@set -e; for file in benchmarks/[a-z]*.py; do \
+		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); done
+
+train-zoo: setup  ## train the bundled models again (long)
+	$(TRAIN_ZOO)
+
+clean:  ## remove what was built and cached (the environment and runs/ stay)
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find benchmarks dashboards fewstep pipeline search_spaces storage tasks tests -name __pycache__ -type d -prune -exec rm -rf {} +

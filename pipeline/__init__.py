@@ -1,0 +1,1 @@
+"""The search: loop, sampler, surrogate, rungs, executors, recipes, command line."""

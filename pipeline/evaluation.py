@@ -1,0 +1,221 @@
+"""From a candidate and a rung to tasks, and from task results to one record.
+
+Evaluations are content-addressed: the key names model, candidate, noise, image count, features and
+reference. Moments are addressed without the image count, so a larger evaluation computes only what is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from fewstep import __version__
+from fewstep.errors import EvaluationError
+from fewstep.pipeline.rungs import Rung
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.storage.records import EvaluationRecord, MomentsRecord
+from fewstep.storage.store import Store
+from fewstep.tasks.metrics.extractor import make_extractor
+from fewstep.tasks.metrics.frechet import FrechetReference
+from fewstep.tasks.metrics.interval import frechet_interval
+from fewstep.tasks.metrics.moments import Moments, merge_all
+from fewstep.tasks.metrics.reference import load_reference
+from fewstep.tasks.models.files import ModelFiles
+from fewstep.tasks.worker import GROUP, Task, TaskResult
+
+IMAGES_PER_TASK = 1000
+CONFIDENCE = 0.95
+# Candidates whose moments stay in memory; others are read back from the store when they grow.
+RECENT = 64
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule under evaluation, and who proposed it."""
+
+    trial: int
+    schedule: SolverSchedule
+    origin: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Pending:
+    candidate: Candidate
+    rung: Rung
+    base: str
+    missing: set[int]
+    calls: int = 0
+    seconds: float = 0.0
+    device: str = ""
+    error: str = ""
+    results: dict[int, TaskResult] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def content_key(**parts: object) -> str:
+    """32 hex digits that name the parts."""
+    text = "\n".join(f"{name}={parts[name]}" for name in sorted(parts))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Evaluator:
+    """Plans evaluations against one model and reference, and scores them."""
+
+    def __init__(
+        self, study: str, files: ModelFiles, store: Store, features: str = "auto", reference: str = "auto",
+        teacher: SolverSchedule | None = None, device: str = "cpu",
+    ) -> None:
+        self.study, self.files, self.store, self.teacher = study, files, store, teacher
+        extractor = make_extractor(features, files, "cpu")
+        moments, self.reference_hash = load_reference(reference, files, features, extractor)
+        self.features, self.features_hash = extractor.name, extractor.hash
+        self.reference = FrechetReference.of(moments)
+        self._pending: dict[str, _Pending] = {}
+        self._moments: dict[str, dict[int, Moments]] = {}
+        self._teacher_json = teacher.to_json() if teacher else ""
+
+    def key(self, schedule: SolverSchedule, rung: Rung) -> str:
+        """Content address of one evaluation."""
+        teacher = self.teacher.hash if rung.kind == "distance" and self.teacher else ""
+        return content_key(
+            model=self.files.hash, candidate=schedule.hash, seed=rung.seed, images=rung.images, kind=rung.kind,
+            features=self.features_hash, reference=self.reference_hash, teacher=teacher,
+        )
+
+    def base(self, schedule: SolverSchedule, rung: Rung) -> str:
+        """Content address of the moments, whatever their number."""
+        return content_key(model=self.files.hash, candidate=schedule.hash, seed=rung.seed, features=self.features_hash)
+
+    def plan(self, candidate: Candidate, rung: Rung) -> list[Task]:
+        """Tasks still to be run; `absorb` returns the record when the last of them is in.
+
+        Never empty: where every image is known already, the last group is run again.
+        """
+        schedule = candidate.schedule
+        key, base, text = self.key(schedule, rung), self.base(schedule, rung), schedule.to_json()
+        if rung.kind == "distance":
+            tasks = [Task(key, "distance", text, rung.seed, 0, rung.images, self._teacher_json)]
+        else:
+            known = self._known(base)
+            starts = [s for s in range(0, rung.images, GROUP) if not self._covers(known, s, rung.images)]
+            starts = starts or [(rung.images - 1) // GROUP * GROUP]
+            tasks = [
+                Task(key, "moments", text, rung.seed, first, min(last + GROUP, rung.images) - first)
+                for first, last in _runs(starts, IMAGES_PER_TASK)
+            ]
+        self._pending[key] = _Pending(candidate, rung, base, {t.start for t in tasks})
+        return tasks
+
+    def calls(self, schedule: SolverSchedule, rung: Rung) -> int:
+        """Denoiser calls that an evaluation from nothing costs, the teacher not counted."""
+        return schedule.nfe * rung.images
+
+    def _known(self, base: str) -> dict[int, Moments]:
+        if base not in self._moments:
+            rows = self.store.moments.records(where={"base": base})
+            self._moments[base] = {
+                r.start: Moments.from_bytes(r.mean, r.scatter, r.count, r.dim) for r in rows
+            }
+            for oldest in list(self._moments)[:-RECENT]:
+                del self._moments[oldest]
+        return self._moments[base]
+
+    @staticmethod
+    def _covers(known: dict[int, Moments], start: int, images: int) -> bool:
+        return start in known and known[start].count == min(GROUP, images - start)
+
+    def absorb(self, result: TaskResult, order: int) -> tuple[EvaluationRecord, list[MomentsRecord]] | None:
+        """Take a task's result; the evaluation's record and its new moments once it is complete.
+
+        A result that nobody waits for (delivered twice, or late) is ignored.
+        """
+        pending = self._pending.get(result.task.key)
+        if pending is None or result.task.start not in pending.missing:
+            return None
+        pending.missing.discard(result.task.start)
+        pending.results[result.task.start] = result
+        pending.calls += result.denoiser_calls
+        pending.seconds += result.seconds
+        pending.device, pending.versions = result.device, pending.versions | result.versions
+        pending.error = pending.error or result.error
+        if pending.missing:
+            return None
+        del self._pending[result.task.key]
+        return self._record(result.task.key, pending, order)
+
+    def _record(self, key: str, pending: _Pending, order: int) -> tuple[EvaluationRecord, list[MomentsRecord]]:
+        value = low = high = None
+        metrics: dict[str, float] = {}
+        moments: list[MomentsRecord] = []
+        if not pending.error:
+            try:
+                if pending.rung.kind == "distance":
+                    value, low, high, metrics = self._score_distance(pending)
+                else:
+                    moments = self._new_moments(pending)
+                    value, low, high = self._score_frechet(pending)
+            except EvaluationError as error:
+                pending.error, value, low, high, moments = str(error), None, None, None, []
+        schedule, rung = pending.candidate.schedule, pending.rung
+        record = EvaluationRecord(
+            study=self.study, order=order, trial=pending.candidate.trial, key=key, candidate=schedule.hash,
+            candidate_json=schedule.to_json(), nfe=schedule.nfe, rung=rung.name, origin=pending.candidate.origin,
+            model=self.files.name, model_hash=self.files.hash, features=self.features,
+            reference=self.reference_hash, seed=rung.seed, images=rung.images, metric=rung.metric,
+            value=value, low=low, high=high, metrics=metrics, denoiser_calls=pending.calls,
+            seconds=pending.seconds, device=pending.device, status="failed" if pending.error else "complete",
+            error=pending.error, parameters=pending.candidate.parameters,
+            versions={"fewstep": __version__, "python": platform.python_version(), **pending.versions},
+            finished_at=datetime.now(UTC),
+        )
+        return record, moments
+
+    def _score_distance(self, pending: _Pending) -> tuple[float, float, float, dict[str, float]]:
+        (result,) = pending.results.values()
+        if result.feature is None or result.pixel is None:
+            raise EvaluationError("a distance task came back without distances")
+        per_image = result.feature
+        value, error = float(per_image.mean()), float(per_image.std() / np.sqrt(len(per_image)))
+        if not np.isfinite(value):
+            raise EvaluationError("the distance to the teacher is not finite")
+        metrics = {"feature_distance": value, "pixel_distance": float(result.pixel.mean())}
+        return value, value - 1.96 * error, value + 1.96 * error, metrics
+
+    def _new_moments(self, pending: _Pending) -> list[MomentsRecord]:
+        known, records = self._known(pending.base), []
+        for start, result in sorted(pending.results.items()):
+            for i, moments in enumerate(result.moments):
+                at = start + i * GROUP
+                if at in known and known[at].count == moments.count:
+                    continue
+                if moments.count == GROUP:
+                    # A short last group is not stored: a larger evaluation must be able to replace it.
+                    mean, scatter = moments.to_bytes()
+                    records.append(MomentsRecord(pending.base, at, moments.count, moments.dim, mean, scatter))
+                known[at] = moments
+        return records
+
+    def _score_frechet(self, pending: _Pending) -> tuple[float, float | None, float | None]:
+        known = self._known(pending.base)
+        groups = [known[start] for start in range(0, pending.rung.images, GROUP)]
+        interval = frechet_interval(self.reference, groups, CONFIDENCE)
+        if interval is None:
+            return self.reference.distance(merge_all(groups)), None, None
+        return interval.value, interval.low, interval.high
+
+
+def _runs(starts: list[int], images: int) -> list[tuple[int, int]]:
+    """(first, last) of runs of consecutive groups, none longer than `images`."""
+    runs: list[tuple[int, int]] = []
+    for start in starts:
+        if runs and start == runs[-1][1] + GROUP and start + GROUP - runs[-1][0] <= images:
+            runs[-1] = (runs[-1][0], start)
+        else:
+            runs.append((start, start))
+    return runs

@@ -1,0 +1,120 @@
+"""The end of a search: found schedules against every preset, on noise that the search never saw."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fewstep.pipeline.evaluation import Candidate
+from fewstep.pipeline.state import SearchState, Trial, Work
+from fewstep.search_spaces.presets import PRESETS
+from fewstep.storage.records import EvaluationRecord
+
+FOUND = "fewstep"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the final table; `low` and `high` bound the 95% interval of `value`."""
+
+    model: str
+    method: str
+    nfe: int
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    images: int
+    schedule: str
+
+
+def winner(state: SearchState, nfe: int) -> Trial | None:
+    """The trial that did best in the finals, or at the judging rung where no final was held."""
+    for rung in (state.finals, state.judge, state.screen):
+        best = state.best(nfe, rung)
+        if best:
+            return best[0]
+    return None
+
+
+def contenders(state: SearchState, nfe: int) -> dict[str, Trial]:
+    """By method name: the winner, and every preset on the grid where the search's judge liked it best."""
+    methods: dict[str, Trial] = {}
+    found = winner(state, nfe)
+    if found is not None:
+        methods[FOUND] = found
+    by_hash = {t.candidate.schedule.hash: t for t in state.trials.values()}
+    for solver in PRESETS:
+        grids = [s.hash for name, s in state.presets[nfe].items() if name.startswith(f"{solver}/")]
+        trials = [by_hash[h] for h in grids if h in by_hash]
+        values = [(t.value(state.judge), t.candidate.trial, t) for t in trials]
+        judged = sorted((v, number, t) for v, number, t in values if v is not None)
+        if judged:
+            methods[solver] = judged[0][2]
+    return methods
+
+
+def report_work(state: SearchState) -> list[Work]:
+    """What the report has to evaluate, each schedule once, the found ones first."""
+    work: dict[str, Work] = {}
+    for nfe in state.settings.nfes:
+        for method, trial in contenders(state, nfe).items():
+            candidate = trial.candidate
+            origin = f"found:{candidate.origin}" if method == FOUND else candidate.origin
+            entry = Candidate(candidate.trial, candidate.schedule, origin, candidate.parameters)
+            work.setdefault(candidate.schedule.hash, (entry, state.report))
+    return sorted(work.values(), key=lambda w: not w[0].origin.startswith("found:"))
+
+
+def report_rows(state: SearchState, records: Sequence[EvaluationRecord]) -> list[Row]:
+    """The final table from the report's records. Presets that coincide at an NFE share their evaluation."""
+    by_hash = {r.candidate: r for r in records if r.rung == state.report.name and r.value is not None}
+    rows = []
+    for nfe in state.settings.nfes:
+        for method, trial in contenders(state, nfe).items():
+            record = by_hash.get(trial.candidate.schedule.hash)
+            if record is not None and record.value is not None:
+                name = trial.candidate.schedule.name or trial.candidate.schedule.hash
+                rows.append(
+                    Row(record.model, method, nfe, record.features, record.value, record.low, record.high, record.images, name)
+                )
+    return rows
+
+
+def results_csv(rows: Sequence[Row], command: str, seeds: dict[str, int]) -> str:
+    """The table as CSV under `#` lines that say how it was made."""
+    out = io.StringIO()
+    header = {
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        "seeds": ", ".join(f"{name} {seed}" for name, seed in seeds.items()),
+        "machine": machine_class(),
+        "interval": "95%, delete-a-group jackknife over the images",
+    }
+    out.writelines(f"# {name}: {value}\n" for name, value in header.items())
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["model", "method", "nfe", "metric", "value", "low", "high", "images", "schedule"])
+    for r in rows:
+        ends = ["" if v is None else f"{v:.6g}" for v in (r.low, r.high)]
+        writer.writerow([r.model, r.method, r.nfe, r.metric, f"{r.value:.6g}", *ends, r.images, r.schedule])
+    return out.getvalue()
+
+
+def machine_class() -> str:
+    """Cores and architecture, without anything that names the machine."""
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write aside, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text)
+    os.replace(aside, path)
+    return path

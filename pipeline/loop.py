@@ -1,0 +1,107 @@
+"""The search, in one page: propose -> evaluate -> record -> refit."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fewstep.pipeline.evaluation import Candidate, Evaluator
+from fewstep.pipeline.executors.base import Executor
+from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline.state import SearchState
+from fewstep.storage.records import EvaluationRecord, EventRecord
+from fewstep.storage.store import Store
+
+OnRecord = Callable[[EvaluationRecord], None]
+
+
+@dataclass
+class Clock:
+    """Where the driver's wall time went, in seconds."""
+
+    waiting: float = 0.0
+    total: float = 0.0
+
+    @property
+    def own_share(self) -> float:
+        """Share of the wall time that the driver spent on anything but waiting for results."""
+        return 1.0 - self.waiting / self.total if self.total else 0.0
+
+
+class Driver:
+    """Feeds an executor, writes what comes back. The one writer of a study."""
+
+    def __init__(
+        self, evaluator: Evaluator, executor: Executor, store: Store, order: int = 0,
+        event_order: int = 0, on_record: OnRecord | None = None,
+    ) -> None:
+        self.evaluator, self.executor, self.store = evaluator, executor, store
+        self.order, self.event_order, self.clock = order, event_order, Clock()
+        self._on_record = on_record
+
+    def submit(self, candidate: Candidate, rung: Rung) -> None:
+        """Start an evaluation: its tasks go to the executor."""
+        for task in self.evaluator.plan(candidate, rung):
+            self.executor.submit(task)
+
+    def next_record(self) -> EvaluationRecord | None:
+        """Wait for one task. When it completes an evaluation, its record is on disk before it is returned."""
+        begun = time.perf_counter()
+        result = self.executor.next()
+        self.clock.waiting += time.perf_counter() - begun
+        for event in self.executor.events():
+            self.event(event.kind, event.message)
+        done = self.evaluator.absorb(result, self.order)
+        if done is None:
+            return None
+        record, moments = done
+        # Moments first: a record whose moments are lost could never grow.
+        self.store.moments.append(moments)
+        self.store.evaluations.append([record])
+        self.order += 1
+        if self._on_record:
+            self._on_record(record)
+        return record
+
+    def event(self, kind: str, message: str, data: dict[str, object] | None = None) -> None:
+        """Record that something happened."""
+        row = EventRecord(
+            self.evaluator.study, self.event_order, kind, message, datetime.now(UTC), json.dumps(data or {})
+        )
+        self.store.events.append([row])
+        self.event_order += 1
+
+
+def search(state: SearchState, driver: Driver) -> None:
+    """Run a search to its end: until the budget is spent and the finals are over."""
+    begun = time.perf_counter()
+    executor = driver.executor
+    while True:
+        while executor.in_flight < executor.capacity and (work := state.next_work()):
+            driver.submit(*work)
+        if not executor.in_flight:
+            if not state.enter_finals():
+                break
+            continue
+        record = driver.next_record()
+        if record is not None:
+            state.learn(record)
+    driver.clock.total += time.perf_counter() - begun
+
+
+def evaluate_all(work: Iterable[tuple[Candidate, Rung]], driver: Driver) -> list[EvaluationRecord]:
+    """Evaluate a fixed list, such as the report; records in the order in which they finish."""
+    begun = time.perf_counter()
+    waiting = list(work)[::-1]
+    records = []
+    while waiting or driver.executor.in_flight:
+        while waiting and driver.executor.in_flight < driver.executor.capacity:
+            driver.submit(*waiting.pop())
+        record = driver.next_record()
+        if record is not None:
+            records.append(record)
+    driver.clock.total += time.perf_counter() - begun
+    return records

@@ -1,0 +1,129 @@
+"""The Optuna study behind a search: where proposals come from and what its sampler is told.
+
+The study lives in memory and is a projection of the records: `restore` rebuilds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import TrialState, create_trial
+
+from fewstep.errors import ScheduleError
+from fewstep.pipeline.evaluation import Candidate
+from fewstep.pipeline.s3_sampler import CANDIDATE_ATTR, ORIGIN_ATTR, SCHEDULE_ATTR, OnRefit, distributions
+from fewstep.pipeline.samplers import make_sampler
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.solver_space import SolverSpace, to_genome, to_schedule
+from fewstep.tasks.models.noise_schedule import NoiseSchedule
+from fewstep.tasks.sampling.compile import compile_schedule
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.state import Trial
+
+ATTEMPTS = 40
+
+
+def _attributes(candidate: Candidate) -> dict[str, Any]:
+    return {
+        SCHEDULE_ATTR: candidate.schedule.to_json(),
+        CANDIDATE_ATTR: candidate.schedule.hash,
+        ORIGIN_ATTR: candidate.origin.partition(":")[0],
+    }
+
+
+class Proposer:
+    """Asks the chosen sampler for schedules, and tells it how they did. Trial numbers are Optuna's."""
+
+    def __init__(self, settings: SearchSettings, noise: NoiseSchedule, on_refit: OnRefit | None = None) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.space = SolverSpace(noise.lambda_start, noise.lambda_end, settings.nfes)
+        self._noise, self._origin = noise, settings.sampler
+        self._distributions = distributions(self.space)
+        self._sampler = make_sampler(settings, self.space, on_refit)
+        self._study = optuna.create_study(direction="minimize")
+        self._trials: dict[int, optuna.trial.Trial] = {}
+        self._next = 0
+
+    def propose(self, nfe: int, seen: set[str]) -> Candidate:
+        """A schedule at `nfe` that is not among the hashes in `seen`.
+
+        A stock sampler may repeat itself for ever: then one of its proposals is moved to a place of its own.
+        Raises ScheduleError where ATTEMPTS proposals in a row cannot be built.
+        """
+        for _ in range(ATTEMPTS):
+            trial = self._ask({"nfe": nfe})
+            try:
+                schedule = to_schedule(self.space.suggest(trial))
+                compile_schedule(schedule, self._noise)
+            except ScheduleError:
+                self._study.tell(trial, state=TrialState.FAIL)
+                continue
+            if schedule.hash not in seen:
+                return self._register(trial, schedule, self._origin)
+            self._study.tell(trial, state=TrialState.FAIL)
+        raise ScheduleError(f"sampler {self._origin} made no new valid schedule at NFE {nfe} in {ATTEMPTS} tries")
+
+    def enlist(self, schedule: SolverSchedule, origin: str) -> Candidate:
+        """Enter a schedule from elsewhere as a trial."""
+        trial = self._ask(self.space.parameters(to_genome(schedule)))
+        self.space.suggest(trial)
+        return self._register(trial, schedule, origin)
+
+    def report(self, candidate: Candidate, value: float, step: int) -> None:
+        """An intermediate value: what the trial scored at rung number `step`."""
+        self._trials[candidate.trial].report(value, step)
+
+    def tell(self, candidate: Candidate, state: TrialState, objective: float | None) -> None:
+        """Finish a trial."""
+        values = objective if state == TrialState.COMPLETE else None
+        self._study.tell(candidate.trial, values=values, state=state)
+
+    def restore(self, trials: Mapping[int, Trial], objective: Callable[[Trial], float | None]) -> list[Trial]:
+        """Rebuild the study from a search's trials; those whose objective is not known yet come back.
+
+        Numbers without a trial were refused proposals.
+        """
+        untold = []
+        for number in range(max(trials, default=-1) + 1):
+            trial = trials.get(number)
+            if trial is None:
+                self._study.add_trial(create_trial(state=TrialState.FAIL))
+                continue
+            parameters = trial.candidate.parameters
+            steps = {0: trial.records.get("distance"), 1: trial.records.get("frechet")}
+            values = {k: r.value for k, r in steps.items() if r is not None and r.value is not None}
+            final = objective(trial) if trial.state == TrialState.COMPLETE else None
+            state = TrialState.RUNNING if trial.state == TrialState.COMPLETE and final is None else trial.state
+            if state == TrialState.PRUNED:
+                final = values[max(values)]
+            self._study.add_trial(
+                create_trial(
+                    state=state, value=final, params=parameters, intermediate_values=values,
+                    distributions={name: self._distributions[name] for name in parameters},
+                    user_attrs=_attributes(trial.candidate),
+                )
+            )
+            if state != trial.state:
+                untold.append(trial)
+        for frozen in self._study.get_trials(deepcopy=False):
+            if frozen.state == TrialState.RUNNING:
+                self._trials[frozen.number] = optuna.trial.Trial(self._study, frozen._trial_id)
+        self._next = len(self._study.get_trials(deepcopy=False))
+        return untold
+
+    def _ask(self, fixed: dict[str, Any]) -> optuna.trial.Trial:
+        self._study.sampler = self._sampler(self._next)
+        self._study.enqueue_trial(fixed)
+        self._next += 1
+        return self._study.ask()
+
+    def _register(self, trial: optuna.trial.Trial, schedule: SolverSchedule, origin: str) -> Candidate:
+        candidate = Candidate(trial.number, schedule, origin, dict(trial.params))
+        for name, value in _attributes(candidate).items():
+            trial.set_user_attr(name, value)
+        self._trials[trial.number] = trial
+        return candidate

@@ -1,0 +1,45 @@
+"""The ladder of ever dearer evaluations that a candidate climbs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fewstep.pipeline.settings import SearchSettings
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One kind of evaluation: `distance` to the teacher or `moments` for the Frechet distance, on how many images."""
+
+    name: str
+    kind: Literal["distance", "moments"]
+    images: int
+    seed: int
+
+    @property
+    def metric(self) -> str:
+        """Name of the figure that decides at this rung."""
+        return "teacher-distance" if self.kind == "distance" else "frechet"
+
+
+def ladder(settings: SearchSettings) -> tuple[Rung, Rung, Rung, Rung]:
+    """Screen, judge, finals and report. The first three share their noise, the last never does."""
+    seed = settings.noise_seed
+    return (
+        Rung("distance", "distance", settings.distance_images, seed),
+        Rung("frechet", "moments", settings.frechet_images, seed),
+        Rung("finals", "moments", settings.finalist_images, seed),
+        Rung("report", "moments", settings.report_images, settings.report_seed),
+    )
+
+
+def promoted(value: float, others: Sequence[float], keep: float) -> bool:
+    """Whether a value is in the best share `keep` of all values seen at its rung, itself among them.
+
+    The rule of asynchronous successive halving (1810.05934): nobody waits for a rung to fill.
+    """
+    rank = sum(1 for other in others if other < value)
+    return rank < max(1, math.ceil(keep * len(others)))

@@ -1,0 +1,187 @@
+"""S^3, predictor-guided schedule search, as an Optuna sampler (USF, section 4).
+
+Every trial's genome is decided at once, from the seed, the trial's number and the trials before it:
+first random members, then children of the best known ones, ranked by a surrogate that is trained on
+everything evaluated so far. The values it learns from are the trials' intermediate values, one a rung.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from fewstep.pipeline.surrogate import Example, RankingSurrogate
+from fewstep.search_spaces.evolution import cross, mutate, random_genome
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.solver_space import Genome, SolverSpace, encode, to_genome, to_schedule
+
+SCHEDULE_ATTR, CANDIDATE_ATTR, ORIGIN_ATTR = "schedule", "candidate", "origin"
+OnRefit = Callable[[int, float | None], None]
+
+
+@dataclass(frozen=True)
+class S3Options:
+    """Sizes of the search. `guided` False switches the surrogate off and leaves plain evolution."""
+
+    parents: int = 15
+    children: int = 96
+    generations: int = 4
+    random_trials: int = 8
+    explore: float = 0.2
+    crossover: float = 0.4
+    first_fit: int = 40
+    growth: float = 1.35
+    guided: bool = True
+
+
+class _Recorder:
+    """A trial that answers anything and remembers what could be asked."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self.answers, self.space = answers, dict[str, BaseDistribution]()
+
+    def suggest_float(self, name: str, low: float, high: float) -> float:
+        self.space[name] = FloatDistribution(low, high)
+        return 0.5 * (low + high)
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        self.space[name] = CategoricalDistribution(choices)
+        return self.answers.get(name, choices[0])
+
+
+def distributions(space: SolverSpace) -> dict[str, BaseDistribution]:
+    """Every parameter that a member of the space can have."""
+    recorder = _Recorder({"nfe": max(space.nfes), "first_call": "zero_x0", "end": "epsilon"})
+    space.suggest(recorder)
+    return recorder.space
+
+
+def milestone(number: int, options: S3Options) -> int:
+    """The trial number at whose arrival the surrogate that serves trial `number` was fitted; 0 for none."""
+    last, at = 0, options.first_fit
+    while at <= number:
+        last, at = at, int(np.ceil(at * options.growth))
+    return last
+
+
+class S3Sampler(BaseSampler):
+    """Proposes whole schedules; see the module's docstring."""
+
+    def __init__(
+        self, space: SolverSpace, rungs: int = 2, seed: int = 0, options: S3Options | None = None,
+        on_refit: OnRefit | None = None,
+    ) -> None:
+        self._space, self._rungs, self._seed = space, rungs, seed
+        self._options = options or S3Options()
+        self._on_refit = on_refit
+        self._distributions = distributions(space)
+        self._surrogate: RankingSurrogate | None = None
+        self._fitted_at = 0
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The whole space: a proposal is made for all parameters together."""
+        return self._distributions
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Parameters of the proposed genome, for the NFE that was fixed or else drawn at random."""
+        rng = np.random.default_rng([self._seed, trial.number])
+        fixed = trial.system_attrs.get("fixed_params", {})
+        nfe = int(fixed.get("nfe", rng.choice(self._space.nfes)))
+        if len(fixed) > 1:
+            return {}
+        past = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number and SCHEDULE_ATTR in t.user_attrs]
+        return self._space.parameters(self.propose(past, nfe, trial.number, rng))
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A parameter that is not part of the space: drawn uniformly."""
+        rng = np.random.default_rng([self._seed, trial.number, len(param_name)])
+        seed = int(rng.integers(2**31))
+        return optuna.samplers.RandomSampler(seed=seed).sample_independent(
+            study, trial, param_name, param_distribution
+        )
+
+    def propose(self, past: list[FrozenTrial], nfe: int, number: int, rng: np.random.Generator) -> Genome:
+        """The next genome at `nfe`, none that the past trials hold already."""
+        known = [(t, to_genome(SolverSchedule.from_json(t.user_attrs[SCHEDULE_ATTR]))) for t in past]
+        seen = {t.user_attrs[CANDIDATE_ATTR] for t in past}
+        mine = [(t, g) for t, g in known if g.nfe == nfe]
+        drawn = sum(1 for t, _ in mine if t.user_attrs.get(ORIGIN_ATTR) != "preset")
+        if drawn < self._options.random_trials:
+            children = [random_genome(self._space, nfe, rng) for _ in range(8)]
+            return next((c for c in children if to_schedule(c).hash not in seen), children[-1])
+        parents = [g for _, g in sorted(mine, key=lambda entry: _standing(entry[0]))[: self._options.parents]]
+        self._refit(known, number)
+        guided = self._options.guided and self._surrogate is not None and self._surrogate.ready
+        if not guided or rng.random() < self._options.explore:
+            for _ in range(100):
+                child = self._child(parents, rng)
+                if to_schedule(child).hash not in seen:
+                    return child
+            return random_genome(self._space, nfe, rng)
+        return self._evolve_on_surrogate(parents, mine, seen, rng)
+
+    def _child(self, parents: list[Genome], rng: np.random.Generator) -> Genome:
+        # Linear ranking: the best parent is twice as likely as the middle one.
+        weights = np.arange(len(parents), 0, -1, dtype=np.float64)
+        a, b = rng.choice(len(parents), 2, p=weights / weights.sum())
+        mixed = cross(self._space, parents[a], parents[b], rng) if rng.random() < self._options.crossover else parents[a]
+        return mutate(self._space, mixed, rng, rate=float(rng.choice([0.05, 0.12, 0.25])))
+
+    def _evolve_on_surrogate(
+        self, parents: list[Genome], mine: list[tuple[FrozenTrial, Genome]], seen: set[str], rng: np.random.Generator
+    ) -> Genome:
+        assert self._surrogate is not None
+        # The highest rung whose values are known for enough members of this NFE decides.
+        counts = [sum(1 for t, _ in mine if r in t.intermediate_values) for r in range(self._rungs)]
+        fidelity = max((r for r in range(self._rungs) if counts[r] >= 12), default=0)
+        pool: dict[str, tuple[float, Genome]] = {}
+        breeders = parents
+        for _ in range(self._options.generations):
+            batch = [self._child(breeders, rng) for _ in range(self._options.children)]
+            scores = self._surrogate.predict([encode(g) for g in batch])[:, fidelity]
+            pool |= {
+                key: (float(s), g)
+                for s, g in zip(scores, batch, strict=True)
+                if (key := to_schedule(g).hash) not in seen
+            }
+            best = sorted(pool.values(), key=lambda entry: entry[0])[: self._options.parents]
+            breeders = [g for _, g in best] or parents
+        return breeders[0]
+
+    def _refit(self, known: list[tuple[FrozenTrial, Genome]], number: int) -> None:
+        at = milestone(number, self._options)
+        if not at or at == self._fitted_at or not self._options.guided:
+            return
+        examples = [
+            Example(encode(g), g.nfe, tuple(t.intermediate_values.get(r, float("nan")) for r in range(self._rungs)))
+            for t, g in known
+            if t.number < at and t.intermediate_values
+        ]
+        fresh = [e for (t, _), e in zip([k for k in known if k[0].number < at and k[0].intermediate_values], examples, strict=True) if t.number >= self._fitted_at]
+        tau = self._surrogate.tau(fresh, 0) if self._surrogate is not None and fresh else None
+        surrogate = RankingSurrogate(self._rungs, self._seed)
+        surrogate.fit(examples)
+        if surrogate.ready:
+            self._surrogate, self._fitted_at = surrogate, at
+            if self._on_refit:
+                self._on_refit(len(examples), tau)
+
+
+def _standing(trial: FrozenTrial) -> tuple[int, float]:
+    """Sort key: the highest rung reached first, then its value; trials without any value last."""
+    if not trial.intermediate_values or trial.state == TrialState.FAIL:
+        return 1, 0.0
+    rung = max(trial.intermediate_values)
+    return -rung, trial.intermediate_values[rung]

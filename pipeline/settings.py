@@ -1,0 +1,92 @@
+"""What a search is asked to do, and where it runs: two frozen, checked records."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from fewstep.errors import ConfigurationError
+
+SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "cmaes")
+REPORT_SEED_OFFSET = 1_000_003
+
+
+class SearchSettings(BaseModel):
+    """Everything that decides what a search computes. Equal settings and seed give equal proposals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    study: str = Field("search", min_length=1, max_length=120)
+    model: str
+    features: str = "auto"
+    reference: str = "auto"
+    nfes: tuple[int, ...] = (3, 4, 5)
+    sampler: Literal["s3", "evolution", "tpe", "random", "nsgaii", "cmaes"] = "s3"
+    seed: NonNegativeInt = 0
+    budget: PositiveInt = Field(500_000, description="denoiser calls for the search, its presets included")
+    teacher: str = "unipc-2-bh2/karras-zero@64"
+    distance_images: PositiveInt = 128
+    frechet_images: PositiveInt = 1000
+    finalist_images: PositiveInt = 3000
+    finalists: PositiveInt = 3
+    keep: float = Field(0.25, gt=0, le=1, description="share of candidates that the screen lets through")
+    preset_grids: PositiveInt = Field(2, description="grids of each preset that the screen lets through")
+    report_images: PositiveInt = 10_000
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        bad = [n for n in self.nfes if not 1 <= n <= 100]
+        if bad or not self.nfes:
+            raise ValueError(f"NFE {bad[0] if bad else '(none)'} is not possible: give 1 to 100 denoiser calls")
+        if len(set(self.nfes)) != len(self.nfes):
+            raise ValueError(f"NFE {self.nfes} has duplicates")
+        if self.finalist_images < self.frechet_images:
+            raise ValueError("finalist_images must be at least frechet_images: it extends the same images")
+        return self
+
+    @property
+    def noise_seed(self) -> int:
+        """Seed of the images that the search sees."""
+        return self.seed
+
+    @property
+    def report_seed(self) -> int:
+        """Seed of the images that only the report sees: never a search seed."""
+        return self.seed + REPORT_SEED_OFFSET
+
+    @classmethod
+    def build(cls, **fields: Any) -> SearchSettings:
+        """Construct; ConfigurationError with the first problem instead of pydantic's error."""
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(p) for p in first["loc"])
+            message = str(first["msg"]).removeprefix("Value error, ")
+            raise ConfigurationError(f"{where}: {message}" if where else message) from None
+
+
+class ExecutionSettings(BaseModel):
+    """Where a search runs. Does not change its results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    executor: Literal["ray", "in-process"] = "ray"
+    workers: NonNegativeInt = Field(0, description="0: one a core, or one a GPU")
+    address: str | None = None
+    device: str = "cpu"
+
+
+def parse_nfes(text: str) -> tuple[int, ...]:
+    """`3-6`, `3,5,8` or a mixture, as rising numbers; ConfigurationError for anything else."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ConfigurationError(f"NFE {text!r} is not a range: write it as 3-6 or 3,5,8")
+        low, high = int(first), int(last) if dash else int(first)
+        if not 1 <= low <= high <= 100:
+            raise ConfigurationError(f"NFE range {text!r} is not possible: give denoiser calls from 1 to 100, low-high")
+        numbers |= set(range(low, high + 1))
+    return tuple(sorted(numbers))

@@ -1,0 +1,1 @@
+"""What may be chosen: solver schedules, their presets and the space they span."""

@@ -1,0 +1,148 @@
+"""Random members, mutation and crossover of genomes.
+
+Probabilities follow the published search (USF, appendix; `facts` of its program): every decision of every
+step mutates with probability RATE, orders and relaxations are drawn from the published frequencies.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from fewstep.search_spaces.solver_space import (
+    COEFFICIENT_RANGE,
+    ENDS,
+    ESTIMATES,
+    FIRST_CALLS,
+    ORDERS,
+    PREDICTIONS,
+    RELAXATIONS,
+    Genes,
+    Genome,
+    SolverSpace,
+)
+
+RATE = 0.25
+TIME_SPREAD = (0.03, 0.6)
+ORDER_WEIGHTS = (0.2, 0.4, 0.3, 0.1)
+ESTIMATE_WEIGHTS = (0.5, 0.4, 0.1)
+RELAXATION_WEIGHTS = (0.35, 0.35, 0.1, 0.15, 0.05)
+MIN_SPACING = 0.02
+
+Rng = np.random.Generator
+
+
+def _choice(rng: Rng, options: tuple[str, ...], weights: tuple[float, ...] | None = None) -> str:
+    return str(options[int(rng.choice(len(options), p=weights))])
+
+
+def _random_genes(rng: Rng) -> Genes:
+    return Genes(
+        _choice(rng, PREDICTIONS),
+        int(rng.choice(ORDERS, p=ORDER_WEIGHTS)),
+        int(rng.choice(ESTIMATES, p=ESTIMATE_WEIGHTS)),
+        _choice(rng, RELAXATIONS, RELAXATION_WEIGHTS),
+        float(np.clip(rng.normal(0, 0.1), -COEFFICIENT_RANGE, COEFFICIENT_RANGE)),
+        bool(rng.random() < 0.5),
+    )
+
+
+def random_genome(space: SolverSpace, nfe: int, rng: Rng) -> Genome:
+    """A member drawn at random: gaps from a Dirichlet around equal ones, decisions by their frequencies."""
+    first = _choice(rng, FIRST_CALLS) if nfe > 1 else "model"
+    end = _choice(rng, ENDS)
+    steps = nfe + (first != "model")
+    gaps = steps - (end == "zero")
+    low, high = space.last_range
+    last = float(rng.uniform(max(low, space.lambda_end - 4), high))
+    shares = np.cumsum(rng.dirichlet(np.full(gaps, 4.0))) if gaps else np.zeros(0)
+    lambdas = [space.lambda_start, *(space.lambda_start + float(s) * (last - space.lambda_start) for s in shares)]
+    return repair(space, Genome(tuple(lambdas), end, first, tuple(_random_genes(rng) for _ in range(steps))))
+
+
+def repair(space: SolverSpace, genome: Genome) -> Genome:
+    """Sort the times, keep them MIN_SPACING apart and inside the space, starting at its start."""
+    low, high = space.last_range
+    inner = sorted(genome.lambdas[1:])
+    count = len(inner)
+    fixed = [space.lambda_start]
+    for i, value in enumerate(inner):
+        ceiling = high - (count - 1 - i) * MIN_SPACING
+        fixed.append(min(max(value, fixed[-1] + MIN_SPACING), ceiling))
+    if count:
+        fixed[-1] = min(max(fixed[-1], low), high)
+    return replace(genome, lambdas=tuple(fixed))
+
+
+def mutate(space: SolverSpace, genome: Genome, rng: Rng, rate: float = RATE) -> Genome:
+    """Change each decision with probability `rate`, at least one. NFE stays the same."""
+    for _ in range(50):
+        spread = math.exp(rng.uniform(*np.log(TIME_SPREAD)))
+        lambdas = [v + (rng.normal(0, spread) if rng.random() < 2 * rate else 0.0) for v in genome.lambdas]
+        genes = tuple(_mutate_genes(g, rng, rate) for g in genome.genes)
+        child = repair(space, Genome(tuple(lambdas), genome.end, genome.first_call, genes))
+        if genome.nfe > 1 and rng.random() < 0.4 * rate:
+            child = _flip_first_call(space, child, rng)
+        if rng.random() < 0.4 * rate:
+            child = _flip_end(space, child, rng)
+        if child != genome:
+            return child
+    return random_genome(space, genome.nfe, rng)
+
+
+def _mutate_genes(g: Genes, rng: Rng, rate: float) -> Genes:
+    fresh = _random_genes(rng)
+    spread = rng.uniform(0.02, 0.08)
+    coefficient = float(np.clip(g.coefficient + rng.normal(0, spread), -COEFFICIENT_RANGE, COEFFICIENT_RANGE))
+    return Genes(
+        fresh.prediction if rng.random() < rate else g.prediction,
+        fresh.order if rng.random() < rate else g.order,
+        fresh.estimate if rng.random() < rate else g.estimate,
+        fresh.relaxation if rng.random() < rate else g.relaxation,
+        coefficient if rng.random() < 2 * rate else g.coefficient,
+        fresh.corrector if rng.random() < rate else g.corrector,
+    )
+
+
+def _flip_first_call(space: SolverSpace, genome: Genome, rng: Rng) -> Genome:
+    """Spend the first call elsewhere, or bring it back: one step more or less at equal NFE."""
+    at = int(rng.integers(1, len(genome.lambdas))) if len(genome.lambdas) > 1 else 0
+    if genome.first_call == "model":
+        before = genome.lambdas[at - 1] if at else genome.lambdas[0]
+        after = genome.lambdas[at] if at else space.lambda_end
+        lambdas = (*genome.lambdas[: max(at, 1)], 0.5 * (before + after), *genome.lambdas[max(at, 1) :])
+        genes = (*genome.genes[:at], _random_genes(rng), *genome.genes[at:])
+        return repair(space, Genome(lambdas, genome.end, "zero_x0", genes))
+    if len(genome.lambdas) < 3:
+        return genome
+    lambdas = (*genome.lambdas[:at], *genome.lambdas[at + 1 :])
+    genes = (*genome.genes[: at - 1], *genome.genes[at:])
+    return repair(space, Genome(lambdas, genome.end, "model", genes))
+
+
+def _flip_end(space: SolverSpace, genome: Genome, rng: Rng) -> Genome:
+    """Trade a last step to a finite time for a jump to sigma = 0, or the other way round."""
+    if genome.end == "zero":
+        last = float(rng.uniform(max(genome.lambdas[-1], space.lambda_end - 2), space.last_range[1]))
+        return repair(space, replace(genome, end="epsilon", lambdas=(*genome.lambdas, last)))
+    if len(genome.lambdas) < 3:
+        return genome
+    return repair(space, replace(genome, end="zero", lambdas=genome.lambdas[:-1]))
+
+
+def cross(space: SolverSpace, a: Genome, b: Genome, rng: Rng) -> Genome:
+    """Mix two genomes of equal step count step by step (half the time), or head of one and tail of the other.
+
+    Parents of different shape cannot be mixed: the first is returned.
+    """
+    if len(a.genes) != len(b.genes) or len(a.lambdas) != len(b.lambdas):
+        return a
+    n = len(a.genes)
+    pick = rng.random(n) < 0.5 if rng.random() < 0.5 else np.arange(n) < rng.integers(0, n + 1)
+    genes = tuple(x if p else y for x, y, p in zip(a.genes, b.genes, pick, strict=True))
+    inner = tuple(
+        x if pick[min(i, n - 1)] else y for i, (x, y) in enumerate(zip(a.lambdas[1:], b.lambdas[1:], strict=True))
+    )
+    return repair(space, Genome((a.lambdas[0], *inner), a.end, a.first_call, genes))

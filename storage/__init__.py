@@ -1,0 +1,1 @@
+"""Record types, Parquet tables, tracking and queries."""

@@ -1,0 +1,280 @@
+"""What is stored: one frozen dataclass a table, each with its Arrow schema and schema version.
+
+Record                  behaviour shared by all: to_row, from_row, filling of columns an older file lacks
+├── EvaluationRecord    one candidate scored at one rung
+├── MomentsRecord       feature moments of one run of image indices
+├── StudyRecord         one study and its settings
+└── EventRecord         something that happened in a study
+
+A schema only ever grows: a new column comes with a default and a higher `schema_version`, and files
+of every older version open for good.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Self
+
+import pyarrow as pa
+
+from fewstep.errors import StorageError
+
+_TIME = pa.timestamp("us", tz="UTC")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _schema(
+    required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType] | None = None
+) -> pa.Schema:
+    columns = [pa.field(name, kind, nullable=False) for name, kind in required.items()]
+    columns += [pa.field(name, kind, nullable=True) for name, kind in (optional or {}).items()]
+    return pa.schema(columns)
+
+
+def _empty(column: pa.Field) -> object:
+    """The value of a column that an older file does not have and the record names no default for."""
+    if column.nullable:
+        return None
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        return _EPOCH
+    if pa.types.is_integer(kind):
+        return 0
+    if pa.types.is_floating(kind):
+        return 0.0
+    return b"" if pa.types.is_large_binary(kind) else ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Base of all records; subclasses set the class variables."""
+
+    table: ClassVar[str]
+    schema_version: ClassVar[int]
+    schema: ClassVar[pa.Schema]
+    unique: ClassVar[tuple[str, ...]]
+    """Columns that identify a row; of rows that agree on them only one is ever read."""
+    latest_wins: ClassVar[bool] = False
+    """Which of them: the one written last, or else the one written first."""
+    defaults: ClassVar[Mapping[str, object]] = {}
+    """Stored values for columns that an older file lacks, where the empty value would be wrong."""
+
+    @classmethod
+    def default(cls, column: str) -> object:
+        """The stored value that fills `column` in rows of an older schema version."""
+        return cls.defaults[column] if column in cls.defaults else _empty(cls.schema.field(column))
+
+    def to_row(self) -> dict[str, Any]:
+        """The record as stored values by column.
+
+        Raises StorageError for a missing value in a required column and for a time without a zone.
+        """
+        row: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if value is None and not self.schema.field(entry.name).nullable:
+                raise StorageError(
+                    f"{type(self).__name__}.{entry.name} is None, but every row needs it: give it a value"
+                )
+            if isinstance(value, datetime) and value.tzinfo is None:
+                raise StorageError(
+                    f"{type(self).__name__}.{entry.name} is {value} without a time zone: give a UTC time"
+                )
+            row[entry.name] = json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+        return row
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """The record of one row; columns that an older version lacks are filled, unknown ones ignored.
+
+        Raises StorageError when a stored JSON column does not hold JSON.
+        """
+        values: dict[str, Any] = {}
+        for column in cls.schema:
+            value = row.get(column.name)
+            if value is None and not column.nullable:
+                value = cls.default(column.name)
+            values[column.name] = value.astimezone(UTC) if isinstance(value, datetime) else value
+        for name in cls._json_columns():
+            try:
+                values[name] = json.loads(values[name])
+            except ValueError as error:
+                raise StorageError(
+                    f"column {name} of a row in table {cls.table} holds {values[name]!r:.60}, "
+                    f"which is not JSON: {error}"
+                ) from error
+        return cls(**values)
+
+    @classmethod
+    def _json_columns(cls) -> list[str]:
+        return [entry.name for entry in fields(cls) if entry.default_factory is dict]
+
+
+@dataclass(frozen=True)
+class EvaluationRecord(Record):
+    """One candidate scored at one rung. `denoiser_calls` is images x NFE, `seconds` is wall time."""
+
+    study: str
+    order: int
+    """Sequence number in the study, assigned by the driver."""
+    trial: int
+    key: str
+    """Content address of the evaluation: what would be computed, not who asked for it."""
+    candidate: str
+    """Hash of the schedule."""
+    candidate_json: str
+    nfe: int
+    rung: str
+    """'distance', 'frechet' or 'report'."""
+    origin: str
+    """Who proposed it, as 'preset:ddim/karras', 'random', 'evolution' or 'surrogate'."""
+    model: str
+    model_hash: str
+    features: str
+    reference: str
+    seed: int
+    images: int
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    denoiser_calls: int
+    seconds: float
+    device: str
+    finished_at: datetime
+    status: str = "complete"
+    """'complete' or 'failed'; a failed row says why in `error`."""
+    error: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """What the sampler drew: with it a study is rebuilt exactly."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Further figures by name."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Library versions by name."""
+
+    table: ClassVar[str] = "evaluations"
+    schema_version: ClassVar[int] = 1
+    # Two studies may share an evaluation; each keeps a row, so that each can be read on its own.
+    unique: ClassVar[tuple[str, ...]] = ("study", "key")
+    defaults: ClassVar[Mapping[str, object]] = {
+        "status": "complete",
+        "parameters": "{}",
+        "metrics": "{}",
+        "versions": "{}",
+    }
+    schema: ClassVar[pa.Schema] = _schema(
+        {
+            "study": pa.string(),
+            "order": pa.int64(),
+            "trial": pa.int64(),
+            "key": pa.string(),
+            "candidate": pa.string(),
+            "candidate_json": pa.string(),
+            "nfe": pa.int64(),
+            "rung": pa.string(),
+            "origin": pa.string(),
+            "model": pa.string(),
+            "model_hash": pa.string(),
+            "features": pa.string(),
+            "reference": pa.string(),
+            "seed": pa.int64(),
+            "images": pa.int64(),
+            "metric": pa.string(),
+            "parameters": pa.string(),
+            "metrics": pa.string(),
+            "denoiser_calls": pa.int64(),
+            "seconds": pa.float64(),
+            "device": pa.string(),
+            "status": pa.string(),
+            "error": pa.string(),
+            "versions": pa.string(),
+            "finished_at": _TIME,
+        },
+        {"value": pa.float64(), "low": pa.float64(), "high": pa.float64()},
+    )
+
+
+@dataclass(frozen=True)
+class MomentsRecord(Record):
+    """Feature moments of the images start .. start + count - 1, as little-endian float64 bytes."""
+
+    base: str
+    """Content address of the evaluation without its image count."""
+    start: int
+    count: int
+    dim: int
+    mean: bytes
+    """dim numbers."""
+    scatter: bytes
+    """dim * (dim + 1) / 2 numbers: the packed upper triangle."""
+
+    table: ClassVar[str] = "moments"
+    schema_version: ClassVar[int] = 1
+    unique: ClassVar[tuple[str, ...]] = ("base", "start")
+    # Large: at 2,048 dimensions a row is 17 MB, and 128 of them overflow Arrow's 32-bit offsets.
+    schema: ClassVar[pa.Schema] = _schema(
+        {
+            "base": pa.string(),
+            "start": pa.int64(),
+            "count": pa.int64(),
+            "dim": pa.int64(),
+            "mean": pa.large_binary(),
+            "scatter": pa.large_binary(),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class StudyRecord(Record):
+    """One study and its settings; of several rows for one study the latest holds."""
+
+    study: str
+    created_at: datetime
+    settings_json: str
+    model: str
+    model_hash: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    table: ClassVar[str] = "studies"
+    schema_version: ClassVar[int] = 1
+    unique: ClassVar[tuple[str, ...]] = ("study",)
+    latest_wins: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, object]] = {"settings_json": "{}", "versions": "{}"}
+    schema: ClassVar[pa.Schema] = _schema(
+        {
+            "study": pa.string(),
+            "created_at": _TIME,
+            "settings_json": pa.string(),
+            "model": pa.string(),
+            "model_hash": pa.string(),
+            "versions": pa.string(),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class EventRecord(Record):
+    """Something that happened in a study: a refit, a lost actor, a resume."""
+
+    study: str
+    order: int
+    kind: str
+    message: str
+    at: datetime
+    data_json: str = "{}"
+
+    table: ClassVar[str] = "events"
+    schema_version: ClassVar[int] = 1
+    unique: ClassVar[tuple[str, ...]] = ("study", "order")
+    defaults: ClassVar[Mapping[str, object]] = {"data_json": "{}"}
+    schema: ClassVar[pa.Schema] = _schema(
+        {
+            "study": pa.string(),
+            "order": pa.int64(),
+            "kind": pa.string(),
+            "message": pa.string(),
+            "at": _TIME,
+            "data_json": pa.string(),
+        }
+    )

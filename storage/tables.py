@@ -1,0 +1,290 @@
+"""A table of records as a directory of Parquet files: append, read, compact.
+
+Rows are identified by the record's unique columns. Whatever is delivered twice, merged halfway or
+written again after a crash is therefore read once.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+from numpy.typing import NDArray
+
+from fewstep.errors import DamagedFileError, StorageError
+from fewstep.storage.compaction import Piece, choose_all, choose_merge
+from fewstep.storage.parts import VERSION_KEY, Facts, Part, PartDirectory, one_line, open_filesystem
+from fewstep.storage.records import Record
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+SMALL_PARTS = 64
+
+_ATTEMPTS = 10
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """One part in a scan: `rows` holds the scanned columns, `keep` is False where a row is a repeat."""
+
+    part: Part
+    rows: pa.Table
+    keep: NDArray[np.bool_]
+
+
+class Table(Generic[R]):
+    """Rows of one record type beneath `root`, a local path or a URI, or a path on `filesystem`.
+
+    Any number of readers, also in other processes, may read while one process writes. When more than
+    `small_parts` small files have piled up, an append also merges some of them.
+    """
+
+    def __init__(
+        self,
+        record: type[R],
+        root: str | Path,
+        filesystem: pafs.FileSystem | None = None,
+        small_parts: int = SMALL_PARTS,
+    ) -> None:
+        path = str(root)
+        if filesystem is None:
+            filesystem, path = open_filesystem(root)
+        self.record = record
+        self.directory = PartDirectory(path, filesystem)
+        self._small_parts = small_parts
+        self._schema = record.schema.with_metadata({VERSION_KEY: str(record.schema_version)})
+        self._facts: dict[Part, Facts] = {}
+        self._damaged: dict[Part, str] = {}
+        self._lock = threading.RLock()
+        self._next: int | None = None
+        self._small = 0
+
+    def append(self, records: Sequence[R]) -> None:
+        """Write records as one new file; durable on return, whole or not at all.
+
+        Raises StorageError when a record does not fit the schema or the filesystem refuses; after the
+        latter the same records may be appended again, also when they did reach the disk.
+        """
+        if not records:
+            return
+        try:
+            table = pa.Table.from_pylist([record.to_row() for record in records], schema=self._schema)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise StorageError(
+                f"a record does not fit table {self.record.table}: {one_line(error)}; correct its types"
+            ) from error
+        with self._lock:
+            if self._next is None:
+                self._look_around()
+            part = self.directory.publish(table, self._next or 0)
+            self._next = part.number + 1
+            self._small += Piece(part, table.num_rows).small
+            if self._small > self._small_parts:
+                self._tidy()
+
+    def read(
+        self, columns: Sequence[str] | None = None, where: Mapping[str, str | int] | None = None
+    ) -> pa.Table:
+        """The rows, each once, in the order of writing; of all columns or of `columns`.
+
+        `where` keeps rows equal to its values; it may name unique columns only, and files without a
+        match are not read further. Damaged files are skipped: `damaged` names them. Raises
+        StorageError when the filesystem refuses.
+        """
+        return self.retry(lambda: self._read_once(columns, where or {}))
+
+    def records(self, where: Mapping[str, str | int] | None = None) -> list[R]:
+        """The rows as records, in the order of writing; `where` and errors as in `read`."""
+        return [self.record.from_row(row) for row in self.read(where=where).to_pylist()]
+
+    def damaged(self) -> list[tuple[str, str]]:
+        """(path, reason) of each file that reads skip: torn, or not Parquet; until it is gone."""
+        pieces = self.retry(self._pieces)
+        return [
+            (self.directory.file(piece.part), self._damaged[piece.part])
+            for piece in pieces
+            if piece.part in self._damaged
+        ]
+
+    def row_count(self) -> int:
+        """Rows in all readable files by their footers; rows that are there twice count twice."""
+        return sum(piece.rows for piece in self.retry(self._pieces))
+
+    def compact(self) -> int:
+        """Merge neighbouring small files; the number of merges done.
+
+        May be killed at any point: the merged file is published before its inputs are removed, and
+        rows present in both are read once. Raises StorageError when the filesystem refuses.
+        """
+        with self._lock:
+            merges = choose_all(self.retry(self._pieces))
+            done = sum(self._merge(parts) for parts in merges)
+            self._look_around()
+        return done
+
+    def scan(self, columns: Sequence[str] = ()) -> list[Scanned]:
+        """Each readable part with the mask of its rows that count; for readers part by part.
+
+        With `columns`, which include the unique ones, it carries them for all its rows. Call it inside
+        `retry`, together with what loads the parts. Raises what `load` raises.
+        """
+        loaded = self._each(columns or self.record.unique, {})
+        if not loaded:
+            return []
+        keep = self._first_or_latest(pa.concat_tables([table for _, table in loaded]))
+        ends = np.cumsum([table.num_rows for _, table in loaded])
+        masks = np.split(keep, ends[:-1])
+        return [Scanned(part, table, mask) for (part, table), mask in zip(loaded, masks, strict=True)]
+
+    def load(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows of one part, with the columns that an older version lacks filled in.
+
+        Raises FileNotFoundError when it was compacted away since, DamagedFileError when it is damaged
+        (from then on reads skip it) and StorageError when the filesystem refuses.
+        """
+        try:
+            return self._fill(part, self.directory.read(part, columns), columns)
+        except DamagedFileError as error:
+            self._damaged[part] = str(error)
+            raise
+
+    def retry(self, read: Callable[[], T]) -> T:
+        """Call `read` until nothing gets in its way, each time from a fresh listing.
+
+        In its way are a compaction that removes a listed file, and damage that only a later look at a
+        file shows: then the whole file is left out, so that no answer holds a part of it.
+        """
+        attempts = 0
+        while True:
+            try:
+                return read()
+            except DamagedFileError:
+                continue
+            except FileNotFoundError as error:
+                attempts += 1
+                if attempts == _ATTEMPTS:
+                    raise StorageError(
+                        f"{self.directory.path} is compacted faster than it can be read: {one_line(error)}"
+                    ) from error
+
+    def _read_once(self, columns: Sequence[str] | None, where: Mapping[str, str | int]) -> pa.Table:
+        if not set(where) <= set(self.record.unique):
+            raise StorageError(
+                f"table {self.record.table} can select by {', '.join(self.record.unique)}, "
+                f"not by {', '.join(sorted(set(where) - set(self.record.unique)))}"
+            )
+        wanted = list(columns if columns is not None else self.record.schema.names)
+        loaded = wanted + [name for name in self.record.unique if name not in wanted]
+        tables = [table for _, table in self._each(loaded, where)]
+        if not tables:
+            return pa.schema([self.record.schema.field(name) for name in wanted]).empty_table()
+        table = pa.concat_tables(tables)
+        keep = self._first_or_latest(table)
+        return (table if keep.all() else table.filter(pa.array(keep))).select(wanted)
+
+    def _each(self, columns: Sequence[str], where: Mapping[str, str | int]) -> list[tuple[Part, pa.Table]]:
+        found = []
+        for part in self.directory.list():
+            if part in self._damaged:
+                continue
+            try:
+                table = self._select(part, columns, where)
+            except DamagedFileError:
+                continue
+            if table is not None:
+                found.append((part, table))
+        return found
+
+    def _select(self, part: Part, columns: Sequence[str], where: Mapping[str, str | int]) -> pa.Table | None:
+        if not where:
+            return self.load(part, columns)
+        keys = self.load(part, list(where))
+        match = np.ones(keys.num_rows, dtype=np.bool_)
+        for name, value in where.items():
+            match &= pc.equal(keys.column(name), value).to_numpy()
+        return self.load(part, columns).filter(pa.array(match)) if match.any() else None
+
+    def _fill(self, part: Part, table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+        present = set(table.column_names)
+        fields = [self.record.schema.field(name) for name in columns or self.record.schema.names]
+        filled = []
+        for field in fields:
+            if field.name not in present:
+                default = pa.scalar(self.record.default(field.name), field.type)
+                filled.append(pa.repeat(default, table.num_rows))
+            elif table.column(field.name).type != field.type:
+                filled.append(self._cast(part, table.column(field.name), field))
+            else:
+                filled.append(table.column(field.name))
+        return pa.Table.from_arrays(filled, schema=pa.schema(fields))
+
+    def _first_or_latest(self, table: pa.Table) -> NDArray[np.bool_]:
+        keys = table.select(list(self.record.unique)).to_pandas()
+        repeated = keys.duplicated(keep="last" if self.record.latest_wins else "first")
+        return np.asarray(~repeated, dtype=np.bool_)
+
+    def _cast(self, part: Part, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+        try:
+            return column.cast(field.type)
+        except pa.ArrowException as error:
+            raise DamagedFileError(
+                f"{self.directory.file(part)} is damaged: column {field.name} holds {column.type}, "
+                f"not {field.type}; delete it or restore it from a copy"
+            ) from error
+
+    def _pieces(self) -> list[Piece]:
+        pieces = []
+        for part in self.directory.list():
+            if part not in self._facts and part not in self._damaged:
+                try:
+                    self._facts[part] = self.directory.facts(part)
+                except DamagedFileError as error:
+                    self._damaged[part] = str(error)
+            facts = self._facts.get(part)
+            if part in self._damaged or facts is None:
+                pieces.append(Piece(part, 0, fixed=True))
+            else:
+                # A newer version's further columns would be lost in a merge.
+                newer = facts.schema_version > self.record.schema_version
+                pieces.append(Piece(part, facts.rows, fixed=newer))
+        return pieces
+
+    def _look_around(self) -> None:
+        pieces = self.retry(self._pieces)
+        self._next = max([self._next or 0, *(piece.part.number + 1 for piece in pieces)])
+        self._small = sum(piece.small for piece in pieces)
+
+    def _tidy(self) -> None:
+        try:
+            self._merge(choose_merge(self.retry(self._pieces)))
+            self._look_around()
+        except StorageError as error:
+            # The append itself is done; the next try comes when as many files again have piled up.
+            _log.warning("compaction put off: %s", error)
+            self._small = 0
+
+    def _merge(self, parts: Sequence[Part]) -> bool:
+        if not parts:
+            return False
+        try:
+            table = pa.concat_tables([self.load(part) for part in parts])
+        except FileNotFoundError:
+            return False  # another process has merged them
+        except DamagedFileError:
+            return False  # it is left alone from now on, and its neighbours are merged next time
+        keep = self._first_or_latest(table)
+        merged = table.filter(pa.array(keep)).replace_schema_metadata(self._schema.metadata)
+        # In the order of writing the merged file stands where no input left over by a crash can come
+        # before it and win: first among them where the first row counts, last where the latest does.
+        self.directory.publish(merged, parts[-1 if self.record.latest_wins else 0].number)
+        for part in parts:
+            self.directory.remove(part)
+        return True

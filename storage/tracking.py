@@ -1,0 +1,163 @@
+"""Projects a study into MLflow: one run for the study, a nested run for each member of its front.
+
+MLflow is for people to browse; the tables are the truth. A sync may therefore be cut off, repeated or
+left out: the next one finds the runs by their tags and completes them, and duplicates nothing.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from fewstep.errors import TrackingError
+from fewstep.storage.store import Store
+from fewstep.storage.tracking_client import artifact_location, connect, default_tracking_uri
+from fewstep.storage.tracking_plan import CANDIDATE_TAG, STUDY_TAG, RunPlan, plan_study
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+__all__ = ["default_tracking_uri", "sync"]
+
+_METRICS_A_BATCH = 1000
+_PARAMS_A_BATCH = 100
+_PARAM_LENGTH = 6000
+_PARENT_TAG = "mlflow.parentRunId"
+
+Files = Mapping[str, Path]
+
+
+def sync(
+    store: Store,
+    study: str,
+    tracking_uri: str,
+    artifacts: Files | None = None,
+    candidate_artifacts: Mapping[str, Files] | None = None,
+    rung: str = "frechet",
+    experiment: str = "fewstep",
+    timeout: float = 5.0,
+) -> str:
+    """Bring MLflow's runs of one study up to date with the tables; returns the study's run id.
+
+    `artifacts` are files by the name (slashes make folders) to show them under in the study's run,
+    `candidate_artifacts` the same for members of the front, by candidate hash. Requests wait at most
+    `timeout` seconds and are tried twice. Parameters keep their first value, as MLflow demands; the
+    artifact settings.json is always the latest. Raises StorageError for an unknown study or an
+    unreadable store, TrackingError when a file is missing or the server refuses or does not answer.
+    """
+    shown: dict[str | None, Files] = {None: artifacts or {}}
+    shown.update(candidate_artifacts or {})
+    _check_files([path for files in shown.values() for path in files.values()])
+    plan = plan_study(store, study, rung)
+    with connect(tracking_uri, timeout) as client:
+        runs = _StudyRuns(client, _experiment(client, experiment, tracking_uri), study)
+        parent = runs.bring_up(None, plan.parent, plan.parent.tags, shown[None])
+        for candidate, member in plan.members.items():
+            tags = {**member.tags, _PARENT_TAG: parent}
+            runs.bring_up(candidate, member, tags, shown.get(candidate, {}))
+        runs.retire_all_but({None, *plan.members})
+    return parent
+
+
+def _check_files(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not Path(path).is_file():
+            raise TrackingError(
+                f"there is no file {path} to log as an artifact: write it first or leave it out"
+            )
+
+
+def _experiment(client: "MlflowClient", name: str, tracking_uri: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return str(client.create_experiment(name, artifact_location(tracking_uri)))
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"experiment {name!r} at {tracking_uri} is deleted: restore it there or choose another name"
+        )
+    return str(found.experiment_id)
+
+
+class _StudyRuns:
+    """The runs of one study on the server, by candidate; the study's own run under None."""
+
+    def __init__(self, client: "MlflowClient", experiment_id: str, study: str) -> None:
+        self.client = client
+        self.experiment_id = experiment_id
+        self.found: dict[str | None, Run] = {}
+        for run in self._search(study):
+            kept = self.found.setdefault(run.data.tags.get(CANDIDATE_TAG), run)
+            if kept is not run and run.info.lifecycle_stage == "active":
+                client.delete_run(run.info.run_id)  # two clients made it at the same moment
+
+    def bring_up(self, candidate: str | None, plan: RunPlan, tags: Mapping[str, str], files: Files) -> str:
+        """Create or complete one run; its id."""
+        run = self.found.get(candidate)
+        if run is None:
+            run = self.client.create_run(self.experiment_id, plan.start, dict(tags), plan.name)
+        elif run.info.lifecycle_stage != "active":
+            self.client.restore_run(run.info.run_id)
+        run_id = str(run.info.run_id)
+        self._log(run, plan, tags)
+        for name, text in plan.texts.items():
+            self.client.log_text(run_id, text, name)
+        for name, path in files.items():
+            self._log_file(run_id, PurePosixPath(name), Path(path))
+        if run.info.status != "FINISHED" or run.info.end_time != plan.end:
+            self.client.set_terminated(run_id, "FINISHED", plan.end)
+        return run_id
+
+    def retire_all_but(self, members: set[str | None]) -> None:
+        """Delete, recoverably, the runs of candidates that a better one pushed off the front."""
+        for candidate, run in self.found.items():
+            if candidate not in members and run.info.lifecycle_stage == "active":
+                if run.info.status != "FINISHED":
+                    self.client.set_terminated(run.info.run_id, "FINISHED")
+                self.client.delete_run(run.info.run_id)
+
+    def _search(self, study: str) -> list["Run"]:
+        from mlflow.entities import ViewType
+
+        quote = "'" if "'" not in study else '"'
+        query = f"tags.`{STUDY_TAG}` = {quote}{study}{quote}"
+        runs: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], query, run_view_type=ViewType.ALL, page_token=token
+            )
+            runs.extend(page)
+            token = page.token
+            if not token:
+                # Active before deleted, then one fixed order for every client.
+                return sorted(runs, key=lambda run: (run.info.lifecycle_stage, run.info.run_id))
+
+    def _log(self, run: "Run", plan: RunPlan, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        run_id = run.info.run_id
+        stale = [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
+        if stale:
+            self.client.log_batch(run_id, tags=stale, synchronous=True)
+        # An empty value is no parameter, and a changed one would be refused.
+        new = [
+            Param(name, value[:_PARAM_LENGTH])
+            for name, value in plan.params.items()
+            if value and name not in run.data.params
+        ]
+        for start in range(0, len(new), _PARAMS_A_BATCH):
+            self.client.log_batch(run_id, params=new[start : start + _PARAMS_A_BATCH], synchronous=True)
+        metrics = [Metric(point.metric, point.value, point.time, point.step) for point in plan.points]
+        for start in range(0, len(metrics), _METRICS_A_BATCH):
+            self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_BATCH], synchronous=True)
+
+    def _log_file(self, run_id: str, name: PurePosixPath, path: Path) -> None:
+        folder = None if str(name.parent) == "." else str(name.parent)
+        if path.name == name.name:
+            self.client.log_artifact(run_id, str(path), folder)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            renamed = shutil.copy(path, Path(scratch) / name.name)
+            self.client.log_artifact(run_id, str(renamed), folder)

@@ -1,0 +1,197 @@
+"""What MLflow is to show of a study, worked out from the tables alone.
+
+The same tables always give the same plan, timestamps included, so that a study may be projected again
+at any time: after a crash, to another server, or because new rows came in.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from fewstep.errors import StorageError
+from fewstep.storage.queries import front
+from fewstep.storage.records import EventRecord, StudyRecord
+from fewstep.storage.store import Store
+
+STUDY_TAG = "fewstep.study"
+CANDIDATE_TAG = "fewstep.candidate"
+KIND_TAG = "fewstep.kind"
+
+_COLUMNS = (
+    "order",
+    "candidate",
+    "nfe",
+    "rung",
+    "value",
+    "low",
+    "high",
+    "images",
+    "denoiser_calls",
+    "status",
+    "finished_at",
+)
+_NOT_IN_A_PARAM = re.compile(r"[^\w\-. :/]")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a metric; `time` in milliseconds since 1970."""
+
+    metric: str
+    value: float
+    step: int
+    time: int
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One run; `start` and `end` in milliseconds since 1970, `texts` are artifacts by file name."""
+
+    name: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    points: Sequence[Point]
+    texts: Mapping[str, str]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study's run and, by candidate hash, the nested runs of the members of its front."""
+
+    parent: RunPlan
+    members: Mapping[str, RunPlan]
+
+
+def plan_study(store: Store, study: str, rung: str = "frechet") -> StudyPlan:
+    """The runs of one study, with the front of `rung`.
+
+    Raises StorageError when the store holds nothing of that study.
+    """
+    settings = next(iter(store.studies.records(where={"study": study})), None)
+    rows = _evaluations(store, study)
+    if settings is None and not rows:
+        known = sorted({record.study for record in store.studies.records()})
+        raise StorageError(
+            f"there is no study {study!r} in {store.root}: choose one of {', '.join(known) or '(none)'}"
+        )
+    events = store.events.records(where={"study": study})
+    members = {
+        member["candidate"]: _plan_member(study, member, rows)
+        for member in front(store, study, rung).to_dict("records")
+    }
+    return StudyPlan(_plan_parent(study, settings, rows, events, rung), members)
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as parameters with dotted names; lists stay JSON."""
+    params: dict[str, str] = {}
+    for name, value in settings.items():
+        key = _NOT_IN_A_PARAM.sub("_", f"{prefix}{name}")
+        if isinstance(value, Mapping):
+            params.update(flatten(value, f"{key}."))
+        else:
+            params[key] = value if isinstance(value, str) else json.dumps(value)
+    return params
+
+
+def best_so_far(rows: Iterable[Mapping[str, Any]], rung: str) -> list[Point]:
+    """The improvements of the best value for each NFE, over the denoiser calls spent by then."""
+    best: dict[int, float] = {}
+    points = []
+    calls = 0
+    for row in rows:
+        calls += row["denoiser_calls"]
+        if row["rung"] == rung and _finite(row) and row["value"] < best.get(row["nfe"], math.inf):
+            best[row["nfe"]] = row["value"]
+            name = f"best_{rung}_nfe{row['nfe']}"
+            points.append(Point(name, row["value"], calls, _milliseconds(row["finished_at"])))
+    return points
+
+
+def _evaluations(store: Store, study: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = store.evaluations.read(_COLUMNS, where={"study": study}).to_pylist()
+    return sorted(rows, key=lambda row: row["order"])
+
+
+def _plan_parent(
+    study: str,
+    settings: StudyRecord | None,
+    rows: Sequence[Mapping[str, Any]],
+    events: Sequence[EventRecord],
+    rung: str,
+) -> RunPlan:
+    times = [row["finished_at"] for row in rows]
+    params: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    if settings is not None:
+        times.insert(0, settings.created_at)
+        params = {"model": settings.model, "model_hash": settings.model_hash}
+        params |= flatten(_json_object(settings.settings_json))
+        params |= flatten(settings.versions, "versions.")
+        texts = {"settings.json": settings.settings_json}
+    return RunPlan(
+        name=study,
+        tags={STUDY_TAG: study, KIND_TAG: "study"},
+        params=params,
+        points=[*best_so_far(rows, rung), *_surrogate_points(events)],
+        texts=texts,
+        start=_milliseconds(times[0]),
+        end=_milliseconds(max(times)),
+    )
+
+
+def _plan_member(study: str, member: Mapping[Any, Any], rows: Sequence[Mapping[str, Any]]) -> RunPlan:
+    own = [row for row in rows if row["candidate"] == member["candidate"] and _finite(row)]
+    points = [
+        Point(f"{row['rung']}_{figure}", row[figure], row["images"], _milliseconds(row["finished_at"]))
+        for row in own
+        for figure in ("value", "low", "high")
+        if row[figure] is not None and math.isfinite(row[figure])
+    ]
+    times = [_milliseconds(row["finished_at"]) for row in own]
+    return RunPlan(
+        name=f"nfe {member['nfe']} {member['candidate'][:8]}",
+        tags={STUDY_TAG: study, KIND_TAG: "front", CANDIDATE_TAG: member["candidate"]},
+        params={
+            "nfe": str(member["nfe"]),
+            "candidate": member["candidate"],
+            "origin": member["origin"],
+            "model": member["model"],
+        },
+        points=points,
+        texts={"schedule.json": member["candidate_json"]},
+        start=min(times),
+        end=max(times),
+    )
+
+
+def _surrogate_points(events: Sequence[EventRecord]) -> list[Point]:
+    points = []
+    for event in events:
+        data = _json_object(event.data_json) if event.kind == "refit" else {}
+        tau, evaluations = data.get("tau"), data.get("evaluations")
+        if isinstance(tau, int | float) and math.isfinite(tau) and isinstance(evaluations, int):
+            points.append(Point("surrogate_tau", float(tau), evaluations, _milliseconds(event.at)))
+    return points
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}  # the text itself is kept as an artifact; a projection must not fail over it
+    return value if isinstance(value, dict) else {}
+
+
+def _finite(row: Mapping[str, Any]) -> bool:
+    return row["status"] == "complete" and row["value"] is not None and math.isfinite(row["value"])
+
+
+def _milliseconds(time: datetime) -> int:
+    return int(time.timestamp() * 1000)

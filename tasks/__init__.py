@@ -1,0 +1,1 @@
+"""What an actor can do with a model, as plain classes without Ray."""

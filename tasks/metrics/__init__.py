@@ -1,0 +1,1 @@
+"""Features, mergeable moments and the Frechet distance."""

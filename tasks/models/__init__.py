@@ -1,0 +1,1 @@
+"""Networks, noise schedules and the bundled zoo."""

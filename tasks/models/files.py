@@ -1,0 +1,140 @@
+"""Find and check a model on disk without loading its network: what the driver needs to plan a search.
+
+Accepted: a zoo name, a diffusers pipeline directory (`unet/`, `scheduler/`), or a bare UNet2DModel
+directory with a `scheduler_config.json` in it or in `scheduler/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import ModelError
+from fewstep.tasks.models.noise_schedule import DiscreteVP, from_diffusers
+
+ZOO = Path(__file__).parent / "zoo"
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+def zoo_names() -> list[str]:
+    """Names of the bundled models."""
+    return sorted(p.name for p in ZOO.iterdir() if (p / "model_index.json").is_file()) if ZOO.is_dir() else []
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model's parts lie, and what its configuration says."""
+
+    name: str
+    root: Path
+    unet: Path
+    scheduler: Path
+
+    @cached_property
+    def unet_config(self) -> dict[str, Any]:
+        """The network's config.json."""
+        return _read_json(self.unet / "config.json")
+
+    @cached_property
+    def scheduler_config(self) -> dict[str, Any]:
+        """The scheduler's scheduler_config.json."""
+        return _read_json(self.scheduler / "scheduler_config.json")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return int(self.unet_config["in_channels"])
+
+    @property
+    def size(self) -> int:
+        """Side of the square images, in pixels."""
+        size = self.unet_config["sample_size"]
+        return int(size[0] if isinstance(size, list | tuple) else size)
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means `no label`, for a model that was trained with labels."""
+        count = self.unet_config.get("num_class_embeds")
+        return None if count is None else int(count) - 1
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network returns: epsilon, sample or v_prediction."""
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @cached_property
+    def noise(self) -> DiscreteVP:
+        """The noise schedule the scheduler's configuration describes."""
+        import diffusers
+
+        name = str(self.scheduler_config.get("_class_name", ""))
+        scheduler = getattr(diffusers, name, None)
+        if scheduler is None:
+            raise ModelError(f"{self.scheduler}: diffusers has no scheduler class {name!r}")
+        return from_diffusers(scheduler.from_config(self.scheduler_config))
+
+    @cached_property
+    def hash(self) -> str:
+        """Content address of the weights and both configurations: 16 hex digits."""
+        digest = hashlib.sha256()
+        parts = sorted(p for p in self.unet.iterdir() if p.suffix in (".safetensors", ".bin"))
+        for path in [self.unet / "config.json", self.scheduler / "scheduler_config.json", *parts]:
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+
+def find_model(model: str) -> ModelFiles:
+    """Resolve a zoo name or a directory; ModelError says what is missing and where it was looked for."""
+    bundled = ZOO / model
+    root = bundled if model in zoo_names() else Path(model)
+    if not root.is_dir():
+        raise ModelError(
+            f"no model {model!r}: give a diffusers directory or one of the bundled models ({', '.join(zoo_names())})"
+        )
+    unet = root / "unet" if (root / "unet").is_dir() else root
+    if not (unet / "config.json").is_file():
+        raise ModelError(f"{root} has no unet/config.json or config.json: save the model with save_pretrained")
+    places = [p for p in (root / "scheduler", root) if (p / "scheduler_config.json").is_file()]
+    if not places:
+        raise ModelError(
+            f"{root} has no scheduler/scheduler_config.json: save the scheduler beside the network, "
+            "the noise schedule is read from it"
+        )
+    files = ModelFiles(root.name if root != bundled else model, root, unet, places[0])
+    _check(files)
+    return files
+
+
+def _check(files: ModelFiles) -> None:
+    config = files.unet_config
+    if config.get("_class_name") != "UNet2DModel":
+        raise ModelError(f"{files.unet}: {config.get('_class_name')!r} is not supported, use a UNet2DModel")
+    if config.get("in_channels") != config.get("out_channels"):
+        raise ModelError(
+            f"{files.unet}: {config.get('in_channels')} channels in and {config.get('out_channels')} out; "
+            "an unconditional denoiser has as many out as in"
+        )
+    if not config.get("sample_size"):
+        raise ModelError(f"{files.unet}: sample_size is missing from config.json: set it to the image's side")
+    if files.prediction_type not in PREDICTION_TYPES:
+        raise ModelError(
+            f"{files.scheduler}: prediction_type {files.prediction_type!r} is none of {', '.join(PREDICTION_TYPES)}"
+        )
+    if not any(p.suffix in (".safetensors", ".bin") for p in files.unet.iterdir()):
+        raise ModelError(f"{files.unet} holds no weights: expected diffusion_pytorch_model.safetensors")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return value

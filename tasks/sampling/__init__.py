@@ -1,0 +1,1 @@
+"""Compile a schedule into linear tables and run them."""

@@ -1,0 +1,1 @@
+"""Train the diffusers networks of the zoo."""

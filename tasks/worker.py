@@ -1,0 +1,146 @@
+"""What a process that holds a model can do: sample from fixed noise, and say how good the samples are.
+
+A `Task` is a plain description, a `TaskResult` plain numbers, so both cross process borders. Results
+depend on the task alone: batches are cut at absolute image indices, inside groups of fixed size.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fewstep.errors import EvaluationError
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.metrics.extractor import make_extractor
+from fewstep.tasks.metrics.moments import Moments
+from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.sampling.compile import compile_schedule
+from fewstep.tasks.sampling.execute import Program
+from fewstep.tasks.sampling.noise import starting_noise
+
+PIXELS_PER_BATCH = 50_000
+GROUP = 250
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How to set up a worker: model (zoo name or path), feature extractor, device, CPU threads (0: leave)."""
+
+    model: str
+    features: str = "auto"
+    device: str = "cpu"
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of work: images start .. start + count - 1 under `seed`, sampled by a schedule.
+
+    `moments` returns feature moments of each group of GROUP images (start must be a multiple of it),
+    `distance` the paired distances to the teacher's samples from the same noise, `images` the pixels.
+    """
+
+    key: str
+    kind: Literal["moments", "distance", "images"]
+    schedule: str
+    seed: int
+    start: int
+    count: int
+    teacher: str = ""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What came of a task. Denoiser calls include the teacher's where it had to be sampled first."""
+
+    task: Task
+    moments: tuple[Moments, ...] = ()
+    pixel: npt.NDArray[np.float64] | None = None
+    feature: npt.NDArray[np.float64] | None = None
+    images: npt.NDArray[np.float32] | None = None
+    denoiser_calls: int = 0
+    seconds: float = 0.0
+    device: str = "cpu"
+    error: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Worker:
+    """Holds one model and its feature extractor, and runs tasks one at a time."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.files = find_model(settings.model)
+        self.device = settings.device
+        self.denoiser = Denoiser(self.files, settings.device)
+        self.extractor = make_extractor(settings.features, self.files, settings.device)
+        self.shape = (self.files.channels, self.files.size, self.files.size)
+        pixels = self.files.channels * self.files.size**2
+        scale = 1 if settings.device == "cpu" else 8
+        self.batch = max(8, min(GROUP, scale * PIXELS_PER_BATCH // pixels))
+        self._teacher: dict[tuple[str, int, int, int], tuple[Tensor, npt.NDArray[np.float64]]] = {}
+
+    def run(self, task: Task) -> TaskResult:
+        """Run a task. A candidate that cannot be evaluated comes back as a result with `error` set."""
+        begun, calls = time.perf_counter(), self.denoiser.calls
+        try:
+            fields = getattr(self, f"_{task.kind}")(task)
+        except (EvaluationError, ValueError, RuntimeError) as error:
+            fields = {"error": f"{type(error).__name__}: {error}"}
+        return TaskResult(
+            task,
+            **fields,
+            denoiser_calls=self.denoiser.calls - calls,
+            seconds=time.perf_counter() - begun,
+            device=self.device,
+            versions={"torch": torch.__version__},
+        )
+
+    def _moments(self, task: Task) -> dict[str, tuple[Moments, ...]]:
+        groups = []
+        for start in range(task.start, task.start + task.count, GROUP):
+            count = min(GROUP, task.start + task.count - start)
+            images = self.sample(task.schedule, task.seed, start, count)
+            groups.append(Moments.of(self.extractor(images)))
+        return {"moments": tuple(groups)}
+
+    def _distance(self, task: Task) -> dict[str, npt.NDArray[np.float64]]:
+        target, target_features = self._teacher_samples(task)
+        images = self.sample(task.schedule, task.seed, task.start, task.count)
+        pixel = (images - target).double().square().mean(dim=(1, 2, 3)).sqrt().cpu().numpy()
+        feature = np.linalg.norm(self.extractor(images) - target_features, axis=1)
+        return {"pixel": np.asarray(pixel, np.float64), "feature": feature}
+
+    def _images(self, task: Task) -> dict[str, npt.NDArray[np.float32]]:
+        images = self.sample(task.schedule, task.seed, task.start, task.count)
+        return {"images": images.cpu().numpy().astype(np.float32)}
+
+    def _teacher_samples(self, task: Task) -> tuple[Tensor, npt.NDArray[np.float64]]:
+        key = (task.teacher, task.seed, task.start, task.count)
+        if key not in self._teacher:
+            images = self.sample(task.teacher, task.seed, task.start, task.count)
+            self._teacher[key] = (images, self.extractor(images))
+        return self._teacher[key]
+
+    @torch.inference_mode()
+    def sample(self, schedule: str, seed: int, start: int, count: int) -> Tensor:
+        """Samples (count, C, H, W) of a schedule's JSON, clipped to [-1, 1]; EvaluationError if not finite."""
+        parsed = SolverSchedule.from_json(schedule)
+        program = Program(compile_schedule(parsed, self.files.noise))
+        batches = []
+        for first in range(start, start + count, self.batch):
+            size = min(self.batch, start + count - first)
+            x = starting_noise(seed, first, size, self.shape, self.device) * self.files.noise.prior_scale
+            batches.append(program(self.denoiser, x))
+        images = torch.cat(batches)
+        if not bool(torch.isfinite(images).all()):
+            raise EvaluationError(f"schedule {parsed.hash} made values that are not finite: its steps explode")
+        return images.clamp(-1, 1)

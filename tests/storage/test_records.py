@@ -1,0 +1,104 @@
+"""Records survive storing, and files of every schema version open."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewstep.errors import StorageError
+from fewstep.storage.records import EvaluationRecord, EventRecord, MomentsRecord, Record, StudyRecord
+from fewstep.storage.tables import Table
+
+RECORDS: list[type[Record]] = [EvaluationRecord, MomentsRecord, StudyRecord, EventRecord]
+GOLDEN = Path(__file__).parent / "golden"
+AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+
+
+def through_arrow(record: Record) -> Record:
+    table = pa.Table.from_pylist([record.to_row()], schema=record.schema)
+    return type(record).from_row(table.to_pylist()[0])
+
+
+numbers = st.floats(allow_nan=False)
+zones = st.integers(-12, 12).map(lambda hours: timezone(timedelta(hours=hours)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    value=st.none() | numbers,
+    metrics=st.dictionaries(st.text(), numbers),
+    error=st.text(st.characters(exclude_categories=["Cs"])),
+    at=st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=zones),
+)
+def test_an_evaluation_comes_back_as_it_went(evaluation, value, metrics, error, at):
+    record = evaluation(1, value=value, metrics=metrics, error=error, finished_at=at)
+    assert through_arrow(record) == record
+
+
+@settings(max_examples=25, deadline=None)
+@given(mean=st.binary(), scatter=st.binary())
+def test_moments_come_back_byte_for_byte(mean, scatter):
+    record = MomentsRecord("base", 64, 32, 2, mean, scatter)
+    assert through_arrow(record) == record
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_every_field_has_a_column_and_every_unique_column_a_field(record):
+    assert set(record.schema.names) == {entry.name for entry in fields(record)}
+    assert set(record.unique) <= set(record.schema.names)
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_row_that_lacks_columns_is_filled(record):
+    filled = record.from_row({record.unique[0]: "only this"})
+    assert through_arrow(filled) == filled
+    assert getattr(filled, record.unique[0]) == "only this"
+
+
+def test_a_row_of_a_newer_version_opens_without_its_further_columns(evaluation):
+    record = evaluation(1)
+    assert EvaluationRecord.from_row(record.to_row() | {"later": 1}) == record
+
+
+def test_a_missing_value_and_a_time_without_zone_are_refused(evaluation):
+    with pytest.raises(StorageError, match=r"EvaluationRecord\.nfe is None"):
+        evaluation(1, nfe=None).to_row()
+    with pytest.raises(StorageError, match="without a time zone"):
+        evaluation(1, finished_at=datetime(2026, 1, 1)).to_row()
+
+
+def test_a_damaged_json_column_is_named(evaluation):
+    with pytest.raises(StorageError, match=r"column metrics .* not JSON"):
+        EvaluationRecord.from_row(evaluation(1).to_row() | {"metrics": "{"})
+
+
+def test_a_value_of_the_wrong_type_is_refused_and_nothing_is_written(evaluation, tmp_path):
+    table = Table(EvaluationRecord, tmp_path)
+    with pytest.raises(StorageError, match="does not fit table evaluations"):
+        table.append([evaluation(1), evaluation(2, nfe="three")])
+    assert table.read().num_rows == 0
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_golden_files_of_every_version_open(record):
+    """One folder for each version ever released; they are never written again."""
+    versions = [GOLDEN / record.table / f"v{version}" for version in range(1, record.schema_version + 1)]
+    for folder in versions:
+        table = Table(record, folder)
+        assert table.damaged() == []
+        (stored,) = table.records()
+        assert getattr(stored, record.unique[0]) == "golden"
+
+
+def test_the_golden_evaluation_has_its_values():
+    (stored,) = Table(EvaluationRecord, GOLDEN / "evaluations" / "v1").records()
+    assert stored.value == 1.25
+    assert stored.low is None
+    assert stored.metrics == {"distance": 0.5}
+    assert stored.finished_at == AT

@@ -1,0 +1,284 @@
+"""MLflow shows what the tables hold, once, however often it is told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from mlflow.entities import ViewType
+from mlflow.tracking import MlflowClient
+
+from fewstep.errors import StorageError, TrackingError
+from fewstep.storage.lease import Lease
+from fewstep.storage.records import EventRecord, StudyRecord
+from fewstep.storage.store import Store
+from fewstep.storage.tracking import default_tracking_uri, sync
+from fewstep.storage.tracking_plan import best_so_far, flatten, plan_study
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    """One database for all tests: making one takes seconds. Each test has a study of its own."""
+    return default_tracking_uri(tmp_path_factory.mktemp("tracking dir"))
+
+
+@pytest.fixture(scope="module")
+def client(uri):
+    return MlflowClient(tracking_uri=uri)
+
+
+@pytest.fixture
+def study(request):
+    return f"the study's {request.node.name}"
+
+
+@pytest.fixture
+def store(tmp_path, study, evaluation):
+    """Six evaluations at NFE 3, 4 and 5, three on the front, one refit, one report row."""
+    store = Store(tmp_path / "study")
+    at = evaluation(0).finished_at
+    settings = {"nfe": [3, 5], "sampler": {"name": "s3", "seed": 0}, "note": "n" * 7000, "empty": ""}
+    store.studies.append([StudyRecord(study, at, json.dumps(settings), "digits", "h", {"torch": "2.14"})])
+    values = [9.0, 8.0, 7.0, 10.0, 6.0, 7.5]
+    store.evaluations.append([evaluation(i, study=study, value=value) for i, value in enumerate(values)])
+    store.evaluations.append(
+        [
+            evaluation(
+                6,
+                study=study,
+                candidate=f"{0:08x}cafe",
+                rung="report",
+                value=9.5,
+                low=9.0,
+                high=10.0,
+                images=5000,
+            )
+        ]
+    )
+    store.events.append(
+        [
+            EventRecord(study, 1, "refit", "", at, json.dumps({"tau": 0.5, "evaluations": 3})),
+            EventRecord(study, 2, "refit", "", at, json.dumps({"tau": float("nan"), "evaluations": 6})),
+            EventRecord(study, 3, "lost", "", at),
+        ]
+    )
+    return store
+
+
+def runs_of(client, study, view=ViewType.ACTIVE_ONLY):
+    experiment = client.get_experiment_by_name("fewstep")
+    found = client.search_runs([experiment.experiment_id], f'tags.`fewstep.study` = "{study}"', view)
+    return {run.data.tags.get("fewstep.candidate"): run for run in found}, len(found)
+
+
+def contents(client, study):
+    """All that a study shows, in comparable form."""
+    runs, count = runs_of(client, study)
+    assert count == len(runs)
+    shown = {}
+    for candidate, run in runs.items():
+        history = {
+            name: [
+                (point.step, point.timestamp, point.value)
+                for point in client.get_metric_history(run.info.run_id, name)
+            ]
+            for name in run.data.metrics
+        }
+        artifacts = sorted(file.path for file in client.list_artifacts(run.info.run_id))
+        shown[candidate] = (run.to_dictionary(), history, artifacts)
+    return shown
+
+
+def test_a_study_is_one_run_with_a_nested_run_for_each_member_of_its_front(
+    store, study, uri, client, tmp_path
+):
+    page = tmp_path / "page.html"
+    page.write_text("<p>front</p>")
+    member = f"{0:08x}cafe"
+    parent = sync(store, study, uri, {"report/front.html": page}, {member: {"page.html": page}})
+    runs, count = runs_of(client, study)
+    assert count == 4
+    assert set(runs) == {None, member, f"{4:08x}cafe", f"{2:08x}cafe"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+    top = runs[None]
+    assert top.info.run_id == parent
+    assert top.info.run_name == study
+    assert top.data.params["sampler.name"] == "s3"
+    assert top.data.params["nfe"] == "[3, 5]"
+    assert len(top.data.params["note"]) == 6000
+    assert top.data.metrics["surrogate_tau"] == 0.5
+    curve = client.get_metric_history(parent, "best_frechet_nfe4")
+    assert [(point.step, point.value) for point in curve] == [(7000, 8.0), (19000, 6.0)]
+    assert [file.path for file in client.list_artifacts(parent, "report")] == ["report/front.html"]
+
+    nested = runs[member]
+    assert nested.data.tags["mlflow.parentRunId"] == parent
+    assert nested.data.params["nfe"] == "3"
+    assert nested.data.params["origin"] == "random"
+    assert nested.data.metrics == {
+        "frechet_value": 9.0,
+        "report_value": 9.5,
+        "report_low": 9.0,
+        "report_high": 10.0,
+    }
+    files = {file.path for file in client.list_artifacts(nested.info.run_id)}
+    assert files == {"schedule.json", "page.html"}
+
+
+def test_telling_it_again_changes_nothing(store, study, uri, client):
+    parent = sync(store, study, uri)
+    before = contents(client, study)
+    assert sync(store, study, uri) == parent
+    assert contents(client, study) == before
+
+
+def test_a_better_candidate_takes_the_place_of_another_and_back(store, study, uri, client, evaluation):
+    sync(store, study, uri)
+    pushed = f"{4:08x}cafe"
+    store.evaluations.append([evaluation(7, study=study, nfe=4, value=0.5)])
+    sync(store, study, uri)
+    runs, count = runs_of(client, study)
+    assert count == 4
+    assert pushed not in runs
+    assert f"{7:08x}cafe" in runs
+    # As if the tables had been restored from a copy made before.
+    older = Store(store.root + "-copy")
+    older.studies.append(store.studies.records())
+    older.evaluations.append(store.evaluations.records()[:-1])
+    sync(older, study, uri)
+    assert set(runs_of(client, study)[0]) == {None, f"{0:08x}cafe", f"{2:08x}cafe", pushed}
+    assert runs_of(client, study, ViewType.ALL)[1] == 5
+
+
+def test_runs_that_a_killed_client_left_are_completed_and_doubles_removed(store, study, uri, client):
+    sync(store, study, uri)
+    complete = contents(client, study)
+    runs, _ = runs_of(client, study)
+    for run in runs.values():
+        client.update_run(run.info.run_id, status="RUNNING")
+    experiment = runs[None].info.experiment_id
+    client.create_run(experiment, tags={"fewstep.study": study, "fewstep.candidate": f"{0:08x}cafe"})
+    sync(store, study, uri)
+    after, count = runs_of(client, study)
+    assert count == 4
+    assert {run.info.status for run in after.values()} == {"FINISHED"}
+    assert contents(client, study).keys() == complete.keys()
+
+
+def test_settings_that_changed_keep_their_first_value_and_show_in_the_artifact(store, study, uri, client):
+    parent = sync(store, study, uri)
+    at = store.studies.records()[0].created_at
+    store.studies.append([StudyRecord(study, at, '{"nfe": [3, 9], "new": 1}', "digits", "h")])
+    assert sync(store, study, uri) == parent
+    params = client.get_run(parent).data.params
+    assert (params["nfe"], params["new"]) == ("[3, 5]", "1")
+
+
+def test_more_points_and_parameters_than_a_batch_takes(store, study, uri, client):
+    at = store.studies.records()[0].created_at
+    settings = {"space": {f"p{i}": i for i in range(230)}}
+    store.studies.append([StudyRecord(study, at, json.dumps(settings), "digits", "h")])
+    store.events.append(
+        [
+            EventRecord(study, 10 + i, "refit", "", at, json.dumps({"tau": i / 1e4, "evaluations": i}))
+            for i in range(10, 1210)
+        ]
+    )
+    parent = sync(store, study, uri)
+    assert len(client.get_run(parent).data.params) > 230
+    assert len(client.get_metric_history(parent, "surrogate_tau")) == 1201
+
+
+def test_nothing_of_this_process_changes_and_nothing_is_printed(store, study, uri, capfd):
+    before = dict(os.environ)
+    level = logging.getLogger("mlflow").level
+    sync(store, study, uri)
+    assert dict(os.environ) == before
+    assert logging.getLogger("mlflow").level == level
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_what_cannot_be_shown_is_refused_before_anything_is_sent(store, study, tmp_path):
+    uri = default_tracking_uri(tmp_path / "never made")
+    with pytest.raises(StorageError, match="there is no study 'other'"):
+        sync(store, "other", uri)
+    with pytest.raises(TrackingError, match=r"there is no file .*grid\.png"):
+        sync(store, study, uri, {"grid.png": tmp_path / "grid.png"})
+    assert not (tmp_path / "never made").exists()
+
+
+def test_a_server_that_is_not_there_is_one_short_error_within_seconds(store, study):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    before = dict(os.environ)
+    begin = time.monotonic()
+    with pytest.raises(TrackingError) as caught:
+        sync(store, study, address)
+    assert time.monotonic() - begin < 5
+    assert address in str(caught.value)
+    assert "sync again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert dict(os.environ) == before
+
+
+def test_a_server_that_never_answers_is_given_up_within_seconds(store, study):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        begin = time.monotonic()
+        with pytest.raises(TrackingError):
+            sync(store, study, f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=1.0)
+        assert time.monotonic() - begin < 8
+
+
+def test_a_database_in_use_is_reported_as_busy(store, study, tmp_path):
+    with Lease(tmp_path, "mlflow.lock"), pytest.raises(TrackingError, match=r"is busy: .* in use by process"):
+        sync(store, study, default_tracking_uri(tmp_path), timeout=0.2)
+
+
+def test_a_file_that_is_no_database_is_an_error(store, study, tmp_path):
+    (tmp_path / "mlflow.db").write_text("not a database, but long enough to be taken for a damaged one")
+    with pytest.raises(TrackingError, match=r"tracking at sqlite.*failed"):
+        sync(store, study, default_tracking_uri(tmp_path))
+
+
+def test_the_plan_depends_on_the_tables_alone(store, study):
+    assert plan_study(store, study) == plan_study(Store(store.root), study)
+    store.evaluations.compact()
+    assert plan_study(store, study) == plan_study(Store(store.root), study)
+
+
+def test_a_study_without_its_settings_row_is_still_shown(store, study):
+    bare = Store(store.root + "-bare")
+    bare.evaluations.append(store.evaluations.records())
+    plan = plan_study(bare, study)
+    assert plan.parent.params == {}
+    assert len(plan.members) == 3
+
+
+def test_settings_become_parameters():
+    settings = {"a": {"b": 1, "c": [1, 2]}, "d": None, "e": "text", "f(x)": True}
+    assert flatten(settings) == {"a.b": "1", "a.c": "[1, 2]", "d": "null", "e": "text", "f_x_": "true"}
+
+
+def test_the_curve_holds_improvements_over_the_calls_spent(evaluation):
+    changes = [{"value": 3.0}, {"status": "failed", "value": None}, {"value": 4.0}, {"value": 1.0}]
+    rows = [evaluation(i, nfe=3, denoiser_calls=10, **change).to_row() for i, change in enumerate(changes)]
+    assert [(point.step, point.value) for point in best_so_far(rows, "frechet")] == [(10, 3.0), (40, 1.0)]
+
+
+def test_reading_and_writing_tables_does_not_import_mlflow_or_dask():
+    code = (
+        "import sys, fewstep.storage.tracking, fewstep.storage.queries, fewstep.storage.lease\n"
+        "sys.exit(bool({'mlflow', 'dask'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-P", "-c", code], timeout=60, check=False).returncode == 0
