@@ -68,8 +68,14 @@ class Evaluator:
     """Plans evaluations against one model and reference, and scores them."""
 
     def __init__(
-        self, study: str, files: ModelFiles, store: Store, features: str = "auto", reference: str = "auto",
-        teacher: SolverSchedule | None = None, device: str = "cpu",
+        self,
+        study: str,
+        files: ModelFiles,
+        store: Store,
+        features: str = "auto",
+        reference: str = "auto",
+        teacher: SolverSchedule | None = None,
+        device: str = "cpu",
     ) -> None:
         self.study, self.files, self.store, self.teacher = study, files, store, teacher
         extractor = make_extractor(features, files, "cpu")
@@ -84,13 +90,21 @@ class Evaluator:
         """Content address of one evaluation."""
         teacher = self.teacher.hash if rung.kind == "distance" and self.teacher else ""
         return content_key(
-            model=self.files.hash, candidate=schedule.hash, seed=rung.seed, images=rung.images, kind=rung.kind,
-            features=self.features_hash, reference=self.reference_hash, teacher=teacher,
+            model=self.files.hash,
+            candidate=schedule.hash,
+            seed=rung.seed,
+            images=rung.images,
+            kind=rung.kind,
+            features=self.features_hash,
+            reference=self.reference_hash,
+            teacher=teacher,
         )
 
     def base(self, schedule: SolverSchedule, rung: Rung) -> str:
         """Content address of the moments, whatever their number."""
-        return content_key(model=self.files.hash, candidate=schedule.hash, seed=rung.seed, features=self.features_hash)
+        return content_key(
+            model=self.files.hash, candidate=schedule.hash, seed=rung.seed, features=self.features_hash
+        )
 
     def plan(self, candidate: Candidate, rung: Rung) -> list[Task]:
         """Tasks still to be run; `absorb` returns the record when the last of them is in.
@@ -149,7 +163,9 @@ class Evaluator:
         del self._pending[result.task.key]
         return self._record(result.task.key, pending, order)
 
-    def _record(self, key: str, pending: _Pending, order: int) -> tuple[EvaluationRecord, list[MomentsRecord]]:
+    def _record(
+        self, key: str, pending: _Pending, order: int
+    ) -> tuple[EvaluationRecord, list[MomentsRecord]]:
         value = low = high = None
         metrics: dict[str, float] = {}
         moments: list[MomentsRecord] = []
@@ -164,13 +180,32 @@ class Evaluator:
                 pending.error, value, low, high, moments = str(error), None, None, None, []
         schedule, rung = pending.candidate.schedule, pending.rung
         record = EvaluationRecord(
-            study=self.study, order=order, trial=pending.candidate.trial, key=key, candidate=schedule.hash,
-            candidate_json=schedule.to_json(), nfe=schedule.nfe, rung=rung.name, origin=pending.candidate.origin,
-            model=self.files.name, model_hash=self.files.hash, features=self.features,
-            reference=self.reference_hash, seed=rung.seed, images=rung.images, metric=rung.metric,
-            value=value, low=low, high=high, metrics=metrics, denoiser_calls=pending.calls,
-            seconds=pending.seconds, device=pending.device, status="failed" if pending.error else "complete",
-            error=pending.error, parameters=pending.candidate.parameters,
+            study=self.study,
+            order=order,
+            trial=pending.candidate.trial,
+            key=key,
+            candidate=schedule.hash,
+            candidate_json=schedule.to_json(),
+            nfe=schedule.nfe,
+            rung=rung.name,
+            origin=pending.candidate.origin,
+            model=self.files.name,
+            model_hash=self.files.hash,
+            features=self.features,
+            reference=self.reference_hash,
+            seed=rung.seed,
+            images=rung.images,
+            metric=rung.metric,
+            value=value,
+            low=low,
+            high=high,
+            metrics=metrics,
+            denoiser_calls=pending.calls,
+            seconds=pending.seconds,
+            device=pending.device,
+            status="failed" if pending.error else "complete",
+            error=pending.error,
+            parameters=pending.candidate.parameters,
             versions={"fewstep": __version__, "python": platform.python_version(), **pending.versions},
             finished_at=datetime.now(UTC),
         )

@@ -82,7 +82,17 @@ def report_rows(state: SearchState, records: Sequence[EvaluationRecord]) -> list
             if record is not None and record.value is not None:
                 name = trial.candidate.schedule.name or trial.candidate.schedule.hash
                 rows.append(
-                    Row(record.model, method, nfe, record.features, record.value, record.low, record.high, record.images, name)
+                    Row(
+                        record.model,
+                        method,
+                        nfe,
+                        record.features,
+                        record.value,
+                        record.low,
+                        record.high,
+                        record.images,
+                        name,
+                    )
                 )
     return rows
 

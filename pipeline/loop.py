@@ -35,8 +35,13 @@ class Driver:
     """Feeds an executor, writes what comes back. The one writer of a study."""
 
     def __init__(
-        self, evaluator: Evaluator, executor: Executor, store: Store, order: int = 0,
-        event_order: int = 0, on_record: OnRecord | None = None,
+        self,
+        evaluator: Evaluator,
+        executor: Executor,
+        store: Store,
+        order: int = 0,
+        event_order: int = 0,
+        on_record: OnRecord | None = None,
     ) -> None:
         self.evaluator, self.executor, self.store = evaluator, executor, store
         self.order, self.event_order, self.clock = order, event_order, Clock()

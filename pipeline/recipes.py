@@ -12,11 +12,11 @@ def digits_demo() -> SearchSettings:
         study="digits-demo",
         model="digits-ddpm",
         nfes=(3, 4, 5),
-        budget=420_000,
+        budget=450_000,
         distance_images=100,
-        frechet_images=1000,
+        frechet_images=500,
         finalist_images=2000,
-        finalists=3,
+        finalists=4,
         report_images=5000,
     )
 

@@ -7,11 +7,12 @@ everything evaluated so far. The values it learns from are the trials' intermedi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
@@ -21,9 +22,11 @@ from optuna.trial import FrozenTrial, TrialState
 from fewstep.pipeline.surrogate import Example, RankingSurrogate
 from fewstep.search_spaces.evolution import cross, mutate, random_genome
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.solver_space import Genome, SolverSpace, encode, to_genome, to_schedule
+from fewstep.search_spaces.solver_space import Genome, SolverSpace, encode, to_genome
 
 SCHEDULE_ATTR, CANDIDATE_ATTR, ORIGIN_ATTR = "schedule", "candidate", "origin"
+ENOUGH = 12
+MUTATION_RATES = (0.05, 0.12, 0.25)
 OnRefit = Callable[[int, float | None], None]
 
 
@@ -32,7 +35,7 @@ class S3Options:
     """Sizes of the search. `guided` False switches the surrogate off and leaves plain evolution."""
 
     parents: int = 15
-    children: int = 96
+    children: int = 64
     generations: int = 4
     random_trials: int = 8
     explore: float = 0.2
@@ -68,7 +71,7 @@ def milestone(number: int, options: S3Options) -> int:
     """The trial number at whose arrival the surrogate that serves trial `number` was fitted; 0 for none."""
     last, at = 0, options.first_fit
     while at <= number:
-        last, at = at, int(np.ceil(at * options.growth))
+        last, at = at, math.ceil(at * options.growth)
     return last
 
 
@@ -76,7 +79,11 @@ class S3Sampler(BaseSampler):
     """Proposes whole schedules; see the module's docstring."""
 
     def __init__(
-        self, space: SolverSpace, rungs: int = 2, seed: int = 0, options: S3Options | None = None,
+        self,
+        space: SolverSpace,
+        rungs: int = 2,
+        seed: int = 0,
+        options: S3Options | None = None,
         on_refit: OnRefit | None = None,
     ) -> None:
         self._space, self._rungs, self._seed = space, rungs, seed
@@ -85,6 +92,7 @@ class S3Sampler(BaseSampler):
         self._distributions = distributions(space)
         self._surrogate: RankingSurrogate | None = None
         self._fitted_at = 0
+        self._genomes: dict[int, Genome] = {}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space: a proposal is made for all parameters together."""
@@ -94,82 +102,86 @@ class S3Sampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Parameters of the proposed genome, for the NFE that was fixed or else drawn at random."""
-        rng = np.random.default_rng([self._seed, trial.number])
+        rng = Random(f"{self._seed}/{trial.number}")
         fixed = trial.system_attrs.get("fixed_params", {})
         nfe = int(fixed.get("nfe", rng.choice(self._space.nfes)))
         if len(fixed) > 1:
             return {}
-        past = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number and SCHEDULE_ATTR in t.user_attrs]
+        past = [
+            t
+            for t in study.get_trials(deepcopy=False)
+            if t.number < trial.number and SCHEDULE_ATTR in t.user_attrs
+        ]
         return self._space.parameters(self.propose(past, nfe, trial.number, rng))
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """A parameter that is not part of the space: drawn uniformly."""
-        rng = np.random.default_rng([self._seed, trial.number, len(param_name)])
-        seed = int(rng.integers(2**31))
+        seed = Random(f"{self._seed}/{trial.number}/{param_name}").randrange(2**31)
         return optuna.samplers.RandomSampler(seed=seed).sample_independent(
             study, trial, param_name, param_distribution
         )
 
-    def propose(self, past: list[FrozenTrial], nfe: int, number: int, rng: np.random.Generator) -> Genome:
+    def propose(self, past: list[FrozenTrial], nfe: int, number: int, rng: Random) -> Genome:
         """The next genome at `nfe`, none that the past trials hold already."""
-        known = [(t, to_genome(SolverSchedule.from_json(t.user_attrs[SCHEDULE_ATTR]))) for t in past]
-        seen = {t.user_attrs[CANDIDATE_ATTR] for t in past}
+        known = [(t, self._genome(t)) for t in past]
         mine = [(t, g) for t, g in known if g.nfe == nfe]
+        seen = {g for _, g in mine}
         drawn = sum(1 for t, _ in mine if t.user_attrs.get(ORIGIN_ATTR) != "preset")
         if drawn < self._options.random_trials:
-            children = [random_genome(self._space, nfe, rng) for _ in range(8)]
-            return next((c for c in children if to_schedule(c).hash not in seen), children[-1])
+            return random_genome(self._space, nfe, rng)
         parents = [g for _, g in sorted(mine, key=lambda entry: _standing(entry[0]))[: self._options.parents]]
         self._refit(known, number)
         guided = self._options.guided and self._surrogate is not None and self._surrogate.ready
-        if not guided or rng.random() < self._options.explore:
-            for _ in range(100):
-                child = self._child(parents, rng)
-                if to_schedule(child).hash not in seen:
-                    return child
-            return random_genome(self._space, nfe, rng)
-        return self._evolve_on_surrogate(parents, mine, seen, rng)
+        if guided and rng.random() >= self._options.explore:
+            counts = [sum(1 for t, _ in mine if r in t.intermediate_values) for r in range(self._rungs)]
+            # The highest rung whose values are known for enough members of this NFE decides.
+            fidelity = max((r for r in range(self._rungs) if counts[r] >= ENOUGH), default=0)
+            return self._evolve_on_surrogate(parents, fidelity, seen, rng)
+        for _ in range(100):
+            child = self._child(parents, rng)
+            if child not in seen:
+                return child
+        return random_genome(self._space, nfe, rng)
 
-    def _child(self, parents: list[Genome], rng: np.random.Generator) -> Genome:
+    def _genome(self, trial: FrozenTrial) -> Genome:
+        if trial.number not in self._genomes:
+            self._genomes[trial.number] = to_genome(SolverSchedule.from_json(trial.user_attrs[SCHEDULE_ATTR]))
+        return self._genomes[trial.number]
+
+    def _child(self, parents: list[Genome], rng: Random) -> Genome:
         # Linear ranking: the best parent is twice as likely as the middle one.
-        weights = np.arange(len(parents), 0, -1, dtype=np.float64)
-        a, b = rng.choice(len(parents), 2, p=weights / weights.sum())
-        mixed = cross(self._space, parents[a], parents[b], rng) if rng.random() < self._options.crossover else parents[a]
-        return mutate(self._space, mixed, rng, rate=float(rng.choice([0.05, 0.12, 0.25])))
+        a, b = rng.choices(range(len(parents)), range(len(parents), 0, -1), k=2)
+        crossed = rng.random() < self._options.crossover
+        mixed = cross(self._space, parents[a], parents[b], rng) if crossed else parents[a]
+        return mutate(self._space, mixed, rng, rate=rng.choice(MUTATION_RATES))
 
     def _evolve_on_surrogate(
-        self, parents: list[Genome], mine: list[tuple[FrozenTrial, Genome]], seen: set[str], rng: np.random.Generator
+        self, parents: list[Genome], fidelity: int, seen: set[Genome], rng: Random
     ) -> Genome:
         assert self._surrogate is not None
-        # The highest rung whose values are known for enough members of this NFE decides.
-        counts = [sum(1 for t, _ in mine if r in t.intermediate_values) for r in range(self._rungs)]
-        fidelity = max((r for r in range(self._rungs) if counts[r] >= 12), default=0)
-        pool: dict[str, tuple[float, Genome]] = {}
+        pool: dict[Genome, float] = {}
         breeders = parents
         for _ in range(self._options.generations):
-            batch = [self._child(breeders, rng) for _ in range(self._options.children)]
-            scores = self._surrogate.predict([encode(g) for g in batch])[:, fidelity]
-            pool |= {
-                key: (float(s), g)
-                for s, g in zip(scores, batch, strict=True)
-                if (key := to_schedule(g).hash) not in seen
-            }
-            best = sorted(pool.values(), key=lambda entry: entry[0])[: self._options.parents]
-            breeders = [g for _, g in best] or parents
+            batch = [
+                g
+                for g in (self._child(breeders, rng) for _ in range(self._options.children))
+                if g not in seen
+            ]
+            if batch:
+                scores = self._surrogate.predict([encode(g) for g in batch])[:, fidelity]
+                pool.update(zip(batch, map(float, scores), strict=True))
+            breeders = sorted(pool, key=lambda g: pool[g])[: self._options.parents] or parents
         return breeders[0]
 
     def _refit(self, known: list[tuple[FrozenTrial, Genome]], number: int) -> None:
         at = milestone(number, self._options)
         if not at or at == self._fitted_at or not self._options.guided:
             return
-        examples = [
-            Example(encode(g), g.nfe, tuple(t.intermediate_values.get(r, float("nan")) for r in range(self._rungs)))
-            for t, g in known
-            if t.number < at and t.intermediate_values
-        ]
-        fresh = [e for (t, _), e in zip([k for k in known if k[0].number < at and k[0].intermediate_values], examples, strict=True) if t.number >= self._fitted_at]
+        usable = [(t, g) for t, g in known if t.number < at and t.intermediate_values]
+        examples = [self._example(t, g) for t, g in usable]
+        fresh = [self._example(t, g) for t, g in usable if t.number >= self._fitted_at]
         tau = self._surrogate.tau(fresh, 0) if self._surrogate is not None and fresh else None
         surrogate = RankingSurrogate(self._rungs, self._seed)
         surrogate.fit(examples)
@@ -177,6 +189,10 @@ class S3Sampler(BaseSampler):
             self._surrogate, self._fitted_at = surrogate, at
             if self._on_refit:
                 self._on_refit(len(examples), tau)
+
+    def _example(self, trial: FrozenTrial, genome: Genome) -> Example:
+        values = (trial.intermediate_values.get(r, float("nan")) for r in range(self._rungs))
+        return Example(encode(genome), genome.nfe, tuple(values))
 
 
 def _standing(trial: FrozenTrial) -> tuple[int, float]:

@@ -16,9 +16,9 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-HIDDEN = 48
+HIDDEN = 32
 MARGIN = 1.0
-BATCH = 128
+BATCH = 96
 FEWEST = 16
 
 
@@ -71,7 +71,7 @@ def pairwise_hinge(scores: Tensor, values: Tensor, groups: Tensor) -> Tensor:
 class RankingSurrogate:
     """Trained from scratch at every fit, so that it is a function of its examples and its seed."""
 
-    def __init__(self, fidelities: int, seed: int = 0, steps: int = 160) -> None:
+    def __init__(self, fidelities: int, seed: int = 0, steps: int = 100) -> None:
         self.fidelities, self.seed, self.steps = fidelities, seed, steps
         self._model: _Encoder | None = None
 
@@ -90,14 +90,15 @@ class RankingSurrogate:
             steps, mask = _stack([e.features for e in examples])
             values = torch.from_numpy(np.log(np.array([e.values for e in examples], np.float64)))
             groups = torch.tensor([e.nfe for e in examples])
-            optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=1e-3)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=1e-3)
             for step in range(self.steps):
                 for group in optimizer.param_groups:
-                    group["lr"] = 4e-3 * (1 - step / self.steps)
+                    group["lr"] = 6e-3 * (1 - step / self.steps)
                 rows = torch.randperm(len(examples))[:BATCH]
                 scores = model(steps[rows], mask[rows]).double()
                 loss = sum(
-                    pairwise_hinge(scores[:, f], values[rows, f], groups[rows]) for f in range(self.fidelities)
+                    pairwise_hinge(scores[:, f], values[rows, f], groups[rows])
+                    for f in range(self.fidelities)
                 )
                 optimizer.zero_grad(set_to_none=True)
                 torch.as_tensor(loss).backward()  # type: ignore[no-untyped-call]

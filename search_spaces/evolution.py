@@ -1,15 +1,15 @@
 """Random members, mutation and crossover of genomes.
 
-Probabilities follow the published search (USF, appendix; `facts` of its program): every decision of every
+Probabilities follow the published search (USF, appendix): every decision of every
 step mutates with probability RATE, orders and relaxations are drawn from the published frequencies.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-
-import numpy as np
+from random import Random
 
 from fewstep.search_spaces.solver_space import (
     COEFFICIENT_RANGE,
@@ -31,34 +31,42 @@ ESTIMATE_WEIGHTS = (0.5, 0.4, 0.1)
 RELAXATION_WEIGHTS = (0.35, 0.35, 0.1, 0.15, 0.05)
 MIN_SPACING = 0.02
 
-Rng = np.random.Generator
+
+def _order(rng: Random) -> int:
+    return rng.choices(ORDERS, ORDER_WEIGHTS)[0]
 
 
-def _choice(rng: Rng, options: tuple[str, ...], weights: tuple[float, ...] | None = None) -> str:
-    return str(options[int(rng.choice(len(options), p=weights))])
+def _estimate(rng: Random) -> int:
+    return rng.choices(ESTIMATES, ESTIMATE_WEIGHTS)[0]
 
 
-def _random_genes(rng: Rng) -> Genes:
+def _relaxation(rng: Random) -> str:
+    return rng.choices(RELAXATIONS, RELAXATION_WEIGHTS)[0]
+
+
+def _nudge(rng: Random, coefficient: float, spread: float) -> float:
+    return min(max(coefficient + rng.gauss(0, spread), -COEFFICIENT_RANGE), COEFFICIENT_RANGE)
+
+
+def _random_genes(rng: Random) -> Genes:
+    prediction = rng.choice(PREDICTIONS)
     return Genes(
-        _choice(rng, PREDICTIONS),
-        int(rng.choice(ORDERS, p=ORDER_WEIGHTS)),
-        int(rng.choice(ESTIMATES, p=ESTIMATE_WEIGHTS)),
-        _choice(rng, RELAXATIONS, RELAXATION_WEIGHTS),
-        float(np.clip(rng.normal(0, 0.1), -COEFFICIENT_RANGE, COEFFICIENT_RANGE)),
-        bool(rng.random() < 0.5),
+        prediction, _order(rng), _estimate(rng), _relaxation(rng), _nudge(rng, 0.0, 0.1), rng.random() < 0.5
     )
 
 
-def random_genome(space: SolverSpace, nfe: int, rng: Rng) -> Genome:
+def random_genome(space: SolverSpace, nfe: int, rng: Random) -> Genome:
     """A member drawn at random: gaps from a Dirichlet around equal ones, decisions by their frequencies."""
-    first = _choice(rng, FIRST_CALLS) if nfe > 1 else "model"
-    end = _choice(rng, ENDS)
+    first = rng.choice(FIRST_CALLS) if nfe > 1 else "model"
+    end = rng.choice(ENDS)
     steps = nfe + (first != "model")
     gaps = steps - (end == "zero")
     low, high = space.last_range
-    last = float(rng.uniform(max(low, space.lambda_end - 4), high))
-    shares = np.cumsum(rng.dirichlet(np.full(gaps, 4.0))) if gaps else np.zeros(0)
-    lambdas = [space.lambda_start, *(space.lambda_start + float(s) * (last - space.lambda_start) for s in shares)]
+    last = rng.uniform(max(low, space.lambda_end - 4), high)
+    weights = [rng.gammavariate(4.0, 1.0) for _ in range(gaps)]
+    lambdas = [space.lambda_start]
+    for weight in weights:
+        lambdas.append(lambdas[-1] + weight / sum(weights) * (last - space.lambda_start))
     return repair(space, Genome(tuple(lambdas), end, first, tuple(_random_genes(rng) for _ in range(steps))))
 
 
@@ -76,11 +84,11 @@ def repair(space: SolverSpace, genome: Genome) -> Genome:
     return replace(genome, lambdas=tuple(fixed))
 
 
-def mutate(space: SolverSpace, genome: Genome, rng: Rng, rate: float = RATE) -> Genome:
+def mutate(space: SolverSpace, genome: Genome, rng: Random, rate: float = RATE) -> Genome:
     """Change each decision with probability `rate`, at least one. NFE stays the same."""
     for _ in range(50):
-        spread = math.exp(rng.uniform(*np.log(TIME_SPREAD)))
-        lambdas = [v + (rng.normal(0, spread) if rng.random() < 2 * rate else 0.0) for v in genome.lambdas]
+        spread = math.exp(rng.uniform(math.log(TIME_SPREAD[0]), math.log(TIME_SPREAD[1])))
+        lambdas = [v + (rng.gauss(0, spread) if rng.random() < 2 * rate else 0.0) for v in genome.lambdas]
         genes = tuple(_mutate_genes(g, rng, rate) for g in genome.genes)
         child = repair(space, Genome(tuple(lambdas), genome.end, genome.first_call, genes))
         if genome.nfe > 1 and rng.random() < 0.4 * rate:
@@ -92,23 +100,20 @@ def mutate(space: SolverSpace, genome: Genome, rng: Rng, rate: float = RATE) -> 
     return random_genome(space, genome.nfe, rng)
 
 
-def _mutate_genes(g: Genes, rng: Rng, rate: float) -> Genes:
-    fresh = _random_genes(rng)
-    spread = rng.uniform(0.02, 0.08)
-    coefficient = float(np.clip(g.coefficient + rng.normal(0, spread), -COEFFICIENT_RANGE, COEFFICIENT_RANGE))
+def _mutate_genes(g: Genes, rng: Random, rate: float) -> Genes:
     return Genes(
-        fresh.prediction if rng.random() < rate else g.prediction,
-        fresh.order if rng.random() < rate else g.order,
-        fresh.estimate if rng.random() < rate else g.estimate,
-        fresh.relaxation if rng.random() < rate else g.relaxation,
-        coefficient if rng.random() < 2 * rate else g.coefficient,
-        fresh.corrector if rng.random() < rate else g.corrector,
+        rng.choice(PREDICTIONS) if rng.random() < rate else g.prediction,
+        _order(rng) if rng.random() < rate else g.order,
+        _estimate(rng) if rng.random() < rate else g.estimate,
+        _relaxation(rng) if rng.random() < rate else g.relaxation,
+        _nudge(rng, g.coefficient, rng.uniform(0.02, 0.08)) if rng.random() < 2 * rate else g.coefficient,
+        rng.random() < 0.5 if rng.random() < rate else g.corrector,
     )
 
 
-def _flip_first_call(space: SolverSpace, genome: Genome, rng: Rng) -> Genome:
+def _flip_first_call(space: SolverSpace, genome: Genome, rng: Random) -> Genome:
     """Spend the first call elsewhere, or bring it back: one step more or less at equal NFE."""
-    at = int(rng.integers(1, len(genome.lambdas))) if len(genome.lambdas) > 1 else 0
+    at = rng.randrange(1, len(genome.lambdas)) if len(genome.lambdas) > 1 else 0
     if genome.first_call == "model":
         before = genome.lambdas[at - 1] if at else genome.lambdas[0]
         after = genome.lambdas[at] if at else space.lambda_end
@@ -122,17 +127,17 @@ def _flip_first_call(space: SolverSpace, genome: Genome, rng: Rng) -> Genome:
     return repair(space, Genome(lambdas, genome.end, "model", genes))
 
 
-def _flip_end(space: SolverSpace, genome: Genome, rng: Rng) -> Genome:
+def _flip_end(space: SolverSpace, genome: Genome, rng: Random) -> Genome:
     """Trade a last step to a finite time for a jump to sigma = 0, or the other way round."""
     if genome.end == "zero":
-        last = float(rng.uniform(max(genome.lambdas[-1], space.lambda_end - 2), space.last_range[1]))
+        last = rng.uniform(max(genome.lambdas[-1], space.lambda_end - 2), space.last_range[1])
         return repair(space, replace(genome, end="epsilon", lambdas=(*genome.lambdas, last)))
     if len(genome.lambdas) < 3:
         return genome
     return repair(space, replace(genome, end="zero", lambdas=genome.lambdas[:-1]))
 
 
-def cross(space: SolverSpace, a: Genome, b: Genome, rng: Rng) -> Genome:
+def cross(space: SolverSpace, a: Genome, b: Genome, rng: Random) -> Genome:
     """Mix two genomes of equal step count step by step (half the time), or head of one and tail of the other.
 
     Parents of different shape cannot be mixed: the first is returned.
@@ -140,9 +145,13 @@ def cross(space: SolverSpace, a: Genome, b: Genome, rng: Rng) -> Genome:
     if len(a.genes) != len(b.genes) or len(a.lambdas) != len(b.lambdas):
         return a
     n = len(a.genes)
-    pick = rng.random(n) < 0.5 if rng.random() < 0.5 else np.arange(n) < rng.integers(0, n + 1)
+    cut = rng.randrange(n + 1)
+    pick: Sequence[bool] = (
+        [rng.random() < 0.5 for _ in range(n)] if rng.random() < 0.5 else [i < cut for i in range(n)]
+    )
     genes = tuple(x if p else y for x, y, p in zip(a.genes, b.genes, pick, strict=True))
     inner = tuple(
-        x if pick[min(i, n - 1)] else y for i, (x, y) in enumerate(zip(a.lambdas[1:], b.lambdas[1:], strict=True))
+        x if pick[min(i, n - 1)] else y
+        for i, (x, y) in enumerate(zip(a.lambdas[1:], b.lambdas[1:], strict=True))
     )
     return repair(space, Genome((a.lambdas[0], *inner), a.end, a.first_call, genes))

@@ -1,23 +1,42 @@
 """Well-known solvers as schedules: functions from a grid of lambdas (n + 1,) to a `SolverSchedule`.
 
-The lower-order start and end follow what diffusers' schedulers do below 15 steps. Sources: DDIM
-(2010.02502), DPM-Solver++ (2211.01095), UniPC (2302.04867).
+The lower-order start and end follow what diffusers' schedulers do. Sources: DDIM (2010.02502),
+DPM-Solver++ (2211.01095), UniPC (2302.04867).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.schedule import Derivative, Formula, Relaxation, SolverSchedule, Step, pseudo_corrector, taylor
+from fewstep.search_spaces.schedule import (
+    Derivative,
+    Formula,
+    Relaxation,
+    SolverSchedule,
+    Step,
+    pseudo_corrector,
+    taylor,
+)
 
 Preset = Callable[[Sequence[float]], SolverSchedule]
+LONG = 15
 
 
 def _multistep_order(i: int, steps: int, order: int) -> int:
     """Order at step i: warm up from 1, and come down to 1 at the end."""
     return min(order, i + 1, steps - i)
+
+
+def _dpmpp_order(i: int, lambdas: Sequence[float], order: int) -> int:
+    """The same for DPM-Solver++, which comes down only below LONG steps, or for a last step to sigma = 0."""
+    steps = len(lambdas) - 1
+    if steps < LONG:
+        return _multistep_order(i, steps, order)
+    to_zero = i + 1 == steps and math.isinf(lambdas[-1])
+    return 1 if to_zero else min(order, i + 1)
 
 
 def ddim(lambdas: Sequence[float]) -> SolverSchedule:
@@ -28,23 +47,23 @@ def ddim(lambdas: Sequence[float]) -> SolverSchedule:
 
 def dpmpp_2m(lambdas: Sequence[float]) -> SolverSchedule:
     """DPM-Solver++ 2M (midpoint)."""
-    n = len(lambdas) - 1
-    orders = [_multistep_order(i, n, 2) for i in range(n)]
+    orders = [_dpmpp_order(i, lambdas, 2) for i in range(len(lambdas) - 1)]
     steps = tuple(Step(predictor=taylor(order, relaxation="bh2")) for order in orders)
     return SolverSchedule.build(lambdas=tuple(lambdas), steps=steps, name="dpmpp-2m")
 
 
 def dpmpp_3m(lambdas: Sequence[float]) -> SolverSchedule:
     """DPM-Solver++ 3M as published: its second derivative enters with half the Taylor weight."""
-    n = len(lambdas) - 1
     third = Formula(
         derivatives=(
             Derivative(points=(-3, -2)),
             Derivative(points=(-3, -2), relaxation="scale", coefficient=0.5),
         )
     )
-    orders = [_multistep_order(i, n, 3) for i in range(n)]
-    steps = tuple(Step(predictor=third if order == 3 else taylor(order, relaxation="bh2")) for order in orders)
+    orders = [_dpmpp_order(i, lambdas, 3) for i in range(len(lambdas) - 1)]
+    steps = tuple(
+        Step(predictor=third if order == 3 else taylor(order, relaxation="bh2")) for order in orders
+    )
     return SolverSchedule.build(lambdas=tuple(lambdas), steps=steps, name="dpmpp-3m")
 
 

@@ -14,14 +14,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 from pydantic import model_validator as check
 
 from fewstep.errors import ScheduleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 MIN_GAP = 1e-3
 MAX_STEPS = 200
 
@@ -114,7 +114,9 @@ class SolverSchedule(_Part):
     @check(mode="after")
     def _is_consistent(self) -> Self:
         if len(self.lambdas) != len(self.steps) + 1:
-            raise ValueError(f"{len(self.steps)} steps need {len(self.steps) + 1} lambdas, got {len(self.lambdas)}")
+            raise ValueError(
+                f"{len(self.steps)} steps need {len(self.steps) + 1} lambdas, got {len(self.lambdas)}"
+            )
         for i, value in enumerate(self.lambdas):
             if math.isnan(value) or (math.isinf(value) and not (value > 0 and i == len(self.steps))):
                 raise ValueError(f"lambdas[{i}] is {value}: only the last may be inf, none may be NaN")
@@ -131,15 +133,25 @@ class SolverSchedule(_Part):
     def _check_step(self, i: int, step: Step) -> None:
         oldest = min([step.predictor.start, *(p for d in step.predictor.derivatives for p in d.points)])
         if -oldest > i + 1:
-            raise ValueError(f"step {i} reaches back to point {oldest}, but only {i + 1} points exist by then")
+            raise ValueError(
+                f"steps[{i}] reaches back to point {oldest}, but only {i + 1} points exist by then"
+            )
         if step.corrector is not None:
             if i + 1 == len(self.steps):
-                raise ValueError("the last step cannot have a corrector: its point is never given to the model")
+                raise ValueError(
+                    f"steps[{i}] is the last and cannot have a corrector: its point is never given to the model"
+                )
             oldest = min([step.corrector.start, *(p for d in step.corrector.derivatives for p in d.points)])
             if step.corrector.start == -1 or -oldest > i + 2:
-                raise ValueError(f"the corrector of step {i} must start at -2 or earlier, within {i + 2} points")
+                raise ValueError(
+                    f"the corrector of steps[{i}] starts at {step.corrector.start} and reaches back to {oldest}: "
+                    f"it must start at -2 or earlier and stay within {i + 2} points"
+                )
         if math.isinf(self.lambdas[i + 1]) and (step.predictor.order > 1 or step.prediction != "data"):
-            raise ValueError("a step to lambda = inf must be a first-order data step")
+            raise ValueError(
+                f"steps[{i}] goes to lambda = inf with order {step.predictor.order} and {step.prediction} "
+                "prediction: such a step must be a first-order data step"
+            )
 
     @property
     def nfe(self) -> int:
@@ -190,12 +202,16 @@ def _first_problem(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
+    # Our own messages name their value; pydantic's do not.
+    if first["type"] not in ("value_error", "json_invalid"):
+        value = repr(first["input"])
+        message += f", got {value if len(value) <= 60 else value[:57] + '...'}"
     return f"{where}: {message}" if where else message
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.12g}")
+        return float(f"{value:.12g}") + 0.0  # -0.0 becomes 0.0, which it equals
     if isinstance(value, dict):
         return {key: _rounded(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -227,5 +243,7 @@ def pseudo_corrector(order: int, available: int, relaxation: Relaxation = "none"
     older: Sequence[int] = newest(min(order - 1, available - 1), start=-2)
     points = (*older, -1)
     kind: Relaxation = relaxation if len(points) == 1 else "none"
-    derivatives = [Derivative(points=points, relaxation=kind if k == 1 else "none") for k in range(1, len(points) + 1)]
+    derivatives = [
+        Derivative(points=points, relaxation=kind if k == 1 else "none") for k in range(1, len(points) + 1)
+    ]
     return Formula(start=-2, derivatives=tuple(derivatives))

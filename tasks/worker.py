@@ -15,9 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewstep.errors import EvaluationError
+from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.metrics.extractor import make_extractor
+from fewstep.tasks.metrics.features import FeatureExtractor
 from fewstep.tasks.metrics.moments import Moments
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
@@ -73,20 +74,30 @@ class TaskResult:
 
 
 class Worker:
-    """Holds one model and its feature extractor, and runs tasks one at a time."""
+    """Holds one model and its feature extractor, and runs tasks one at a time.
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    With `features` False it only samples, and needs no extractor's weights.
+    """
+
+    def __init__(self, settings: WorkerSettings, features: bool = True) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.files = find_model(settings.model)
         self.device = settings.device
         self.denoiser = Denoiser(self.files, settings.device)
-        self.extractor = make_extractor(settings.features, self.files, settings.device)
+        self._extractor = make_extractor(settings.features, self.files, settings.device) if features else None
         self.shape = (self.files.channels, self.files.size, self.files.size)
         pixels = self.files.channels * self.files.size**2
         scale = 1 if settings.device == "cpu" else 8
         self.batch = max(8, min(GROUP, scale * PIXELS_PER_BATCH // pixels))
         self._teacher: dict[tuple[str, int, int, int], tuple[Tensor, npt.NDArray[np.float64]]] = {}
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        """The feature extractor."""
+        if self._extractor is None:
+            raise ConfigurationError("this worker was set up without features: it can only sample")
+        return self._extractor
 
     def run(self, task: Task) -> TaskResult:
         """Run a task. A candidate that cannot be evaluated comes back as a result with `error` set."""
@@ -142,5 +153,7 @@ class Worker:
             batches.append(program(self.denoiser, x))
         images = torch.cat(batches)
         if not bool(torch.isfinite(images).all()):
-            raise EvaluationError(f"schedule {parsed.hash} made values that are not finite: its steps explode")
+            raise EvaluationError(
+                f"schedule {parsed.hash} made values that are not finite: its steps explode"
+            )
         return images.clamp(-1, 1)

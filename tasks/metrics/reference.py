@@ -60,7 +60,9 @@ def _reference_images(reference: str, files: ModelFiles) -> np.ndarray[tuple[int
     return images
 
 
-def _of_images(images: np.ndarray[tuple[int, ...], np.dtype[np.float32]], extractor: FeatureExtractor) -> ReferenceMoments:
+def _of_images(
+    images: np.ndarray[tuple[int, ...], np.dtype[np.float32]], extractor: FeatureExtractor
+) -> ReferenceMoments:
     if len(images) < 2:
         raise DataError("the reference holds fewer than 2 images: give more")
     moments = Moments.of(extractor(torch.from_numpy(images)))

@@ -21,7 +21,9 @@ WEIGHTS_FILE = "model.safetensors"
 class SmallClassifier(nn.Module):
     """Three convolutions, one hidden layer of `feature_dim` units (the features), one linear head."""
 
-    def __init__(self, channels: int, size: int, classes: int, width: int = 32, feature_dim: int = 32) -> None:
+    def __init__(
+        self, channels: int, size: int, classes: int, width: int = 32, feature_dim: int = 32
+    ) -> None:
         super().__init__()
         self.config = {
             "channels": channels,

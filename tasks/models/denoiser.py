@@ -25,9 +25,13 @@ class Denoiser:
 
         self.files, self.device = files, device
         try:
-            network: Any = UNet2DModel.from_pretrained(str(files.unet), torch_dtype=torch.float32)
+            network: Any = UNet2DModel.from_pretrained(
+                str(files.unet), torch_dtype=torch.float32, low_cpu_mem_usage=False
+            )
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{files.unet}: the weights do not load: {str(error).splitlines()[0]}") from error
+            raise ModelError(
+                f"{files.unet}: the weights do not load: {str(error).splitlines()[0]}"
+            ) from error
         self.network = network.eval().requires_grad_(False).to(device)
         self.calls = 0
 

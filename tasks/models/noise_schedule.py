@@ -67,7 +67,9 @@ class DiscreteVP:
 
     def alpha_sigma(self, lambda_: float) -> tuple[float, float]:
         """sqrt(sigmoid(2 lambda)) and sqrt(sigmoid(-2 lambda))."""
-        return float(np.exp(-0.5 * np.logaddexp(0, -2 * lambda_))), float(np.exp(-0.5 * np.logaddexp(0, 2 * lambda_)))
+        return float(np.exp(-0.5 * np.logaddexp(0, -2 * lambda_))), float(
+            np.exp(-0.5 * np.logaddexp(0, 2 * lambda_))
+        )
 
     def time(self, lambda_: float) -> float:
         """Training step in [0, N - 1], a fraction between two of them; 0 for anything cleaner than step 0."""

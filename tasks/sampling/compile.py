@@ -99,7 +99,9 @@ def difference_weights(offsets: Array, k: int) -> Array:
     return np.asarray(np.linalg.solve(matrix, target), np.float64)
 
 
-def _advance(formula: Formula, prediction: Prediction, points: list[_Point], lambda_: float, at: tuple[float, float]) -> Array:
+def _advance(
+    formula: Formula, prediction: Prediction, points: list[_Point], lambda_: float, at: tuple[float, float]
+) -> Array:
     """The Taylor step of `formula` from its start to (lambda, alpha, sigma), as a vector."""
     alpha, sigma = at
     start = points[formula.start]
@@ -152,7 +154,10 @@ def compile_schedule(schedule: SolverSchedule, noise: NoiseSchedule) -> SolverTa
         if i + 1 < K:
             add_point(i + 1, basis[i + 1])
             if step.corrector is not None:
-                points[-1].state = _advance(step.corrector, step.prediction, points, lambda_, at)
+                corrected = _advance(step.corrector, step.prediction, points, lambda_, at)
+                # The predicted point is row i itself: counted from there, the older history cancels, so that
+                # rows stay short and old tensors can go. Equal in exact arithmetic.
+                points[-1].state = corrected - rows[-1] + basis[i + 1]
     table = np.array(rows)
     if not np.all(np.isfinite(table)) or np.max(np.abs(table)) > LARGEST_COEFFICIENT:
         raise ScheduleError(

@@ -53,7 +53,10 @@ def train_unet(
     torch.manual_seed(recipe.seed)
     unet = UNet2DModel(**recipe.unet).to(device).train()
     scheduler = DDPMScheduler(
-        num_train_timesteps=1000, beta_schedule=recipe.beta_schedule, clip_sample=False, prediction_type="epsilon"
+        num_train_timesteps=1000,
+        beta_schedule=recipe.beta_schedule,
+        clip_sample=False,
+        prediction_type="epsilon",
     )
     average = copy.deepcopy(unet).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
@@ -78,7 +81,9 @@ def train_unet(
         noisy = a.sqrt() * x0.to(device) + (1 - a).sqrt() * noise
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
-        loss = nn.functional.mse_loss(unet(noisy, t, None if label is None else label.to(device)).sample, noise)
+        loss = nn.functional.mse_loss(
+            unet(noisy, t, None if label is None else label.to(device)).sample, noise
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(unet.parameters(), recipe.clip)

@@ -20,7 +20,11 @@ from fewstep.tasks.training.recipe import TrainingRecipe
 
 
 def train_entry(
-    recipe: TrainingRecipe, out: Path, checkpoints: Path, device: str = "cpu", progress: Progress | None = None
+    recipe: TrainingRecipe,
+    out: Path,
+    checkpoints: Path,
+    device: str = "cpu",
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train everything a zoo entry holds into `out`; resumes from `checkpoints`. Returns the card's figures.
 
@@ -35,7 +39,10 @@ def train_entry(
     classifier.save(out / "classifier")
     extractor = ClassifierFeatures(classifier, f"fid-{recipe.dataset}")
     features = np.concatenate(
-        [extractor(torch.from_numpy(data.images[i : i + 500]).to(device)) for i in range(0, len(data.images), 500)]
+        [
+            extractor(torch.from_numpy(data.images[i : i + 500]).to(device))
+            for i in range(0, len(data.images), 500)
+        ]
     )
     save_npz(out / "reference.npz", Moments.of(features))
     (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")

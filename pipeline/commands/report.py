@@ -1,0 +1,64 @@
+"""`fewstep report`: what a study found, as a table, one self-contained page, or runs on a tracking server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.errors import DamagedFileError
+from fewstep.pipeline.commands.options import AsJson, Out, print_json
+
+NAME = "report"
+
+
+def command(
+    out: Out,
+    html: Annotated[Path | None, typer.Option(help="write one self-contained page here")] = None,
+    sync: Annotated[bool, typer.Option("--sync", help="log the study to the tracking server again")] = False,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or database [default: in --out]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read a study's tables. Damaged files are skipped and named, with exit code 2."""
+    from rich.console import Console
+
+    from fewstep.dashboards.page import write_page
+    from fewstep.pipeline.display import mlflow_command, results_table
+    from fewstep.pipeline.final import report_rows
+    from fewstep.pipeline.study import Study
+    from fewstep.storage.tracking import default_tracking_uri
+    from fewstep.storage.tracking import sync as log_study
+
+    study = Study.load(out)
+    records = study.store.evaluations.records(where={"study": study.settings.study})
+    rows = report_rows(study.state(), records)
+    shown: dict[str, object] = {"study": study.settings.study, "evaluations": len(records)}
+    files = {p.name: p for p in (out / "results.csv", out / "images.png") if p.is_file()}
+    if html is not None:
+        shown["html"] = write_page(
+            study.store,
+            study.settings.study,
+            html,
+            {"samples": out / "images.png"} if "images.png" in files else None,
+        )
+    if sync:
+        uri = tracking_uri or default_tracking_uri(out)
+        shown["run"] = log_study(study.store, study.settings.study, uri, artifacts=files)
+        shown["browse"] = mlflow_command(uri)
+    if as_json:
+        print_json({**shown, "rows": [vars(r) for r in rows]})
+    else:
+        Console().print(results_table(rows))
+        for name, value in shown.items():
+            typer.echo(f"{name}: {value}")
+    damaged = study.store.damaged()
+    if damaged:
+        path, reason = damaged[0]
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise DamagedFileError(
+            f"{path} is damaged ({reason}){more}; everything else was read. Delete the file: "
+            f"`fewstep search --resume --out {out}` computes what it held again"
+        )

@@ -1,0 +1,131 @@
+"""`fewstep search`: find schedules, compare them with every preset, publish the results."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewstep.errors import ConfigurationError
+from fewstep.pipeline.commands.options import AsJson, Device, print_json
+from fewstep.pipeline.settings import SAMPLERS, ExecutionSettings, SearchSettings, parse_nfes
+
+NAME = "search"
+
+
+def command(
+    out: Annotated[Path | None, typer.Option(help="directory of the study [default: runs/NAME]")] = None,
+    recipe: Annotated[str | None, typer.Option(help="a named search, such as digits-demo")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the study in --out")] = False,
+    model: Annotated[str | None, typer.Option(help="a bundled model's name or a diffusers directory")] = None,
+    nfe: Annotated[str | None, typer.Option(help="denoiser calls, as 3-6 or 3,5,8")] = None,
+    budget: Annotated[int | None, typer.Option(help="denoiser calls to spend on the search")] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"one of {', '.join(SAMPLERS)}")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of the proposals and of the search's noise")] = None,
+    study: Annotated[str | None, typer.Option(help="the study's name in tables and tracking")] = None,
+    teacher: Annotated[str | None, typer.Option(help="many-step sampler, as PRESET/GRID@CALLS")] = None,
+    features: Annotated[str | None, typer.Option(help="auto, inception or a classifier's folder")] = None,
+    reference: Annotated[str | None, typer.Option(help="auto, image folder, .npz file or data set")] = None,
+    report_images: Annotated[int | None, typer.Option(help="images per schedule in the final table")] = None,
+    executor: Annotated[str, typer.Option(help="ray or in-process")] = "ray",
+    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
+    address: Annotated[str | None, typer.Option(help="join the Ray cluster at this address")] = None,
+    device: Device = "cpu",
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or database [default: in --out]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast calls and time, run nothing")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search solver schedules for a model, at every NFE of a range in one study."""
+    from fewstep.pipeline.study import Study
+
+    chosen: dict[str, Any] = {
+        "model": model,
+        "nfes": parse_nfes(nfe) if nfe else None,
+        "budget": budget,
+        "sampler": sampler,
+        "seed": seed,
+        "study": study,
+        "teacher": teacher,
+        "features": features,
+        "reference": reference,
+        "report_images": report_images,
+    }
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    execution = _execution(executor=executor, workers=workers, address=address, device=device)
+    settings = None if resume else _settings(recipe, chosen)
+    root = out or Path("runs") / (settings.study if settings else "search")
+    if settings is None:
+        if chosen or recipe:
+            raise ConfigurationError(
+                "--resume goes on with the stored settings: leave the other options away"
+            )
+        found = Study.load(root)
+    else:
+        found = Study(root, settings)
+        if found.exists and not dry_run:
+            raise ConfigurationError(
+                f"{root} holds a study already: add --resume to go on, or choose another --out"
+            )
+    if dry_run:
+        _forecast(found, execution, as_json)
+        return
+    _run(found, execution, tracking_uri, as_json)
+
+
+def _execution(**fields: Any) -> ExecutionSettings:
+    if fields["executor"] not in ("ray", "in-process"):
+        raise ConfigurationError(f"unknown executor {fields['executor']!r}: choose ray or in-process")
+    return ExecutionSettings(**fields)
+
+
+def _settings(recipe: str | None, chosen: dict[str, Any]) -> SearchSettings:
+    from fewstep.pipeline.recipes import search_recipe
+
+    if recipe:
+        return SearchSettings.build(**{**search_recipe(recipe).model_dump(), **chosen})
+    if "model" not in chosen:
+        raise ConfigurationError(
+            "say which model to search for: --model NAME or --model DIRECTORY, or a --recipe"
+        )
+    return SearchSettings.build(**chosen)
+
+
+def _forecast(study: Any, execution: ExecutionSettings, as_json: bool) -> None:
+    from fewstep.pipeline.forecast import forecast
+
+    figures = forecast(study, execution)
+    if as_json:
+        print_json(figures)
+        return
+    for name, value in figures.items():
+        typer.echo(
+            f"{name.replace('_', ' '):24} {value:,}" if isinstance(value, int) else f"{name:24} {value}"
+        )
+
+
+def _run(study: Any, execution: ExecutionSettings, tracking_uri: str | None, as_json: bool) -> None:
+    from fewstep.pipeline.display import SearchDisplay, print_outcome
+
+    command_line = "fewstep " + " ".join(sys.argv[1:])
+    with SearchDisplay(study.settings, quiet=as_json) as display:
+        outcome = study.run(execution, tracking_uri, command_line, display.on_record)
+    for warning in outcome.warnings:
+        print(f"warning: {' '.join(warning.split())}", file=sys.stderr)
+    if as_json:
+        print_json(
+            {
+                "rows": [vars(r) for r in outcome.rows],
+                "schedules": outcome.schedules,
+                "files": outcome.files,
+                "denoiser_calls": outcome.calls,
+                "seconds": outcome.seconds,
+                "driver_share": outcome.own_share,
+                "tracking_uri": outcome.tracking_uri,
+            }
+        )
+    else:
+        print_outcome(study, outcome)

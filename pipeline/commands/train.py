@@ -1,0 +1,50 @@
+"""`fewstep train`: train a zoo entry from its recipe, resuming where a killed run stopped."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.pipeline.commands.options import AsJson, Device, print_json
+
+NAME = "train"
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="digits-ddpm or fashion-ddpm")],
+    out: Annotated[
+        Path | None, typer.Option(help="model directory to write [default: models/RECIPE]")
+    ] = None,
+    checkpoints: Annotated[Path | None, typer.Option(help="where checkpoints are kept")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="other number of optimiser steps")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all")] = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Train network, classifier and reference moments; the result is a diffusers pipeline directory."""
+    import torch
+
+    from fewstep.tasks.training.entry import train_entry
+    from fewstep.tasks.training.recipes import training_recipe
+
+    chosen = training_recipe(recipe)
+    if steps is not None:
+        chosen = chosen.model_copy(update={"steps": steps})
+    if threads:
+        torch.set_num_threads(threads)
+    target = out or Path("models") / chosen.name
+    kept = checkpoints or Path.home() / ".cache" / "fewstep" / "checkpoints" / chosen.name
+    begun = time.monotonic()
+
+    def show(step: int, total: int, loss: float) -> None:
+        if not as_json:
+            typer.echo(f"step {step}/{total}  loss {loss:.4f}  {time.monotonic() - begun:.0f} s")
+
+    figures = train_entry(chosen, target, kept, device, show)
+    if as_json:
+        print_json({"folder": target, **figures})
+    else:
+        typer.echo(f"{target}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))

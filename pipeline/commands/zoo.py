@@ -1,0 +1,28 @@
+"""`fewstep zoo`: the bundled models."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from fewstep.pipeline.commands.options import AsJson, print_json
+
+NAME = "zoo"
+
+
+def command(as_json: AsJson = False) -> None:
+    """List the bundled models with their figures."""
+    from fewstep.tasks.models.files import find_model, zoo_names
+
+    entries = []
+    for name in zoo_names():
+        files = find_model(name)
+        card = json.loads((files.root / "card.json").read_text())
+        entries.append({"name": name, "images": f"{files.channels}x{files.size}x{files.size}", **card})
+    if as_json:
+        print_json({"models": entries})
+        return
+    for entry in entries:
+        rest = ", ".join(f"{key} {value}" for key, value in entry.items() if key != "name")
+        typer.echo(f"{entry['name']:16} {rest}")

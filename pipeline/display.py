@@ -1,0 +1,135 @@
+"""What a person sees while a search runs and when it is over."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fewstep.pipeline.final import FOUND, Row
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.storage.records import EvaluationRecord
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.study import Outcome, Study
+
+
+class SearchDisplay:
+    """Live progress: best per NFE, evaluations, denoiser calls, time left. Prints lines where there is no terminal."""
+
+    def __init__(self, settings: SearchSettings, quiet: bool = False) -> None:
+        self._settings, self._quiet = settings, quiet
+        self._console = Console()
+        self._begun = self._printed = time.monotonic()
+        self._count = self._calls = 0
+        self._phase = "search"
+        self._best: dict[int, EvaluationRecord] = {}
+        live = not quiet and self._console.is_terminal
+        self._live = Live(self._render(), console=self._console, refresh_per_second=4) if live else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.update(self._render())
+            self._live.stop()
+
+    def on_record(self, record: EvaluationRecord) -> None:
+        """Show what a new record changes."""
+        self._count += 1
+        self._calls += record.denoiser_calls
+        self._phase = {"report": "report", "finals": "finals"}.get(record.rung, "search")
+        best = self._best.get(record.nfe)
+        if record.rung == "frechet" and record.value is not None:
+            if best is None or best.value is None or record.value < best.value:
+                self._best[record.nfe] = record
+        if self._live:
+            self._live.update(self._render())
+        elif not self._quiet and time.monotonic() - self._printed > 10:
+            self._printed = time.monotonic()
+            self._console.print(self._line(), highlight=False)
+
+    def _line(self) -> str:
+        best = "  ".join(f"NFE {n}: {r.value:.3f}" for n, r in sorted(self._best.items()))
+        return f"{self._phase:7} {self._count} evaluations, {self._calls:,} denoiser calls, {self._left()}   best {best}"
+
+    def _left(self) -> str:
+        seconds = time.monotonic() - self._begun
+        if self._phase != "search" or not self._calls:
+            return f"{seconds:.0f} s so far"
+        left = seconds * max(0, self._settings.budget - self._calls) / self._calls
+        return f"about {left:.0f} s of search left"
+
+    def _render(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for column in ("NFE", "best so far", "found by"):
+            table.add_column(column)
+        for nfe in self._settings.nfes:
+            record = self._best.get(nfe)
+            table.add_row(str(nfe), f"{record.value:.3f}" if record else "-", record.origin if record else "")
+        bar = ProgressBar(
+            total=self._settings.budget, completed=min(self._calls, self._settings.budget), width=40
+        )
+        return Group(Text(f"{self._settings.study}: {self._line().partition('   best')[0]}"), bar, table)
+
+
+def interval_text(row: Row) -> str:
+    """The value with its interval."""
+    return f"{row.value:.3f}" if row.low is None else f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
+
+
+def results_table(rows: list[Row]) -> Table:
+    """Found schedule against every preset, one column an NFE."""
+    nfes = sorted({r.nfe for r in rows})
+    methods = [FOUND, *sorted({r.method for r in rows} - {FOUND})]
+    images = max((r.images for r in rows), default=0)
+    metric = rows[0].metric if rows else ""
+    table = Table(
+        title=f"{metric} on {images:,} images of the report seed, with 95% intervals; lower is better"
+    )
+    table.add_column("method")
+    for nfe in nfes:
+        table.add_column(f"NFE {nfe}", justify="right")
+    for method in methods:
+        cells = []
+        for nfe in nfes:
+            row = next((r for r in rows if r.nfe == nfe and r.method == method), None)
+            cells.append(interval_text(row) if row else "")
+        table.add_row(method, *cells, style="bold" if method == FOUND else None)
+    return table
+
+
+def print_outcome(study: Study, outcome: Outcome) -> None:
+    """The final table, where things lie, and what to type next."""
+    console = Console()
+    console.print(results_table(outcome.rows))
+    root = study.root
+    console.print(f"{outcome.calls:,} denoiser calls in {outcome.seconds:.0f} s", highlight=False)
+    out = Console(soft_wrap=True, highlight=False)
+    for name, path in outcome.files.items():
+        out.print(f"{name:12} {path}")
+    out.print("")
+    out.print("Browse the study:      " + mlflow_command(outcome.tracking_uri))
+    out.print(f"One page of results:   fewstep report --out {root} --html {root}/report.html")
+    for nfe, path in list(outcome.schedules.items())[:1]:
+        out.print(
+            f"Sample with the winner: fewstep sample --model {study.settings.model} --schedule {path} --out samples"
+        )
+
+
+def mlflow_command(uri: str) -> str:
+    """How to open MLflow's page on a tracking URI."""
+    if uri.startswith(("http://", "https://")):
+        return uri
+    return f"mlflow server --backend-store-uri {uri} --host 127.0.0.1 --port 5000   then open http://127.0.0.1:5000"

@@ -1,0 +1,56 @@
+"""What a search will cost, before it is launched: denoiser calls exactly, time from a short measurement."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import torch
+
+from fewstep.pipeline.rungs import ladder
+from fewstep.pipeline.settings import ExecutionSettings
+from fewstep.pipeline.study import Study
+from fewstep.search_spaces.presets import PRESETS
+from fewstep.tasks.worker import Worker, WorkerSettings
+
+SECONDS = 1.0
+
+
+def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
+    """Calls of the search (presets included), its finals and the report at most; minutes on this machine."""
+    s = study.settings
+    _, _, finals, report = ladder(s)
+    growth = finals.images - s.frechet_images
+    final_calls = sum(nfe * growth * s.finalists for nfe in s.nfes)
+    report_calls = sum(nfe * report.images * (1 + len(PRESETS)) for nfe in s.nfes)
+    teacher_calls = study.teacher.nfe * s.distance_images
+    total = s.budget + final_calls + report_calls + teacher_calls
+    rate = measured_rate(study, execution)
+    workers = execution.workers or (os.cpu_count() or 1) if execution.executor == "ray" else 1
+    return {
+        "search_calls": s.budget,
+        "finals_calls_at_most": final_calls,
+        "report_calls_at_most": report_calls,
+        "teacher_calls_a_worker": teacher_calls,
+        "total_calls_at_most": total,
+        "calls_a_second_a_worker": round(rate),
+        "workers": workers,
+        "minutes_at_most": round(total / rate / workers / 60, 1),
+    }
+
+
+def measured_rate(study: Study, execution: ExecutionSettings) -> float:
+    """Denoiser calls (images) a second of one worker, measured for about a second."""
+    threads = torch.get_num_threads()
+    worker = Worker(
+        WorkerSettings(study.settings.model, study.settings.features, execution.device, threads=1)
+    )
+    text = study.teacher.model_copy(update={"name": ""}).to_json()
+    worker.sample(text, 0, 0, min(worker.batch, 8))
+    worker.denoiser.calls, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < SECONDS:
+        worker.sample(text, 0, 0, max(8, worker.batch // 4))
+    rate = worker.denoiser.calls / (time.perf_counter() - begun)
+    torch.set_num_threads(threads)
+    return rate

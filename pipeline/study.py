@@ -1,0 +1,215 @@
+"""A study on disk, from settings to results: open or resume, search, judge on fresh noise, publish."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from fewstep import __version__
+from fewstep.errors import ConfigurationError, StorageError, TrackingError
+from fewstep.pipeline.evaluation import Evaluator
+from fewstep.pipeline.executors.base import Executor
+from fewstep.pipeline.final import Row, contenders, report_rows, report_work, results_csv, winner, write_text
+from fewstep.pipeline.grids_of_images import COLUMNS, sample_images, write_grid
+from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
+from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
+from fewstep.pipeline.state import SearchState
+from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.storage.lease import Lease
+from fewstep.storage.records import EvaluationRecord, StudyRecord
+from fewstep.storage.store import Store
+from fewstep.storage.tracking import default_tracking_uri, sync
+from fewstep.tasks.models.files import ModelFiles, find_model
+from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.worker import WorkerSettings
+
+
+@dataclass
+class Outcome:
+    """What a finished search leaves: the table, files by name, and where the driver's time went."""
+
+    rows: list[Row]
+    files: dict[str, Path]
+    schedules: dict[int, Path]
+    calls: int
+    seconds: float
+    own_share: float
+    tracking_uri: str
+    warnings: list[str] = field(default_factory=list)
+
+
+def parse_teacher(text: str, files: ModelFiles) -> SolverSchedule:
+    """`PRESET/GRID@CALLS`, or the path of a schedule's JSON file."""
+    name, at, calls = text.partition("@")
+    if not at:
+        return load_schedule(text)
+    if not calls.isdigit() or not 1 <= int(calls) <= 200:
+        raise ConfigurationError(f"teacher {text!r}: write PRESET/GRID@CALLS with 1 to 200 calls")
+    return preset_on_grid(name, files.noise, int(calls))
+
+
+def make_executor(execution: ExecutionSettings, worker: WorkerSettings) -> Executor:
+    """The executor that the settings name."""
+    if execution.executor == "in-process":
+        from fewstep.pipeline.executors.in_process import InProcessExecutor
+
+        return InProcessExecutor(worker)
+    from fewstep.pipeline.executors.on_ray import RayExecutor
+
+    return RayExecutor(worker, execution.workers, execution.address)
+
+
+class Study:
+    """One study in one directory. Opening it writes nothing."""
+
+    def __init__(self, root: Path, settings: SearchSettings) -> None:
+        self.root, self.settings = root, settings
+        self.store = Store(root)
+        self.files = find_model(settings.model)
+        self.teacher = parse_teacher(settings.teacher, self.files)
+
+    @classmethod
+    def load(cls, root: Path) -> Study:
+        """The study that a directory holds; StorageError where it holds none."""
+        records = Store(root).studies.records()
+        if not records:
+            raise StorageError(f"{root} holds no study: start one with `fewstep search --out {root}`")
+        return cls(root, SearchSettings.model_validate_json(records[-1].settings_json))
+
+    @property
+    def exists(self) -> bool:
+        """Whether the directory holds a study already."""
+        return bool(self.store.studies.records())
+
+    def state(self, driver: Driver | None = None) -> SearchState:
+        """What the records say, replayed."""
+
+        def refitted(examples: int, tau: float | None) -> None:
+            if driver is not None:
+                data = {"evaluations": examples, "tau": tau}
+                driver.event("refit", f"surrogate fitted to {examples} schedules", data)
+
+        records = self.store.evaluations.records(where={"study": self.settings.study})
+        return SearchState.replay(self.settings, self.files.noise, records, refitted)
+
+    def create(self) -> None:
+        """Write the study's row."""
+        libraries = {name: version(name) for name in ("torch", "diffusers", "optuna", "ray")}
+        versions = {"fewstep": __version__, "python": platform.python_version(), **libraries}
+        s = self.settings
+        row = StudyRecord(s.study, datetime.now(UTC), s.model_dump_json(), s.model, self.files.hash, versions)
+        self.store.studies.append([row])
+
+    @contextmanager
+    def driver(self, execution: ExecutionSettings, on_record: OnRecord | None = None) -> Iterator[Driver]:
+        """Hold the lease, workers and writer for as long as the block lasts."""
+        s = self.settings
+        evaluator = Evaluator(s.study, self.files, self.store, s.features, s.reference, self.teacher)
+        with Lease(self.root):
+            executor = make_executor(execution, WorkerSettings(s.model, s.features, execution.device))
+            try:
+                where = {"study": s.study}
+                order = max((r.order for r in self.store.evaluations.records(where)), default=-1) + 1
+                events = max((e.order for e in self.store.events.records(where)), default=-1) + 1
+                yield Driver(evaluator, executor, self.store, order, events, on_record)
+            finally:
+                executor.close()
+
+    def run(
+        self,
+        execution: ExecutionSettings,
+        tracking_uri: str | None,
+        command: str,
+        on_record: OnRecord | None = None,
+    ) -> Outcome:
+        """Search (or go on searching), report, publish. A tracking server that fails costs a warning."""
+        if not self.exists:
+            self.create()
+        with self.driver(execution, on_record) as driver:
+            state = self.state(driver)
+            search(state, driver)
+            known = self._report_records()
+            work = [w for w in report_work(state) if driver.evaluator.key(w[0].schedule, w[1]) not in known]
+            evaluate_all(work, driver)
+            rows = report_rows(state, list(self._report_records().values()))
+            files = self._publish(state, driver.executor, rows, command)
+        schedules = {nfe: path for nfe in self.settings.nfes if (path := self.schedule_path(nfe)).is_file()}
+        uri = tracking_uri or default_tracking_uri(self.root)
+        warnings = self.publish_to(uri, files)
+        calls = sum(r.denoiser_calls for r in self.store.evaluations.records({"study": self.settings.study}))
+        return Outcome(
+            rows, files, schedules, calls, driver.clock.total, driver.clock.own_share, uri, warnings
+        )
+
+    def _report_records(self) -> dict[str, EvaluationRecord]:
+        records = self.store.evaluations.records({"study": self.settings.study})
+        return {r.key: r for r in records if r.rung == "report"}
+
+    def schedule_path(self, nfe: int) -> Path:
+        """Where the found schedule for `nfe` is written."""
+        return self.root / "schedules" / f"nfe{nfe}.json"
+
+    def _publish(
+        self, state: SearchState, executor: Executor, rows: list[Row], command: str
+    ) -> dict[str, Path]:
+        """Schedules as JSON, the table as CSV, the image grid: all can be made again from the records."""
+        seeds = {"search": self.settings.noise_seed, "report": self.settings.report_seed}
+        files = {"results.csv": write_text(self.root / "results.csv", results_csv(rows, command, seeds))}
+        pictures = []
+        for nfe in self.settings.nfes:
+            found = winner(state, nfe)
+            if found is None:
+                continue
+            provenance = self._provenance(nfe, rows)
+            schedule = found.candidate.schedule.model_copy(
+                update={"name": f"fewstep-{self.files.name}-nfe{nfe}", "provenance": provenance}
+            )
+            write_text(self.schedule_path(nfe), schedule.to_json(indent=2) + "\n")
+            methods = {r.method: r.value for r in rows if r.nfe == nfe and r.method != "fewstep"}
+            pictures.append((f"found, {nfe} calls", schedule))
+            if methods:
+                best = min(methods, key=lambda m: methods[m])
+                pictures.append((f"{best}, {nfe}", contenders(state, nfe)[best].candidate.schedule))
+        pictures.append((f"teacher, {self.teacher.nfe}", self.teacher))
+        seed = self.settings.report_seed
+        images = [(label, sample_images(executor, s, seed, COLUMNS)) for label, s in pictures]
+        files["images.png"] = write_grid(images, self.root / "images.png")
+        return files
+
+    def _provenance(self, nfe: int, rows: list[Row]) -> dict[str, object]:
+        own = next((r for r in rows if r.nfe == nfe and r.method == "fewstep"), None)
+        figures = (
+            {}
+            if own is None
+            else {
+                "metric": own.metric,
+                "value": own.value,
+                "low": own.low,
+                "high": own.high,
+                "images": own.images,
+            }
+        )
+        return {
+            "model": self.files.name,
+            "model_hash": self.files.hash,
+            "study": self.settings.study,
+            "search_seed": self.settings.noise_seed,
+            "report_seed": self.settings.report_seed,
+            "fewstep": __version__,
+            **figures,
+        }
+
+    def publish_to(self, uri: str, files: dict[str, Path]) -> list[str]:
+        """Bring the tracking server up to date; a failure becomes a warning that says how to repeat it."""
+        try:
+            sync(self.store, self.settings.study, uri, artifacts=files)
+        except (TrackingError, StorageError) as error:
+            return [
+                f"{error}; nothing is lost: run `fewstep report --out {self.root} --sync --tracking-uri {uri}` later"
+            ]
+        return []
