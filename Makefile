@@ -12,8 +12,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-DEMO ?= $(BIN)/fewstep search --recipe digits-demo --out runs/demo
-TRAIN_ZOO ?= $(BIN)/fewstep train --recipe digits-ddpm
+DEMO_OUT ?= runs/demo
+ZOO := tasks/models/zoo
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -34,7 +34,9 @@ $(STAMP):
 	@touch $@
 
 demo: setup  ## search samplers for the bundled digits model and print the table
-	$(DEMO)
+	@rm -rf $(DEMO_OUT)
+	$(BIN)/fewstep search --recipe digits-demo --out $(DEMO_OUT)
+	$(BIN)/fewstep report --out $(DEMO_OUT) --html $(DEMO_OUT)/report.html --json >/dev/null
 
 test: setup  ## run the tests (choose with PYTEST_ARGS="-m 'not slow'")
 	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
@@ -60,7 +62,8 @@ bench: setup  ## run every benchmark; each ends with one JSON line
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); done
 
 train-zoo: setup  ## train the bundled models again (long)
-	$(TRAIN_ZOO)
+	$(BIN)/fewstep train digits-ddpm --out $(ZOO)/digits-ddpm
+	$(BIN)/fewstep train fashion-ddpm --out $(ZOO)/fashion-ddpm
 
 clean:  ## remove what was built and cached (the environment and runs/ stay)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

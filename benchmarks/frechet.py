@@ -36,9 +36,7 @@ def inception_like(mixing: Array, seed: int, tilt: float) -> Array:
 def main() -> int:
     """Time both, print the line and say whether the claim held."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--threads", type=int, default=1, help="threads of the linear algebra, for both sides"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of the linear algebra, for both sides")
     parser.add_argument("--repeats", type=int, default=3, help="timed calls a side; the median counts")
     options = parser.parse_args()
 

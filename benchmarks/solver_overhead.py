@@ -103,9 +103,7 @@ def main() -> int:
         "UniPCMultistepScheduler order 2 bh2": UniPCMultistepScheduler(solver_order=2, solver_type="bh2"),
     }
     noise = from_diffusers(next(iter(peers.values())))
-    programs = {
-        name: Program(compile_schedule(preset_on_grid(name, noise, STEPS), noise)) for name in PRESETS
-    }
+    programs = {name: Program(compile_schedule(preset_on_grid(name, noise, STEPS), noise)) for name in PRESETS}
     samplers = {name: peer(scheduler, x, eps) for name, scheduler in peers.items()}
     samplers |= {name: ours(program, x, eps) for name, program in programs.items()}
     samplers["plain sum"] = plain_sum([x, eps, *others])

@@ -38,9 +38,7 @@ class SearchDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if self._live:
             self._live.update(self._render())
             self._live.stop()
@@ -51,9 +49,9 @@ class SearchDisplay:
         self._calls += record.denoiser_calls
         self._phase = {"report": "report", "finals": "finals"}.get(record.rung, "search")
         best = self._best.get(record.nfe)
-        if record.rung == "frechet" and record.value is not None:
-            if best is None or best.value is None or record.value < best.value:
-                self._best[record.nfe] = record
+        known = float("inf") if best is None or best.value is None else best.value
+        if record.rung == "frechet" and record.value is not None and record.value < known:
+            self._best[record.nfe] = record
         if self._live:
             self._live.update(self._render())
         elif not self._quiet and time.monotonic() - self._printed > 10:
@@ -62,7 +60,9 @@ class SearchDisplay:
 
     def _line(self) -> str:
         best = "  ".join(f"NFE {n}: {r.value:.3f}" for n, r in sorted(self._best.items()))
-        return f"{self._phase:7} {self._count} evaluations, {self._calls:,} denoiser calls, {self._left()}   best {best}"
+        return (
+            f"{self._phase:7} {self._count} evaluations, {self._calls:,} denoiser calls, {self._left()}   best {best}"
+        )
 
     def _left(self) -> str:
         seconds = time.monotonic() - self._begun
@@ -78,9 +78,7 @@ class SearchDisplay:
         for nfe in self._settings.nfes:
             record = self._best.get(nfe)
             table.add_row(str(nfe), f"{record.value:.3f}" if record else "-", record.origin if record else "")
-        bar = ProgressBar(
-            total=self._settings.budget, completed=min(self._calls, self._settings.budget), width=40
-        )
+        bar = ProgressBar(total=self._settings.budget, completed=min(self._calls, self._settings.budget), width=40)
         return Group(Text(f"{self._settings.study}: {self._line().partition('   best')[0]}"), bar, table)
 
 
@@ -95,9 +93,7 @@ def results_table(rows: list[Row]) -> Table:
     methods = [FOUND, *sorted({r.method for r in rows} - {FOUND})]
     images = max((r.images for r in rows), default=0)
     metric = rows[0].metric if rows else ""
-    table = Table(
-        title=f"{metric} on {images:,} images of the report seed, with 95% intervals; lower is better"
-    )
+    table = Table(title=f"{metric} on {images:,} images of the report seed, with 95% intervals; lower is better")
     table.add_column("method")
     for nfe in nfes:
         table.add_column(f"NFE {nfe}", justify="right")
@@ -122,7 +118,7 @@ def print_outcome(study: Study, outcome: Outcome) -> None:
     out.print("")
     out.print("Browse the study:      " + mlflow_command(outcome.tracking_uri))
     out.print(f"One page of results:   fewstep report --out {root} --html {root}/report.html")
-    for nfe, path in list(outcome.schedules.items())[:1]:
+    for _nfe, path in list(outcome.schedules.items())[:1]:
         out.print(
             f"Sample with the winner: fewstep sample --model {study.settings.model} --schedule {path} --out samples"
         )

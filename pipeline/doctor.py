@@ -110,9 +110,7 @@ def check_threads() -> Check:
     except Exception:
         return Check("cpu", True, f"{cores} cores")
     if threads > cores:
-        return Check(
-            "cpu", None, f"{cores} cores, {threads} torch threads", f"set OMP_NUM_THREADS={cores} or lower"
-        )
+        return Check("cpu", None, f"{cores} cores, {threads} torch threads", f"set OMP_NUM_THREADS={cores} or lower")
     return Check("cpu", True, f"{cores} cores, {threads} torch threads")
 
 
@@ -148,9 +146,7 @@ def check_digits() -> Check:
         return Check(name, False, "no scikit-learn", "`pip install scikit-learn`")
     path = Path(str(distribution.locate_file("sklearn/datasets/data/digits.csv.gz")))
     if not path.is_file():
-        return Check(
-            name, False, "scikit-learn without its data", "`pip install --force-reinstall scikit-learn`"
-        )
+        return Check(name, False, "scikit-learn without its data", "`pip install --force-reinstall scikit-learn`")
     return Check(name, True, f"in scikit-learn {distribution.version}")
 
 
@@ -166,9 +162,7 @@ def check_fashion() -> Check:
     parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     missing = [part for part in parts if not (folder / f"{part}-ubyte.gz").is_file()]
     if missing:
-        return Check(
-            name, False, f"{folder} without {', '.join(missing)}", "put all four .gz files in that folder"
-        )
+        return Check(name, False, f"{folder} without {', '.join(missing)}", "put all four .gz files in that folder")
     return Check(name, True, str(folder))
 
 

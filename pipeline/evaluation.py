@@ -102,9 +102,7 @@ class Evaluator:
 
     def base(self, schedule: SolverSchedule, rung: Rung) -> str:
         """Content address of the moments, whatever their number."""
-        return content_key(
-            model=self.files.hash, candidate=schedule.hash, seed=rung.seed, features=self.features_hash
-        )
+        return content_key(model=self.files.hash, candidate=schedule.hash, seed=rung.seed, features=self.features_hash)
 
     def plan(self, candidate: Candidate, rung: Rung) -> list[Task]:
         """Tasks still to be run; `absorb` returns the record when the last of them is in.
@@ -133,9 +131,7 @@ class Evaluator:
     def _known(self, base: str) -> dict[int, Moments]:
         if base not in self._moments:
             rows = self.store.moments.records(where={"base": base})
-            self._moments[base] = {
-                r.start: Moments.from_bytes(r.mean, r.scatter, r.count, r.dim) for r in rows
-            }
+            self._moments[base] = {r.start: Moments.from_bytes(r.mean, r.scatter, r.count, r.dim) for r in rows}
             for oldest in list(self._moments)[:-RECENT]:
                 del self._moments[oldest]
         return self._moments[base]
@@ -163,9 +159,7 @@ class Evaluator:
         del self._pending[result.task.key]
         return self._record(result.task.key, pending, order)
 
-    def _record(
-        self, key: str, pending: _Pending, order: int
-    ) -> tuple[EvaluationRecord, list[MomentsRecord]]:
+    def _record(self, key: str, pending: _Pending, order: int) -> tuple[EvaluationRecord, list[MomentsRecord]]:
         value = low = high = None
         metrics: dict[str, float] = {}
         moments: list[MomentsRecord] = []

@@ -43,9 +43,7 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
 def measured_rate(study: Study, execution: ExecutionSettings) -> float:
     """Denoiser calls (images) a second of one worker, measured for about a second."""
     threads = torch.get_num_threads()
-    worker = Worker(
-        WorkerSettings(study.settings.model, study.settings.features, execution.device, threads=1)
-    )
+    worker = Worker(WorkerSettings(study.settings.model, study.settings.features, execution.device, threads=1))
     text = study.teacher.model_copy(update={"name": ""}).to_json()
     worker.sample(text, 0, 0, min(worker.batch, 8))
     worker.denoiser.calls, begun = 0, time.perf_counter()

@@ -16,9 +16,7 @@ COLUMNS = 12
 LABEL = 110
 
 
-def sample_images(
-    executor: Executor, schedule: SolverSchedule, seed: int, count: int
-) -> npt.NDArray[np.float32]:
+def sample_images(executor: Executor, schedule: SolverSchedule, seed: int, count: int) -> npt.NDArray[np.float32]:
     """Images (count, C, H, W) in [-1, 1] through an executor that has nothing else in flight."""
     executor.submit(Task(f"images-{schedule.hash}", "images", schedule.to_json(), seed, 0, count))
     result = executor.next()

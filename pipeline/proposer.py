@@ -38,9 +38,7 @@ def _attributes(candidate: Candidate) -> dict[str, Any]:
 class Proposer:
     """Asks the chosen sampler for schedules, and tells it how they did. Trial numbers are Optuna's."""
 
-    def __init__(
-        self, settings: SearchSettings, noise: NoiseSchedule, on_refit: OnRefit | None = None
-    ) -> None:
+    def __init__(self, settings: SearchSettings, noise: NoiseSchedule, on_refit: OnRefit | None = None) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = SolverSpace(noise.lambda_start, noise.lambda_end, settings.nfes)
         self._noise, self._origin = noise, settings.sampler
@@ -67,9 +65,7 @@ class Proposer:
             if schedule.hash not in seen:
                 return self._register(trial, schedule, self._origin)
             self._study.tell(trial, state=TrialState.FAIL)
-        raise ScheduleError(
-            f"sampler {self._origin} made no new valid schedule at NFE {nfe} in {ATTEMPTS} tries"
-        )
+        raise ScheduleError(f"sampler {self._origin} made no new valid schedule at NFE {nfe} in {ATTEMPTS} tries")
 
     def enlist(self, schedule: SolverSchedule, origin: str) -> Candidate:
         """Enter a schedule from elsewhere as a trial."""
@@ -101,9 +97,7 @@ class Proposer:
             steps = {0: trial.records.get("distance"), 1: trial.records.get("frechet")}
             values = {k: r.value for k, r in steps.items() if r is not None and r.value is not None}
             final = objective(trial) if trial.state == TrialState.COMPLETE else None
-            state = (
-                TrialState.RUNNING if trial.state == TrialState.COMPLETE and final is None else trial.state
-            )
+            state = TrialState.RUNNING if trial.state == TrialState.COMPLETE and final is None else trial.state
             if state == TrialState.PRUNED:
                 final = values[max(values)]
             self._study.add_trial(

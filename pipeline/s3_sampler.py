@@ -108,9 +108,7 @@ class S3Sampler(BaseSampler):
         if len(fixed) > 1:
             return {}
         past = [
-            t
-            for t in study.get_trials(deepcopy=False)
-            if t.number < trial.number and SCHEDULE_ATTR in t.user_attrs
+            t for t in study.get_trials(deepcopy=False) if t.number < trial.number and SCHEDULE_ATTR in t.user_attrs
         ]
         return self._space.parameters(self.propose(past, nfe, trial.number, rng))
 
@@ -119,9 +117,7 @@ class S3Sampler(BaseSampler):
     ) -> Any:
         """A parameter that is not part of the space: drawn uniformly."""
         seed = Random(f"{self._seed}/{trial.number}/{param_name}").randrange(2**31)
-        return optuna.samplers.RandomSampler(seed=seed).sample_independent(
-            study, trial, param_name, param_distribution
-        )
+        return optuna.samplers.RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)
 
     def propose(self, past: list[FrozenTrial], nfe: int, number: int, rng: Random) -> Genome:
         """The next genome at `nfe`, none that the past trials hold already."""
@@ -157,18 +153,12 @@ class S3Sampler(BaseSampler):
         mixed = cross(self._space, parents[a], parents[b], rng) if crossed else parents[a]
         return mutate(self._space, mixed, rng, rate=rng.choice(MUTATION_RATES))
 
-    def _evolve_on_surrogate(
-        self, parents: list[Genome], fidelity: int, seen: set[Genome], rng: Random
-    ) -> Genome:
+    def _evolve_on_surrogate(self, parents: list[Genome], fidelity: int, seen: set[Genome], rng: Random) -> Genome:
         assert self._surrogate is not None
         pool: dict[Genome, float] = {}
         breeders = parents
         for _ in range(self._options.generations):
-            batch = [
-                g
-                for g in (self._child(breeders, rng) for _ in range(self._options.children))
-                if g not in seen
-            ]
+            batch = [g for g in (self._child(breeders, rng) for _ in range(self._options.children)) if g not in seen]
             if batch:
                 scores = self._surrogate.predict([encode(g) for g in batch])[:, fidelity]
                 pool.update(zip(batch, map(float, scores), strict=True))

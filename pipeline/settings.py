@@ -46,9 +46,7 @@ class SearchSettings(BaseModel):
     def _is_consistent(self) -> Self:
         bad = [n for n in self.nfes if not 1 <= n <= 100]
         if bad or not self.nfes:
-            raise ValueError(
-                f"NFE {bad[0] if bad else '(none)'} is not possible: give 1 to 100 denoiser calls"
-            )
+            raise ValueError(f"NFE {bad[0] if bad else '(none)'} is not possible: give 1 to 100 denoiser calls")
         if len(set(self.nfes)) != len(self.nfes):
             raise ValueError(f"NFE {self.nfes} has duplicates")
         if self.finalist_images < self.frechet_images:
@@ -97,8 +95,6 @@ def parse_nfes(text: str) -> tuple[int, ...]:
             raise ConfigurationError(f"NFE {text!r} is not a range: write it as 3-6 or 3,5,8")
         low, high = int(first), int(last) if dash else int(first)
         if not 1 <= low <= high <= 100:
-            raise ConfigurationError(
-                f"NFE range {text!r} is not possible: give denoiser calls from 1 to 100, low-high"
-            )
+            raise ConfigurationError(f"NFE range {text!r} is not possible: give denoiser calls from 1 to 100, low-high")
         numbers |= set(range(low, high + 1))
     return tuple(sorted(numbers))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from optuna.trial import TrialState
 
-from fewstep.errors import ScheduleError
 from fewstep.pipeline.evaluation import Candidate
 from fewstep.pipeline.proposer import Proposer
 from fewstep.pipeline.rungs import Rung, ladder, promoted
@@ -46,20 +45,14 @@ class Trial:
 class SearchState:
     """Learns from records, proposes work. See the module's docstring."""
 
-    def __init__(
-        self, settings: SearchSettings, noise: NoiseSchedule, on_refit: OnRefit | None = None
-    ) -> None:
+    def __init__(self, settings: SearchSettings, noise: NoiseSchedule, on_refit: OnRefit | None = None) -> None:
         self.settings = settings
         self.screen, self.judge, self.finals, self.report = ladder(settings)
         self.proposer = Proposer(settings, noise, on_refit)
         self.trials: dict[int, Trial] = {}
         self.presets = {nfe: all_presets(noise, nfe) for nfe in settings.nfes}
         self._waiting_presets = deque(
-            {
-                s.hash: (f"preset:{name}", s)
-                for nfe in settings.nfes
-                for name, s in self.presets[nfe].items()
-            }.values()
+            {s.hash: (f"preset:{name}", s) for nfe in settings.nfes for name, s in self.presets[nfe].items()}.values()
         )
         self._by_hash: dict[str, int] = {}
         self._committed = dict.fromkeys(settings.nfes, 0)
@@ -131,9 +124,7 @@ class SearchState:
     def best(self, nfe: int, rung: Rung) -> list[Trial]:
         """Trials that have a value at a rung, best first."""
         having = [(t.value(rung), t) for t in self.trials.values() if t.candidate.schedule.nfe == nfe]
-        return [
-            t for v, t in sorted(((v, t) for v, t in having if v is not None), key=lambda entry: entry[0])
-        ]
+        return [t for v, t in sorted(((v, t) for v, t in having if v is not None), key=lambda entry: entry[0])]
 
     # -- what was learned -----------------------------------------------------------------------------
 
@@ -142,9 +133,7 @@ class SearchState:
         self._note(record)
         trial = self.trials[record.trial]
         if record.rung in (self.screen.name, self.judge.name) and record.value is not None:
-            self.proposer.report(
-                trial.candidate, record.value, step=0 if record.rung == self.screen.name else 1
-            )
+            self.proposer.report(trial.candidate, record.value, step=0 if record.rung == self.screen.name else 1)
         untold, self._untold = self._untold, []
         for entry in untold:
             objective = self._objective(entry)
@@ -194,9 +183,7 @@ class SearchState:
     def _promote_presets(self, record: EvaluationRecord) -> None:
         """Once every preset of an NFE is screened, the best grids of each go on, and the baseline."""
         table = self.presets[record.nfe]
-        trials = {
-            name: self.trials[self._by_hash[s.hash]] for name, s in table.items() if s.hash in self._by_hash
-        }
+        trials = {name: self.trials[self._by_hash[s.hash]] for name, s in table.items() if s.hash in self._by_hash}
         if len(trials) < len(table) or any(self.screen.name not in t.records for t in trials.values()):
             return
         chosen = {BASELINE}

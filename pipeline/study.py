@@ -91,7 +91,7 @@ class Study:
 
         def refitted(examples: int, tau: float | None) -> None:
             if driver is not None:
-                data = {"evaluations": examples, "tau": tau}
+                data: dict[str, object] = {"evaluations": examples, "tau": tau}
                 driver.event("refit", f"surrogate fitted to {examples} schedules", data)
 
         records = self.store.evaluations.records(where={"study": self.settings.study})
@@ -142,9 +142,7 @@ class Study:
         uri = tracking_uri or default_tracking_uri(self.root)
         warnings = self.publish_to(uri, files)
         calls = sum(r.denoiser_calls for r in self.store.evaluations.records({"study": self.settings.study}))
-        return Outcome(
-            rows, files, schedules, calls, driver.clock.total, driver.clock.own_share, uri, warnings
-        )
+        return Outcome(rows, files, schedules, calls, driver.clock.total, driver.clock.own_share, uri, warnings)
 
     def _report_records(self) -> dict[str, EvaluationRecord]:
         records = self.store.evaluations.records({"study": self.settings.study})
@@ -154,9 +152,7 @@ class Study:
         """Where the found schedule for `nfe` is written."""
         return self.root / "schedules" / f"nfe{nfe}.json"
 
-    def _publish(
-        self, state: SearchState, executor: Executor, rows: list[Row], command: str
-    ) -> dict[str, Path]:
+    def _publish(self, state: SearchState, executor: Executor, rows: list[Row], command: str) -> dict[str, Path]:
         """Schedules as JSON, the table as CSV, the image grid: all can be made again from the records."""
         seeds = {"search": self.settings.noise_seed, "report": self.settings.report_seed}
         files = {"results.csv": write_text(self.root / "results.csv", results_csv(rows, command, seeds))}

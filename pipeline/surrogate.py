@@ -96,10 +96,7 @@ class RankingSurrogate:
                     group["lr"] = 6e-3 * (1 - step / self.steps)
                 rows = torch.randperm(len(examples))[:BATCH]
                 scores = model(steps[rows], mask[rows]).double()
-                loss = sum(
-                    pairwise_hinge(scores[:, f], values[rows, f], groups[rows])
-                    for f in range(self.fidelities)
-                )
+                loss = sum(pairwise_hinge(scores[:, f], values[rows, f], groups[rows]) for f in range(self.fidelities))
                 optimizer.zero_grad(set_to_none=True)
                 torch.as_tensor(loss).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

@@ -50,9 +50,7 @@ def _nudge(rng: Random, coefficient: float, spread: float) -> float:
 
 def _random_genes(rng: Random) -> Genes:
     prediction = rng.choice(PREDICTIONS)
-    return Genes(
-        prediction, _order(rng), _estimate(rng), _relaxation(rng), _nudge(rng, 0.0, 0.1), rng.random() < 0.5
-    )
+    return Genes(prediction, _order(rng), _estimate(rng), _relaxation(rng), _nudge(rng, 0.0, 0.1), rng.random() < 0.5)
 
 
 def random_genome(space: SolverSpace, nfe: int, rng: Random) -> Genome:
@@ -146,12 +144,9 @@ def cross(space: SolverSpace, a: Genome, b: Genome, rng: Random) -> Genome:
         return a
     n = len(a.genes)
     cut = rng.randrange(n + 1)
-    pick: Sequence[bool] = (
-        [rng.random() < 0.5 for _ in range(n)] if rng.random() < 0.5 else [i < cut for i in range(n)]
-    )
+    pick: Sequence[bool] = [rng.random() < 0.5 for _ in range(n)] if rng.random() < 0.5 else [i < cut for i in range(n)]
     genes = tuple(x if p else y for x, y, p in zip(a.genes, b.genes, pick, strict=True))
     inner = tuple(
-        x if pick[min(i, n - 1)] else y
-        for i, (x, y) in enumerate(zip(a.lambdas[1:], b.lambdas[1:], strict=True))
+        x if pick[min(i, n - 1)] else y for i, (x, y) in enumerate(zip(a.lambdas[1:], b.lambdas[1:], strict=True))
     )
     return repair(space, Genome((a.lambdas[0], *inner), a.end, a.first_call, genes))

@@ -61,9 +61,7 @@ def dpmpp_3m(lambdas: Sequence[float]) -> SolverSchedule:
         )
     )
     orders = [_dpmpp_order(i, lambdas, 3) for i in range(len(lambdas) - 1)]
-    steps = tuple(
-        Step(predictor=third if order == 3 else taylor(order, relaxation="bh2")) for order in orders
-    )
+    steps = tuple(Step(predictor=third if order == 3 else taylor(order, relaxation="bh2")) for order in orders)
     return SolverSchedule.build(lambdas=tuple(lambdas), steps=steps, name="dpmpp-3m")
 
 

@@ -37,9 +37,7 @@ def _write_lambda(value: float) -> float | str:
     return "inf" if value == math.inf else value
 
 
-Lambda = Annotated[
-    float, Field(allow_inf_nan=True), BeforeValidator(_read_lambda), PlainSerializer(_write_lambda)
-]
+Lambda = Annotated[float, Field(allow_inf_nan=True), BeforeValidator(_read_lambda), PlainSerializer(_write_lambda)]
 
 
 class _Part(BaseModel):
@@ -114,9 +112,7 @@ class SolverSchedule(_Part):
     @check(mode="after")
     def _is_consistent(self) -> Self:
         if len(self.lambdas) != len(self.steps) + 1:
-            raise ValueError(
-                f"{len(self.steps)} steps need {len(self.steps) + 1} lambdas, got {len(self.lambdas)}"
-            )
+            raise ValueError(f"{len(self.steps)} steps need {len(self.steps) + 1} lambdas, got {len(self.lambdas)}")
         for i, value in enumerate(self.lambdas):
             if math.isnan(value) or (math.isinf(value) and not (value > 0 and i == len(self.steps))):
                 raise ValueError(f"lambdas[{i}] is {value}: only the last may be inf, none may be NaN")
@@ -133,9 +129,7 @@ class SolverSchedule(_Part):
     def _check_step(self, i: int, step: Step) -> None:
         oldest = min([step.predictor.start, *(p for d in step.predictor.derivatives for p in d.points)])
         if -oldest > i + 1:
-            raise ValueError(
-                f"steps[{i}] reaches back to point {oldest}, but only {i + 1} points exist by then"
-            )
+            raise ValueError(f"steps[{i}] reaches back to point {oldest}, but only {i + 1} points exist by then")
         if step.corrector is not None:
             if i + 1 == len(self.steps):
                 raise ValueError(
@@ -243,7 +237,5 @@ def pseudo_corrector(order: int, available: int, relaxation: Relaxation = "none"
     older: Sequence[int] = newest(min(order - 1, available - 1), start=-2)
     points = (*older, -1)
     kind: Relaxation = relaxation if len(points) == 1 else "none"
-    derivatives = [
-        Derivative(points=points, relaxation=kind if k == 1 else "none") for k in range(1, len(points) + 1)
-    ]
+    derivatives = [Derivative(points=points, relaxation=kind if k == 1 else "none") for k in range(1, len(points) + 1)]
     return Formula(start=-2, derivatives=tuple(derivatives))

@@ -87,9 +87,7 @@ def _step(genes: Genes, i: int, steps: int, to_zero: bool) -> Step:
         if k == 2 and genes.relaxation == "half2":
             kind, coefficient = "scale", 0.5
         points = newest(min(max(k, genes.estimate), i))
-        derivatives.append(
-            Derivative(points=points, relaxation=cast(Relaxation, kind), coefficient=coefficient)
-        )
+        derivatives.append(Derivative(points=points, relaxation=cast(Relaxation, kind), coefficient=coefficient))
     corrector = None
     if genes.corrector and i + 1 < steps:
         inherited = genes.relaxation if genes.relaxation in ("bh1", "bh2") else "none"
@@ -108,9 +106,7 @@ def _genes(step: Step) -> Genes:
     if not derivatives and step.corrector is not None:
         kind = step.corrector.derivatives[0].relaxation
     estimate = len(derivatives[0].points) if derivatives else 1
-    return Genes(
-        step.prediction, len(derivatives) + 1, estimate, kind, coefficient, step.corrector is not None
-    )
+    return Genes(step.prediction, len(derivatives) + 1, estimate, kind, coefficient, step.corrector is not None)
 
 
 def to_schedule(genome: Genome, name: str = "") -> SolverSchedule:
@@ -175,9 +171,7 @@ class SolverSpace:
         else:
             last = trial.suggest_float("last_lambda", *self.last_range)
         gaps = steps - (end == "zero")
-        logits = [
-            trial.suggest_float(f"gap.{i}", -GAP_RANGE, GAP_RANGE) for i in range(gaps if gaps > 1 else 0)
-        ]
+        logits = [trial.suggest_float(f"gap.{i}", -GAP_RANGE, GAP_RANGE) for i in range(gaps if gaps > 1 else 0)]
         genes = tuple(self._suggest_step(trial, i) for i in range(steps))
         return Genome(self._lambdas(last, logits if gaps > 1 else [0.0] * gaps), end, first, genes)
 

@@ -86,9 +86,7 @@ def leaderboard(
     return _answer(store.evaluations, _Ranking(study, rung, nfe, COMPARABLE, top), engine)
 
 
-def front(
-    store: Store, study: str | None = None, rung: str = "frechet", engine: Engine = "auto"
-) -> pd.DataFrame:
+def front(store: Store, study: str | None = None, rung: str = "frechet", engine: Engine = "auto") -> pd.DataFrame:
     """The complete row with the lowest value of a rung for each NFE, ascending in NFE, all columns.
 
     One front for each model, feature space and reference. Errors as in `load_evaluations`.
@@ -134,9 +132,7 @@ def _located(rows: pa.Table, index: int, keep: NDArray[np.bool_]) -> pa.Table:
     """The rows to keep of a part, with columns that say where they stand."""
     places = np.flatnonzero(keep)
     kept = rows if len(places) == rows.num_rows else rows.take(pa.array(places))
-    return kept.append_column(_PART, pa.array(np.full(len(places), index))).append_column(
-        _ROW, pa.array(places)
-    )
+    return kept.append_column(_PART, pa.array(np.full(len(places), index))).append_column(_ROW, pa.array(places))
 
 
 def _fetch(table: Table[EvaluationRecord], parts: Sequence[Scanned], winners: pd.DataFrame) -> pd.DataFrame:

@@ -24,9 +24,7 @@ _TIME = pa.timestamp("us", tz="UTC")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _schema(
-    required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType] | None = None
-) -> pa.Schema:
+def _schema(required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
     columns = [pa.field(name, kind, nullable=False) for name, kind in required.items()]
     columns += [pa.field(name, kind, nullable=True) for name, kind in (optional or {}).items()]
     return pa.schema(columns)

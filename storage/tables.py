@@ -90,9 +90,7 @@ class Table(Generic[R]):
             if self._small > self._small_parts:
                 self._tidy()
 
-    def read(
-        self, columns: Sequence[str] | None = None, where: Mapping[str, str | int] | None = None
-    ) -> pa.Table:
+    def read(self, columns: Sequence[str] | None = None, where: Mapping[str, str | int] | None = None) -> pa.Table:
         """The rows, each once, in the order of writing; of all columns or of `columns`.
 
         `where` keeps rows equal to its values; it may name unique columns only, and files without a

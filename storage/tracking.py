@@ -64,9 +64,7 @@ def sync(
 def _check_files(paths: Sequence[Path]) -> None:
     for path in paths:
         if not Path(path).is_file():
-            raise TrackingError(
-                f"there is no file {path} to log as an artifact: write it first or leave it out"
-            )
+            raise TrackingError(f"there is no file {path} to log as an artifact: write it first or leave it out")
 
 
 def _experiment(client: "MlflowClient", name: str, tracking_uri: str) -> str:
@@ -125,9 +123,7 @@ class _StudyRuns:
         runs: list[Run] = []
         token: str | None = None
         while True:
-            page = self.client.search_runs(
-                [self.experiment_id], query, run_view_type=ViewType.ALL, page_token=token
-            )
+            page = self.client.search_runs([self.experiment_id], query, run_view_type=ViewType.ALL, page_token=token)
             runs.extend(page)
             token = page.token
             if not token:

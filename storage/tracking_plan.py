@@ -77,9 +77,7 @@ def plan_study(store: Store, study: str, rung: str = "frechet") -> StudyPlan:
     rows = _evaluations(store, study)
     if settings is None and not rows:
         known = sorted({record.study for record in store.studies.records()})
-        raise StorageError(
-            f"there is no study {study!r} in {store.root}: choose one of {', '.join(known) or '(none)'}"
-        )
+        raise StorageError(f"there is no study {study!r} in {store.root}: choose one of {', '.join(known) or '(none)'}")
     events = store.events.records(where={"study": study})
     members = {
         member["candidate"]: _plan_member(study, member, rows)

@@ -78,10 +78,8 @@ def _fashion(split: str) -> Dataset:
     prefix = "train" if split == "train" else "t10k"
     images = _idx(folder / f"{prefix}-images-idx3-ubyte.gz").astype(np.float32) / 127.5 - 1.0
     labels = _idx(folder / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int64)
-    classes = "T-shirt Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Boot".split()
-    return Dataset(
-        "fashion", images[:, None], labels, tuple(classes), "MIT", "Fashion-MNIST (Zalando Research)"
-    )
+    classes = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"]
+    return Dataset("fashion", images[:, None], labels, tuple(classes), "MIT", "Fashion-MNIST (Zalando Research)")
 
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": _digits, "fashion": _fashion}

@@ -153,7 +153,5 @@ class Worker:
             batches.append(program(self.denoiser, x))
         images = torch.cat(batches)
         if not bool(torch.isfinite(images).all()):
-            raise EvaluationError(
-                f"schedule {parsed.hash} made values that are not finite: its steps explode"
-            )
+            raise EvaluationError(f"schedule {parsed.hash} made values that are not finite: its steps explode")
         return images.clamp(-1, 1)

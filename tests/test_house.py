@@ -34,9 +34,7 @@ def _python_folders(package: Path) -> list[Path]:
 
 
 def _run(*command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=240
-    )
+    result = subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 
@@ -85,9 +83,7 @@ def test_the_wheel_adds_only_fewstep(wheel: Path) -> None:
         assert package.replace(".", "/") + "/__init__.py" in names
     packed = {name for name in names if name.endswith(".py")}
     sources = {
-        str(path.relative_to(ROOT))
-        for folder in _python_folders(ROOT / "fewstep")
-        for path in folder.glob("*.py")
+        str(path.relative_to(ROOT)) for folder in _python_folders(ROOT / "fewstep") for path in folder.glob("*.py")
     }
     assert packed == sources
 

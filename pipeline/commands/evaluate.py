@@ -17,9 +17,7 @@ def command(
     model: Model,
     schedule: Annotated[str, typer.Option(help="a schedule's JSON file, or PRESET/GRID@CALLS")],
     images: Annotated[int, typer.Option(min=2, help="how many images to sample")] = 5000,
-    out: Annotated[Path, typer.Option(help="tables that keep the result and its moments")] = Path(
-        "runs/evaluations"
-    ),
+    out: Annotated[Path, typer.Option(help="tables that keep the result and its moments")] = Path("runs/evaluations"),
     seed: Seed = 1_000_003,
     features: Features = "auto",
     reference: Reference = "auto",

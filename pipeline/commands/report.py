@@ -17,9 +17,7 @@ def command(
     out: Out,
     html: Annotated[Path | None, typer.Option(help="write one self-contained page here")] = None,
     sync: Annotated[bool, typer.Option("--sync", help="log the study to the tracking server again")] = False,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or database [default: in --out]")
-    ] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server or database [default: in --out]")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read a study's tables. Damaged files are skipped and named, with exit code 2."""

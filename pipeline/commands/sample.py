@@ -36,8 +36,6 @@ def command(
     for i, image in enumerate(pixels):
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(out / f"{i:06d}.png")
     if as_json:
-        print_json(
-            {"folder": out, "images": count, "nfe": parsed.nfe, "denoiser_calls": worker.denoiser.calls}
-        )
+        print_json({"folder": out, "images": count, "nfe": parsed.nfe, "denoiser_calls": worker.denoiser.calls})
     else:
         typer.echo(f"{count} images at {parsed.nfe} calls each in {out}")

@@ -33,9 +33,7 @@ def command(
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
     address: Annotated[str | None, typer.Option(help="join the Ray cluster at this address")] = None,
     device: Device = "cpu",
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or database [default: in --out]")
-    ] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server or database [default: in --out]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast calls and time, run nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -60,16 +58,12 @@ def command(
     root = out or Path("runs") / (settings.study if settings else "search")
     if settings is None:
         if chosen or recipe:
-            raise ConfigurationError(
-                "--resume goes on with the stored settings: leave the other options away"
-            )
+            raise ConfigurationError("--resume goes on with the stored settings: leave the other options away")
         found = Study.load(root)
     else:
         found = Study(root, settings)
         if found.exists and not dry_run:
-            raise ConfigurationError(
-                f"{root} holds a study already: add --resume to go on, or choose another --out"
-            )
+            raise ConfigurationError(f"{root} holds a study already: add --resume to go on, or choose another --out")
     if dry_run:
         _forecast(found, execution, as_json)
         return
@@ -88,9 +82,7 @@ def _settings(recipe: str | None, chosen: dict[str, Any]) -> SearchSettings:
     if recipe:
         return SearchSettings.build(**{**search_recipe(recipe).model_dump(), **chosen})
     if "model" not in chosen:
-        raise ConfigurationError(
-            "say which model to search for: --model NAME or --model DIRECTORY, or a --recipe"
-        )
+        raise ConfigurationError("say which model to search for: --model NAME or --model DIRECTORY, or a --recipe")
     return SearchSettings.build(**chosen)
 
 
@@ -102,9 +94,7 @@ def _forecast(study: Any, execution: ExecutionSettings, as_json: bool) -> None:
         print_json(figures)
         return
     for name, value in figures.items():
-        typer.echo(
-            f"{name.replace('_', ' '):24} {value:,}" if isinstance(value, int) else f"{name:24} {value}"
-        )
+        typer.echo(f"{name.replace('_', ' '):24} {value:,}" if isinstance(value, int) else f"{name:24} {value}")
 
 
 def _run(study: Any, execution: ExecutionSettings, tracking_uri: str | None, as_json: bool) -> None:

@@ -72,9 +72,7 @@ class RayExecutor:
             ) from None
         except RayActorError as error:
             cause = getattr(error, "cause", None) or error
-            raise ConfigurationError(
-                f"an actor could not start: {str(cause).strip().splitlines()[-1]}"
-            ) from None
+            raise ConfigurationError(f"an actor could not start: {str(cause).strip().splitlines()[-1]}") from None
 
     @property
     def capacity(self) -> int:
@@ -125,9 +123,7 @@ class RayExecutor:
         message = f"actor {slot.index} (pid {slot.pid}) died; {len(lost)} tasks redone"
         if self._tries[identity] >= MAX_TRIES:
             lost = lost[1:]
-            self._ready.append(
-                TaskResult(suspect, error=f"gave up: the worker died {MAX_TRIES} times at this task")
-            )
+            self._ready.append(TaskResult(suspect, error=f"gave up: the worker died {MAX_TRIES} times at this task"))
         slot.tasks = []
         slot.actor = self._new_actor()
         slot.pid = self._pid(slot.actor)

@@ -14,9 +14,7 @@ from fewstep.tasks.metrics.moments import Array
 
 
 @torch.no_grad()
-def in_slices(
-    function: Callable[[Tensor], Tensor], images: Tensor, batch_size: int, dim: int, like: Tensor
-) -> Array:
+def in_slices(function: Callable[[Tensor], Tensor], images: Tensor, batch_size: int, dim: int, like: Tensor) -> Array:
     """Apply `function` to slices of images (N, ...), moved to the device and type of `like`; (N, dim)."""
     slices = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
     parts = [function(part.to(like)).double().cpu().numpy() for part in slices]

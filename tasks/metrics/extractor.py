@@ -20,9 +20,7 @@ def make_extractor(features: str, files: ModelFiles, device: str) -> FeatureExtr
         return InceptionFeatures(device=device)
     folder = own if features == "auto" else Path(features)
     if not folder.is_dir():
-        raise ConfigurationError(
-            f"unknown features {features!r}: use auto, inception or a classifier's folder"
-        )
+        raise ConfigurationError(f"unknown features {features!r}: use auto, inception or a classifier's folder")
     classifier = load_classifier(folder, device)
     if (classifier.config["channels"], classifier.config["size"]) != (files.channels, files.size):
         raise ConfigurationError(

@@ -101,9 +101,7 @@ def frechet_distance(mu1: ArrayLike, sigma1: ArrayLike, mu2: ArrayLike, sigma2: 
 def _checked(mean: ArrayLike, covariance: ArrayLike, owner: str) -> tuple[Array, Array]:
     mu, C = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
     if mu.ndim != 1 or mu.size == 0 or C.shape != 2 * mu.shape:
-        raise ConfigurationError(
-            f"the {owner} needs a mean (D,) and a covariance (D, D); got {mu.shape} and {C.shape}"
-        )
+        raise ConfigurationError(f"the {owner} needs a mean (D,) and a covariance (D, D); got {mu.shape} and {C.shape}")
     for name, array in (("mean", mu), ("covariance", C)):
         if not np.isfinite(array).all():
             raise EvaluationError(

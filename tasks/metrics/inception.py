@@ -108,8 +108,7 @@ def _network(state: dict[str, Any]) -> nn.Module:
 
 def _advice(cached: Path) -> str:
     return (
-        f"download {WEIGHTS_URL} to {cached} or set {WEIGHTS_VARIABLE} to the file, "
-        "or choose a bundled feature space"
+        f"download {WEIGHTS_URL} to {cached} or set {WEIGHTS_VARIABLE} to the file, or choose a bundled feature space"
     )
 
 

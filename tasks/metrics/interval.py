@@ -34,9 +34,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def frechet_interval(
-    reference: FrechetReference, groups: Sequence[Moments], level: float = 0.95
-) -> Interval | None:
+def frechet_interval(reference: FrechetReference, groups: Sequence[Moments], level: float = 0.95) -> Interval | None:
     """Distance of all groups together, with its interval; None where there are fewer than 3 groups.
 
     `level` is the coverage in (0, 1). The interval is value ± t(G - 1) times the standard error, cut at 0.
@@ -60,9 +58,7 @@ def paired_difference(
     """
     counts = [group.count for group in first]
     if counts != [group.count for group in second]:
-        raise ConfigurationError(
-            "a paired difference needs the same groups on both sides; their counts differ"
-        )
+        raise ConfigurationError("a paired difference needs the same groups on both sides; their counts differ")
     if len(first) < MIN_GROUPS:
         return None
     value_a, left_out_a = _distances(reference, first)

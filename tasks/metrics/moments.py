@@ -54,9 +54,7 @@ class Moments:
             raise ConfigurationError(f"features must be (N, D) with N at least 1; got shape {X.shape}")
         broken = int((~np.isfinite(X).all(axis=1)).sum())
         if broken:
-            raise EvaluationError(
-                f"{broken} of {len(X)} feature vectors are not finite: the sampled images diverged"
-            )
+            raise EvaluationError(f"{broken} of {len(X)} feature vectors are not finite: the sampled images diverged")
         mean = X.mean(axis=0)
         X = X - mean
         return cls(len(X), mean, X.T @ X)

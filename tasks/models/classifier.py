@@ -21,9 +21,7 @@ WEIGHTS_FILE = "model.safetensors"
 class SmallClassifier(nn.Module):
     """Three convolutions, one hidden layer of `feature_dim` units (the features), one linear head."""
 
-    def __init__(
-        self, channels: int, size: int, classes: int, width: int = 32, feature_dim: int = 32
-    ) -> None:
+    def __init__(self, channels: int, size: int, classes: int, width: int = 32, feature_dim: int = 32) -> None:
         super().__init__()
         self.config = {
             "channels": channels,
@@ -44,7 +42,7 @@ class SmallClassifier(nn.Module):
             nn.SiLU(),
             nn.Flatten(),
         )
-        side = -(-(-(-size // 2)) // 2)
+        side = (size + 3) // 4
         self.hidden = nn.Linear(2 * width * side * side, feature_dim)
         self.dropout = nn.Dropout(0.2)
         self.head = nn.Linear(feature_dim, classes)

@@ -29,9 +29,7 @@ class Denoiser:
                 str(files.unet), torch_dtype=torch.float32, low_cpu_mem_usage=False
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"{files.unet}: the weights do not load: {str(error).splitlines()[0]}"
-            ) from error
+            raise ModelError(f"{files.unet}: the weights do not load: {str(error).splitlines()[0]}") from error
         self.network = network.eval().requires_grad_(False).to(device)
         self.calls = 0
 

@@ -99,9 +99,7 @@ def find_model(model: str) -> ModelFiles:
         )
     unet = root / "unet" if (root / "unet").is_dir() else root
     if not (unet / "config.json").is_file():
-        raise ModelError(
-            f"{root} has no unet/config.json or config.json: save the model with save_pretrained"
-        )
+        raise ModelError(f"{root} has no unet/config.json or config.json: save the model with save_pretrained")
     places = [p for p in (root / "scheduler", root) if (p / "scheduler_config.json").is_file()]
     if not places:
         raise ModelError(

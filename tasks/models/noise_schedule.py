@@ -50,7 +50,7 @@ class DiscreteVP:
     def __init__(self, alphas_cumprod: npt.ArrayLike) -> None:
         values = np.asarray(alphas_cumprod, np.float64)
         falls = bool(np.all(np.diff(values) < 0)) if values.ndim == 1 and values.size > 1 else False
-        if not falls or not (0 < values[-1] and values[0] < 1):
+        if not falls or not (values[-1] > 0 and values[0] < 1):
             raise ModelError("alphas_cumprod must fall strictly within (0, 1): check the scheduler's betas")
         self.log_alphas = 0.5 * np.log(values)
         self._lambdas = 0.5 * (np.log(values) - np.log1p(-values))
@@ -67,9 +67,7 @@ class DiscreteVP:
 
     def alpha_sigma(self, lambda_: float) -> tuple[float, float]:
         """sqrt(sigmoid(2 lambda)) and sqrt(sigmoid(-2 lambda))."""
-        return float(np.exp(-0.5 * np.logaddexp(0, -2 * lambda_))), float(
-            np.exp(-0.5 * np.logaddexp(0, 2 * lambda_))
-        )
+        return float(np.exp(-0.5 * np.logaddexp(0, -2 * lambda_))), float(np.exp(-0.5 * np.logaddexp(0, 2 * lambda_)))
 
     def time(self, lambda_: float) -> float:
         """Training step in [0, N - 1], a fraction between two of them; 0 for anything cleaner than step 0."""

@@ -47,11 +47,7 @@ def combine(held: dict[int, Tensor], row: list[Term]) -> Tensor:
     (first, weight), *rest = row
     out = held[first] * weight
     for index, weight in rest:
-        out = (
-            out.add_(held[index], alpha=weight)
-            if not out.requires_grad
-            else out.add(held[index], alpha=weight)
-        )
+        out = out.add_(held[index], alpha=weight) if not out.requires_grad else out.add(held[index], alpha=weight)
     return out
 
 

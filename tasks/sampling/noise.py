@@ -17,6 +17,4 @@ def image_noise(
 
 def starting_noise(seed: int, start: int, count: int, shape: tuple[int, ...], device: str = "cpu") -> Tensor:
     """Noise (count, *shape) of images start .. start + count - 1 under `seed`."""
-    return torch.from_numpy(np.stack([image_noise(seed, i, shape) for i in range(start, start + count)])).to(
-        device
-    )
+    return torch.from_numpy(np.stack([image_noise(seed, i, shape) for i in range(start, start + count)])).to(device)

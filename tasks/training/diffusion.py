@@ -81,9 +81,7 @@ def train_unet(
         noisy = a.sqrt() * x0.to(device) + (1 - a).sqrt() * noise
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
-        loss = nn.functional.mse_loss(
-            unet(noisy, t, None if label is None else label.to(device)).sample, noise
-        )
+        loss = nn.functional.mse_loss(unet(noisy, t, None if label is None else label.to(device)).sample, noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(unet.parameters(), recipe.clip)

@@ -39,10 +39,7 @@ def train_entry(
     classifier.save(out / "classifier")
     extractor = ClassifierFeatures(classifier, f"fid-{recipe.dataset}")
     features = np.concatenate(
-        [
-            extractor(torch.from_numpy(data.images[i : i + 500]).to(device))
-            for i in range(0, len(data.images), 500)
-        ]
+        [extractor(torch.from_numpy(data.images[i : i + 500]).to(device)) for i in range(0, len(data.images), 500)]
     )
     save_npz(out / "reference.npz", Moments.of(features))
     (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")

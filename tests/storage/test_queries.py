@@ -154,9 +154,7 @@ def test_a_hundred_thousand_rows_answer_within_a_second(store, evaluation):
             "key": [number.bytes(32).hex() for _ in range(count)],
             "value": number.random(count),
         }.items():
-            rows = rows.set_column(
-                rows.schema.get_field_index(name), row.schema.field(name), pa.array(values)
-            )
+            rows = rows.set_column(rows.schema.get_field_index(name), row.schema.field(name), pa.array(values))
         store.evaluations.directory.publish(rows, start + 1)
     assert len(store.evaluations.directory.list()) <= 100
     seconds = []

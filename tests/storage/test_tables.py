@@ -107,9 +107,7 @@ def test_leftovers_and_foreign_files_are_ignored(tmp_path, event):
 def test_files_of_other_versions(tmp_path, event):
     table = Table(EventRecord, tmp_path, small_parts=2)
     table.append([event(1)])
-    older = (
-        table.read().drop_columns(["message", "data_json"]).set_column(1, "order", pa.array([2], pa.int32()))
-    )
+    older = table.read().drop_columns(["message", "data_json"]).set_column(1, "order", pa.array([2], pa.int32()))
     newer = table.read().append_column("later", pa.array(["kept"]))
     newer = newer.set_column(1, "order", pa.array([3], pa.int64()))
     for number, (content, version) in enumerate([(older, "0"), (newer, "99")], start=5):

@@ -85,8 +85,7 @@ def contents(client, study):
     for candidate, run in runs.items():
         history = {
             name: [
-                (point.step, point.timestamp, point.value)
-                for point in client.get_metric_history(run.info.run_id, name)
+                (point.step, point.timestamp, point.value) for point in client.get_metric_history(run.info.run_id, name)
             ]
             for name in run.data.metrics
         }
@@ -95,9 +94,7 @@ def contents(client, study):
     return shown
 
 
-def test_a_study_is_one_run_with_a_nested_run_for_each_member_of_its_front(
-    store, study, uri, client, tmp_path
-):
+def test_a_study_is_one_run_with_a_nested_run_for_each_member_of_its_front(store, study, uri, client, tmp_path):
     page = tmp_path / "page.html"
     page.write_text("<p>front</p>")
     member = f"{0:08x}cafe"

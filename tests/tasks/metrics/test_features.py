@@ -100,9 +100,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_without_weights_inception_says_what_to_do(hub: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"download failed.*no route to host.*download https://.* or set FEWSTEP_"
-    ) as e:
+    with pytest.raises(DataError, match=r"download failed.*no route to host.*download https://.* or set FEWSTEP_") as e:
         InceptionFeatures()
     assert str(hub) in str(e.value)
     assert "\n" not in str(e.value)

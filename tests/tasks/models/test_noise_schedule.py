@@ -101,9 +101,7 @@ def test_diffusers_schedulers_are_read_exactly(kind: type, betas: str) -> None:
 
 
 def test_euler_has_the_same_schedule() -> None:
-    assert (
-        from_diffusers(EulerDiscreteScheduler()).lambda_start == from_diffusers(DDPMScheduler()).lambda_start
-    )
+    assert from_diffusers(EulerDiscreteScheduler()).lambda_start == from_diffusers(DDPMScheduler()).lambda_start
 
 
 def test_other_families_are_named() -> None:
