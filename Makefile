@@ -17,7 +17,7 @@ ZOO := tasks/models/zoo
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types imports bench train-zoo clean
+.PHONY: help setup demo results test check format lint types imports bench train-zoo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "  make %-10s %s\n", substr($$1, 3), $$2}'
@@ -37,6 +37,10 @@ demo: setup  ## search samplers for the bundled digits model and print the table
 	@rm -rf $(DEMO_OUT)
 	$(BIN)/fewstep search --recipe digits-demo --out $(DEMO_OUT)
 	$(BIN)/fewstep report --out $(DEMO_OUT) --html $(DEMO_OUT)/report.html --json >/dev/null
+
+results: demo  ## run the demo and write its table and pictures into README.md and docs/results
+	$(BIN)/fewstep report --out $(DEMO_OUT) --csv docs/results/digits_demo.csv --markdown README.md
+	cp $(DEMO_OUT)/images.png docs/results/digits_demo.png
 
 test: setup  ## run the tests (choose with PYTEST_ARGS="-m 'not slow'")
 	$(BIN)/python -P -m pytest $(PYTEST_ARGS)

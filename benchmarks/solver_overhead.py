@@ -2,11 +2,11 @@
 
     python -m benchmarks.solver_overhead [--threads 1] [--repeats 21]
 
-Every sampler makes 20 steps on 64 x 3 x 32 x 32 in float32 without gradients; the model returns a tensor that
-exists already, so only the solver's own arithmetic is timed. Rounds are interleaved: within a round each sampler
-runs once, and the medians over the rounds are compared. `ours` is our DPM-Solver++ 2M, the counterpart of the
-peers' second order; `theirs` is the faster of DPMSolverMultistepScheduler (order 2) and UniPCMultistepScheduler
-(order 2, bh2). Exits with 1 where ours takes more than 0.75 of that.
+Every sampler makes 20 steps on 64 x 3 x 32 x 32 in float32 without gradients; the model returns a tensor
+that exists already, so only the solver's own arithmetic is timed. Rounds are interleaved: within a round
+each sampler runs once, and the medians over the rounds are compared. `ours` is our DPM-Solver++ 2M, the
+counterpart of the peers' second order; `theirs` is the faster of DPMSolverMultistepScheduler (order 2) and
+UniPCMultistepScheduler (order 2, bh2). Exits with 1 where ours takes more than 0.75 of that.
 """
 
 from __future__ import annotations

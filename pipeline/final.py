@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fewstep.errors import ConfigurationError
 from fewstep.pipeline.evaluation import Candidate
 from fewstep.pipeline.state import SearchState, Trial, Work
 from fewstep.search_spaces.presets import PRESETS
@@ -114,6 +115,35 @@ def results_csv(rows: Sequence[Row], command: str, seeds: dict[str, int]) -> str
         ends = ["" if v is None else f"{v:.6g}" for v in (r.low, r.high)]
         writer.writerow([r.model, r.method, r.nfe, r.metric, f"{r.value:.6g}", *ends, r.images, r.schedule])
     return out.getvalue()
+
+
+def results_markdown(rows: Sequence[Row], note: str) -> str:
+    """The table for a README: a row a method, a column an NFE, best value of each column in bold."""
+    nfes = sorted({r.nfe for r in rows})
+    methods = [FOUND, *sorted({r.method for r in rows} - {FOUND})]
+    cells = {(r.method, r.nfe): r for r in rows}
+    best = {n: min((r for r in rows if r.nfe == n), key=lambda r: r.value).method for n in nfes}
+    lines = ["| method | " + " | ".join(f"NFE {n}" for n in nfes) + " |", "|---" * (len(nfes) + 1) + "|"]
+    for method in methods:
+        texts = []
+        for n in nfes:
+            row = cells.get((method, n))
+            text = "" if row is None else f"{row.value:.2f}"
+            if row is not None and row.low is not None and row.high is not None:
+                text += f" ({row.low:.2f} to {row.high:.2f})"
+            texts.append(f"**{text}**" if row is not None and best[n] == method else text)
+        lines.append(f"| {method} | " + " | ".join(texts) + " |")
+    return "\n".join([*lines, "", note])
+
+
+def insert_between_markers(path: Path, text: str) -> None:
+    """Replace what stands between the results markers of a Markdown file; ConfigurationError without them."""
+    begin, end = "<!-- results:begin -->", "<!-- results:end -->"
+    old = path.read_text()
+    if old.count(begin) != 1 or old.count(end) != 1:
+        raise ConfigurationError(f"{path} needs the lines {begin} and {end} once each, where the table goes")
+    head, tail = old.partition(begin)[0], old.partition(end)[2]
+    write_text(path, f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def machine_class() -> str:

@@ -12,12 +12,13 @@ def digits_demo() -> SearchSettings:
         study="digits-demo",
         model="digits-ddpm",
         nfes=(3, 4, 5),
-        budget=450_000,
+        budget=540_000,
         distance_images=100,
-        frechet_images=500,
+        frechet_images=1000,
         finalist_images=2000,
         finalists=4,
-        report_images=5000,
+        keep=0.15,
+        report_images=4000,
     )
 
 

@@ -35,13 +35,13 @@ class S3Options:
     """Sizes of the search. `guided` False switches the surrogate off and leaves plain evolution."""
 
     parents: int = 15
-    children: int = 64
-    generations: int = 4
+    children: int = 32
+    generations: int = 2
     random_trials: int = 8
     explore: float = 0.2
     crossover: float = 0.4
     first_fit: int = 40
-    growth: float = 1.35
+    growth: float = 1.5
     guided: bool = True
 
 

@@ -128,9 +128,10 @@ class Study:
         on_record: OnRecord | None = None,
     ) -> Outcome:
         """Search (or go on searching), report, publish. A tracking server that fails costs a warning."""
-        if not self.exists:
-            self.create()
         with self.driver(execution, on_record) as driver:
+            # Only now: a search that cannot start must leave nothing that looks like a study.
+            if not self.exists:
+                self.create()
             state = self.state(driver)
             search(state, driver)
             known = self._report_records()

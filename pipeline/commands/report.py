@@ -7,15 +7,26 @@ from typing import Annotated
 
 import typer
 
-from fewstep.errors import DamagedFileError
+from fewstep.errors import ConfigurationError, DamagedFileError
 from fewstep.pipeline.commands.options import AsJson, Out, print_json
 
 NAME = "report"
 
 
+def _results_csv(out: Path) -> str:
+    path = out / "results.csv"
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{path} is not there yet: finish with `fewstep search --resume --out {out}`"
+        )
+    return path.read_text()
+
+
 def command(
     out: Out,
     html: Annotated[Path | None, typer.Option(help="write one self-contained page here")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="put the table between this file's results markers")] = None,
+    csv: Annotated[Path | None, typer.Option(help="copy the study's results.csv here")] = None,
     sync: Annotated[bool, typer.Option("--sync", help="log the study to the tracking server again")] = False,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server or database [default: in --out]")] = None,
     as_json: AsJson = False,
@@ -25,7 +36,7 @@ def command(
 
     from fewstep.dashboards.page import write_page
     from fewstep.pipeline.display import mlflow_command, results_table
-    from fewstep.pipeline.final import report_rows
+    from fewstep.pipeline.final import insert_between_markers, report_rows, results_markdown, write_text
     from fewstep.pipeline.study import Study
     from fewstep.storage.tracking import default_tracking_uri
     from fewstep.storage.tracking import sync as log_study
@@ -42,6 +53,14 @@ def command(
             html,
             {"samples": out / "images.png"} if "images.png" in files else None,
         )
+    if csv is not None:
+        shown["csv"] = write_text(csv, _results_csv(out))
+    if markdown is not None:
+        header = [line[2:] for line in _results_csv(out).splitlines() if line.startswith("# ")]
+        images = max((r.images for r in rows), default=0)
+        metric = rows[0].metric if rows else "nothing"
+        note = f"{metric}, {images:,} images, lower is better. " + "; ".join(header) + "."
+        insert_between_markers(markdown, results_markdown(rows, note))
     if sync:
         uri = tracking_uri or default_tracking_uri(out)
         shown["run"] = log_study(study.store, study.settings.study, uri, artifacts=files)

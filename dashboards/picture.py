@@ -1,0 +1,180 @@
+"""The picture of a schedule, before any library draws it.
+
+Above, a column of equal width for each step says what was decided there; a thin line leads from each
+column to its step on the lambda axis below, where the steps are as long as they are. So the words never
+collide, however close the times lie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fewstep.search_spaces.schedule import Derivative, Formula, SolverSchedule, Step
+
+LANES = ("prediction", "order", "relaxation", "corrector")
+"""From the top down; lane k is drawn at height LANE_TOP - k, the axis at height 0."""
+
+LANE_TOP = 5.0
+NONE = "–"
+BREAK = 0.14
+MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of the lambda axis: the finite times drawn lie in low..high, sigma = 0 apart at `zero`."""
+
+    low: float
+    high: float
+    has_zero: bool
+
+    @property
+    def width(self) -> float:
+        """Length of the finite part; a lone time gets a width of 1."""
+        return self.high - self.low if self.high > self.low else 1.0
+
+    @property
+    def zero(self) -> float:
+        """Where sigma = 0, which has no place on the axis, is drawn."""
+        return self.high + BREAK * self.width
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both ends of the axis with a margin."""
+        last = self.zero if self.has_zero else self.high
+        return self.low - MARGIN * self.width, last + MARGIN * self.width
+
+    def place(self, lambda_: float) -> float:
+        """Where a time is drawn."""
+        return self.zero if math.isinf(lambda_) else lambda_
+
+
+@dataclass(frozen=True)
+class StepPicture:
+    """One step: where it is drawn, which words stand over it, and the whole story in one line."""
+
+    start: float
+    end: float
+    to_zero: bool
+    column: float
+    words: tuple[str, ...]
+    prediction: str
+    details: str
+
+    @property
+    def middle(self) -> float:
+        """Middle of the step on the axis."""
+        return (self.start + self.end) / 2
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One time: `called` tells whether the denoiser is called there."""
+
+    place: float
+    called: bool
+    details: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A schedule laid out on a span."""
+
+    span: Span
+    steps: tuple[StepPicture, ...]
+    marks: tuple[Mark, ...]
+
+
+def span_of(schedules: Iterable[SolverSchedule]) -> Span:
+    """The span that shows all of some schedules; one picture beside another wants the same one."""
+    times = [value for schedule in schedules for value in schedule.lambdas]
+    finite = [value for value in times if math.isfinite(value)]
+    return Span(min(finite), max(finite), len(finite) < len(times))
+
+
+def lay_out(schedule: SolverSchedule, span: Span | None = None) -> Picture:
+    """Places and words of a schedule's picture, on its own span or a wider one."""
+    span = span or span_of([schedule])
+    low, high = span.ends
+    width = (high - low) / len(schedule.steps)
+    steps = []
+    for i, step in enumerate(schedule.steps):
+        start, end = schedule.lambdas[i], schedule.lambdas[i + 1]
+        steps.append(
+            StepPicture(
+                span.place(start),
+                span.place(end),
+                math.isinf(end),
+                low + (i + 0.5) * width,
+                words(step),
+                step.prediction,
+                f"step {i + 1}: {_time(start)} to {_time(end)}, {_story(step)}",
+            )
+        )
+    return Picture(span, tuple(steps), tuple(_marks(schedule, span)))
+
+
+def words(step: Step) -> tuple[str, ...]:
+    """What stands in each lane of a step."""
+    corrector = NONE
+    if step.corrector is not None:
+        corrector = " ".join(w for w in (_order(step.corrector), _relaxation(step.corrector)) if w != NONE)
+    return step.prediction, _order(step.predictor), _relaxation(step.predictor), corrector
+
+
+def _marks(schedule: SolverSchedule, span: Span) -> list[Mark]:
+    marks, call = [], 0
+    for i, value in enumerate(schedule.lambdas):
+        called = i < len(schedule.steps) and (i > 0 or schedule.first_call == "model")
+        call += called
+        if called:
+            details = f"call {call} at {_time(value)}"
+        elif i == 0:
+            details = f"no call at {_time(value)}: the noise itself stands in"
+        else:
+            details = f"end at {_time(value)}"
+        marks.append(Mark(span.place(value), called, details))
+    return marks
+
+
+def _time(lambda_: float) -> str:
+    return "σ = 0" if math.isinf(lambda_) else f"λ = {lambda_:.3f}"
+
+
+def _story(step: Step) -> str:
+    parts = [f"{step.prediction} prediction", f"predictor {_formula(step.predictor)}"]
+    parts.append(f"corrector {_formula(step.corrector)}" if step.corrector else "no corrector")
+    return ", ".join(parts)
+
+
+def _formula(formula: Formula) -> str:
+    active = sorted({point for d in formula.derivatives for point in d.points})
+    text = f"of order {formula.order} from point {formula.start}"
+    if active:
+        text += f" with points {', '.join(map(str, active))}"
+    relaxation = _relaxation(formula)
+    return text if relaxation == NONE else f"{text}, relaxed {relaxation}"
+
+
+def _order(formula: Formula) -> str:
+    points = {formula.start, *(point for d in formula.derivatives for point in d.points)}
+    return f"{formula.order}" if len(points) <= formula.order else f"{formula.order} ({len(points)} pts)"
+
+
+def _relaxation(formula: Formula) -> str:
+    relaxed = [
+        _factor(derivative) + (f" F{k}" if k > 1 else "")
+        for k, derivative in enumerate(formula.derivatives, 1)
+        if derivative.relaxation != "none"
+    ]
+    return ", ".join(relaxed) or NONE
+
+
+def _factor(derivative: Derivative) -> str:
+    if derivative.relaxation == "linear":
+        return f"1{derivative.coefficient:+.2g}h".replace("-", "−")
+    if derivative.relaxation == "scale":
+        return f"×{derivative.coefficient:.2g}"
+    return derivative.relaxation

@@ -1,0 +1,162 @@
+"""What a study found, read from its evaluations: the final table and the way there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from fewstep.errors import ConfigurationError, ScheduleError
+from fewstep.search_spaces.presets import PRESETS, preset
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.storage.store import Store
+
+FOUND = "fewstep"
+"""Method name of what a search found; presets go by their own."""
+
+REPORT, JUDGE = "report", "frechet"
+
+COMPARABLE = ("metric", "features", "reference")
+"""Values are compared only between rows that agree on these."""
+
+_READ = ("order", "nfe", "rung", "status", "origin", "value", "low", "high", "images", "denoiser_calls")
+_READ += ("candidate", "candidate_json", "seed", *COMPARABLE)
+
+_TABLE = {
+    "nfe": "int64",
+    "method": "object",
+    "grid": "object",
+    "value": "float64",
+    "low": "float64",
+    "high": "float64",
+    "images": "int64",
+    **dict.fromkeys(COMPARABLE, "object"),
+    "candidate": "object",
+    "origin": "object",
+    "order": "int64",
+}
+_CONVERGENCE = {"nfe": "int64", "calls": "int64", "value": "float64", "best": "float64", "origin": "object"}
+
+
+def report_table(store: Store, study: str) -> pd.DataFrame:
+    """One row a method, grid and NFE, by NFE and then by value: the figures of the report rung.
+
+    Columns: nfe, method (`fewstep` or a preset's name), grid (empty where a search chose the times),
+    value with its interval low to high (NaN where there is none), images, metric, features, reference,
+    candidate (hash), origin and order (place in the record). Presets that coincide at an NFE share one
+    evaluation and have a row each. Empty before the report. Raises StorageError when the store cannot
+    be read.
+    """
+    rows = []
+    for row in _finite(_evaluations(store, study), REPORT):
+        method, grid = _method(row["origin"])
+        rows.append({**row, "method": method, "grid": grid})
+    rows += _coinciding(rows)
+    table = _frame(rows, _TABLE)
+    # What was found comes first among equals, then presets by name.
+    found_first = table.assign(_found=table["method"] != FOUND)
+    ranked = found_first.sort_values(["nfe", "value", "_found", "method", "order"], kind="stable")
+    return ranked.drop(columns="_found").reset_index(drop=True)
+
+
+def convergence(store: Store, study: str) -> pd.DataFrame:
+    """One row an evaluation of the judging rung `frechet`, in the order of the record.
+
+    Columns: nfe, calls (denoiser calls that the whole search had spent by then, the report apart), value,
+    best (the lowest value so far at that NFE) and origin. Raises StorageError when the store cannot be
+    read.
+    """
+    calls, best, rows = 0, dict[int, float](), []
+    for row in _evaluations(store, study):
+        if row["rung"] == REPORT:
+            continue
+        calls += row["denoiser_calls"]
+        for judged in _finite([row], JUDGE):
+            nfe = judged["nfe"]
+            best[nfe] = min(best.get(nfe, judged["value"]), judged["value"])
+            rows.append({**judged, "calls": calls, "best": best[nfe]})
+    return _frame(rows, _CONVERGENCE)
+
+
+def feature_spaces(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """The table cut into parts whose values may be compared with one another."""
+    return [part.reset_index(drop=True) for _, part in table.groupby(list(COMPARABLE), sort=True)]
+
+
+def headline(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a method and NFE: a preset's lowest value over its grids, of found schedules the latest.
+
+    Picking the lowest of several found ones would be choosing on the very images that judge them.
+    Raises ConfigurationError when the table mixes values that cannot be compared.
+    """
+    mixed = [name for name in COMPARABLE if table[name].nunique() > 1]
+    if mixed:
+        values = ", ".join(map(str, table[mixed[0]].unique()))
+        raise ConfigurationError(
+            f"the table mixes {mixed[0]} {values}, whose values cannot be compared: "
+            f"show the parts that feature_spaces returns one by one"
+        )
+    latest = table[table["method"] == FOUND].sort_values("order", ascending=False, kind="stable")
+    lowest = table[table["method"] != FOUND].sort_values("value", kind="stable")
+    rows = pd.concat([latest, lowest]).drop_duplicates(["nfe", "method"])
+    return rows.sort_values(["nfe", "value"], kind="stable").reset_index(drop=True)
+
+
+def methods(table: pd.DataFrame) -> list[str]:
+    """The methods of a table, what was found first, then presets by name."""
+    return sorted(set(table["method"]), key=lambda name: (name != FOUND, name))
+
+
+def _evaluations(store: Store, study: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = store.evaluations.read(_READ, where={"study": study}).to_pylist()
+    return sorted(rows, key=lambda row: row["order"])
+
+
+def _finite(rows: Iterable[Mapping[str, Any]], rung: str) -> list[dict[str, Any]]:
+    """The complete rows of a rung that have a finite value."""
+    return [
+        dict(row)
+        for row in rows
+        if row["rung"] == rung and row["status"] == "complete" and _is_number(row["value"])
+    ]
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and abs(value) < float("inf")
+
+
+def _method(origin: str) -> tuple[str, str]:
+    """Method and grid of an origin; an origin that is neither found nor a preset is its own method."""
+    if origin.startswith("found"):
+        return FOUND, ""
+    name, _, grid = origin.removeprefix("preset:").partition("/")
+    return name, grid
+
+
+def _coinciding(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for the presets that an evaluated preset equals at its NFE, and that were not evaluated again."""
+    known = {(row["nfe"], row["method"], *(row[name] for name in COMPARABLE)) for row in rows}
+    added = []
+    for row in rows:
+        origin = row["origin"].removeprefix("found:")
+        if not origin.startswith("preset:"):
+            continue
+        for name in _equal_presets(row["candidate_json"]):
+            identity = (row["nfe"], name, *(row[column] for column in COMPARABLE))
+            if identity not in known:
+                known.add(identity)
+                added.append({**row, "method": name, "grid": _method(origin)[1]})
+    return added
+
+
+def _equal_presets(text: str) -> list[str]:
+    try:
+        schedule = SolverSchedule.from_json(text)
+        return [name for name in PRESETS if preset(name, schedule.lambdas).hash == schedule.hash]
+    except ScheduleError:
+        return []  # a candidate of another kind stands for itself
+
+
+def _frame(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(columns)).astype(dict(columns))
