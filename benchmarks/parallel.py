@@ -21,6 +21,7 @@ from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.study import Study
+from fewstep.pipeline.surrogate import warm_up
 from fewstep.search_spaces.evolution import random_genome
 from fewstep.search_spaces.solver_space import SolverSpace, to_schedule
 from fewstep.storage.store import Store
@@ -62,6 +63,7 @@ def driver_share() -> float:
     with tempfile.TemporaryDirectory() as folder:
         study = Study(Path(folder), SETTINGS)
         store = study.store
+        warm_up()
         executor = RayExecutor(WorkerSettings(MODEL), 2)
         driver = Driver(Evaluator("parallel", study.files, store, teacher=study.teacher), executor, store)
         search(SearchState(SETTINGS, study.files.noise), driver)

@@ -56,6 +56,7 @@ def front_figure(table: pd.DataFrame) -> go.Figure:
                 x=line.x,
                 y=line.values,
                 name=_escaped(line.method),
+                legendrank=1 if found else 1000,
                 mode="lines+markers",
                 line={"color": line.colour, "width": 3 if found else 1.4},
                 marker={"symbol": SYMBOLS[line.index], "size": 10 if found else 7, "color": line.colour},
@@ -193,6 +194,7 @@ def _figure() -> go.Figure:
         "showline": True,
         "ticks": "outside",
         "ticklen": 4,
+        "title": {"font": {"size": 13}, "standoff": 8},
     }
     layout = {
         "template": go.layout.Template(),
@@ -242,7 +244,7 @@ def save_front(table: pd.DataFrame, path: str | Path) -> Path:
             line.x,
             line.values,
             yerr=[line.below, line.above],
-            label=line.method,
+            label=_plain(line.method),
             color=line.colour,
             marker=MARKERS[line.index],
             markersize=7 if found else 5,
@@ -253,7 +255,7 @@ def save_front(table: pd.DataFrame, path: str | Path) -> Path:
         )
     _label(axes, "denoiser calls per image (NFE)", _value_title(rows), bool((rows["value"] > 0).all()))
     axes.set_xticks(sorted(set(rows["nfe"])))
-    _legend(axes)
+    _legend(axes, first=FOUND)
     return _save(figure, path)
 
 
@@ -337,15 +339,15 @@ def _label(axes: Axes, x: str, y: str, log: bool) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         few = high / low < 30  # less than a decade and a half: the ticks in between are wanted
         axes.yaxis.set_minor_formatter(
-            FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
-            if few
-            else NullFormatter()
+            FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "") if few else NullFormatter()
         )
 
 
-def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=9)
+def _legend(axes: Axes, first: str = "") -> None:
+    entries = list(zip(*axes.get_legend_handles_labels(), strict=True))
+    entries.sort(key=lambda entry: entry[1] != first)
+    if entries:
+        axes.legend(*zip(*entries, strict=True), frameon=False, fontsize=9)
 
 
 def _save(figure: Figure, path: str | Path) -> Path:

@@ -20,7 +20,5 @@ def write_whole(path: str | Path, data: bytes) -> Path:
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror}; free space or choose another place"
-        ) from error
+        raise StorageError(f"cannot write {path}: {error.strerror}; free space or choose another place") from error
     return path

@@ -20,8 +20,21 @@ REPORT, JUDGE = "report", "frechet"
 COMPARABLE = ("metric", "features", "reference")
 """Values are compared only between rows that agree on these."""
 
-_READ = ("order", "nfe", "rung", "status", "origin", "value", "low", "high", "images", "denoiser_calls")
-_READ += ("candidate", "candidate_json", "seed", *COMPARABLE)
+_READ = (
+    "order",
+    "nfe",
+    "rung",
+    "status",
+    "origin",
+    "value",
+    "low",
+    "high",
+    "images",
+    "denoiser_calls",
+    "candidate",
+    "candidate_json",
+    *COMPARABLE,
+)
 
 _TABLE = {
     "nfe": "int64",
@@ -116,9 +129,7 @@ def _evaluations(store: Store, study: str) -> list[dict[str, Any]]:
 def _finite(rows: Iterable[Mapping[str, Any]], rung: str) -> list[dict[str, Any]]:
     """The complete rows of a rung that have a finite value."""
     return [
-        dict(row)
-        for row in rows
-        if row["rung"] == rung and row["status"] == "complete" and _is_number(row["value"])
+        dict(row) for row in rows if row["rung"] == rung and row["status"] == "complete" and _is_number(row["value"])
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -106,17 +107,17 @@ def results_table(rows: list[Row]) -> Table:
     return table
 
 
-def print_outcome(study: Study, outcome: Outcome) -> None:
+def print_outcome(study: Study, outcome: Outcome, files: dict[str, Path], tracking_uri: str) -> None:
     """The final table, where things lie, and what to type next."""
     console = Console()
     console.print(results_table(outcome.rows))
     root = study.root
     console.print(f"{outcome.calls:,} denoiser calls in {outcome.seconds:.0f} s", highlight=False)
     out = Console(soft_wrap=True, highlight=False)
-    for name, path in outcome.files.items():
-        out.print(f"{name:12} {path}")
+    for name, path in files.items():
+        out.print(f"{name:16} {path}")
     out.print("")
-    out.print("Browse the study:      " + mlflow_command(outcome.tracking_uri))
+    out.print("Browse the study:      " + mlflow_command(tracking_uri))
     out.print(f"One page of results:   fewstep report --out {root} --html {root}/report.html")
     for _nfe, path in list(outcome.schedules.items())[:1]:
         out.print(

@@ -84,6 +84,8 @@ class Evaluator:
         self.reference = FrechetReference.of(moments)
         self._pending: dict[str, _Pending] = {}
         self._moments: dict[str, dict[int, Moments]] = {}
+        # This process is the only writer: what it did not find at the start or write itself is not there.
+        self._stored = set(store.moments.read(columns=["base"]).column("base").to_pylist())
         self._teacher_json = teacher.to_json() if teacher else ""
 
     def key(self, schedule: SolverSchedule, rung: Rung) -> str:
@@ -130,7 +132,7 @@ class Evaluator:
 
     def _known(self, base: str) -> dict[int, Moments]:
         if base not in self._moments:
-            rows = self.store.moments.records(where={"base": base})
+            rows = self.store.moments.records(where={"base": base}) if base in self._stored else []
             self._moments[base] = {r.start: Moments.from_bytes(r.mean, r.scatter, r.count, r.dim) for r in rows}
             for oldest in list(self._moments)[:-RECENT]:
                 del self._moments[oldest]
@@ -226,6 +228,7 @@ class Evaluator:
                 if moments.count == GROUP:
                     # A short last group is not stored: a larger evaluation must be able to replace it.
                     mean, scatter = moments.to_bytes()
+                    self._stored.add(pending.base)
                     records.append(MomentsRecord(pending.base, at, moments.count, moments.dim, mean, scatter))
                 known[at] = moments
         return records

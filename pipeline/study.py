@@ -5,25 +5,25 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from fewstep import __version__
-from fewstep.errors import ConfigurationError, StorageError, TrackingError
+from fewstep.errors import ConfigurationError, StorageError
 from fewstep.pipeline.evaluation import Evaluator
 from fewstep.pipeline.executors.base import Executor
-from fewstep.pipeline.final import Row, contenders, report_rows, report_work, results_csv, winner, write_text
+from fewstep.pipeline.final import FOUND, Row, contenders, report_rows, report_work, results_csv, winner, write_text
 from fewstep.pipeline.grids_of_images import COLUMNS, sample_images, write_grid
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
 from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
 from fewstep.pipeline.state import SearchState
+from fewstep.pipeline.surrogate import warm_up
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord, StudyRecord
 from fewstep.storage.store import Store
-from fewstep.storage.tracking import default_tracking_uri, sync
 from fewstep.tasks.models.files import ModelFiles, find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.worker import WorkerSettings
@@ -39,8 +39,6 @@ class Outcome:
     calls: int
     seconds: float
     own_share: float
-    tracking_uri: str
-    warnings: list[str] = field(default_factory=list)
 
 
 def parse_teacher(text: str, files: ModelFiles) -> SolverSchedule:
@@ -120,14 +118,10 @@ class Study:
             finally:
                 executor.close()
 
-    def run(
-        self,
-        execution: ExecutionSettings,
-        tracking_uri: str | None,
-        command: str,
-        on_record: OnRecord | None = None,
-    ) -> Outcome:
-        """Search (or go on searching), report, publish. A tracking server that fails costs a warning."""
+    def run(self, execution: ExecutionSettings, command: str, on_record: OnRecord | None = None) -> Outcome:
+        """Search (or go on searching) and report; `command` is named in the results' header."""
+        if self.settings.sampler == "s3":
+            warm_up()
         with self.driver(execution, on_record) as driver:
             # Only now: a search that cannot start must leave nothing that looks like a study.
             if not self.exists:
@@ -139,15 +133,16 @@ class Study:
             evaluate_all(work, driver)
             rows = report_rows(state, list(self._report_records().values()))
             files = self._publish(state, driver.executor, rows, command)
-        schedules = {nfe: path for nfe in self.settings.nfes if (path := self.schedule_path(nfe)).is_file()}
-        uri = tracking_uri or default_tracking_uri(self.root)
-        warnings = self.publish_to(uri, files)
         calls = sum(r.denoiser_calls for r in self.store.evaluations.records({"study": self.settings.study}))
-        return Outcome(rows, files, schedules, calls, driver.clock.total, driver.clock.own_share, uri, warnings)
+        return Outcome(rows, files, self.schedules(), calls, driver.clock.total, driver.clock.own_share)
 
     def _report_records(self) -> dict[str, EvaluationRecord]:
         records = self.store.evaluations.records({"study": self.settings.study})
         return {r.key: r for r in records if r.rung == "report"}
+
+    def schedules(self) -> dict[int, Path]:
+        """Files of the found schedules by NFE, those that are written."""
+        return {nfe: path for nfe in self.settings.nfes if (path := self.schedule_path(nfe)).is_file()}
 
     def schedule_path(self, nfe: int) -> Path:
         """Where the found schedule for `nfe` is written."""
@@ -157,26 +152,33 @@ class Study:
         """Schedules as JSON, the table as CSV, the image grid: all can be made again from the records."""
         seeds = {"search": self.settings.noise_seed, "report": self.settings.report_seed}
         files = {"results.csv": write_text(self.root / "results.csv", results_csv(rows, command, seeds))}
-        pictures = []
+        pictures: list[tuple[str, SolverSchedule]] = []
+        teacher = (f"teacher, {self.teacher.nfe}", self.teacher)
         for nfe in self.settings.nfes:
             found = winner(state, nfe)
             if found is None:
                 continue
-            provenance = self._provenance(nfe, rows)
             schedule = found.candidate.schedule.model_copy(
-                update={"name": f"fewstep-{self.files.name}-nfe{nfe}", "provenance": provenance}
+                update={"name": f"fewstep-{self.files.name}-nfe{nfe}", "provenance": self._provenance(nfe, rows)}
             )
             write_text(self.schedule_path(nfe), schedule.to_json(indent=2) + "\n")
-            methods = {r.method: r.value for r in rows if r.nfe == nfe and r.method != "fewstep"}
-            pictures.append((f"found, {nfe} calls", schedule))
+            pair = [(f"found, {nfe} calls", schedule)]
+            methods = {r.method: r.value for r in rows if r.nfe == nfe and r.method != FOUND}
             if methods:
                 best = min(methods, key=lambda m: methods[m])
-                pictures.append((f"{best}, {nfe}", contenders(state, nfe)[best].candidate.schedule))
-        pictures.append((f"teacher, {self.teacher.nfe}", self.teacher))
-        seed = self.settings.report_seed
-        images = [(label, sample_images(executor, s, seed, COLUMNS)) for label, s in pictures]
-        files["images.png"] = write_grid(images, self.root / "images.png")
+                pair.append((f"{best}, {nfe}", contenders(state, nfe)[best].candidate.schedule))
+            self._grid(executor, [*pair, teacher], self.images_path(nfe))
+            pictures += pair
+        files["images.png"] = self._grid(executor, [*pictures, teacher], self.root / "images.png")
         return files
+
+    def _grid(self, executor: Executor, pictures: list[tuple[str, SolverSchedule]], path: Path) -> Path:
+        seed = self.settings.report_seed
+        return write_grid([(label, sample_images(executor, s, seed, COLUMNS)) for label, s in pictures], path)
+
+    def images_path(self, nfe: int) -> Path:
+        """Where the image grid of the found schedule for `nfe` is written."""
+        return self.root / "schedules" / f"nfe{nfe}.png"
 
     def _provenance(self, nfe: int, rows: list[Row]) -> dict[str, object]:
         own = next((r for r in rows if r.nfe == nfe and r.method == "fewstep"), None)
@@ -200,13 +202,3 @@ class Study:
             "fewstep": __version__,
             **figures,
         }
-
-    def publish_to(self, uri: str, files: dict[str, Path]) -> list[str]:
-        """Bring the tracking server up to date; a failure becomes a warning that says how to repeat it."""
-        try:
-            sync(self.store, self.settings.study, uri, artifacts=files)
-        except (TrackingError, StorageError) as error:
-            return [
-                f"{error}; nothing is lost: run `fewstep report --out {self.root} --sync --tracking-uri {uri}` later"
-            ]
-        return []

@@ -68,6 +68,11 @@ def pairwise_hinge(scores: Tensor, values: Tensor, groups: Tensor) -> Tensor:
     return losses.mean() if losses.numel() else scores.sum() * 0.0
 
 
+def warm_up() -> None:
+    """Make PyTorch import its compiler, which the first optimiser does (seconds), before a search is timed."""
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+
+
 class RankingSurrogate:
     """Trained from scratch at every fit, so that it is a function of its examples and its seed."""
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -152,7 +153,13 @@ class SolverSchedule(_Part):
         """Number of denoiser calls for one image."""
         return len(self.steps) - (self.first_call != "model")
 
-    @property
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields replaced, unchecked; its hash is computed anew."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("hash", None)
+        return copy
+
+    @cached_property
     def hash(self) -> str:
         """Content address of the decisions: 16 hex digits, the same for equal schedules on any machine."""
         content = self.model_dump(exclude={"name", "provenance"})

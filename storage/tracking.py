@@ -38,9 +38,11 @@ def sync(
     rung: str = "frechet",
     experiment: str = "fewstep",
     timeout: float = 5.0,
+    front_rung: str | None = None,
 ) -> str:
     """Bring MLflow's runs of one study up to date with the tables; returns the study's run id.
 
+    The curve is of `rung`, the nested runs are the front of `front_rung`, by default the same.
     `artifacts` are files by the name (slashes make folders) to show them under in the study's run,
     `candidate_artifacts` the same for members of the front, by candidate hash. Requests wait at most
     `timeout` seconds and are tried twice. Parameters keep their first value, as MLflow demands; the
@@ -50,7 +52,7 @@ def sync(
     shown: dict[str | None, Files] = {None: artifacts or {}}
     shown.update(candidate_artifacts or {})
     _check_files([path for files in shown.values() for path in files.values()])
-    plan = plan_study(store, study, rung)
+    plan = plan_study(store, study, rung, front_rung)
     with connect(tracking_uri, timeout) as client:
         runs = _StudyRuns(client, _experiment(client, experiment, tracking_uri), study)
         parent = runs.bring_up(None, plan.parent, plan.parent.tags, shown[None])

@@ -68,8 +68,8 @@ class StudyPlan:
     members: Mapping[str, RunPlan]
 
 
-def plan_study(store: Store, study: str, rung: str = "frechet") -> StudyPlan:
-    """The runs of one study, with the front of `rung`.
+def plan_study(store: Store, study: str, rung: str = "frechet", front_rung: str | None = None) -> StudyPlan:
+    """The runs of one study: the curve of `rung`, and the front of `front_rung` (by default the same).
 
     Raises StorageError when the store holds nothing of that study.
     """
@@ -81,7 +81,7 @@ def plan_study(store: Store, study: str, rung: str = "frechet") -> StudyPlan:
     events = store.events.records(where={"study": study})
     members = {
         member["candidate"]: _plan_member(study, member, rows)
-        for member in front(store, study, rung).to_dict("records")
+        for member in front(store, study, front_rung or rung).to_dict("records")
     }
     return StudyPlan(_plan_parent(study, settings, rows, events, rung), members)
 

@@ -16,9 +16,7 @@ NAME = "report"
 def _results_csv(out: Path) -> str:
     path = out / "results.csv"
     if not path.is_file():
-        raise ConfigurationError(
-            f"{path} is not there yet: finish with `fewstep search --resume --out {out}`"
-        )
+        raise ConfigurationError(f"{path} is not there yet: finish with `fewstep search --resume --out {out}`")
     return path.read_text()
 
 
@@ -34,25 +32,17 @@ def command(
     """Read a study's tables. Damaged files are skipped and named, with exit code 2."""
     from rich.console import Console
 
-    from fewstep.dashboards.page import write_page
+    from fewstep.pipeline.commands.publishing import log, write_report
     from fewstep.pipeline.display import mlflow_command, results_table
     from fewstep.pipeline.final import insert_between_markers, report_rows, results_markdown, write_text
     from fewstep.pipeline.study import Study
-    from fewstep.storage.tracking import default_tracking_uri
-    from fewstep.storage.tracking import sync as log_study
 
     study = Study.load(out)
     records = study.store.evaluations.records(where={"study": study.settings.study})
     rows = report_rows(study.state(), records)
     shown: dict[str, object] = {"study": study.settings.study, "evaluations": len(records)}
-    files = {p.name: p for p in (out / "results.csv", out / "images.png") if p.is_file()}
     if html is not None:
-        shown["html"] = write_page(
-            study.store,
-            study.settings.study,
-            html,
-            {"samples": out / "images.png"} if "images.png" in files else None,
-        )
+        shown["html"] = write_report(study, html)
     if csv is not None:
         shown["csv"] = write_text(csv, _results_csv(out))
     if markdown is not None:
@@ -62,9 +52,7 @@ def command(
         note = f"{metric}, {images:,} images, lower is better. " + "; ".join(header) + "."
         insert_between_markers(markdown, results_markdown(rows, note))
     if sync:
-        uri = tracking_uri or default_tracking_uri(out)
-        shown["run"] = log_study(study.store, study.settings.study, uri, artifacts=files)
-        shown["browse"] = mlflow_command(uri)
+        shown["browse"] = mlflow_command(log(study, tracking_uri))
     if as_json:
         print_json({**shown, "rows": [vars(r) for r in rows]})
     else:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.errors import ConfigurationError
+from fewstep.errors import ConfigurationError, StorageError, TrackingError
 from fewstep.pipeline.commands.options import AsJson, Device, print_json
 from fewstep.pipeline.settings import SAMPLERS, ExecutionSettings, SearchSettings, parse_nfes
 
@@ -98,24 +98,31 @@ def _forecast(study: Any, execution: ExecutionSettings, as_json: bool) -> None:
 
 
 def _run(study: Any, execution: ExecutionSettings, tracking_uri: str | None, as_json: bool) -> None:
+    from fewstep.pipeline.commands.publishing import draw, log
     from fewstep.pipeline.display import SearchDisplay, print_outcome
+    from fewstep.storage.tracking import default_tracking_uri
 
     command_line = "fewstep " + " ".join(sys.argv[1:])
     with SearchDisplay(study.settings, quiet=as_json) as display:
-        outcome = study.run(execution, tracking_uri, command_line, display.on_record)
-    for warning in outcome.warnings:
-        print(f"warning: {' '.join(warning.split())}", file=sys.stderr)
-    if as_json:
-        print_json(
-            {
-                "rows": [vars(r) for r in outcome.rows],
-                "schedules": outcome.schedules,
-                "files": outcome.files,
-                "denoiser_calls": outcome.calls,
-                "seconds": outcome.seconds,
-                "driver_share": outcome.own_share,
-                "tracking_uri": outcome.tracking_uri,
-            }
-        )
-    else:
-        print_outcome(study, outcome)
+        outcome = study.run(execution, command_line, display.on_record)
+    files, uri = outcome.files, tracking_uri or default_tracking_uri(study.root)
+    try:
+        log(study, uri)
+        files = files | draw(study)
+    except (TrackingError, StorageError) as error:
+        hint = f"nothing is lost: run `fewstep report --out {study.root} --sync --tracking-uri {uri}` later"
+        print(f"warning: {' '.join(str(error).split())}; {hint}", file=sys.stderr)
+    if not as_json:
+        print_outcome(study, outcome, files, uri)
+        return
+    print_json(
+        {
+            "rows": [vars(r) for r in outcome.rows],
+            "schedules": outcome.schedules,
+            "files": files,
+            "denoiser_calls": outcome.calls,
+            "seconds": outcome.seconds,
+            "driver_share": outcome.own_share,
+            "tracking_uri": uri,
+        }
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import ScheduleError
@@ -78,6 +78,7 @@ def schedules(draw: st.DrawFn) -> SolverSchedule:
 
 
 @given(schedules(), st.sampled_from([None, 2]))
+@settings(deadline=None)
 def test_json_gives_the_schedule_back_exactly(schedule: SolverSchedule, indent: int | None) -> None:
     text = schedule.to_json(indent=indent)
     back = SolverSchedule.from_json(text)
@@ -89,6 +90,7 @@ def test_json_gives_the_schedule_back_exactly(schedule: SolverSchedule, indent: 
 
 
 @given(schedules(), st.text(), st.dictionaries(st.text(), st.integers()))
+@settings(deadline=None)
 def test_hash_is_of_the_decisions_alone(schedule: SolverSchedule, name: str, provenance: dict[str, int]) -> None:
     other = schedule.model_copy(update={"name": name, "provenance": provenance})
     assert other.hash == schedule.hash == SolverSchedule.from_json(schedule.to_json()).hash
@@ -155,6 +157,7 @@ def test_hash_tells_every_decision_apart(path: str, value: Any) -> None:
 
 
 @given(schedules(), schedules())
+@settings(deadline=None)
 def test_equal_hash_means_equal_decisions(a: SolverSchedule, b: SolverSchedule) -> None:
     same = a.model_copy(update={"name": ""}) == b.model_copy(update={"name": ""})
     close = all(math.isclose(x, y, rel_tol=1e-11) for x, y in zip(a.lambdas, b.lambdas, strict=False))
@@ -257,6 +260,7 @@ def test_load_schedule_names_the_file(tmp_path: Path, content: bytes | None) -> 
 
 
 @given(schedules())
+@settings(deadline=None)
 def test_nfe_counts_denoiser_calls(schedule: SolverSchedule) -> None:
     saved = 1 if schedule.first_call == "zero_x0" else 0
     assert schedule.nfe == len(schedule.steps) - saved
@@ -273,6 +277,7 @@ def test_presets_make_one_call_a_step(name: str, steps: int) -> None:
 
 
 @given(st.integers(1, 5), st.integers(0, 5))
+@settings(deadline=None)
 def test_taylor_has_the_order_asked_for(order: int, points: int) -> None:
     formula = taylor(order, points or None, "linear", 0.2)
     assert formula.order == order
@@ -281,6 +286,7 @@ def test_taylor_has_the_order_asked_for(order: int, points: int) -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 6))
+@settings(deadline=None)
 def test_pseudo_corrector_is_one_order_higher_where_history_allows(order: int, available: int) -> None:
     formula = pseudo_corrector(order, available, "bh1")
     assert formula.start == -2

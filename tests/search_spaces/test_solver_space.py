@@ -137,6 +137,7 @@ def test_the_same_seed_gives_the_same_members() -> None:
 
 
 @given(st.integers(1, 10), st.lists(st.floats(-20, 20, allow_nan=False), min_size=10, max_size=10))
+@settings(deadline=None)
 def test_repair_is_idempotent(count: int, values: list[float]) -> None:
     genome = random_genome(SPACE, count, Random(count))
     moved = (SPACE.lambda_start, *values[: len(genome.lambdas) - 1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import ModelError, ScheduleError
@@ -19,6 +19,7 @@ NOISE = DiscreteVP(ALPHAS)
 
 
 @given(st.floats(-30, 30))
+@settings(deadline=None)
 def test_variance_is_preserved(lambda_: float) -> None:
     alpha, sigma = NOISE.alpha_sigma(lambda_)
     assert math.isclose(alpha**2 + sigma**2, 1, rel_tol=1e-14)
@@ -32,6 +33,7 @@ def test_the_clean_end() -> None:
 
 
 @given(st.floats(0, 999))
+@settings(deadline=None)
 def test_lambda_at_inverts_time(time: float) -> None:
     lambda_ = NOISE.lambda_at(time)
     assert NOISE.lambda_start <= lambda_ <= NOISE.lambda_end
@@ -39,12 +41,14 @@ def test_lambda_at_inverts_time(time: float) -> None:
 
 
 @given(st.floats(0, 1))
+@settings(deadline=None)
 def test_time_inverts_lambda_at(share: float) -> None:
     lambda_ = NOISE.lambda_start + share * (NOISE.lambda_end - NOISE.lambda_start)
     assert math.isclose(NOISE.lambda_at(NOISE.time(lambda_)), lambda_, rel_tol=0, abs_tol=1e-9)
 
 
 @given(st.floats(0, 999), st.floats(0, 999))
+@settings(deadline=None)
 def test_time_falls_as_lambda_rises(a: float, b: float) -> None:
     if a < b:
         assert NOISE.lambda_at(a) >= NOISE.lambda_at(b)
@@ -62,6 +66,7 @@ def test_training_steps_are_the_models_own() -> None:
 
 
 @given(st.integers(0, 998), st.floats(0, 1))
+@settings(deadline=None)
 def test_log_alpha_is_linear_between_training_steps(t: int, share: float) -> None:
     alpha, _ = NOISE.alpha_sigma(NOISE.lambda_at(t + share))
     expected = 0.5 * ((1 - share) * math.log(ALPHAS[t]) + share * math.log(ALPHAS[t + 1]))

@@ -52,6 +52,7 @@ def test_exponential_remainder(z: float, k: int) -> None:
 
 
 @given(st.floats(-12, 12).filter(lambda z: abs(z) > 1e-3))
+@settings(deadline=None)
 def test_exponential_remainders_obey_their_recurrence(z: float) -> None:
     # R_k = R_{k-1} - z^k / k!
     for k in range(1, 5):
@@ -72,6 +73,7 @@ def offsets(draw: st.DrawFn) -> list[float]:
 
 
 @given(offsets(), st.data())
+@settings(deadline=None)
 def test_differences_are_exact_on_polynomials(distances: list[float], data: st.DataObject) -> None:
     # F(lambda) = sum_i c_i lambda^i with degree up to the number of points: F^(k)(0) = k! c_k.
     m = len(distances)
@@ -90,6 +92,7 @@ def test_two_points_are_the_difference_quotient() -> None:
 
 
 @given(st.floats(0.01, 5), st.booleans())
+@settings(deadline=None)
 def test_relaxations_are_unipcs(h: float, data: bool) -> None:
     z = -h if data else h
 
@@ -106,6 +109,7 @@ def test_relaxations_are_unipcs(h: float, data: bool) -> None:
 
 
 @given(st.floats(1e-4, 1e-2))
+@settings(deadline=None)
 def test_relaxations_vanish_with_the_step(h: float) -> None:
     for kind in ("bh1", "bh2"):
         factor = relaxation_factor(Derivative(points=(-2,), relaxation=kind), h, -h)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import weakref
 from collections.abc import Callable
@@ -28,9 +27,9 @@ SPACE = SolverSpace(NOISE.lambda_start, NOISE.lambda_end, tuple(range(1, 11)))
 
 
 def schedules() -> list[SolverSchedule]:
-    """Every preset at 1 and 7 calls and 24 random members of 2 to 8 calls."""
+    """Every preset at 1 and 7 calls and 14 random members of 2 to 8 calls."""
     presets = [preset_on_grid(f"{name}/karras-zero", NOISE, nfe) for name in PRESETS for nfe in (1, 7)]
-    return presets + [to_schedule(random_genome(SPACE, 2 + i % 7, Random(i)), f"random-{i}") for i in range(24)]
+    return presets + [to_schedule(random_genome(SPACE, 2 + i % 7, Random(i)), f"random-{i}") for i in range(14)]
 
 
 SCHEDULES = [pytest.param(s, id=f"{s.name}-{s.nfe}") for s in schedules()]
@@ -111,7 +110,6 @@ def test_only_tensors_that_a_later_row_needs_are_alive(schedule: SolverSchedule,
 
     def denoiser(x: Tensor, time: float) -> Tensor:
         k = next(counter)
-        gc.collect()
         alive = {j for j, ref in nodes.items() if ref() is not None and j > 0}  # the caller holds x_0
         assert alive == {j for j in nodes if j > 0 and tables.P[k:, j].any()}
         alive = {j for j, ref in outputs.items() if ref() is not None}
@@ -122,7 +120,6 @@ def test_only_tensors_that_a_later_row_needs_are_alive(schedule: SolverSchedule,
 
     with torch.inference_mode():
         result = Program(tables)(denoiser, x64)
-    gc.collect()
     assert next(counter, None) is None
     assert all(ref() is None for j, ref in (*nodes.items(), *outputs.items()) if j > 0)
     assert result.shape == x64.shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.tasks.sampling.noise import image_noise, starting_noise
@@ -15,6 +15,7 @@ WORDS = st.integers(0, 2**64 - 1)
 
 
 @given(WORDS, WORDS, st.integers(0, 2**32))
+@settings(deadline=None)
 def test_pure_function(seed: int, index: int, stream: int) -> None:
     one, two = (image_noise(seed, index, SHAPE, stream) for _ in range(2))
     assert one.tobytes() == two.tobytes()
@@ -23,6 +24,7 @@ def test_pure_function(seed: int, index: int, stream: int) -> None:
 
 
 @given(st.integers(0, 100), st.lists(st.integers(1, 7), min_size=1, max_size=6))
+@settings(deadline=None)
 def test_any_batching_gives_equal_bits(start: int, sizes: list[int]) -> None:
     whole = starting_noise(5, start, sum(sizes), SHAPE)
     at, parts = start, []
@@ -47,10 +49,11 @@ def test_other_randomness_changes_nothing() -> None:
 
 
 @given(st.tuples(WORDS, WORDS, st.integers(0, 9)), st.tuples(WORDS, WORDS, st.integers(0, 9)))
+@settings(deadline=None)
 def test_other_seed_index_or_stream_gives_other_noise(a: tuple[int, int, int], b: tuple[int, int, int]) -> None:
     if a != b:
         one, two = (image_noise(seed, index, SHAPE, stream) for seed, index, stream in (a, b))
-        assert not np.any(one == two)
+        assert np.count_nonzero(one == two) <= 1  # float32 has coincidences
 
 
 def test_neighbours_share_nothing() -> None:

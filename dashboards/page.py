@@ -1,0 +1,404 @@
+"""One self-contained HTML page about a study: nothing on it is loaded from anywhere else.
+
+Everything shown, the dates included, is read from the store, so the same store gives the same page.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure
+from fewstep.dashboards.files import write_whole
+from fewstep.dashboards.picture import Span, span_of
+from fewstep.dashboards.results import (
+    FOUND,
+    JUDGE,
+    REPORT,
+    convergence,
+    feature_spaces,
+    headline,
+    methods,
+    report_table,
+)
+from fewstep.errors import ConfigurationError, DataError, ScheduleError, StorageError
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.storage.queries import front
+from fewstep.storage.records import EvaluationRecord, EventRecord, StudyRecord
+from fewstep.storage.store import Store
+
+MESSAGES = 50
+"""Events told one by one; the newest of them where there are more."""
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_RUNGS = {"distance": "screen: distance to the teacher", JUDGE: "judge: Fréchet distance", "finals": "finals"}
+_RUNGS |= {REPORT: "report: fresh noise"}
+_MEDIA = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "gif": "gif", "webp": "webp", "svg": "svg+xml"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of the table: its value and interval as text, and the grid."""
+
+    value: str
+    interval: str
+    grid: str
+    best: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Found schedule against the best preset at one NFE."""
+
+    change: str
+    preset: str
+    apart: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table of one feature space, and its figure. `lines` holds a list of cells for every NFE."""
+
+    caption: str
+    nfes: list[int]
+    lines: list[tuple[str, list[list[Cell]]]]
+    verdicts: list[Verdict | None]
+    figure: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A schedule with its picture; `figure` is empty for a candidate that is no solver schedule."""
+
+    title: str
+    note: str
+    figure: str
+    text: str
+    width: int
+
+
+@dataclass
+class _Study:
+    """Everything the store holds about a study."""
+
+    name: str
+    settings: StudyRecord | None
+    rows: list[EvaluationRecord]
+    events: list[EventRecord]
+    damaged: list[tuple[str, str]]
+    _figures: int = field(default=0)
+
+    def draw(self, figure: go.Figure) -> str:
+        """A figure as HTML that waits for the page's one copy of plotly.js."""
+        self._figures += 1
+        text = pio.to_html(
+            figure,
+            include_plotlyjs=False,
+            include_mathjax=False,
+            full_html=False,
+            div_id=f"figure-{self._figures}",
+            config={"displayModeBar": False, "responsive": True, "displaylogo": False},
+        )
+        return str(text)
+
+
+def write_page(store: Store, study: str, path: Path, images: Mapping[str, Path] | None = None) -> Path:
+    """Write the page of a study; the path. `images` are embedded under their captions.
+
+    A study that has no report yet gets a page with what there is. Raises StorageError when the store
+    holds no evaluations of the study or the page cannot be written, DataError when an image cannot be
+    read and ConfigurationError for an image format that browsers do not show.
+    """
+    content = _read(store, study)
+    table = report_table(store, study)
+    template = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("report.html.j2")
+    first = content.rows[0]
+    settings = content.settings
+    comparisons = [_compare(content, part) for part in feature_spaces(table)]
+    way = convergence(store, study)
+    text = template.render(
+        study=study,
+        model=settings.model if settings else first.model,
+        model_hash=settings.model_hash if settings else first.model_hash,
+        partial=table.empty,
+        comparisons=comparisons,
+        convergence=content.draw(convergence_figure(way)) if len(way) else "",
+        schedules=_schedules(content, table) if len(table) else _best_so_far(content, store),
+        images=[(caption, _data_uri(Path(file))) for caption, file in (images or {}).items()],
+        facts=_facts(content),
+        rungs=_rungs(content.rows),
+        failures=_failures(content.rows),
+        settings=_settings(settings),
+        event_counts=_count(event.kind for event in content.events),
+        messages=_messages(content.events),
+        hidden=max(0, len([e for e in content.events if e.kind != "refit"]) - MESSAGES),
+        damaged=[(_within(store, file), _within(store, reason)) for file, reason in content.damaged],
+        versions=_versions(content),
+        date=_day(_latest(content)),
+        plotlyjs=get_plotlyjs(),
+    )
+    return write_whole(path, text.encode())
+
+
+def _read(store: Store, study: str) -> _Study:
+    settings = store.studies.records(where={"study": study})
+    rows = store.evaluations.records(where={"study": study})
+    events = store.events.records(where={"study": study})
+    if not rows:
+        known = store.evaluations.read(["study"])["study"].unique().to_pylist()
+        if settings:
+            raise StorageError(
+                f"study {study!r} in {store.root} has no evaluations yet: start it or continue it with "
+                f"`fewstep search --resume`, then ask for its page again"
+            )
+        raise StorageError(
+            f"there are no evaluations of study {study!r} in {store.root}: "
+            f"choose one of {', '.join(sorted(known)) or '(none)'}, or run `fewstep search` first"
+        )
+    return _Study(
+        study,
+        settings[-1] if settings else None,
+        sorted(rows, key=lambda row: row.order),
+        sorted(events, key=lambda event: event.order),
+        store.damaged(),
+    )
+
+
+# -- the table ------------------------------------------------------------------------------------------
+
+
+def _compare(study: _Study, table: pd.DataFrame) -> Comparison:
+    nfes = sorted(int(nfe) for nfe in set(table["nfe"]))
+    verdicts = [_verdict(table[table["nfe"] == nfe]) for nfe in nfes]
+    lines = []
+    for method in methods(table):
+        own = table[table["method"] == method]
+        cells = [_cells(own[own["nfe"] == nfe], table[table["nfe"] == nfe]["value"].min()) for nfe in nfes]
+        lines.append((method, cells))
+    first = table.iloc[0]
+    images = sorted(set(table["images"]))
+    count = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
+    metric = "Fréchet distance" if first["metric"] == "frechet" else str(first["metric"])
+    caption = f"{metric} in the feature space {first['features']} to {first['reference']}, {count} images"
+    return Comparison(caption, nfes, lines, verdicts, study.draw(front_figure(table)))
+
+
+def _cells(rows: pd.DataFrame, best: float) -> list[Cell]:
+    return [
+        Cell(_figure_text(value), _interval(low, high), str(grid), value == best)
+        for value, low, high, grid in zip(rows["value"], rows["low"], rows["high"], rows["grid"], strict=True)
+    ]
+
+
+def _verdict(table: pd.DataFrame) -> Verdict | None:
+    rows = headline(table)
+    found, presets = rows[rows["method"] == FOUND], rows[rows["method"] != FOUND]
+    if found.empty or presets.empty:
+        return None
+    ours, theirs = found.iloc[0], presets.iloc[0]
+    if any(math.isnan(row[end]) for row in (ours, theirs) for end in ("low", "high")):
+        apart = "no intervals"
+    else:
+        separate = ours["high"] < theirs["low"] or theirs["high"] < ours["low"]
+        apart = "intervals apart" if separate else "intervals overlap"
+    change = ""
+    if theirs["value"] > 0:
+        change = f"{100 * (ours['value'] / theirs['value'] - 1):+.1f} %".replace("-", "−")
+    return Verdict(change, str(theirs["method"]), apart)
+
+
+def _figure_text(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+
+
+def _interval(low: float, high: float) -> str:
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    return f"{_figure_text(low)} to {_figure_text(high)}"
+
+
+# -- schedules ------------------------------------------------------------------------------------------
+
+
+def _schedules(study: _Study, table: pd.DataFrame) -> list[Shown]:
+    """Every found schedule once, by NFE."""
+    found = table[table["method"] == FOUND].drop_duplicates("candidate")
+    by_order = {row.order: row for row in study.rows}
+    return _show(study, [by_order[order] for order in found["order"]])
+
+
+def _best_so_far(study: _Study, store: Store) -> list[Shown]:
+    """Before the report: the candidates on the search's own front."""
+    leaders = set(front(store, study.name, JUDGE)["key"])
+    rows = [row for row in study.rows if row.rung == JUDGE and row.key in leaders]
+    return _show(study, sorted(rows, key=lambda row: row.nfe))
+
+
+def _show(study: _Study, rows: list[EvaluationRecord]) -> list[Shown]:
+    schedules = [_schedule(row.candidate_json) for row in rows]
+    drawn = [schedule for schedule in schedules if schedule is not None]
+    span = span_of(drawn) if drawn else None
+    return [_shown(study, row, schedule, span) for row, schedule in zip(rows, schedules, strict=True)]
+
+
+def _shown(study: _Study, row: EvaluationRecord, schedule: SolverSchedule | None, span: Span | None) -> Shown:
+    origin = row.origin.removeprefix("found:")
+    note = f"{origin}, {row.candidate}"
+    if schedule is None:
+        return Shown(f"NFE {row.nfe}", note, "", _pretty(row.candidate_json), 0)
+    figure = study.draw(schedule_figure(schedule, span))
+    return Shown(f"NFE {row.nfe}", note, figure, schedule.to_json(indent=2), 100 + 64 * len(schedule.steps))
+
+
+def _schedule(text: str) -> SolverSchedule | None:
+    try:
+        return SolverSchedule.from_json(text)
+    except ScheduleError:
+        return None
+
+
+def _pretty(text: str) -> str:
+    try:
+        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except ValueError:
+        return text
+
+
+# -- the summary ----------------------------------------------------------------------------------------
+
+
+def _facts(study: _Study) -> list[tuple[str, str]]:
+    rows = study.rows
+    searched = [row for row in rows if row.rung != REPORT]
+    reported = [row for row in rows if row.rung == REPORT]
+    begun = study.settings.created_at if study.settings else min(row.finished_at for row in rows)
+    facts = [
+        ("evaluations", f"{len(rows):,}, of {len({row.candidate for row in rows}):,} candidates"),
+        ("denoiser calls of the search", f"{sum(row.denoiser_calls for row in searched):,}"),
+        ("denoiser calls of the report", f"{sum(row.denoiser_calls for row in reported):,}"),
+        ("time in evaluations", _duration(sum(row.seconds for row in rows))),
+        ("devices", ", ".join(sorted({row.device for row in rows if row.device}))),
+        ("seeds of the search", _numbers(row.seed for row in searched)),
+        ("seeds of the report", _numbers(row.seed for row in reported)),
+        ("begun", _minute(begun)),
+        ("last record", _minute(_latest(study))),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _rungs(rows: list[EvaluationRecord]) -> list[tuple[str, int, int, str]]:
+    """(rung, evaluations, failed, denoiser calls), up the ladder."""
+    names = sorted({row.rung for row in rows}, key=lambda name: _ladder(name))
+    found = []
+    for name in names:
+        own = [row for row in rows if row.rung == name]
+        failed = sum(row.status != "complete" for row in own)
+        found.append((_RUNGS.get(name, name), len(own), failed, f"{sum(r.denoiser_calls for r in own):,}"))
+    return found
+
+
+def _ladder(name: str) -> tuple[int, str]:
+    return (list(_RUNGS).index(name) if name in _RUNGS else len(_RUNGS), name)
+
+
+def _failures(rows: list[EvaluationRecord]) -> list[tuple[str, int]]:
+    """The distinct errors of failed evaluations with their counts."""
+    return _count((row.error.splitlines() or ["no message"])[0] for row in rows if row.status != "complete")
+
+
+def _settings(record: StudyRecord | None) -> list[tuple[str, str]]:
+    if record is None:
+        return []
+    try:
+        settings = json.loads(record.settings_json)
+    except ValueError:
+        return [("settings", record.settings_json)]
+    return list(_flat(settings)) if isinstance(settings, dict) else [("settings", record.settings_json)]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and all(isinstance(entry, str | int | float) for entry in value):
+            yield f"{prefix}{name}", ", ".join(map(str, value))
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _messages(events: list[EventRecord]) -> list[tuple[str, str, str]]:
+    """(time, kind, message) of what happened; refits are routine and only counted."""
+    told = [event for event in events if event.kind != "refit"][-MESSAGES:]
+    return [(_minute(event.at), event.kind, event.message) for event in told]
+
+
+def _versions(study: _Study) -> list[tuple[str, str]]:
+    versions: dict[str, set[str]] = {}
+    for held in [study.settings.versions if study.settings else {}, *(row.versions for row in study.rows)]:
+        for name, version in held.items():
+            versions.setdefault(name, set()).add(version)
+    return [(name, ", ".join(sorted(versions[name]))) for name in sorted(versions)]
+
+
+def _latest(study: _Study) -> datetime:
+    return max([*(row.finished_at for row in study.rows), *(event.at for event in study.events)])
+
+
+def _count(names: Iterable[str]) -> list[tuple[str, int]]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return sorted(counts.items())
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(set(values))))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _minute(time: datetime) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _day(time: datetime) -> str:
+    return time.strftime("%Y-%m-%d")
+
+
+def _within(store: Store, text: str) -> str:
+    """Paths inside the store without the place where the store happens to lie."""
+    return text.replace(store.root.rstrip("/") + "/", "")
+
+
+def _data_uri(path: Path) -> str:
+    media = _MEDIA.get(path.suffix.lower().removeprefix("."))
+    if media is None:
+        raise ConfigurationError(f"cannot show {path}: give images as {', '.join(_MEDIA)}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read image {path}: {error.strerror}; leave it out or make it again") from error
+    return f"data:image/{media};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,147 @@
+"""Figures show every number they are given, in plotly and in files."""
+
+from __future__ import annotations
+
+import math
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewstep.dashboards.figures import (
+    convergence_figure,
+    front_figure,
+    save_convergence,
+    save_front,
+    save_schedules,
+    schedule_figure,
+)
+from fewstep.dashboards.picture import LANES, lay_out, span_of, words
+from fewstep.dashboards.results import FOUND, convergence, report_table
+from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.presets import preset
+from fewstep.search_spaces.schedule import Derivative, Formula, SolverSchedule, Step, pseudo_corrector, taylor
+
+
+@pytest.fixture
+def schedule() -> SolverSchedule:
+    third = Formula(
+        derivatives=(
+            Derivative(points=(-3, -2)),
+            Derivative(points=(-3, -2), relaxation="scale", coefficient=0.5),
+        )
+    )
+    steps = (
+        Step(prediction="noise", corrector=pseudo_corrector(1, 1, "bh1")),
+        Step(predictor=taylor(2, relaxation="linear", c=-0.12)),
+        Step(predictor=third),
+        Step(),
+    )
+    return SolverSchedule.build(lambdas=(-5.0, -1.0, 0.5, 2.0, math.inf), steps=steps)
+
+
+def test_the_front_has_a_line_a_method_with_its_interval_and_found_on_top(store):
+    table = report_table(store, "digits")
+    figure = front_figure(table)
+    assert figure.data[-1].name == FOUND
+    assert {trace.name for trace in figure.data} == set(table["method"])
+    assert all(figure.data[-1].line.width > trace.line.width for trace in figure.data[:-1])
+    found = table[table["method"] == FOUND].sort_values("nfe")
+    line = figure.data[-1]
+    assert list(line.x) == [3.0, 4.0, 5.0]
+    np.testing.assert_allclose(line.y, found["value"])
+    np.testing.assert_allclose(np.add(line.y, line.error_y.array), found["high"])
+    np.testing.assert_allclose(np.subtract(line.y, line.error_y.arrayminus), found["low"])
+    assert figure.layout.yaxis.type == "log"
+
+
+def test_an_interval_that_reaches_zero_stays_on_the_logarithmic_axis(store):
+    table = report_table(store, "digits").assign(low=-1.0)
+    for trace in front_figure(table).data:
+        assert np.all(np.subtract(trace.y, trace.error_y.arrayminus) > 0)
+    below_zero = table.assign(value=-table["value"])
+    assert front_figure(below_zero).layout.yaxis.type is None
+
+
+def test_names_are_shown_as_they_are(store):
+    table = report_table(store, "digits")
+    table["method"] = table["method"].replace("ddim", "<b>$x$</b>")
+    assert "&lt;b&gt;$x$&lt;/b&gt;" in {trace.name for trace in front_figure(table).data}
+
+
+def test_convergence_lines_fall_and_reach_the_end_of_the_search(store):
+    df = convergence(store, "digits")
+    figure = convergence_figure(df)
+    assert [trace.name for trace in figure.data] == ["NFE 3", "NFE 4", "NFE 5"]
+    for trace in figure.data:
+        assert trace.x[-1] == df["calls"].max()
+        assert list(trace.y) == sorted(trace.y, reverse=True)
+
+
+def test_the_words_over_a_step_say_what_was_decided(schedule):
+    assert LANES == ("prediction", "order", "relaxation", "corrector")
+    assert [words(step) for step in schedule.steps] == [
+        ("noise", "1", "–", "2 bh1"),
+        ("data", "2", "1−0.12h", "–"),
+        ("data", "3", "×0.5 F2", "–"),
+        ("data", "1", "–", "–"),
+    ]
+    widened = Step(predictor=taylor(2, points=2))
+    assert words(widened)[1] == "2 (3 pts)"
+
+
+def test_calls_stand_at_their_lambdas_and_sigma_zero_apart(schedule):
+    picture = lay_out(schedule)
+    assert [mark.place for mark in picture.marks[:-1]] == [-5.0, -1.0, 0.5, 2.0]
+    assert picture.marks[-1].place == picture.span.zero > 2.0
+    assert [mark.called for mark in picture.marks] == [True] * 4 + [False]
+    assert [step.to_zero for step in picture.steps] == [False, False, False, True]
+    columns = [step.column for step in picture.steps]
+    np.testing.assert_allclose(np.diff(columns), np.diff(columns)[0])
+    free = SolverSchedule.build(lambdas=schedule.lambdas, steps=schedule.steps, first_call="zero_x0")
+    assert [mark.called for mark in lay_out(free).marks] == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 40])
+def test_schedules_of_every_length_are_drawn(nfe, tmp_path):
+    schedule = preset("dpmpp-2m", (*np.linspace(-5, 2, nfe), math.inf))
+    figure = schedule_figure(schedule)
+    texts = [text for trace in figure.data if trace.mode == "text" for text in trace.text]
+    assert len(texts) == 4 * nfe
+    assert figure.layout.xaxis.ticktext[-1] == "σ = 0"
+    assert save_schedules([("one", schedule)], tmp_path / "s.png").is_file()
+
+
+def test_pictures_on_one_span_can_be_compared(schedule):
+    finite = preset("ddim", np.linspace(-6, 3, 4))
+    span = span_of([schedule, finite])
+    assert (span.low, span.high, span.has_zero) == (-6.0, 3.0, True)
+    ranges = {tuple(schedule_figure(s, span).layout.xaxis.range) for s in (schedule, finite)}
+    assert ranges == {span.ends}
+    assert not span_of([finite]).has_zero
+
+
+def test_files_hold_a_picture_and_are_equal_when_drawn_again(store, schedule, tmp_path):
+    table, way = report_table(store, "digits"), convergence(store, "digits")
+    for kind in ("png", "svg"):
+        drawn = [
+            save_front(table, tmp_path / f"front.{kind}"),
+            save_convergence(way, tmp_path / f"way.{kind}"),
+            save_schedules([("$one", schedule), ("two", schedule)], tmp_path / "deep" / f"schedules.{kind}"),
+        ]
+        for path in drawn:
+            if kind == "png":
+                assert np.asarray(Image.open(path).convert("L")).std() > 5
+            else:
+                assert ElementTree.parse(path).getroot().tag.endswith("svg")
+        before = drawn[0].read_bytes()
+        assert save_front(table, drawn[0]).read_bytes() == before
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_wrong_names_and_empty_lists_are_refused(store, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"front.bmp: name the file .png, .svg or .pdf"):
+        save_front(report_table(store, "digits"), tmp_path / "front.bmp")
+    with pytest.raises(ConfigurationError, match="no schedule to draw"):
+        save_schedules([], tmp_path / "none.png")

@@ -1,0 +1,78 @@
+"""Run one search in process, killed again and again: `killed_search.py ROOT SETTINGS_JSON RULE...`
+
+Every rule is a life of the driver: a forked child opens the study in ROOT, goes on with it, and dies at the
+first record that the rule names. A rule is `WHERE:RUNG:TRIAL`: the rung's first record of a trial numbered
+TRIAL or higher. WHERE says how: `after` kills when the record is on disk, `between` when its moments are on
+disk and itself is not, `raise` lets an exception through at that point. Last comes a life that ends well.
+Prints one exit code a life. One start of the interpreter serves them all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas  # noqa: F401
+import pyarrow.parquet  # noqa: F401
+from diffusers import DDPMScheduler, UNet2DModel  # noqa: F401
+
+# Imported before the forks, or every life would import them anew.
+import fewstep.pipeline.executors.in_process  # noqa: F401
+from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
+from fewstep.pipeline.study import Study
+from fewstep.storage.records import EvaluationRecord
+
+
+def die() -> None:
+    """End as `kill -9` ends a process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def one_life(root: Path, settings: SearchSettings, rule: str) -> None:
+    """Go on with the study until the rule strikes, or to its end."""
+    study = Study(root, settings)
+    where, rung, trial = rule.split(":") if rule else ("", "", "0")
+
+    def due(record: EvaluationRecord) -> bool:
+        return record.rung == rung and record.trial >= int(trial)
+
+    def on_record(record: EvaluationRecord) -> None:
+        if where == "after" and due(record):
+            die()
+
+    append = study.store.evaluations.append
+
+    def stumbling(records: Sequence[EvaluationRecord]) -> None:
+        if where in ("between", "raise") and due(records[0]):
+            if where == "between":
+                die()
+            raise OSError("the disk is full")
+        append(records)
+
+    study.store.evaluations.append = stumbling  # type: ignore[method-assign]
+    study.publish_to = lambda uri, files: []  # type: ignore[method-assign]
+    study.run(ExecutionSettings(executor="in-process"), None, "test", on_record)
+
+
+def main(root: Path, settings: SearchSettings, rules: Sequence[str]) -> None:
+    """One child a rule, one after the other."""
+    for rule in (*rules, ""):
+        child = os.fork()
+        if child == 0:
+            try:
+                one_life(root, settings, rule)
+            except OSError as error:
+                os._exit(3 if "disk is full" in str(error) else 1)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), SearchSettings.model_validate_json(sys.argv[2]), sys.argv[3:])

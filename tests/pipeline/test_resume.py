@@ -1,0 +1,220 @@
+"""A search that was killed and resumed is the search that was not."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from fewstep.pipeline import s3_sampler
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.state import SearchState, Work
+from fewstep.pipeline.surrogate import RankingSurrogate
+from fewstep.storage.records import EvaluationRecord
+from fewstep.storage.store import Store
+from fewstep.tasks.models.files import find_model
+
+SCRIPT = Path(__file__).with_name("killed_search.py")
+# In the presets, in the evolution before and after a fit, between two files, in the finals, in the report.
+LIVES = (
+    "after:distance:9",
+    "between:frechet:0",
+    "after:distance:44",
+    "raise:frechet:33",
+    "after:distance:50",
+    "between:finals:0",
+    "after:report:0",
+)
+
+
+def _settings(model: object, sampler: str, **changes: object) -> SearchSettings:
+    fields: dict[str, object] = {
+        "model": str(model),
+        "sampler": sampler,
+        "nfes": (3,),
+        "budget": 15_000,
+        "distance_images": 16,
+        "frechet_images": 250,
+        "finalist_images": 500,
+        "report_images": 500,
+        "teacher": "dpmpp-2m/uniform-t-zero@8",
+    }
+    return SearchSettings.build(**(fields | changes))
+
+
+# -- real searches, killed as the system kills ----------------------------------------------------------
+
+
+def _live(root: Path, settings: SearchSettings, *rules: str) -> list[int]:
+    command = [sys.executable, "-P", str(SCRIPT), str(root), settings.model_dump_json(), *rules]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return [int(line) for line in done.stdout.split()]
+
+
+def _facts(record: EvaluationRecord) -> tuple[object, ...]:
+    """All that two equal searches share; times, costs and the order of writing are not among it."""
+    bits = tuple(None if v is None else v.hex() for v in (record.value, record.low, record.high))
+    return (
+        record.key,
+        bits,
+        record.trial,
+        record.rung,
+        record.origin,
+        record.candidate_json,
+        repr(sorted(record.parameters.items())),
+        record.status,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["s3", "tpe"])
+def test_kill_and_resume_gives_exactly_the_evaluations_of_an_uninterrupted_search(
+    sampler: str, toy: Path, tmp_path: Path
+) -> None:
+    settings = _settings(toy, sampler)
+    assert _live(tmp_path / "whole", settings) == [0]
+    assert _live(tmp_path / "killed", settings, *LIVES) == [-9, -9, -9, 3, -9, -9, -9, 0]
+    whole, killed = Store(tmp_path / "whole"), Store(tmp_path / "killed")
+    expected = whole.evaluations.records()
+    records = killed.evaluations.records()
+    assert {_facts(r) for r in records} == {_facts(r) for r in expected}
+    assert len(records) == len(expected) == len({r.key for r in records})
+    assert [r.order for r in records] == list(range(len(records)))
+    assert {r.rung for r in records} == {"distance", "frechet", "finals", "report"}
+    assert killed.damaged() == []
+
+    def rows(store: Store) -> dict[tuple[str, int], tuple[int, bytes, bytes]]:
+        return {(m.base, m.start): (m.count, m.mean, m.scatter) for m in store.moments.records()}
+
+    assert rows(killed) == rows(whole)
+    refits = [e for e in whole.events.records() if e.kind == "refit"]
+    assert bool(refits) == (sampler == "s3")
+    for name in ("results.csv", "schedules/nfe3.json"):
+        lines = [(tmp_path / root / name).read_text().splitlines() for root in ("whole", "killed")]
+        assert lines[0] == lines[1]
+
+
+# -- the state alone, on tabulated values --------------------------------------------------------------
+
+
+def _share(*parts: object) -> float:
+    """A number in [0, 1) that the parts decide."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big") / 2**48
+
+
+def _tabulated(work: Work, order: int) -> EvaluationRecord:
+    """A record as an evaluation would make it: values by hash, one in twenty failed."""
+    candidate, rung = work
+    name = candidate.schedule.hash
+    failed = _share("fails", name, rung.kind) < 0.05 and not candidate.origin.startswith("preset:ddim")
+    value = math.exp(_share(name) + 0.3 * _share(name, rung.kind)) * (1 if rung.kind == "distance" else 10)
+    return EvaluationRecord(
+        study="table",
+        order=order,
+        trial=candidate.trial,
+        key=f"{name}-{rung.name}",
+        candidate=name,
+        candidate_json=candidate.schedule.to_json(),
+        nfe=candidate.schedule.nfe,
+        rung=rung.name,
+        origin=candidate.origin,
+        model="table",
+        model_hash="table",
+        features="table",
+        reference="table",
+        seed=rung.seed,
+        images=rung.images,
+        metric=rung.metric,
+        value=None if failed else value,
+        low=None,
+        high=None,
+        denoiser_calls=candidate.schedule.nfe * rung.images,
+        seconds=0.0,
+        device="cpu",
+        finished_at=datetime.now(UTC),
+        status="failed" if failed else "complete",
+        error="it explodes" if failed else "",
+        parameters=candidate.parameters,
+    )
+
+
+def _next(state: SearchState) -> Work | None:
+    """What the loop would submit with nothing in flight."""
+    work = state.next_work()
+    return state.next_work() if work is None and state.enter_finals() else work
+
+
+def _identity(work: Work | None) -> object:
+    if work is None:
+        return None
+    candidate, rung = work
+    parameters = repr(sorted(candidate.parameters.items()))
+    return candidate.trial, candidate.schedule.to_json(), candidate.origin, parameters, rung
+
+
+@pytest.fixture
+def quick_surrogate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_sampler, "RankingSurrogate", partial(RankingSurrogate, steps=2))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_surrogate")
+@pytest.mark.parametrize("sampler", ["s3", "evolution", "tpe", "random"])
+def test_the_records_alone_decide_what_comes_next(sampler: str) -> None:
+    settings = _settings("digits-ddpm", sampler, nfes=(2, 3), budget=13_000, frechet_images=100)
+    noise = find_model("digits-ddpm").noise
+    state, works, records = SearchState(settings, noise), [], []
+    while (work := _next(state)) is not None:
+        works.append(_identity(work))
+        records.append(_tabulated(work, len(records)))
+        state.learn(records[-1])
+    works.append(None)
+    assert len(records) > 110
+    assert len({r.rung for r in records}) == 3
+    assert any(r.status == "failed" for r in records)
+    assert sum(r.origin == sampler for r in records) > 30
+    # Each sampler at other points, so that together they cover the phases closely.
+    for k in range(("s3", "evolution", "tpe", "random").index(sampler), len(records) + 1, 9):
+        assert _identity(_next(SearchState.replay(settings, noise, records[:k]))) == works[k], f"after {k} records"
+    # A resumed search also goes on alike, to its end.
+    for k in (30, 90):
+        resumed = SearchState.replay(settings, noise, records[:k])
+        for j in range(k, len(records)):
+            assert _identity(_next(resumed)) == works[j], f"work {j}, resumed after {k}"
+            resumed.learn(records[j])
+        assert _next(resumed) is None
+
+
+def test_records_in_another_order_give_a_state_that_has_the_same_trials() -> None:
+    """On Ray the records end in the order in which they finish; none may be lost or asked for again."""
+    settings = _settings("digits-ddpm", "random", budget=6_000, frechet_images=100)
+    noise = find_model("digits-ddpm").noise
+    state, records = SearchState(settings, noise), []
+    flying: list[Work] = []
+    while True:
+        while len(flying) < 4 and (work := state.next_work()):
+            flying.append(work)
+        if not flying:
+            if not state.enter_finals():
+                break
+            continue
+        records.append(_tabulated(flying.pop(int(_share(len(records)) * len(flying))), len(records)))
+        state.learn(records[-1])
+    assert len({(r.trial, r.rung) for r in records}) == len(records)
+    done: Callable[[list[EvaluationRecord]], set[tuple[str, str]]] = lambda rs: {(r.candidate, r.rung) for r in rs}  # noqa: E731
+    for k in range(0, len(records) + 1, 11):
+        resumed = SearchState.replay(settings, noise, records[:k])
+        assert resumed.trials.keys() == {r.trial for r in records[:k]}
+        asked = set()
+        while (work := resumed.next_work()) and work[0].origin != "random":
+            asked.add((work[0].schedule.hash, work[1].name))
+        assert not asked & done(records[:k])
