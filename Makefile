@@ -40,7 +40,9 @@ demo: setup  ## search samplers for the bundled digits model and print the table
 
 results: demo  ## run the demo and write its table and pictures into README.md and docs/results
 	$(BIN)/fewstep report --out $(DEMO_OUT) --csv docs/results/digits_demo.csv --markdown README.md
-	cp $(DEMO_OUT)/images.png docs/results/digits_demo.png
+	cp $(DEMO_OUT)/images.png docs/results/digits_demo_images.png
+	cp $(DEMO_OUT)/front.png docs/results/digits_demo_front.png
+	cp $(DEMO_OUT)/schedules.png docs/results/digits_demo_schedules.png
 
 test: setup  ## run the tests (choose with PYTEST_ARGS="-m 'not slow'")
 	$(BIN)/python -P -m pytest $(PYTEST_ARGS)

@@ -107,8 +107,8 @@ class Study:
     def driver(self, execution: ExecutionSettings, on_record: OnRecord | None = None) -> Iterator[Driver]:
         """Hold the lease, workers and writer for as long as the block lasts."""
         s = self.settings
-        evaluator = Evaluator(s.study, self.files, self.store, s.features, s.reference, self.teacher)
         with Lease(self.root):
+            evaluator = Evaluator(s.study, self.files, self.store, s.features, s.reference, self.teacher)
             executor = make_executor(execution, WorkerSettings(s.model, s.features, execution.device))
             try:
                 where = {"study": s.study}

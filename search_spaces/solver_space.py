@@ -242,7 +242,8 @@ def encode(genome: Genome) -> npt.NDArray[np.float32]:
     for i, g in enumerate(genome.genes):
         order = min(g.order, i + 1) if not (genome.end == "zero" and i + 1 == n) else 1
         orders = [float(order == o) for o in ORDERS]
-        kinds = [float(order > 1 and g.relaxation == kind) for kind in RELAXATIONS]
+        # A first-order step has no derivative to relax, but it lends its relaxation to its corrector.
+        kinds = [float((order > 1 or g.corrector) and g.relaxation == kind) for kind in RELAXATIONS]
         rows[i] = [
             genome.lambdas[i] / 5,
             (ends[i] - genome.lambdas[i]) / 2,

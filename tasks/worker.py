@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewstep.errors import ConfigurationError, EvaluationError
+from fewstep.errors import ConfigurationError, EvaluationError, FewstepError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.metrics.extractor import make_extractor
 from fewstep.tasks.metrics.features import FeatureExtractor
@@ -73,6 +73,16 @@ class TaskResult:
     versions: dict[str, str] = field(default_factory=dict)
 
 
+def check_device(device: str) -> None:
+    """ConfigurationError where this process cannot use `device`."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ConfigurationError(f"unknown device {device!r}: use cpu, cuda or cuda:0") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"device {device!r} is not there: PyTorch sees no GPU; use --device cpu")
+
+
 class Worker:
     """Holds one model and its feature extractor, and runs tasks one at a time.
 
@@ -82,6 +92,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings, features: bool = True) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        check_device(settings.device)
         self.files = find_model(settings.model)
         self.device = settings.device
         self.denoiser = Denoiser(self.files, settings.device)
@@ -104,7 +115,7 @@ class Worker:
         begun, calls = time.perf_counter(), self.denoiser.calls
         try:
             fields = getattr(self, f"_{task.kind}")(task)
-        except (EvaluationError, ValueError, RuntimeError) as error:
+        except (FewstepError, ValueError, RuntimeError) as error:
             fields = {"error": f"{type(error).__name__}: {error}"}
         return TaskResult(
             task,

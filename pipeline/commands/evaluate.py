@@ -40,10 +40,10 @@ def command(
     execution = _execution(executor=executor, workers=workers, address=None, device=device)
     files, store = find_model(model), Store(out)
     parsed = parse_teacher(schedule, files)
-    evaluator = Evaluator("evaluations", files, store, features, reference)
     rung = Rung("report", "moments", images, seed)
-    key = evaluator.key(parsed, rung)
     with Lease(out):
+        evaluator = Evaluator("evaluations", files, store, features, reference)
+        key = evaluator.key(parsed, rung)
         past = store.evaluations.records(where={"study": "evaluations"})
         record = next((r for r in past if r.key == key), None)
         if record is None:

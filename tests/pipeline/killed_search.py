@@ -24,6 +24,7 @@ from diffusers import DDPMScheduler, UNet2DModel  # noqa: F401
 import fewstep.pipeline.executors.in_process  # noqa: F401
 from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
 from fewstep.pipeline.study import Study
+from fewstep.pipeline.surrogate import warm_up
 from fewstep.storage.records import EvaluationRecord
 
 
@@ -54,12 +55,12 @@ def one_life(root: Path, settings: SearchSettings, rule: str) -> None:
         append(records)
 
     study.store.evaluations.append = stumbling  # type: ignore[method-assign]
-    study.publish_to = lambda uri, files: []  # type: ignore[method-assign]
-    study.run(ExecutionSettings(executor="in-process"), None, "test", on_record)
+    study.run(ExecutionSettings(executor="in-process"), "test", on_record)
 
 
 def main(root: Path, settings: SearchSettings, rules: Sequence[str]) -> None:
     """One child a rule, one after the other."""
+    warm_up()
     for rule in (*rules, ""):
         child = os.fork()
         if child == 0:

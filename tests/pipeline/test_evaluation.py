@@ -1,0 +1,205 @@
+"""From candidates to records: growth by new images only, independence of how the work is cut, bad results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewstep.pipeline import evaluation
+from fewstep.pipeline.evaluation import Candidate, Evaluator
+from fewstep.pipeline.rungs import Rung
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.storage.records import EvaluationRecord, MomentsRecord
+from fewstep.storage.store import Store
+from fewstep.tasks.models.files import ModelFiles, find_model
+from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.worker import Task, TaskResult, Worker, WorkerSettings
+
+
+@pytest.fixture(scope="module")
+def files(toy: Path) -> ModelFiles:
+    return find_model(str(toy))
+
+
+@pytest.fixture(scope="module")
+def worker(toy: Path) -> Worker:
+    return Worker(WorkerSettings(str(toy)))
+
+
+@pytest.fixture(scope="module")
+def candidate(files: ModelFiles) -> Candidate:
+    return Candidate(0, preset_on_grid("dpmpp-2m/karras", files.noise, 2), "test", {"nfe": 2})
+
+
+@pytest.fixture(scope="module")
+def teacher(files: ModelFiles) -> SolverSchedule:
+    return preset_on_grid("ddim/uniform-t-zero", files.noise, 6)
+
+
+def _rung(images: int) -> Rung:
+    return Rung("frechet", "moments", images, 5)
+
+
+def _finish(evaluator: Evaluator, results: Sequence[TaskResult]) -> tuple[EvaluationRecord, list[MomentsRecord]]:
+    """Absorb them all; only the last completes the evaluation. What is new is stored, as the driver does."""
+    answers = [evaluator.absorb(result, order=0) for result in results]
+    assert answers[:-1] == [None] * (len(answers) - 1)
+    done = answers[-1]
+    assert done is not None
+    evaluator.store.moments.append(done[1])
+    return done
+
+
+def _evaluate(evaluator: Evaluator, candidate: Candidate, images: int, worker: Worker) -> EvaluationRecord:
+    return _finish(evaluator, [worker.run(t) for t in evaluator.plan(candidate, _rung(images))])[0]
+
+
+def _numbers(record: EvaluationRecord) -> tuple[object, ...]:
+    return record.key, record.value, record.low, record.high, record.images
+
+
+def test_growth_computes_the_new_images_only_and_equals_one_evaluation(
+    files: ModelFiles, worker: Worker, candidate: Candidate, tmp_path: Path
+) -> None:
+    at_once = _evaluate(Evaluator("s", files, Store(tmp_path / "a")), candidate, 1000, worker)
+    assert at_once.status == "complete"
+    assert at_once.denoiser_calls == 2 * 1000
+    assert at_once.low is not None
+    assert at_once.value is not None
+    assert at_once.high is not None
+    assert at_once.low < at_once.value < at_once.high
+    store = Store(tmp_path / "b")
+    growing = Evaluator("s", files, store)
+    half = _evaluate(growing, candidate, 500, worker)
+    grown = _evaluate(growing, candidate, 1000, worker)
+    assert (half.denoiser_calls, grown.denoiser_calls) == (2 * 500, 2 * 500)
+    assert _numbers(grown) == _numbers(at_once)
+    assert half.key != grown.key
+    assert sorted(m.start for m in store.moments.records()) == [0, 250, 500, 750]
+    # A process that starts anew finds the moments on disk.
+    reopened = Evaluator("s", files, Store(tmp_path / "b"))
+    more = _evaluate(reopened, candidate, 1250, worker)
+    assert more.denoiser_calls == 2 * 250
+
+
+def test_a_short_last_group_is_replaced_when_the_evaluation_grows(
+    files: ModelFiles, worker: Worker, candidate: Candidate, tmp_path: Path
+) -> None:
+    at_once = _evaluate(Evaluator("s", files, Store(tmp_path / "a")), candidate, 500, worker)
+    growing = Evaluator("s", files, Store(tmp_path / "b"))
+    assert _evaluate(growing, candidate, 300, worker).images == 300
+    assert [m.count for m in growing.store.moments.records()] == [250]
+    grown = _evaluate(growing, candidate, 500, worker)
+    assert grown.denoiser_calls == 2 * 250
+    assert _numbers(grown) == _numbers(at_once)
+    # And back: the first 300 again, from one full group and one short one.
+    again = _evaluate(growing, candidate, 300, worker)
+    assert _numbers(again) == _numbers(_evaluate(Evaluator("s", files, Store(tmp_path / "c")), candidate, 300, worker))
+
+
+def test_the_result_does_not_depend_on_how_the_images_are_cut_into_tasks(
+    files: ModelFiles, worker: Worker, candidate: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = []
+    for size in (250, 500, 1000):
+        monkeypatch.setattr(evaluation, "IMAGES_PER_TASK", size)
+        evaluator = Evaluator("s", files, Store(tmp_path / str(size)))
+        tasks = evaluator.plan(candidate, _rung(1000))
+        assert [(t.start, t.count) for t in tasks] == [(i, size) for i in range(0, 1000, size)]
+        # They arrive in any order.
+        records.append(_finish(evaluator, [worker.run(t) for t in reversed(tasks)])[0])
+    assert _numbers(records[0]) == _numbers(records[1]) == _numbers(records[2])
+
+
+def test_other_noise_other_count_and_another_schedule_have_other_keys(
+    files: ModelFiles, candidate: Candidate, teacher: SolverSchedule, tmp_path: Path
+) -> None:
+    evaluator = Evaluator("s", files, Store(tmp_path), teacher=teacher)
+    schedule = candidate.schedule
+    rungs = [_rung(500), _rung(1000), Rung("report", "moments", 500, 6), Rung("distance", "distance", 500, 5)]
+    keys = [evaluator.key(schedule, rung) for rung in rungs]
+    keys.append(evaluator.key(teacher, _rung(500)))
+    keys.append(Evaluator("s", files, Store(tmp_path), teacher=schedule).key(schedule, rungs[3]))
+    assert len(set(keys)) == len(keys)
+    # The name and the past of a schedule are not part of what is computed, nor is the study.
+    renamed = schedule.model_copy(update={"name": "x", "provenance": {"by": "me"}})
+    assert Evaluator("t", files, Store(tmp_path)).key(renamed, rungs[0]) == keys[0]
+
+
+def test_results_that_come_twice_or_from_nowhere_change_nothing(
+    files: ModelFiles, worker: Worker, candidate: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "IMAGES_PER_TASK", 250)
+    evaluator = Evaluator("s", files, Store(tmp_path))
+    first, second = (worker.run(t) for t in evaluator.plan(candidate, _rung(500)))
+    stranger = TaskResult(Task("nobody", "moments", "", 5, 0, 250), moments=first.moments)
+    elsewhere = dataclasses.replace(first, task=dataclasses.replace(first.task, start=5000))
+    poison = dataclasses.replace(first, error="late news of a worker that died", moments=())
+    assert evaluator.absorb(stranger, 0) is None
+    assert evaluator.absorb(first, 0) is None
+    for late in (first, elsewhere, poison, stranger):
+        assert evaluator.absorb(late, 0) is None
+    done = evaluator.absorb(second, 3)
+    assert done is not None
+    record, moments = done
+    assert (record.status, record.order, record.denoiser_calls) == ("complete", 3, 2 * 500)
+    assert [m.start for m in moments] == [0, 250]
+    for late in (first, second, poison, stranger):
+        assert evaluator.absorb(late, 0) is None
+
+
+def test_an_evaluation_whose_images_are_all_known_still_ends(
+    files: ModelFiles, worker: Worker, candidate: Candidate, tmp_path: Path
+) -> None:
+    """The driver died between writing the moments and writing the record."""
+    evaluator = Evaluator("s", files, Store(tmp_path))
+    whole = _evaluate(evaluator, candidate, 500, worker)
+    reopened = Evaluator("s", files, Store(tmp_path))
+    again = _evaluate(reopened, candidate, 500, worker)
+    assert again.denoiser_calls == 2 * 250
+    assert _numbers(again) == _numbers(whole)
+    assert reopened.store.moments.row_count() == 2
+
+
+class _Nothing:
+    """A denoiser whose answer is not a number."""
+
+    calls = 0
+
+    def __call__(self, x, time):  # type: ignore[no-untyped-def]
+        return x * float("nan")
+
+
+@pytest.mark.parametrize("kind", ["moments", "distance"])
+def test_a_candidate_that_explodes_becomes_a_failed_record_with_the_reason(
+    kind: str, files: ModelFiles, toy: Path, candidate: Candidate, teacher: SolverSchedule, tmp_path: Path
+) -> None:
+    evaluator = Evaluator("s", files, Store(tmp_path), teacher=teacher)
+    sick = Worker(WorkerSettings(str(toy)))
+    sick.denoiser = _Nothing()  # type: ignore[assignment]
+    rung = Rung("distance", "distance", 16, 5) if kind == "distance" else _rung(500)
+    record, moments = _finish(evaluator, [sick.run(t) for t in evaluator.plan(candidate, rung)])
+    assert (record.status, record.value, record.low, record.high, moments) == ("failed", None, None, None, [])
+    assert "not finite" in record.error
+    evaluator.store.evaluations.append([record])
+    assert evaluator.store.evaluations.records()[0].error == record.error
+
+
+def test_the_screen_scores_the_distance_to_the_teacher(
+    files: ModelFiles, worker: Worker, candidate: Candidate, teacher: SolverSchedule, tmp_path: Path
+) -> None:
+    evaluator = Evaluator("s", files, Store(tmp_path), teacher=teacher)
+    rung = Rung("distance", "distance", 32, 5)
+    record, moments = _finish(evaluator, [worker.run(t) for t in evaluator.plan(candidate, rung)])
+    assert moments == []
+    assert record.metric == "teacher-distance"
+    assert record.value == record.metrics["feature_distance"] > 0
+    itself = Candidate(1, teacher, "test")
+    nothing, _ = _finish(evaluator, [worker.run(t) for t in evaluator.plan(itself, rung)])
+    assert nothing.value == 0.0
+    assert nothing.denoiser_calls == 6 * 32  # the teacher's samples were there already
+    assert np.isfinite(record.value)

@@ -1,0 +1,263 @@
+"""One contract, two executors: what the search may rely on wherever its tasks run, dying workers included."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from fewstep.pipeline.executors.base import MAX_TRIES, Executor
+from fewstep.pipeline.executors.in_process import InProcessExecutor
+from fewstep.pipeline.executors.on_ray import RayExecutor
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.study import Study
+from fewstep.storage.records import EvaluationRecord
+from fewstep.storage.store import Store
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.worker import Task, TaskResult, WorkerSettings
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """A Ray of this module's own; its address."""
+    context = ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield context.address_info["address"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def on_ray(cluster: str, toy: Path) -> Iterator[RayExecutor]:
+    executor = RayExecutor(WorkerSettings(str(toy)), workers=2)
+    yield executor
+    executor.close()
+
+
+@pytest.fixture(scope="module", params=["in-process", "ray"])
+def executor(request: pytest.FixtureRequest, toy: Path) -> Executor:
+    if request.param == "ray":
+        ours: Executor = request.getfixturevalue("on_ray")
+        return ours
+    return InProcessExecutor(WorkerSettings(str(toy), threads=1))
+
+
+def _schedule(name: str, nfe: int) -> str:
+    return preset_on_grid(name, find_model("digits-ddpm").noise, nfe).to_json()
+
+
+def _tasks(count: int) -> list[Task]:
+    teacher, schedule = _schedule("ddim/uniform-t-zero", 5), _schedule("unipc-2-bh1/karras-zero", 3)
+    moments = [Task("moments", "moments", schedule, 7, 250 * i, 250) for i in range(count)]
+    return [
+        *moments,
+        Task("distance", "distance", schedule, 7, 0, 16, teacher),
+        Task("images", "images", schedule, 7, 3, 4),
+    ]
+
+
+def _drain(executor: Executor, tasks: list[Task]) -> dict[tuple[str, int], TaskResult]:
+    for task in tasks:
+        executor.submit(task)
+    results = [executor.next() for _ in tasks]
+    assert executor.in_flight == 0
+    delivered = Counter((r.task.key, r.task.start) for r in results)
+    assert delivered == Counter((t.key, t.start) for t in tasks)
+    return {(r.task.key, r.task.start): r for r in results}
+
+
+def _bits(result: TaskResult) -> tuple[object, ...]:
+    arrays = (result.pixel, result.feature, result.images)
+    moments = tuple((m.count, *m.to_bytes()) for m in result.moments)
+    return moments, tuple(None if a is None else np.asarray(a).tobytes() for a in arrays), result.error
+
+
+# -- the contract ---------------------------------------------------------------------------------------
+
+
+def test_every_task_is_delivered_once_and_complete(executor: Executor) -> None:
+    assert executor.capacity >= 1
+    results = _drain(executor, _tasks(5))
+    assert all(r.error == "" and r.seconds > 0 for r in results.values())
+    assert results["moments", 250].denoiser_calls == 3 * 250
+    assert results["moments", 250].moments[0].count == 250
+    assert results["distance", 0].feature is not None
+    assert results["images", 3].images is not None
+    assert results["images", 3].images.shape == (4, 1, 8, 8)
+    assert list(executor.events()) == []
+
+
+def test_a_candidate_that_cannot_be_evaluated_comes_back_with_its_error(executor: Executor) -> None:
+    good = find_model("digits-ddpm").noise
+    # Noisier than the model's start: reads well, does not compile for this model.
+    lambdas = (good.lambda_start - 3.0, -1.0, 0.0, 1.0)
+    foreign = preset_on_grid("ddim", good, 3).model_copy(update={"lambdas": lambdas}).to_json()
+    bad = Task("foreign", "moments", foreign, 0, 0, 250)
+    unreadable = Task("unreadable", "moments", "{}", 0, 0, 250)
+    results = _drain(executor, [bad, unreadable, *_tasks(1)])
+    assert "noisier than the model's start" in results["foreign", 0].error
+    assert "not a valid solver schedule" in results["unreadable", 0].error
+    assert results["foreign", 0].moments == ()
+    assert results["moments", 0].error == ""
+    assert all("\n" not in r.error for r in results.values())
+
+
+def test_both_executors_give_the_same_bits(on_ray: RayExecutor, toy: Path) -> None:
+    here = _drain(InProcessExecutor(WorkerSettings(str(toy), threads=1)), _tasks(3))
+    there = _drain(on_ray, _tasks(3))
+    assert {k: _bits(r) for k, r in here.items()} == {k: _bits(r) for k, r in there.items()}
+
+
+# -- Ray: workers that die ------------------------------------------------------------------------------
+
+
+def test_killed_actors_are_replaced_and_their_tasks_redone(on_ray: RayExecutor) -> None:
+    tasks = _tasks(10)
+    for task in tasks:
+        on_ray.submit(task)
+    before = on_ray.pids
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    results = [on_ray.next() for _ in tasks]
+    assert Counter((r.task.key, r.task.start) for r in results) == Counter((t.key, t.start) for t in tasks)
+    assert {r.error for r in results} == {""}
+    assert not set(on_ray.pids) & set(before)
+    events = on_ray.events()
+    assert [e.kind for e in events] == ["actor_died"] * 2
+    assert sorted(str(pid) for pid in before) == sorted(e.message.split("pid ")[1].split(")")[0] for e in events)
+    assert on_ray.events() == []
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class FragileActor:
+    """Dies of one task and answers the others."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.settings = settings
+
+    def run(self, task: Task) -> TaskResult:
+        if task.key == "deadly":
+            os._exit(1)
+        if task.key == "odd":
+            raise LookupError("first line\nwhat happened")
+        return TaskResult(task, seconds=1.0)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_not(
+    cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fragile: Any = FragileActor
+    monkeypatch.setattr(RayExecutor, "_new_actor", lambda self: fragile.remote(self._settings))
+    executor = RayExecutor(WorkerSettings("none"), workers=1)
+    try:
+        names = ["first", "deadly", "odd", "last"]
+        results = _drain(executor, [Task(name, "moments", "", 0, 0, 1) for name in names])
+    finally:
+        executor.close()
+    assert results["first", 0].error == results["last", 0].error == ""
+    assert results["deadly", 0].error == f"gave up: the worker died {MAX_TRIES} times at this task"
+    assert "what happened" in results["odd", 0].error
+    assert [e.kind for e in executor.events()] == ["actor_died"] * MAX_TRIES
+
+
+# -- Ray: whole searches ---------------------------------------------------------------------------------
+
+
+def _settings(toy: Path, **changes: object) -> SearchSettings:
+    fields: dict[str, object] = {
+        "model": str(toy),
+        "nfes": (2,),
+        "budget": 8_000,
+        "distance_images": 16,
+        "frechet_images": 250,
+        "finalist_images": 500,
+        "finalists": 2,
+        "report_images": 500,
+        "teacher": "dpmpp-2m/uniform-t-zero@8",
+        "sampler": "evolution",
+    }
+    return SearchSettings.build(**(fields | changes))
+
+
+def _search(
+    root: Path, settings: SearchSettings, executor: Executor, monkeypatch: pytest.MonkeyPatch, **hooks: Any
+) -> Store:
+    monkeypatch.setattr("fewstep.pipeline.study.make_executor", lambda execution, worker: executor)
+    from fewstep.pipeline.settings import ExecutionSettings
+
+    Study(root, settings).run(ExecutionSettings(), "test", **hooks)
+    store = Store(root)
+    records = store.evaluations.records()
+    assert store.evaluations.row_count() == len(records) == len({r.key for r in records})
+    assert {r.rung for r in records} == {"distance", "frechet", "finals", "report"}
+    assert {r.status for r in records} == {"complete"}
+    return store
+
+
+def _values(store: Store) -> dict[str, tuple[str | None, ...]]:
+    numbers = {r.key: (r.value, r.low, r.high) for r in store.evaluations.records()}
+    return {key: tuple(None if v is None else v.hex() for v in values) for key, values in numbers.items()}
+
+
+def test_one_and_two_actors_and_none_compute_the_same_bits_though_one_is_killed(
+    cluster: str, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, worker = _settings(toy), WorkerSettings(str(toy), threads=1)
+    here = _search(tmp_path / "none", settings, InProcessExecutor(worker), monkeypatch)
+    alone = _search(tmp_path / "one", settings, RayExecutor(worker, workers=1), monkeypatch)
+    pair = RayExecutor(worker, workers=2)
+    seen: list[EvaluationRecord] = []
+
+    def kill_one(record: EvaluationRecord) -> None:
+        seen.append(record)
+        if len(seen) == 20:
+            os.kill(pair.pids[0], signal.SIGKILL)
+
+    two = _search(tmp_path / "two", settings, pair, monkeypatch, on_record=kill_one)
+    values = [_values(store) for store in (here, alone, two)]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        both = values[a].keys() & values[b].keys()
+        assert len(both) > 30
+        assert {k: values[a][k] for k in both} == {k: values[b][k] for k in both}
+    (died,) = [e for e in two.events.records() if e.kind == "actor_died"]
+    assert died.study == settings.study
+    assert [e for e in alone.events.records() if e.kind == "actor_died"] == []
+
+
+def test_a_killed_driver_on_ray_resumes_without_computing_anything_again(
+    cluster: str, toy: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "study"
+    program = [sys.executable, "-P", "-m", "fewstep.pipeline.cli", "search", "--out", str(root)]
+    ours = ["--executor", "ray", "--workers", "2", "--address", cluster, "--json"]
+    what = ["--model", str(toy), "--nfe", "2", "--budget", "20000", "--sampler", "random", "--report-images", "250"]
+    what += ["--recipe", "digits-demo", "--teacher", "dpmpp-2m/uniform-t-zero@8"]
+    first = subprocess.Popen([*program, *ours, *what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    store, deadline = Store(root), time.monotonic() + 120
+    while len(store.evaluations.records()) < 20 and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.2)
+    first.kill()
+    assert first.wait() == -signal.SIGKILL, first.stderr.read() if first.stderr else ""
+    before = {r.key: r for r in store.evaluations.records()}
+    assert len(before) >= 20
+    assert not any(r.rung == "report" for r in before.values())
+    again = subprocess.run([*program, *ours, "--resume"], capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr
+    after = store.evaluations.records()
+    assert store.evaluations.row_count() == len(after) == len({(r.trial, r.rung) for r in after}) > len(before)
+    assert before.items() <= {r.key: r for r in after}.items()
+    assert any(r.rung == "report" for r in after)
