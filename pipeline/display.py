@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -104,6 +105,17 @@ def results_table(rows: list[Row]) -> Table:
             row = next((r for r in rows if r.nfe == nfe and r.method == method), None)
             cells.append(interval_text(row) if row else "")
         table.add_row(method, *cells, style="bold" if method == FOUND else None)
+    return table
+
+
+def plain_table(title: str, columns: list[str], rows: Sequence[Mapping[Any, Any]]) -> Table:
+    """Rows of named values, numbers with four significant digits."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        values = (row[column] for column in columns)
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
     return table
 
 

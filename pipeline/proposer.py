@@ -6,6 +6,7 @@ The study lives in memory and is a projection of the records: `restore` rebuilds
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -17,14 +18,27 @@ from fewstep.pipeline.s3_sampler import CANDIDATE_ATTR, ORIGIN_ATTR, SCHEDULE_AT
 from fewstep.pipeline.samplers import make_sampler
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.solver_space import SolverSpace, to_genome, to_schedule
+from fewstep.search_spaces.solver_space import Genome, SolverSpace, to_genome, to_schedule
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.sampling.compile import compile_schedule
+from fewstep.tasks.sampling.grids import preset_on_grid
 
 if TYPE_CHECKING:
     from fewstep.pipeline.state import Trial
 
 ATTEMPTS = 40
+SEED_SOLVERS = ("unipc-2-bh2", "unipc-3-bh2", "dpmpp-3m")
+SEED_GRIDS = ("quadratic-zero", "uniform-lambda-zero", "karras-zero", "uniform-t-zero")
+
+
+def analytic_first_steps(noise: NoiseSchedule, nfe: int) -> list[Genome]:
+    """Presets with one step more, whose first call is replaced by the noise itself: the search's first guesses.
+
+    No preset saves that call, and a sampler would need many mutations to find it together with good times.
+    """
+    names = [f"{solver}/{where}" for where in SEED_GRIDS for solver in SEED_SOLVERS]
+    schedules = [preset_on_grid(name, noise, nfe + 1).model_copy(update={"first_call": "zero_x0"}) for name in names]
+    return list(dict.fromkeys(to_genome(schedule) for schedule in schedules)) if nfe > 1 else []
 
 
 def _attributes(candidate: Candidate) -> dict[str, Any]:
@@ -43,7 +57,7 @@ class Proposer:
         self.space = SolverSpace(noise.lambda_start, noise.lambda_end, settings.nfes)
         self._noise, self._origin = noise, settings.sampler
         self._distributions = distributions(self.space)
-        self._sampler = make_sampler(settings, self.space, on_refit)
+        self._sampler = make_sampler(settings, self.space, on_refit, partial(analytic_first_steps, noise))
         self._study = optuna.create_study(direction="minimize")
         self._trials: dict[int, optuna.trial.Trial] = {}
         self._next = 0

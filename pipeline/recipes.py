@@ -12,7 +12,7 @@ def digits_demo() -> SearchSettings:
         study="digits-demo",
         model="digits-ddpm",
         nfes=(3, 4, 5),
-        budget=540_000,
+        budget=420_000,
         distance_images=100,
         frechet_images=1000,
         finalist_images=2000,

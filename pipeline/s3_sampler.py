@@ -1,14 +1,15 @@
 """S^3, predictor-guided schedule search, as an Optuna sampler (USF, section 4).
 
 Every trial's genome is decided at once, from the seed, the trial's number and the trials before it:
-first random members, then children of the best known ones, ranked by a surrogate that is trained on
-everything evaluated so far. The values it learns from are the trials' intermediate values, one a rung.
+first the seeds that it was given, then random members, then children of the best known ones, ranked by a
+surrogate that is trained on everything evaluated so far. The values it learns from are the trials'
+intermediate values, one a rung.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -22,12 +23,13 @@ from optuna.trial import FrozenTrial, TrialState
 from fewstep.pipeline.surrogate import Example, RankingSurrogate
 from fewstep.search_spaces.evolution import cross, mutate, random_genome
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.solver_space import Genome, SolverSpace, encode, to_genome
+from fewstep.search_spaces.solver_space import Genome, SolverSpace, encode, to_genome, to_schedule
 
 SCHEDULE_ATTR, CANDIDATE_ATTR, ORIGIN_ATTR = "schedule", "candidate", "origin"
 ENOUGH = 12
 MUTATION_RATES = (0.05, 0.12, 0.25)
 OnRefit = Callable[[int, float | None], None]
+Seeds = Callable[[int], Sequence[Genome]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class S3Options:
     parents: int = 15
     children: int = 32
     generations: int = 2
-    random_trials: int = 8
+    random_trials: int = 24
     explore: float = 0.2
     crossover: float = 0.4
     first_fit: int = 40
@@ -85,10 +87,13 @@ class S3Sampler(BaseSampler):
         seed: int = 0,
         options: S3Options | None = None,
         on_refit: OnRefit | None = None,
+        seeds: Seeds | None = None,
     ) -> None:
         self._space, self._rungs, self._seed = space, rungs, seed
         self._options = options or S3Options()
         self._on_refit = on_refit
+        self._seeds = seeds
+        self._rendered: dict[int, list[tuple[Genome, str]]] = {}
         self._distributions = distributions(space)
         self._surrogate: RankingSurrogate | None = None
         self._fitted_at = 0
@@ -125,6 +130,10 @@ class S3Sampler(BaseSampler):
         mine = [(t, g) for t, g in known if g.nfe == nfe]
         seen = {g for _, g in mine}
         drawn = sum(1 for t, _ in mine if t.user_attrs.get(ORIGIN_ATTR) != "preset")
+        hashes = {t.user_attrs.get(CANDIDATE_ATTR) for t, _ in mine}
+        fresh = next((g for g, key in self._seeds_at(nfe) if key not in hashes), None)
+        if fresh is not None:
+            return fresh
         if drawn < self._options.random_trials:
             return random_genome(self._space, nfe, rng)
         parents = [g for _, g in sorted(mine, key=lambda entry: _standing(entry[0]))[: self._options.parents]]
@@ -140,6 +149,14 @@ class S3Sampler(BaseSampler):
             if child not in seen:
                 return child
         return random_genome(self._space, nfe, rng)
+
+    def _seeds_at(self, nfe: int) -> list[tuple[Genome, str]]:
+        """The seeds as the space's parameters render them, which clip what is out of range, and their hashes."""
+        if nfe not in self._rendered:
+            given = self._seeds(nfe) if self._seeds else ()
+            genomes = [self._space.from_parameters(self._space.parameters(g)) for g in given]
+            self._rendered[nfe] = [(g, to_schedule(g).hash) for g in genomes]
+        return self._rendered[nfe]
 
     def _genome(self, trial: FrozenTrial) -> Genome:
         if trial.number not in self._genomes:

@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from fewstep.pipeline.s3_sampler import OnRefit, S3Options, S3Sampler
+from fewstep.pipeline.s3_sampler import OnRefit, S3Options, S3Sampler, Seeds
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.solver_space import SolverSpace
 
 SamplerFor = Callable[[int], BaseSampler]
 
 
-def make_sampler(settings: SearchSettings, space: SolverSpace, on_refit: OnRefit | None = None) -> SamplerFor:
+def make_sampler(
+    settings: SearchSettings, space: SolverSpace, on_refit: OnRefit | None = None, seeds: Seeds | None = None
+) -> SamplerFor:
     """A function from a trial's number to the sampler that proposes it.
 
     Optuna's samplers carry a random state that is not stored; seeding them by the trial's number makes the
@@ -21,7 +23,7 @@ def make_sampler(settings: SearchSettings, space: SolverSpace, on_refit: OnRefit
     """
     if settings.sampler in ("s3", "evolution"):
         options = S3Options(guided=settings.sampler == "s3")
-        ours = S3Sampler(space, seed=settings.seed, options=options, on_refit=on_refit)
+        ours = S3Sampler(space, seed=settings.seed, options=options, on_refit=on_refit, seeds=seeds)
         return lambda number: ours
 
     def stock(number: int) -> BaseSampler:

@@ -91,7 +91,7 @@ def parse_nfes(text: str) -> tuple[int, ...]:
     numbers: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ConfigurationError(f"NFE {text!r} is not a range: write it as 3-6 or 3,5,8")
         low, high = int(first), int(last) if dash else int(first)
         if not 1 <= low <= high <= 100:

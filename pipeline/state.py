@@ -184,7 +184,7 @@ class SearchState:
         """Once every preset of an NFE is screened, the best grids of each go on, and the baseline."""
         table = self.presets[record.nfe]
         trials = {name: self.trials[self._by_hash[s.hash]] for name, s in table.items() if s.hash in self._by_hash}
-        if len(trials) < len(table) or any(self.screen.name not in t.records for t in trials.values()):
+        if len(trials) < len(table) or any(not t.records for t in trials.values()):
             return
         chosen = {BASELINE}
         for solver in sorted({name.partition("/")[0] for name in table}):

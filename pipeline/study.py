@@ -46,7 +46,7 @@ def parse_teacher(text: str, files: ModelFiles) -> SolverSchedule:
     name, at, calls = text.partition("@")
     if not at:
         return load_schedule(text)
-    if not calls.isdigit() or not 1 <= int(calls) <= 200:
+    if not calls.isdecimal() or not 1 <= int(calls) <= 200:
         raise ConfigurationError(f"teacher {text!r}: write PRESET/GRID@CALLS with 1 to 200 calls")
     return preset_on_grid(name, files.noise, int(calls))
 

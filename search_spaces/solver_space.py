@@ -200,7 +200,8 @@ class SolverSpace:
             low, high = self.last_range
             flat["last_lambda"] = min(max(genome.lambdas[-1], low), high)
         if len(gaps) > 1:
-            logits = np.log(gaps) - np.log(gaps).mean()
+            # The largest gap sits at the upper end, so that rendering a rendered genome changes nothing.
+            logits = np.log(gaps) - np.log(gaps).max() + GAP_RANGE
             flat |= {f"gap.{i}": float(v) for i, v in enumerate(np.clip(logits, -GAP_RANGE, GAP_RANGE))}
         for i, g in enumerate(genome.genes):
             flat |= {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +53,11 @@ def _idx(path: Path) -> npt.NDArray[np.uint8]:
     """Read one gzipped IDX file of unsigned bytes."""
     try:
         data = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+        dims = data[3]
+        shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims))
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}; install the data set again") from error
-    dims = data[3]
-    shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims))
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
 def fashion_folder() -> Path | None:
@@ -110,11 +111,14 @@ def load_image_folder(folder: Path, channels: int, size: int) -> npt.NDArray[np.
     mode = "L" if channels == 1 else "RGB"
     images = np.empty((len(paths), channels, size, size), np.float32)
     for i, path in enumerate(paths):
-        with Image.open(path) as image:
-            if image.size != (size, size):
-                raise DataError(
-                    f"{path} is {image.size[0]}x{image.size[1]}, the model makes {size}x{size}: resize the folder"
-                )
-            pixels = np.asarray(image.convert(mode), np.float32).reshape(size, size, channels)
+        try:
+            with Image.open(path) as image:
+                found = image.size
+                pixels = np.asarray(image.convert(mode), np.float32)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error}; remove it or replace it") from error
+        if found != (size, size):
+            raise DataError(f"{path} is {found[0]}x{found[1]}, the model makes {size}x{size}: resize the folder")
+        pixels = pixels.reshape(size, size, channels)
         images[i] = pixels.transpose(2, 0, 1) / 127.5 - 1.0
     return images

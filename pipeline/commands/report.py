@@ -11,6 +11,7 @@ from fewstep.errors import ConfigurationError, DamagedFileError
 from fewstep.pipeline.commands.options import AsJson, Out, print_json
 
 NAME = "report"
+LISTED = ["nfe", "value", "trial", "candidate", "origin", "images", "denoiser_calls"]
 
 
 def _results_csv(out: Path) -> str:
@@ -25,6 +26,7 @@ def command(
     html: Annotated[Path | None, typer.Option(help="write one self-contained page here")] = None,
     markdown: Annotated[Path | None, typer.Option(help="put the table between this file's results markers")] = None,
     csv: Annotated[Path | None, typer.Option(help="copy the study's results.csv here")] = None,
+    top: Annotated[int, typer.Option(min=0, help="list this many of the best candidates of each NFE as judged")] = 0,
     sync: Annotated[bool, typer.Option("--sync", help="log the study to the tracking server again")] = False,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server or database [default: in --out]")] = None,
     as_json: AsJson = False,
@@ -33,9 +35,10 @@ def command(
     from rich.console import Console
 
     from fewstep.pipeline.commands.publishing import log, write_report
-    from fewstep.pipeline.display import mlflow_command, results_table
+    from fewstep.pipeline.display import mlflow_command, plain_table, results_table
     from fewstep.pipeline.final import insert_between_markers, report_rows, results_markdown, write_text
     from fewstep.pipeline.study import Study
+    from fewstep.storage.queries import leaderboard
 
     study = Study.load(out)
     records = study.store.evaluations.records(where={"study": study.settings.study})
@@ -53,10 +56,21 @@ def command(
         insert_between_markers(markdown, results_markdown(rows, note))
     if sync:
         shown["browse"] = mlflow_command(log(study, tracking_uri))
+    best = (
+        [
+            candidate
+            for nfe in study.settings.nfes
+            for candidate in leaderboard(study.store, study.settings.study, nfe=nfe, top=top)[LISTED].to_dict("records")
+        ]
+        if top
+        else []
+    )
     if as_json:
-        print_json({**shown, "rows": [vars(r) for r in rows]})
+        print_json({**shown, "rows": [vars(r) for r in rows], "leaderboard": best})
     else:
         Console().print(results_table(rows))
+        if best:
+            Console().print(plain_table("candidates as the search judged them", LISTED, best))
         for name, value in shown.items():
             typer.echo(f"{name}: {value}")
     damaged = study.store.damaged()

@@ -91,8 +91,7 @@ class ModelFiles:
 
 def find_model(model: str) -> ModelFiles:
     """Resolve a zoo name or a directory; ModelError says what is missing and where it was looked for."""
-    bundled = ZOO / model
-    root = bundled if model in zoo_names() else Path(model)
+    root = ZOO / model if model in zoo_names() else Path(model)
     if not root.is_dir():
         raise ModelError(
             f"no model {model!r}: give a diffusers directory or one of the bundled models ({', '.join(zoo_names())})"
@@ -106,7 +105,7 @@ def find_model(model: str) -> ModelFiles:
             f"{root} has no scheduler/scheduler_config.json: save the scheduler beside the network, "
             "the noise schedule is read from it"
         )
-    files = ModelFiles(root.name if root != bundled else model, root, unet, places[0])
+    files = ModelFiles(root.absolute().name, root, unet, places[0])
     _check(files)
     return files
 
@@ -120,8 +119,13 @@ def _check(files: ModelFiles) -> None:
             f"{files.unet}: {config.get('in_channels')} channels in and {config.get('out_channels')} out; "
             "an unconditional denoiser has as many out as in"
         )
+    if not isinstance(config.get("in_channels"), int):
+        raise ModelError(f"{files.unet}: in_channels is missing from config.json: save the model with save_pretrained")
     if not config.get("sample_size"):
         raise ModelError(f"{files.unet}: sample_size is missing from config.json: set it to the image's side")
+    size = config["sample_size"]
+    if isinstance(size, list) and len(set(size)) != 1:
+        raise ModelError(f"{files.unet}: sample_size {size} is not square: only square images are supported")
     if files.prediction_type not in PREDICTION_TYPES:
         raise ModelError(
             f"{files.scheduler}: prediction_type {files.prediction_type!r} is none of {', '.join(PREDICTION_TYPES)}"

@@ -1,19 +1,20 @@
-"""Run one search in process, killed again and again: `killed_search.py ROOT SETTINGS_JSON RULE...`
+"""Run searches in process, killed again and again. Standard input: a JSON list of [root, settings, rules].
 
-Every rule is a life of the driver: a forked child opens the study in ROOT, goes on with it, and dies at the
-first record that the rule names. A rule is `WHERE:RUNG:TRIAL`: the rung's first record of a trial numbered
+Every rule is a life of the driver: a forked child opens the study in the root, goes on with it, and dies at
+the first record that the rule names. A rule is `WHERE:RUNG:TRIAL`: the rung's first record of a trial numbered
 TRIAL or higher. WHERE says how: `after` kills when the record is on disk, `between` when its moments are on
 disk and itself is not, `raise` lets an exception through at that point. Last comes a life that ends well.
-Prints one exit code a life. One start of the interpreter serves them all.
+Prints the exit codes of a search's lives on one line. One start of the interpreter serves them all.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas  # noqa: F401
@@ -58,9 +59,8 @@ def one_life(root: Path, settings: SearchSettings, rule: str) -> None:
     study.run(ExecutionSettings(executor="in-process"), "test", on_record)
 
 
-def main(root: Path, settings: SearchSettings, rules: Sequence[str]) -> None:
-    """One child a rule, one after the other."""
-    warm_up()
+def lives(root: Path, settings: SearchSettings, rules: Sequence[str]) -> Iterator[int]:
+    """One child a rule, one after the other; their exit codes."""
     for rule in (*rules, ""):
         child = os.fork()
         if child == 0:
@@ -72,8 +72,10 @@ def main(root: Path, settings: SearchSettings, rules: Sequence[str]) -> None:
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        yield os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), SearchSettings.model_validate_json(sys.argv[2]), sys.argv[3:])
+    warm_up()
+    for folder, chosen, ends in json.load(sys.stdin):
+        print(*lives(Path(folder), SearchSettings.model_validate(chosen), ends), flush=True)

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import ray
 
+from fewstep.pipeline.executors import on_ray as on_ray_module
 from fewstep.pipeline.executors.base import MAX_TRIES, Executor
 from fewstep.pipeline.executors.in_process import InProcessExecutor
 from fewstep.pipeline.executors.on_ray import RayExecutor
-from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
@@ -100,13 +101,13 @@ def test_every_task_is_delivered_once_and_complete(executor: Executor) -> None:
 
 def test_a_candidate_that_cannot_be_evaluated_comes_back_with_its_error(executor: Executor) -> None:
     good = find_model("digits-ddpm").noise
-    # Noisier than the model's start: reads well, does not compile for this model.
+    # It starts before the model's noise: reads well, does not compile for this model.
     lambdas = (good.lambda_start - 3.0, -1.0, 0.0, 1.0)
     foreign = preset_on_grid("ddim", good, 3).model_copy(update={"lambdas": lambdas}).to_json()
     bad = Task("foreign", "moments", foreign, 0, 0, 250)
     unreadable = Task("unreadable", "moments", "{}", 0, 0, 250)
     results = _drain(executor, [bad, unreadable, *_tasks(1)])
-    assert "noisier than the model's start" in results["foreign", 0].error
+    assert "starts at lambda" in results["foreign", 0].error
     assert "not a valid solver schedule" in results["unreadable", 0].error
     assert results["foreign", 0].moments == ()
     assert results["moments", 0].error == ""
@@ -122,20 +123,20 @@ def test_both_executors_give_the_same_bits(on_ray: RayExecutor, toy: Path) -> No
 # -- Ray: workers that die ------------------------------------------------------------------------------
 
 
-def test_killed_actors_are_replaced_and_their_tasks_redone(on_ray: RayExecutor) -> None:
+def test_a_killed_actor_is_replaced_and_its_tasks_are_redone(on_ray: RayExecutor) -> None:
     tasks = _tasks(10)
     for task in tasks:
         on_ray.submit(task)
     before = on_ray.pids
-    for pid in before:
-        os.kill(pid, signal.SIGKILL)
+    os.kill(before[0], signal.SIGKILL)
     results = [on_ray.next() for _ in tasks]
     assert Counter((r.task.key, r.task.start) for r in results) == Counter((t.key, t.start) for t in tasks)
     assert {r.error for r in results} == {""}
-    assert not set(on_ray.pids) & set(before)
-    events = on_ray.events()
-    assert [e.kind for e in events] == ["actor_died"] * 2
-    assert sorted(str(pid) for pid in before) == sorted(e.message.split("pid ")[1].split(")")[0] for e in events)
+    assert on_ray.pids[1:] == before[1:]
+    assert on_ray.pids[0] != before[0]
+    (event,) = on_ray.events()
+    assert event.kind == "actor_died"
+    assert f"pid {before[0]}" in event.message
     assert on_ray.events() == []
 
 
@@ -148,6 +149,7 @@ class FragileActor:
 
     def run(self, task: Task) -> TaskResult:
         if task.key == "deadly":
+            time.sleep(0.5)  # the answer before is on its way
             os._exit(1)
         if task.key == "odd":
             raise LookupError("first line\nwhat happened")
@@ -161,6 +163,7 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_not(
     cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fragile: Any = FragileActor
+    monkeypatch.setattr(on_ray_module, "MAX_TRIES", 2)  # an actor less to start
     monkeypatch.setattr(RayExecutor, "_new_actor", lambda self: fragile.remote(self._settings))
     executor = RayExecutor(WorkerSettings("none"), workers=1)
     try:
@@ -169,9 +172,10 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_not(
     finally:
         executor.close()
     assert results["first", 0].error == results["last", 0].error == ""
-    assert results["deadly", 0].error == f"gave up: the worker died {MAX_TRIES} times at this task"
+    assert results["deadly", 0].error == "gave up: the worker died 2 times at this task"
+    assert MAX_TRIES == 3
     assert "what happened" in results["odd", 0].error
-    assert [e.kind for e in executor.events()] == ["actor_died"] * MAX_TRIES
+    assert [e.kind for e in executor.events()] == ["actor_died"] * 2
 
 
 # -- Ray: whole searches ---------------------------------------------------------------------------------
@@ -197,8 +201,6 @@ def _search(
     root: Path, settings: SearchSettings, executor: Executor, monkeypatch: pytest.MonkeyPatch, **hooks: Any
 ) -> Store:
     monkeypatch.setattr("fewstep.pipeline.study.make_executor", lambda execution, worker: executor)
-    from fewstep.pipeline.settings import ExecutionSettings
-
     Study(root, settings).run(ExecutionSettings(), "test", **hooks)
     store = Store(root)
     records = store.evaluations.records()
@@ -213,11 +215,10 @@ def _values(store: Store) -> dict[str, tuple[str | None, ...]]:
     return {key: tuple(None if v is None else v.hex() for v in values) for key, values in numbers.items()}
 
 
-def test_one_and_two_actors_and_none_compute_the_same_bits_though_one_is_killed(
+def test_one_and_two_actors_compute_the_same_bits_though_one_is_killed(
     cluster: str, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, worker = _settings(toy), WorkerSettings(str(toy), threads=1)
-    here = _search(tmp_path / "none", settings, InProcessExecutor(worker), monkeypatch)
     alone = _search(tmp_path / "one", settings, RayExecutor(worker, workers=1), monkeypatch)
     pair = RayExecutor(worker, workers=2)
     seen: list[EvaluationRecord] = []
@@ -228,11 +229,10 @@ def test_one_and_two_actors_and_none_compute_the_same_bits_though_one_is_killed(
             os.kill(pair.pids[0], signal.SIGKILL)
 
     two = _search(tmp_path / "two", settings, pair, monkeypatch, on_record=kill_one)
-    values = [_values(store) for store in (here, alone, two)]
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        both = values[a].keys() & values[b].keys()
-        assert len(both) > 30
-        assert {k: values[a][k] for k in both} == {k: values[b][k] for k in both}
+    ones, twos = _values(alone), _values(two)
+    both = ones.keys() & twos.keys()
+    assert len(both) > 30
+    assert {k: ones[k] for k in both} == {k: twos[k] for k in both}
     (died,) = [e for e in two.events.records() if e.kind == "actor_died"]
     assert died.study == settings.study
     assert [e for e in alone.events.records() if e.kind == "actor_died"] == []
@@ -243,19 +243,21 @@ def test_a_killed_driver_on_ray_resumes_without_computing_anything_again(
 ) -> None:
     root = tmp_path / "study"
     program = [sys.executable, "-P", "-m", "fewstep.pipeline.cli", "search", "--out", str(root)]
-    ours = ["--executor", "ray", "--workers", "2", "--address", cluster, "--json"]
-    what = ["--model", str(toy), "--nfe", "2", "--budget", "20000", "--sampler", "random", "--report-images", "250"]
+    ours = ["--executor", "ray", "--address", cluster, "--json"]
+    what = ["--model", str(toy), "--nfe", "2", "--budget", "16000", "--sampler", "random", "--report-images", "250"]
     what += ["--recipe", "digits-demo", "--teacher", "dpmpp-2m/uniform-t-zero@8"]
-    first = subprocess.Popen([*program, *ours, *what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        [*program, *ours, "--workers", "2", *what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     store, deadline = Store(root), time.monotonic() + 120
-    while len(store.evaluations.records()) < 20 and time.monotonic() < deadline and first.poll() is None:
+    while len(store.evaluations.records()) < 36 and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.2)
     first.kill()
     assert first.wait() == -signal.SIGKILL, first.stderr.read() if first.stderr else ""
     before = {r.key: r for r in store.evaluations.records()}
-    assert len(before) >= 20
+    assert len(before) >= 36
     assert not any(r.rung == "report" for r in before.values())
-    again = subprocess.run([*program, *ours, "--resume"], capture_output=True, text=True, timeout=200)
+    again = subprocess.run([*program, *ours, "--workers", "1", "--resume"], capture_output=True, text=True, timeout=200)
     assert again.returncode == 0, again.stderr
     after = store.evaluations.records()
     assert store.evaluations.row_count() == len(after) == len({(r.trial, r.rung) for r in after}) > len(before)

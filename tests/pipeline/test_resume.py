@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -52,12 +52,21 @@ def _settings(model: object, sampler: str, **changes: object) -> SearchSettings:
 # -- real searches, killed as the system kills ----------------------------------------------------------
 
 
-def _live(root: Path, settings: SearchSettings, *rules: str) -> list[int]:
-    command = [sys.executable, "-P", str(SCRIPT), str(root), settings.model_dump_json(), *rules]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+@pytest.fixture(scope="module")
+def searched(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`NAME-whole` and `NAME-killed`: one search for each sampler, uninterrupted and killed at LIVES."""
+    root = tmp_path_factory.mktemp("searches")
+    jobs = [
+        (str(root / f"{sampler}-{name}"), _settings(toy, sampler, budget=14_000, keep=0.12).model_dump(), rules)
+        for sampler in ("s3", "tpe")
+        for name, rules in (("whole", ()), ("killed", LIVES))
+    ]
+    command = [sys.executable, "-P", str(SCRIPT)]
+    done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
-    return [int(line) for line in done.stdout.split()]
+    assert done.stdout.splitlines() == ["0", "-9 -9 -9 3 -9 -9 -9 0"] * 2
+    return root
 
 
 def _facts(record: EvaluationRecord) -> tuple[object, ...]:
@@ -77,13 +86,9 @@ def _facts(record: EvaluationRecord) -> tuple[object, ...]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["s3", "tpe"])
-def test_kill_and_resume_gives_exactly_the_evaluations_of_an_uninterrupted_search(
-    sampler: str, toy: Path, tmp_path: Path
-) -> None:
-    settings = _settings(toy, sampler)
-    assert _live(tmp_path / "whole", settings) == [0]
-    assert _live(tmp_path / "killed", settings, *LIVES) == [-9, -9, -9, 3, -9, -9, -9, 0]
-    whole, killed = Store(tmp_path / "whole"), Store(tmp_path / "killed")
+def test_kill_and_resume_gives_exactly_the_evaluations_of_an_uninterrupted_search(sampler: str, searched: Path) -> None:
+    roots = searched / f"{sampler}-whole", searched / f"{sampler}-killed"
+    whole, killed = map(Store, roots)
     expected = whole.evaluations.records()
     records = killed.evaluations.records()
     assert {_facts(r) for r in records} == {_facts(r) for r in expected}
@@ -99,7 +104,7 @@ def test_kill_and_resume_gives_exactly_the_evaluations_of_an_uninterrupted_searc
     refits = [e for e in whole.events.records() if e.kind == "refit"]
     assert bool(refits) == (sampler == "s3")
     for name in ("results.csv", "schedules/nfe3.json"):
-        lines = [(tmp_path / root / name).read_text().splitlines() for root in ("whole", "killed")]
+        lines = [(root / name).read_text().splitlines() for root in roots]
         assert lines[0] == lines[1]
 
 
@@ -210,11 +215,10 @@ def test_records_in_another_order_give_a_state_that_has_the_same_trials() -> Non
         records.append(_tabulated(flying.pop(int(_share(len(records)) * len(flying))), len(records)))
         state.learn(records[-1])
     assert len({(r.trial, r.rung) for r in records}) == len(records)
-    done: Callable[[list[EvaluationRecord]], set[tuple[str, str]]] = lambda rs: {(r.candidate, r.rung) for r in rs}  # noqa: E731
     for k in range(0, len(records) + 1, 11):
         resumed = SearchState.replay(settings, noise, records[:k])
         assert resumed.trials.keys() == {r.trial for r in records[:k]}
         asked = set()
         while (work := resumed.next_work()) and work[0].origin != "random":
             asked.add((work[0].schedule.hash, work[1].name))
-        assert not asked & done(records[:k])
+        assert not asked & {(r.candidate, r.rung) for r in records[:k]}

@@ -1,0 +1,143 @@
+"""Training: a killed run loses nothing, and what it makes is a model that the rest of the house accepts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.errors import ConfigurationError
+from fewstep.pipeline import cli
+from fewstep.tasks.data import load_dataset
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.training.classifier import accuracy, train_classifier
+from fewstep.tasks.training.diffusion import CHECKPOINT, learning_rate, train_unet
+from fewstep.tasks.training.entry import train_entry
+from fewstep.tasks.training.recipe import TrainingRecipe
+from fewstep.tasks.training.recipes import RECIPES, training_recipe
+
+
+def _tiny(**changes: object) -> TrainingRecipe:
+    unet = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": (4,),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "norm_num_groups": 2,
+        "add_attention": False,
+    }
+    fields = {"name": "tiny", "dataset": "digits", "unet": unet, "steps": 20, "batch": 16, "warmup": 5}
+    return TrainingRecipe.model_validate(fields | {"classifier_steps": 30} | changes)
+
+
+class _PowerCutError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_killed_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(labels: bool, tmp_path: Path) -> None:
+    recipe = _tiny()
+    if labels:
+        recipe = _tiny(unet=recipe.unet | {"num_class_embeds": 11}, label_dropout=0.3, flip=True)
+    data = load_dataset("digits")
+    whole, _ = train_unet(recipe, data, tmp_path / "whole", every=8)
+    steps: list[int] = []
+
+    def cut(step: int, total: int, loss: float) -> None:
+        steps.append(step)
+        assert total == 20
+        assert loss > 0
+        raise _PowerCutError
+
+    for _ in range(2):
+        with pytest.raises(_PowerCutError):
+            train_unet(recipe, data, tmp_path / "cut", every=8, progress=cut)
+    assert steps == [8, 16]
+    # Torn while it was written: only a finished checkpoint counts.
+    (tmp_path / "cut" / "training.tmp").write_bytes(b"half")
+    resumed, _ = train_unet(recipe, data, tmp_path / "cut", every=8)
+    ours, theirs = resumed.state_dict(), whole.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    # Once more: it is finished, and nothing is trained.
+    again, _ = train_unet(recipe, data, tmp_path / "cut", progress=cut)
+    assert all(torch.equal(again.state_dict()[k], theirs[k]) for k in theirs)
+    assert torch.load(tmp_path / "cut" / CHECKPOINT, weights_only=True)["step"] == 20
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    losses: list[float] = []
+    recipe = _tiny(steps=60, batch=32, learning_rate=5e-3)
+    train_unet(recipe, load_dataset("digits"), tmp_path, every=20, progress=lambda s, n, loss: losses.append(loss))
+    assert len(losses) == 3
+    assert losses[2] < losses[0]
+
+
+def test_the_learning_rate_warms_up_and_comes_down() -> None:
+    recipe = _tiny(steps=100, warmup=10, learning_rate=1.0)
+    rates = [learning_rate(recipe, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == pytest.approx(1.0)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert 0.02 <= rates[-1] < 0.03
+
+
+def test_the_classifier_is_a_function_of_its_recipe_and_learns() -> None:
+    data = load_dataset("digits")
+    recipe = _tiny(classifier_steps=60, batch=64, classifier_width=8)
+    first, second = train_classifier(recipe, data), train_classifier(recipe, data)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    assert accuracy(first, data) > 0.5
+
+
+def test_a_trained_entry_is_a_model_and_can_be_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tiny"
+    figures = train_entry(_tiny(), out, tmp_path / "checkpoints")
+    found = find_model(str(out))
+    assert (found.name, found.channels, found.size) == ("tiny", 1, 8)
+    assert json.loads((out / "card.json").read_text()) == figures
+    stored = TrainingRecipe.model_validate_json((out / "recipe.json").read_text())
+    assert stored.model_dump_json() == _tiny().model_dump_json()
+    card = (out / "README.md").read_text()
+    assert "CC BY 4.0" in card
+    assert f"{figures['parameters']:,}" in card
+    command = f"evaluate --model {out} --schedule ddim/karras@2 --images 250 --out {tmp_path / 'kept'} --json"
+    monkeypatch.setattr(sys, "argv", ["fewstep", *command.split()])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["model"] == "tiny"
+    assert answer["value"] > 0
+    # The same recipe again gives the same weights.
+    train_entry(_tiny(), tmp_path / "twin", tmp_path / "other")
+    assert find_model(str(tmp_path / "twin")).hash == found.hash
+
+
+def test_an_unfinished_entry_is_no_pipeline(tmp_path: Path) -> None:
+    def cut(step: int, total: int, loss: float) -> None:
+        raise _PowerCutError
+
+    with pytest.raises(_PowerCutError):
+        train_entry(_tiny(), tmp_path / "out", tmp_path / "checkpoints", progress=cut)
+    assert not (tmp_path / "out" / "model_index.json").exists()
+
+
+def test_every_recipe_builds_and_an_unknown_one_is_answered_with_their_names() -> None:
+    for name in RECIPES:
+        recipe = training_recipe(name)
+        assert recipe.name == name
+        assert TrainingRecipe.model_validate_json(recipe.model_dump_json()).steps == recipe.steps
+    with pytest.raises(ConfigurationError, match="digits-ddpm"):
+        training_recipe("cifar")
