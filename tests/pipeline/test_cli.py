@@ -268,7 +268,10 @@ def test_resume_and_report_need_a_study(run: Run, tmp_path: Path) -> None:
 
 def test_a_second_driver_is_refused_at_once_with_the_name_of_the_first(run: Run, toy: Path, tmp_path: Path) -> None:
     Study(tmp_path / "study", SearchSettings(model=str(toy), sampler="random")).create()
-    holder = "import sys, time; from fewstep.storage.lease import Lease\nwith Lease(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    holder = (
+        "import sys, time; from fewstep.storage.lease import Lease\n"
+        "with Lease(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    )
     command = [sys.executable, "-P", "-c", holder, str(tmp_path / "study")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
