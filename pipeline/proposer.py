@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -17,6 +18,7 @@ from fewstep.pipeline.evaluation import Candidate
 from fewstep.pipeline.s3_sampler import CANDIDATE_ATTR, ORIGIN_ATTR, SCHEDULE_ATTR, OnRefit, distributions
 from fewstep.pipeline.samplers import make_sampler
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.search_spaces.evolution import random_genome
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.solver_space import Genome, SolverSpace, to_genome, to_schedule
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
@@ -55,7 +57,7 @@ class Proposer:
     def __init__(self, settings: SearchSettings, noise: NoiseSchedule, on_refit: OnRefit | None = None) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = SolverSpace(noise.lambda_start, noise.lambda_end, settings.nfes)
-        self._noise, self._origin = noise, settings.sampler
+        self._noise, self._origin, self._seed = noise, settings.sampler, settings.seed
         self._distributions = distributions(self.space)
         self._sampler = make_sampler(settings, self.space, on_refit, partial(analytic_first_steps, noise))
         self._study = optuna.create_study(direction="minimize")
@@ -65,8 +67,8 @@ class Proposer:
     def propose(self, nfe: int, seen: set[str]) -> Candidate:
         """A schedule at `nfe` that is not among the hashes in `seen`.
 
-        A stock sampler may repeat itself for ever: then one of its proposals is moved to a place of its own.
-        Raises ScheduleError where ATTEMPTS proposals in a row cannot be built.
+        A stock sampler may repeat itself for ever: after ATTEMPTS refused proposals a random member takes its
+        place. Raises ScheduleError where not even that finds anything new.
         """
         for _ in range(ATTEMPTS):
             trial = self._ask({"nfe": nfe})
@@ -79,7 +81,19 @@ class Proposer:
             if schedule.hash not in seen:
                 return self._register(trial, schedule, self._origin)
             self._study.tell(trial, state=TrialState.FAIL)
-        raise ScheduleError(f"sampler {self._origin} made no new valid schedule at NFE {nfe} in {ATTEMPTS} tries")
+        return self._anything_new(nfe, seen)
+
+    def _anything_new(self, nfe: int, seen: set[str]) -> Candidate:
+        rng = Random(f"{self._seed}/{self._next}")
+        for _ in range(ATTEMPTS):
+            try:
+                schedule = to_schedule(random_genome(self.space, nfe, rng))
+                compile_schedule(schedule, self._noise)
+            except ScheduleError:
+                continue
+            if schedule.hash not in seen:
+                return self.enlist(schedule, "random")
+        raise ScheduleError(f"no schedule at NFE {nfe} is left to try: the space of this model's times is too narrow")
 
     def enlist(self, schedule: SolverSchedule, origin: str) -> Candidate:
         """Enter a schedule from elsewhere as a trial."""

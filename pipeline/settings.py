@@ -49,8 +49,11 @@ class SearchSettings(BaseModel):
             raise ValueError(f"NFE {bad[0] if bad else '(none)'} is not possible: give 1 to 100 denoiser calls")
         if len(set(self.nfes)) != len(self.nfes):
             raise ValueError(f"NFE {self.nfes} has duplicates")
-        if self.finalist_images < self.frechet_images:
-            raise ValueError("finalist_images must be at least frechet_images: it extends the same images")
+        if self.finalist_images <= self.frechet_images:
+            raise ValueError(
+                f"finalist_images {self.finalist_images} must exceed frechet_images {self.frechet_images}: "
+                "the finals extend the same images"
+            )
         return self
 
     @property

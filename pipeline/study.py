@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fewstep import __version__
-from fewstep.errors import ConfigurationError, StorageError
+from fewstep.errors import ConfigurationError, DamagedFileError, StorageError
 from fewstep.pipeline.evaluation import Evaluator
 from fewstep.pipeline.executors.base import Executor
 from fewstep.pipeline.final import FOUND, Row, contenders, report_rows, report_work, results_csv, winner, write_text
@@ -74,7 +74,12 @@ class Study:
     @classmethod
     def load(cls, root: Path) -> Study:
         """The study that a directory holds; StorageError where it holds none."""
-        records = Store(root).studies.records()
+        store = Store(root)
+        records = store.studies.records()
+        if not records and (damaged := store.studies.damaged()):
+            raise DamagedFileError(
+                f"{damaged[0][0]} is damaged ({damaged[0][1]}): the study's settings are lost with it"
+            )
         if not records:
             raise StorageError(f"{root} holds no study: start one with `fewstep search --out {root}`")
         return cls(root, SearchSettings.model_validate_json(records[-1].settings_json))
