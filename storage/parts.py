@@ -122,7 +122,7 @@ class PartDirectory:
             raise StorageError(
                 f"cannot write {target}: {one_line(error)}; free space or make the store writable, then retry"
             ) from error
-        return Part(number, name, data.size, 0)
+        return Part(number, name, data.size, self._written_at(target))
 
     def facts(self, part: Part) -> Facts:
         """Row count and schema version from a part's footer; errors as in `read`."""
@@ -153,6 +153,12 @@ class PartDirectory:
             return
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"cannot delete {self.file(part)}: {one_line(error)}") from error
+
+    def _written_at(self, path: str) -> int:
+        try:
+            return self.filesystem.get_file_info(path).mtime_ns or 0
+        except (OSError, pa.ArrowException):
+            return 0  # only costs a second look at the file
 
     def _scan(self) -> dict[str, Part]:
         selector = pafs.FileSelector(self.path, allow_not_found=True)

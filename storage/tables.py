@@ -85,6 +85,8 @@ class Table(Generic[R]):
             if self._next is None:
                 self._look_around()
             part = self.directory.publish(table, self._next or 0)
+            # What was just written need not be opened again to be counted.
+            self._facts[part] = Facts(table.num_rows, self.record.schema_version)
             self._next = part.number + 1
             self._small += Piece(part, table.num_rows).small
             if self._small > self._small_parts:
