@@ -49,11 +49,11 @@ class RayExecutor:
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _connect(address, count, self._gpu)
+        elif address not in (None, "auto"):
+            raise ConfigurationError(f"Ray is already initialised in this process, cannot join {address!r}")
         if address is None:
             # The actors own this machine's cores: a driver with threads of its own would only wait for them.
             torch.set_num_threads(1)
-        elif address not in (None, "auto"):
-            raise ConfigurationError(f"Ray is already initialised in this process, cannot join {address!r}")
         self._events: list[ExecutorEvent] = []
         self._tries: dict[tuple[str, int], int] = {}
         self._ready: list[TaskResult] = []
