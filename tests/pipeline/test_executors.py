@@ -244,7 +244,7 @@ def test_a_killed_driver_on_ray_resumes_without_computing_anything_again(
     root = tmp_path / "study"
     program = [sys.executable, "-P", "-m", "fewstep.pipeline.cli", "search", "--out", str(root)]
     ours = ["--executor", "ray", "--address", cluster, "--json"]
-    what = ["--model", str(toy), "--nfe", "2", "--budget", "16000", "--sampler", "random", "--report-images", "250"]
+    what = ["--model", str(toy), "--nfe", "2", "--budget", "40000", "--sampler", "random", "--report-images", "250"]
     what += ["--recipe", "digits-demo", "--teacher", "dpmpp-2m/uniform-t-zero@8"]
     first = subprocess.Popen(
         [*program, *ours, "--workers", "2", *what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
