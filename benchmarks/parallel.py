@@ -23,7 +23,8 @@ from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.study import Study
 from fewstep.pipeline.surrogate import warm_up
 from fewstep.search_spaces.evolution import random_genome
-from fewstep.search_spaces.solver_space import SolverSpace, to_schedule
+from fewstep.search_spaces.genome import to_schedule
+from fewstep.search_spaces.solver_space import SolverSpace
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.worker import WorkerSettings

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks._line import emit
 from fewstep.search_spaces.presets import PRESETS
-from fewstep.tasks.models.noise_schedule import from_diffusers
+from fewstep.tasks.models.from_diffusers import from_diffusers
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.grids import preset_on_grid

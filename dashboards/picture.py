@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fewstep.search_spaces.schedule import Derivative, Formula, SolverSchedule, Step
+from fewstep.search_spaces.formula import Derivative, Formula
+from fewstep.search_spaces.schedule import SolverSchedule, Step
 
 LANES = ("prediction", "order", "relaxation", "corrector")
 """From the top down; lane k is drawn at height LANE_TOP - k, the axis at height 0."""

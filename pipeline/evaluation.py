@@ -10,6 +10,7 @@ import hashlib
 import platform
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from fewstep.tasks.metrics.frechet import FrechetReference
 from fewstep.tasks.metrics.interval import frechet_interval
 from fewstep.tasks.metrics.moments import Moments, merge_all
 from fewstep.tasks.metrics.reference import load_reference
+from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ModelFiles
+from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.worker import GROUP, Task, TaskResult
 
 IMAGES_PER_TASK = 1000
@@ -75,9 +78,12 @@ class Evaluator:
         features: str = "auto",
         reference: str = "auto",
         teacher: SolverSchedule | None = None,
-        device: str = "cpu",
+        conditions: Conditions | None = None,
+        statistics: str = "",
     ) -> None:
         self.study, self.files, self.store, self.teacher = study, files, store, teacher
+        self._conditions_hash = conditions.hash if conditions else ""
+        self._statistics_hash = ModelStatistics.load(Path(statistics)).hash if statistics else ""
         extractor = make_extractor(features, files, "cpu")
         moments, self.reference_hash = load_reference(reference, files, features, extractor)
         self.features, self.features_hash = extractor.name, extractor.hash
@@ -92,19 +98,30 @@ class Evaluator:
         """Content address of one evaluation."""
         teacher = self.teacher.hash if rung.kind == "distance" and self.teacher else ""
         return content_key(
-            model=self.files.hash,
-            candidate=schedule.hash,
-            seed=rung.seed,
+            **self._made_by(schedule, rung),
             images=rung.images,
             kind=rung.kind,
-            features=self.features_hash,
             reference=self.reference_hash,
             teacher=teacher,
         )
 
     def base(self, schedule: SolverSchedule, rung: Rung) -> str:
         """Content address of the moments, whatever their number."""
-        return content_key(model=self.files.hash, candidate=schedule.hash, seed=rung.seed, features=self.features_hash)
+        return content_key(**self._made_by(schedule, rung))
+
+    def _made_by(self, schedule: SolverSchedule, rung: Rung) -> dict[str, object]:
+        """What decides about each image's features. Conditions and statistics count where there are any."""
+        parts: dict[str, object] = {
+            "model": self.files.hash,
+            "candidate": schedule.hash,
+            "seed": rung.seed,
+            "features": self.features_hash,
+        }
+        if self._conditions_hash:
+            parts["conditions"] = self._conditions_hash
+        if self._statistics_hash and schedule.needs_statistics:
+            parts["statistics"] = self._statistics_hash
+        return parts
 
     def plan(self, candidate: Candidate, rung: Rung) -> list[Task]:
         """Tasks still to be run; `absorb` returns the record when the last of them is in.

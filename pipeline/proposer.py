@@ -19,8 +19,9 @@ from fewstep.pipeline.s3_sampler import CANDIDATE_ATTR, ORIGIN_ATTR, SCHEDULE_AT
 from fewstep.pipeline.samplers import make_sampler
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.evolution import random_genome
+from fewstep.search_spaces.genome import Genome, to_genome, to_schedule
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.solver_space import Genome, SolverSpace, to_genome, to_schedule
+from fewstep.search_spaces.solver_space import SolverSpace
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.grids import preset_on_grid

@@ -22,8 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fewstep.pipeline.surrogate import Example, RankingSurrogate
 from fewstep.search_spaces.evolution import cross, mutate, random_genome
+from fewstep.search_spaces.genome import Genome, encode, to_genome, to_schedule
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.solver_space import Genome, SolverSpace, encode, to_genome, to_schedule
+from fewstep.search_spaces.solver_space import SolverSpace
 
 SCHEDULE_ATTR, CANDIDATE_ATTR, ORIGIN_ATTR = "schedule", "candidate", "origin"
 ENOUGH = 12

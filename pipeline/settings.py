@@ -15,6 +15,8 @@ from pydantic import (
 )
 
 from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
+from fewstep.tasks.models.conditions import Conditions
 
 SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "cmaes")
 REPORT_SEED_OFFSET = 1_000_003
@@ -41,6 +43,10 @@ class SearchSettings(BaseModel):
     keep: float = Field(0.25, gt=0, le=1, description="share of candidates that the screen lets through")
     preset_grids: PositiveInt = Field(2, description="grids of each preset that the screen lets through")
     report_images: PositiveInt = 10_000
+    conditions: Conditions = Field(default_factory=Conditions, description="labels or prompts, and guidance")
+    statistics: str = Field("", description="file of the model's statistics")
+    decisions: tuple[str, ...] = Field((), description="decisions searched besides the usual ones")
+    guidance_range: tuple[float, float] | None = Field(None, description="lowest and highest searched guidance")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -54,6 +60,11 @@ class SearchSettings(BaseModel):
                 f"finalist_images {self.finalist_images} must exceed frechet_images {self.frechet_images}: "
                 "the finals extend the same images"
             )
+        unknown = [name for name in self.decisions if name not in EXTRA_DECISIONS]
+        if unknown:
+            raise ValueError(f"unknown decision {unknown[0]!r}: choose from {', '.join(EXTRA_DECISIONS)}")
+        if self.guidance_range and not 0 <= self.guidance_range[0] < self.guidance_range[1]:
+            raise ValueError(f"guidance range {self.guidance_range}: give a lower and a higher scale, as 1:8")
         return self
 
     @property

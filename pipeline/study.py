@@ -113,8 +113,13 @@ class Study:
         """Hold the lease, workers and writer for as long as the block lasts."""
         s = self.settings
         with Lease(self.root):
-            evaluator = Evaluator(s.study, self.files, self.store, s.features, s.reference, self.teacher)
-            executor = make_executor(execution, WorkerSettings(s.model, s.features, execution.device))
+            evaluator = Evaluator(
+                s.study, self.files, self.store, s.features, s.reference, self.teacher, s.conditions, s.statistics
+            )
+            worker = WorkerSettings(
+                s.model, s.features, execution.device, conditions=s.conditions, statistics=s.statistics
+            )
+            executor = make_executor(execution, worker)
             try:
                 where = {"study": s.study}
                 order = max((r.order for r in self.store.evaluations.records(where)), default=-1) + 1

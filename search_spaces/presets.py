@@ -11,15 +11,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.schedule import (
-    Derivative,
-    Formula,
-    Relaxation,
-    SolverSchedule,
-    Step,
-    pseudo_corrector,
-    taylor,
-)
+from fewstep.search_spaces.formula import Derivative, Formula, Relaxation, pseudo_corrector, taylor
+from fewstep.search_spaces.schedule import SolverSchedule, Step
 
 Preset = Callable[[Sequence[float]], SolverSchedule]
 LONG = 15

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,8 +21,11 @@ from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.metrics.extractor import make_extractor
 from fewstep.tasks.metrics.features import FeatureExtractor
 from fewstep.tasks.metrics.moments import Moments
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.decoder import load_decoder
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
+from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.noise import starting_noise
@@ -32,12 +36,17 @@ GROUP = 250
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """How to set up a worker: model (zoo name or path), feature extractor, device, CPU threads (0: leave)."""
+    """How to set up a worker: model (zoo name or path), feature extractor, device, CPU threads (0: leave).
+
+    `conditions` are what every image is asked for; `statistics` a file of the model's statistics, or empty.
+    """
 
     model: str
     features: str = "auto"
     device: str = "cpu"
     threads: int = 0
+    conditions: Conditions = field(default_factory=Conditions)
+    statistics: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,9 +104,11 @@ class Worker:
         check_device(settings.device)
         self.files = find_model(settings.model)
         self.device = settings.device
-        self.denoiser = Denoiser(self.files, settings.device)
+        self.denoiser = Denoiser(self.files, settings.device, settings.conditions)
+        self.statistics = ModelStatistics.load(Path(settings.statistics)) if settings.statistics else None
+        self.decode = load_decoder(self.files, settings.device)
         self._extractor = make_extractor(settings.features, self.files, settings.device) if features else None
-        self.shape = (self.files.channels, self.files.size, self.files.size)
+        self.shape = self.files.shape
         pixels = self.files.channels * self.files.size**2
         scale = 1 if settings.device == "cpu" else 8
         self.batch = max(8, min(GROUP, scale * PIXELS_PER_BATCH // pixels))
@@ -156,12 +167,14 @@ class Worker:
     def sample(self, schedule: str, seed: int, start: int, count: int) -> Tensor:
         """Samples (count, C, H, W) of a schedule's JSON, clipped to [-1, 1]; EvaluationError if not finite."""
         parsed = SolverSchedule.from_json(schedule)
-        program = Program(compile_schedule(parsed, self.files.noise))
+        tables = compile_schedule(parsed, self.files.noise, self.files.prediction_type, self.statistics)
+        program = Program(tables, self.device)
         batches = []
         for first in range(start, start + count, self.batch):
             size = min(self.batch, start + count - first)
-            x = starting_noise(seed, first, size, self.shape, self.device) * self.files.noise.prior_scale
-            batches.append(program(self.denoiser, x))
+            x = starting_noise(seed, first, size, self.shape, self.device) * tables.prior_scale
+            denoiser = self.denoiser.on(range(first, first + size), parsed.guidance, parsed.skips)
+            batches.append(self.decode(program(denoiser, x)))
         images = torch.cat(batches)
         if not bool(torch.isfinite(images).all()):
             raise EvaluationError(f"schedule {parsed.hash} made values that are not finite: its steps explode")

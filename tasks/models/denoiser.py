@@ -1,48 +1,93 @@
-"""Load a network and give it the one interface the samplers use: (x, time) -> eps.
+"""Give a network the one interface the samplers use: (x, time) -> raw output, for a batch of image indices.
 
-Shapes: x and eps (B, C, H, W) float32; time is one Python number for the whole batch.
+Shapes: x and output (B, C, H, W) float32; time is one Python number for the whole batch.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import ModelError
+from fewstep.tasks.models.classifier import load_classifier
+from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ModelFiles
+from fewstep.tasks.models.networks import load_network
+from fewstep.tasks.models.skips import scaled_skips
 
 
 class Denoiser:
-    """A pretrained network as a noise predictor, whatever it was trained to predict.
+    """A pretrained network under fixed conditions; `calls` counts one call an image, guided or not."""
 
-    A model that was trained with labels is asked with its null label.
-    """
-
-    def __init__(self, files: ModelFiles, device: str = "cpu") -> None:
-        from diffusers import UNet2DModel
-
+    def __init__(self, files: ModelFiles, device: str = "cpu", conditions: Conditions | None = None) -> None:
         self.files, self.device = files, device
-        try:
-            network: Any = UNet2DModel.from_pretrained(
-                str(files.unet), torch_dtype=torch.float32, low_cpu_mem_usage=False
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{files.unet}: the weights do not load: {str(error).splitlines()[0]}") from error
-        self.network = network.eval().requires_grad_(False).to(device)
+        self.conditions = conditions or Conditions()
+        self.conditions.check(files.null_label, files.text)
+        self.network = load_network(files, device)
+        self._classifier = None
+        if self.conditions.classifier_scale:
+            self._classifier = load_classifier(Path(self.conditions.classifier), device)
         self.calls = 0
 
+    @property
+    def conditional(self) -> bool:
+        """Whether anything is asked for that the null condition does not."""
+        return self.files.text or self.conditions.labels != "none"
+
+    def on(
+        self, indices: Sequence[int], guidance: float | None = None, skips: Sequence[float] = ()
+    ) -> Callable[[Tensor, float], Tensor]:
+        """The denoiser for the images `indices`; `guidance` goes before the conditions' own scale.
+
+        A guided call runs the network on twice the batch.
+        """
+        scale = self.conditions.guidance if guidance is None else guidance
+        condition = self.network.condition(self.conditions, indices)
+        null = self.network.null(self.conditions, len(indices))
+        if not self.conditional or scale == 0:
+            condition, scale = null, 1.0
+        doubled = condition
+        if scale != 1 and condition is not None and null is not None:
+            doubled = torch.cat([null, condition])
+
+        def call(x: Tensor, time: float) -> Tensor:
+            self.calls += len(x)
+            # A tensor: diffusers cuts a Python float to a whole step.
+            told = torch.tensor(time, dtype=torch.float32, device=x.device)
+            with scaled_skips(self.network.module, skips):
+                if scale == 1:
+                    output = self.network(x, told, condition)
+                else:
+                    without, with_ = self.network(torch.cat([x, x]), told, doubled).chunk(2)
+                    output = without + scale * (with_ - without)
+            return output if self._classifier is None else self._guided(x, time, output, indices)
+
+        return call
+
     def __call__(self, x: Tensor, time: float) -> Tensor:
-        """Predicted noise; counts one call an image."""
-        self.calls += len(x)
-        label = self.files.null_label
-        labels = None if label is None else torch.full((len(x),), label, device=x.device)
-        output: Tensor = self.network(x, time, labels).sample
-        if self.files.prediction_type == "epsilon":
-            return output
+        """Raw output for the images 0 .. B - 1."""
+        return self.on(range(len(x)))(x, time)
+
+    def _guided(self, x: Tensor, time: float, output: Tensor, indices: Sequence[int]) -> Tensor:
+        """Classifier guidance (2105.05233, algorithm 2), by a classifier of clean images.
+
+        The gradient of log p(label | x0) is taken at the predicted x0 and carried to x by alpha, the slope of
+        the posterior mean for data of unit variance: eps' = eps - scale sigma alpha gradient.
+        """
+        assert self._classifier is not None
         noise = self.files.noise
-        alpha, sigma = noise.alpha_sigma(noise.lambda_at(time))
-        if self.files.prediction_type == "sample":
-            return (x - alpha * output) / sigma
-        return alpha * output + sigma * x
+        lambda_ = noise.lambda_at(time)
+        alpha, sigma = noise.alpha_sigma(lambda_)
+        means = noise.output_map(self.files.prediction_type, lambda_)
+        classes = int(self._classifier.config["classes"])
+        labels = torch.tensor([self.conditions.label(i, classes) or 0 for i in indices], device=x.device)
+        # Outside inference mode, where no gradient exists; the clones are ordinary tensors.
+        with torch.inference_mode(False), torch.enable_grad():
+            x0 = (means.x0_x * x.clone() + means.x0_o * output.clone()).detach().clamp(-1, 1).requires_grad_(True)
+            log_p = torch.log_softmax(self._classifier(x0), 1).gather(1, labels[:, None]).sum()
+            (gradient,) = torch.autograd.grad(log_p, x0)
+        change = self.conditions.classifier_scale * sigma * alpha * gradient
+        # eps = eps_x x + eps_o o; without an o in eps (alpha = 0) x0 carries the change instead.
+        return output - change / means.eps_o if means.eps_o else output

@@ -1,7 +1,8 @@
 """Find and check a model on disk without loading its network: what the driver needs to plan a search.
 
-Accepted: a zoo name, a diffusers pipeline directory (`unet/`, `scheduler/`), or a bare UNet2DModel
-directory with a `scheduler_config.json` in it or in `scheduler/`.
+Accepted: a zoo name, a diffusers pipeline directory (`unet/`, `scheduler/`; with `vae/` the network works on
+latents, with `text_encoder/` and `tokenizer/` it takes prompts: StableDiffusionPipeline), or a bare
+UNet2DModel directory with a `scheduler_config.json` in it or in `scheduler/`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import ModelError
-from fewstep.tasks.models.noise_schedule import DiscreteVP, from_diffusers
+from fewstep.tasks.models import from_diffusers
+from fewstep.tasks.models.noise_schedule import NoiseSchedule
 
 ZOO = Path(__file__).parent / "zoo"
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
+# What a text-to-image directory holds besides network and scheduler.
+TEXT_PARTS = ("text_encoder", "tokenizer")
 
 
 def zoo_names() -> list[str]:
@@ -45,15 +49,34 @@ class ModelFiles:
         return _read_json(self.scheduler / "scheduler_config.json")
 
     @property
+    def text(self) -> bool:
+        """Whether the network takes prompts."""
+        return bool(self.unet_config.get("_class_name") == "UNet2DConditionModel")
+
+    @cached_property
+    def vae_config(self) -> dict[str, Any] | None:
+        """The autoencoder's config.json, None for a model of pixels."""
+        folder = self.root / "vae"
+        return _read_json(folder / "config.json") if folder.is_dir() else None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network denoises: images, or latents where there is an autoencoder."""
+        size = self.unet_config["sample_size"]
+        side = int(size[0] if isinstance(size, list | tuple) else size)
+        return int(self.unet_config["in_channels"]), side, side
+
+    @property
     def channels(self) -> int:
         """Channels of the images."""
-        return int(self.unet_config["in_channels"])
+        return self.shape[0] if self.vae_config is None else int(self.vae_config["out_channels"])
 
     @property
     def size(self) -> int:
         """Side of the square images, in pixels."""
-        size = self.unet_config["sample_size"]
-        return int(size[0] if isinstance(size, list | tuple) else size)
+        if self.vae_config is None:
+            return self.shape[1]
+        return int(self.shape[1] * 2 ** (len(self.vae_config["block_out_channels"]) - 1))
 
     @property
     def null_label(self) -> int | None:
@@ -63,11 +86,11 @@ class ModelFiles:
 
     @property
     def prediction_type(self) -> str:
-        """What the network returns: epsilon, sample or v_prediction."""
-        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+        """What the network returns: epsilon, sample, v_prediction, flow_prediction or score."""
+        return from_diffusers.prediction_type(self.scheduler_config)
 
     @cached_property
-    def noise(self) -> DiscreteVP:
+    def noise(self) -> NoiseSchedule:
         """The noise schedule the scheduler's configuration describes."""
         import diffusers
 
@@ -75,14 +98,16 @@ class ModelFiles:
         scheduler = getattr(diffusers, name, None)
         if scheduler is None:
             raise ModelError(f"{self.scheduler}: diffusers has no scheduler class {name!r}")
-        return from_diffusers(scheduler.from_config(self.scheduler_config))
+        return from_diffusers.from_diffusers(scheduler.from_config(self.scheduler_config))
 
     @cached_property
     def hash(self) -> str:
-        """Content address of the weights and both configurations: 16 hex digits."""
+        """Content address of all weights and configurations: 16 hex digits."""
         digest = hashlib.sha256()
         parts = sorted(p for p in self.unet.iterdir() if p.suffix in (".safetensors", ".bin"))
-        for path in [self.unet / "config.json", self.scheduler / "scheduler_config.json", *parts]:
+        others = [p for name in ("vae", *TEXT_PARTS) if (p := self.root / name).is_dir()]
+        more = sorted(p for folder in others for p in folder.iterdir() if p.is_file())
+        for path in [self.unet / "config.json", self.scheduler / "scheduler_config.json", *parts, *more]:
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -112,12 +137,12 @@ def find_model(model: str) -> ModelFiles:
 
 def _check(files: ModelFiles) -> None:
     config = files.unet_config
-    if config.get("_class_name") != "UNet2DModel":
-        raise ModelError(f"{files.unet}: {config.get('_class_name')!r} is not supported, use a UNet2DModel")
+    if config.get("_class_name") not in NETWORKS:
+        raise ModelError(f"{files.unet}: {config.get('_class_name')!r} is not supported, use {' or '.join(NETWORKS)}")
     if config.get("in_channels") != config.get("out_channels"):
         raise ModelError(
             f"{files.unet}: {config.get('in_channels')} channels in and {config.get('out_channels')} out; "
-            "an unconditional denoiser has as many out as in"
+            "a denoiser has as many out as in (networks that take a mask or an image besides are not supported)"
         )
     if not isinstance(config.get("in_channels"), int):
         raise ModelError(f"{files.unet}: in_channels is missing from config.json: save the model with save_pretrained")
@@ -126,12 +151,22 @@ def _check(files: ModelFiles) -> None:
     size = config["sample_size"]
     if isinstance(size, list) and len(set(size)) != 1:
         raise ModelError(f"{files.unet}: sample_size {size} is not square: only square images are supported")
-    if files.prediction_type not in PREDICTION_TYPES:
-        raise ModelError(
-            f"{files.scheduler}: prediction_type {files.prediction_type!r} is none of {', '.join(PREDICTION_TYPES)}"
-        )
+    _check_meaning(files)
     if not any(p.suffix in (".safetensors", ".bin") for p in files.unet.iterdir()):
         raise ModelError(f"{files.unet} holds no weights: expected diffusion_pytorch_model.safetensors")
+    missing = [part for part in TEXT_PARTS if not (files.root / part).is_dir()]
+    if files.text and missing:
+        raise ModelError(f"{files.root} takes prompts but has no {missing[0]}/: save the whole pipeline")
+    if files.vae_config is not None and files.vae_config.get("_class_name") != "AutoencoderKL":
+        raise ModelError(f"{files.root / 'vae'}: {files.vae_config.get('_class_name')!r} is no AutoencoderKL")
+
+
+def _check_meaning(files: ModelFiles) -> None:
+    """The prediction type must mean something under the noise schedule."""
+    try:
+        files.noise.output_map(files.prediction_type, files.noise.lambda_start)
+    except ModelError as error:
+        raise ModelError(f"{files.scheduler}: prediction_type {files.prediction_type!r}: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""Compile a schedule into linear tables: x_{k+1} = sum_j P[k, j] x_j + Q[k, j] eps_j.
+"""Compile a schedule into linear tables: x_{k+1} = sum_j P[k, j] x_j + Q[k, j] o_j + bias[k].
 
-Every decision of a schedule is linear in the points the denoiser was called at (x_j, the nodes) and in
-its outputs (eps_j), so the whole sampler reduces to two lower triangular matrices, computed once in
-float64. Corrected points never need a tensor of their own: they are rows that later rows absorb.
+Every decision of a schedule is linear in the points the denoiser was called at (x_j, the nodes) and in the
+network's raw outputs (o_j), so the whole sampler reduces to two lower triangular matrices, computed once in
+float64. Corrected points never need a tensor of their own: they are rows that later rows absorb. Only the
+model's statistics make coefficients per pixel, and the mean image a constant term.
 
 Notation (USF, section 3 and appendix): h = lambda_t - lambda_s; F = eps or x0; z = h for noise and -h
 for data prediction; D_j = lambda_j - lambda_s. A `vector` holds the coefficients of one tensor over
-the basis (x_0 .. x_{K-1}, eps_0 .. eps_{K-1}), shape (2K,).
+the basis (x_0 .. x_{K-1}, o_0 .. o_{K-1}, mean image, 1), shape (2K + 2,), or (2K + 2, C, H, W) per pixel.
 """
 
 from __future__ import annotations
@@ -18,24 +19,36 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import ScheduleError
-from fewstep.search_spaces.schedule import Derivative, Formula, Prediction, SolverSchedule
-from fewstep.tasks.models.noise_schedule import NoiseSchedule
+from fewstep.search_spaces.formula import Formula
+from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step, Threshold
+from fewstep.tasks.models.noise_schedule import TOLERANCE, NoiseSchedule
+from fewstep.tasks.models.statistics import EmpiricalStatistics, ModelStatistics
+from fewstep.tasks.sampling.expansion import difference_weights, exponential_remainder, relaxation_factor
 
 Array = npt.NDArray[np.float64]
 LARGEST_COEFFICIENT = 1e6
+# How far after the model's own start a schedule may begin: the noise left out is then still nearly all noise.
+START_RANGE = 1.0
 
 
 @dataclass(frozen=True)
 class SolverTables:
-    """P and Q (K, K) lower triangular; `times` (K,) told to the denoiser; `called` (K,) whether it is called.
+    """P and Q (K, K) lower triangular, (K, K, C, H, W) with empirical statistics; `bias` (K, C, H, W) or None.
 
-    Row k makes node k + 1 from nodes 0..k; the last row makes the sample.
+    For each node: the `times` told to the denoiser, whether it is `called`, what its input is multiplied by
+    (`input_scales`), and x0 = x0_x x + x0_o o (`clean`). Row k makes node k + 1 from nodes 0..k; the last row
+    makes the sample. Node 0 is standard normal noise times `prior_scale`.
     """
 
     P: Array
     Q: Array
     times: tuple[float, ...]
     called: tuple[bool, ...]
+    prior_scale: float = 1.0
+    input_scales: tuple[float, ...] = ()
+    clean: tuple[tuple[float, float], ...] = ()
+    bias: Array | None = None
+    threshold: Threshold | None = None
 
     @property
     def nfe(self) -> int:
@@ -50,119 +63,206 @@ class _Point:
     sigma: float
     state: Array
     node: Array
+    x0: Array
     eps: Array
 
-    def output(self, prediction: Prediction) -> Array:
-        """F at this point: eps, or x0 = (x - sigma eps) / alpha with x as the denoiser saw it."""
-        return self.eps if prediction == "noise" else (self.node - self.sigma * self.eps) / self.alpha
+
+def _residual(point: _Point, e: EmpiricalStatistics) -> Array:
+    """f = (sigma eps - l x) / alpha, with x as the denoiser saw it (DPM-Solver-v3, eq. 5)."""
+    return np.asarray((point.sigma * point.eps - e.l[e.nearest(point.lambda_)] * point.node) / point.alpha, np.float64)
 
 
-def exponential_remainder(z: float, k: int) -> float:
-    """e^z - sum_{j<=k} z^j / j! = z^{k+1} phi_{k+1}(z), accurate for small |z| too."""
-    if k == 0:
-        return math.expm1(z)
-    if abs(z) < 1.5:
-        term, total, j = z ** (k + 1) / math.factorial(k + 1), 0.0, k + 1
-        while abs(term) > 1e-18 * abs(total) or j < k + 6:
-            total += term
-            j += 1
-            term *= z / j
-            if j > 60:
-                break
-        return total
-    return math.exp(z) - math.fsum(z**j / math.factorial(j) for j in range(k + 1))
+class _Compiler:
+    def __init__(
+        self, schedule: SolverSchedule, noise: NoiseSchedule, output: str, statistics: ModelStatistics | None
+    ) -> None:
+        self.schedule, self.noise, self.output = schedule, noise, output
+        self.mean = statistics.mean if statistics else None
+        self.empirical = statistics.empirical if statistics else None
+        per_pixel = any(step.prediction == "ems" for step in schedule.steps)
+        if per_pixel and self.empirical is None:
+            raise ScheduleError("the schedule uses empirical model statistics: give the model's --statistics")
+        if schedule.first_call == "mean_x0" and self.mean is None:
+            raise ScheduleError("the schedule starts from the mean training image: give the model's --statistics")
+        last = schedule.steps[-1].corrector is not None
+        self.K = len(schedule.steps) + sum(step.implicit for step in schedule.steps) + last
+        size = 2 * self.K + 2
+        self.pixels = self.empirical.shape if per_pixel and self.empirical else ()
+        self.basis = np.eye(size).reshape(size, size, *(1,) * len(self.pixels))
+        self.rows: list[Array] = []
+        self.points: list[_Point] = []
+        self.times: list[float] = []
+        self.called: list[bool] = []
+        self.scales: list[float] = []
+        self.clean: list[tuple[float, float]] = []
+
+    def point(self, lambda_: float) -> _Point:
+        """A new node at `lambda_`, where the denoiser is called (but at an analytic first call)."""
+        n = len(self.called)
+        node = self.basis[n]
+        alpha, sigma = self.noise.alpha_sigma(lambda_)
+        analytic = n == 0 and self.schedule.first_call != "model"
+        if not analytic:
+            means = self.noise.output_map(self.output, lambda_)
+            x0 = means.x0_x * node + means.x0_o * self.basis[self.K + n]
+            eps = means.eps_x * node + means.eps_o * self.basis[self.K + n]
+        elif self.schedule.first_call == "mean_x0":
+            x0 = self.basis[-2]
+            eps = (node - alpha * x0) / sigma
+        else:
+            # eps := x where the prior has unit variance, x / sigma (so that x0 = 0) where it has sigma's.
+            scale = self.noise.prior_scale(lambda_)
+            eps = node / scale
+            x0 = (1 - sigma / scale) / alpha * node if scale != sigma else 0.0 * node
+        self.times.append(self.noise.time(lambda_))
+        self.scales.append(self.noise.input_scale(lambda_))
+        self.called.append(not analytic)
+        self.clean.append((0.0, 1.0) if analytic else (means.x0_x, means.x0_o))
+        return _Point(lambda_, alpha, sigma, node, node, x0, eps)
+
+    def run(self) -> SolverTables:
+        lambdas, steps = self.schedule.lambdas, self.schedule.steps
+        self.points.append(self.point(lambdas[0]))
+        for i, step in enumerate(steps):
+            lambda_ = lambdas[i + 1]
+            self.rows.append(self.advance(step.predictor, step.prediction, lambda_))
+            if i + 1 < len(steps) or step.corrector is not None:
+                self.points.append(self.point(lambda_))
+            if step.corrector is not None:
+                self.correct(step, lambda_, last=i + 1 == len(steps))
+        return self.tables()
+
+    def correct(self, step: Step, lambda_: float, last: bool) -> None:
+        assert step.corrector is not None
+        corrected = self.advance(step.corrector, step.prediction, lambda_)
+        if last:
+            self.rows.append(corrected)
+        elif step.implicit:
+            self.rows.append(corrected)
+            self.points[-1] = self.point(lambda_)
+        else:
+            # The predicted point is the newest row itself: counted from there, the older history cancels, so
+            # that rows stay short and old tensors can go. Equal in exact arithmetic.
+            self.points[-1].state = corrected - self.rows[-1] + self.points[-1].node
+
+    def advance(self, formula: Formula, prediction: Prediction, lambda_: float) -> Array:
+        """The step of `formula` from its start to `lambda_`, as a vector."""
+        start = self.points[formula.start]
+        if prediction == "ems":
+            return self._advance_empirical(formula, start, lambda_)
+        alpha, sigma = self.noise.alpha_sigma(lambda_)
+        data = prediction == "data"
+        outputs = [p.x0 if data else p.eps for p in self.points]
+        f_start = outputs[formula.start]
+        if formula.blend is not None:
+            pairs = zip(formula.blend.points, formula.blend.weights, strict=True)
+            f_start = sum((w * outputs[j] for j, w in pairs), np.zeros_like(f_start))
+        h = lambda_ - start.lambda_
+        if not data and math.isinf(h):
+            return np.asarray(alpha / start.alpha * (start.state - start.sigma * f_start), np.float64)
+        z = -h if data else h
+        sign = -1.0 if data else 1.0
+        outer = alpha if data else -sigma
+        out = (sigma / start.sigma if data else alpha / start.alpha) * start.state
+        # h^{k+1} phi_{k+1}(z) = sign^{k+1} z^{k+1} phi_{k+1}(z)
+        out = out + outer * sign * exponential_remainder(z, 0) * f_start
+        for k, derivative in enumerate(formula.derivatives, 1):
+            weight = outer * sign ** (k + 1) * exponential_remainder(z, k) * relaxation_factor(derivative, h, z)
+            out = out + weight * self.derivative(k, derivative.points, formula.start, outputs)
+        return np.asarray(out, np.float64)
+
+    def derivative(self, k: int, active: tuple[int, ...], start: int, outputs: list[Array]) -> Array:
+        """F^(k) at the start, from finite differences in lambda.
+
+        A point at lambda = -inf is infinitely far away and drops out; with too few left the derivative is 0,
+        which is the limit.
+        """
+        origin = self.points[start].lambda_
+        finite = [j for j in active if math.isfinite(self.points[j].lambda_)]
+        out = np.zeros_like(outputs[start])
+        if len(finite) < k:
+            return out
+        offsets = np.array([self.points[j].lambda_ - origin for j in finite])
+        for a, j in zip(difference_weights(offsets, k), finite, strict=True):
+            out = out + a * (outputs[j] - outputs[start])
+        return out
+
+    def _advance_empirical(self, formula: Formula, start: _Point, lambda_: float) -> Array:
+        """A step with DPM-Solver-v3's coefficients, all read at the nearest grid point."""
+        e = self.empirical
+        assert e is not None
+        s, t = e.nearest(start.lambda_), e.nearest(lambda_)
+        alpha, _ = self.noise.alpha_sigma(lambda_)
+
+        def g(point: _Point) -> Array:
+            j = e.nearest(point.lambda_)
+            constant = np.exp(e.S[s]) * (e.B[j] - e.B[s]) * self.basis[-1]
+            return np.asarray(np.exp(e.S[s] - e.S[j]) * _residual(point, e) - constant, np.float64)
+
+        outputs = [g(p) for p in self.points]
+        g_start = outputs[formula.start]
+        if formula.blend is not None:
+            pairs = zip(formula.blend.points, formula.blend.weights, strict=True)
+            g_start = sum((w * outputs[j] for j, w in pairs), np.zeros_like(g_start))
+        out = (alpha / start.alpha) * np.exp(e.L[s] - e.L[t]) * start.state
+        out = out - alpha * np.exp(-e.L[t] - e.S[s]) * (e.W[t] - e.W[s]) * g_start
+        constant = alpha * np.exp(-e.L[t]) * (e.C[t] - e.C[s] - e.B[s] * (e.W[t] - e.W[s]))
+        out = out - constant * self.basis[-1]
+        h = lambda_ - start.lambda_
+        for k, derivative in enumerate(formula.derivatives, 1):
+            factor = relaxation_factor(derivative, h, -h)
+            weight = alpha * np.exp(e.L[s] - e.L[t]) * e.moment(s, t, k) * factor
+            out = out - weight * self.derivative(k, derivative.points, formula.start, outputs)
+        return np.asarray(out, np.float64)
+
+    def tables(self) -> SolverTables:
+        shape = (2 * self.K + 2, *self.pixels)
+        table = np.stack([np.broadcast_to(row, shape) for row in self.rows])
+        linear = table[:, :-1]
+        if not np.all(np.isfinite(table)) or np.max(np.abs(linear)) > LARGEST_COEFFICIENT:
+            raise ScheduleError(
+                f"the coefficients of schedule {self.schedule.hash} reach {np.max(np.abs(linear)):.3g}: "
+                "its times are too close together for its orders"
+            )
+        return SolverTables(
+            table[:, : self.K],
+            table[:, self.K : 2 * self.K],
+            tuple(self.times),
+            tuple(self.called),
+            self.noise.prior_scale(self.schedule.lambdas[0]),
+            tuple(self.scales),
+            tuple(self.clean),
+            self.bias(table),
+            self.schedule.threshold,
+        )
+
+    def bias(self, table: Array) -> Array | None:
+        if not self.pixels and self.mean is None:
+            return None
+        shape = self.pixels or np.asarray(self.mean).shape
+        scalar = (len(table), *(1,) * (0 if self.pixels else len(shape)))
+        mean = np.zeros(shape) if self.mean is None else np.broadcast_to(self.mean, shape)
+        bias = table[:, -2].reshape(*scalar, *self.pixels) * mean + table[:, -1].reshape(*scalar, *self.pixels)
+        return bias if np.any(bias) else None
 
 
-def relaxation_factor(derivative: Derivative, h: float, z: float) -> float:
-    """The factor on F^(k): 1, 1 + c h, c, or UniPC's B(h) over the exact Taylor term."""
-    c = derivative.coefficient
-    match derivative.relaxation:
-        case "none":
-            return 1.0
-        case "linear":
-            return 1.0 + c * h
-        case "scale":
-            return c
-        case "bh1":
-            return 0.5 * z * z / exponential_remainder(z, 1)
-        case "bh2":
-            return 0.5 * z * math.expm1(z) / exponential_remainder(z, 1)
+def compile_schedule(
+    schedule: SolverSchedule,
+    noise: NoiseSchedule,
+    output: str = "epsilon",
+    statistics: ModelStatistics | None = None,
+) -> SolverTables:
+    """Compile `schedule` for a model's noise schedule and prediction type.
 
-
-def difference_weights(offsets: Array, k: int) -> Array:
-    """Weights a_j with F^(k) = sum_j a_j (F_j - F_s), from D_j (m,): sum_j a_j D_j^i / i! = [i == k], i = 1..m."""
-    m = len(offsets)
-    scale = float(np.max(np.abs(offsets)))
-    orders = np.arange(1, m + 1)
-    matrix = (offsets / scale)[None, :] ** orders[:, None]
-    target = np.where(orders == k, math.factorial(k) / scale**k, 0.0)
-    return np.asarray(np.linalg.solve(matrix, target), np.float64)
-
-
-def _advance(
-    formula: Formula, prediction: Prediction, points: list[_Point], lambda_: float, at: tuple[float, float]
-) -> Array:
-    """The Taylor step of `formula` from its start to (lambda, alpha, sigma), as a vector."""
-    alpha, sigma = at
-    start = points[formula.start]
-    h = lambda_ - start.lambda_
-    data = prediction == "data"
-    z = -h if data else h
-    sign = -1.0 if data else 1.0
-    outer = alpha if data else -sigma
-    out = (sigma / start.sigma if data else alpha / start.alpha) * start.state
-    f_start = start.output(prediction)
-    # h^{k+1} phi_{k+1}(z) = sign^{k+1} z^{k+1} phi_{k+1}(z)
-    out = out + outer * sign * exponential_remainder(z, 0) * f_start
-    for k, derivative in enumerate(formula.derivatives, 1):
-        active = [points[j] for j in derivative.points]
-        offsets = np.array([p.lambda_ - start.lambda_ for p in active])
-        weight = outer * sign ** (k + 1) * exponential_remainder(z, k) * relaxation_factor(derivative, h, z)
-        for a, point in zip(difference_weights(offsets, k), active, strict=True):
-            out = out + weight * a * (point.output(prediction) - f_start)
-    return out
-
-
-def compile_schedule(schedule: SolverSchedule, noise: NoiseSchedule) -> SolverTables:
-    """Compile `schedule` for a model's noise schedule.
-
-    Raises ScheduleError where the schedule leaves the model's range or its coefficients explode.
+    Raises ScheduleError where the schedule leaves the model's range, its coefficients explode, or it needs
+    statistics that are not given.
     """
-    K = len(schedule.steps)
-    basis = np.eye(2 * K)
-    rows: list[Array] = []
-    times: list[float] = []
-    points: list[_Point] = []
-
-    def add_point(i: int, state: Array) -> None:
-        lambda_ = schedule.lambdas[i]
-        analytic = i == 0 and schedule.first_call == "zero_x0"
-        eps = basis[0] / noise.prior_scale if analytic else basis[K + i]
-        points.append(_Point(lambda_, *noise.alpha_sigma(lambda_), state, basis[i], eps))
-        times.append(noise.time(lambda_))
-
-    if abs(schedule.lambdas[0] - noise.lambda_start) > 0.05:
+    first = schedule.lambdas[0]
+    late = first > noise.lambda_start + START_RANGE
+    early = math.isfinite(first) and first < noise.lambda_start - max(TOLERANCE, 0.05)
+    if late or early:
         raise ScheduleError(
-            f"the schedule starts at lambda = {schedule.lambdas[0]:.6g}, this model's noise at "
+            f"the schedule starts at lambda = {first:.6g}, this model's noise at "
             f"{noise.lambda_start:.6g}: fit the schedule to this model's range first"
         )
-    add_point(0, basis[0])
-    for i, step in enumerate(schedule.steps):
-        lambda_ = schedule.lambdas[i + 1]
-        at = noise.alpha_sigma(lambda_)
-        rows.append(_advance(step.predictor, step.prediction, points, lambda_, at))
-        if i + 1 < K:
-            add_point(i + 1, basis[i + 1])
-            if step.corrector is not None:
-                corrected = _advance(step.corrector, step.prediction, points, lambda_, at)
-                # The predicted point is row i itself: counted from there, the older history cancels, so that
-                # rows stay short and old tensors can go. Equal in exact arithmetic.
-                points[-1].state = corrected - rows[-1] + basis[i + 1]
-    table = np.array(rows)
-    if not np.all(np.isfinite(table)) or np.max(np.abs(table)) > LARGEST_COEFFICIENT:
-        raise ScheduleError(
-            f"the coefficients of schedule {schedule.hash} reach {np.max(np.abs(table)):.3g}: "
-            "its times are too close together for its orders"
-        )
-    called = tuple(i > 0 or schedule.first_call == "model" for i in range(K))
-    return SolverTables(table[:, :K], table[:, K:], tuple(times), called)
+    return _Compiler(schedule, noise, output, statistics).run()

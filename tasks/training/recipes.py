@@ -31,7 +31,10 @@ def digits_ddpm() -> TrainingRecipe:
 
 
 def fashion_ddpm() -> TrainingRecipe:
-    """28x28 Fashion-MNIST, 1.1M parameters, labels dropped one time in ten so that guidance works."""
+    """28x28 Fashion-MNIST, 1.0M parameters, labels dropped one time in ten so that guidance works.
+
+    Most parameters stand at 14x14 and 7x7: at 28x28 they would double the cost of a call.
+    """
     return TrainingRecipe(
         name="fashion-ddpm",
         dataset="fashion",
@@ -40,18 +43,18 @@ def fashion_ddpm() -> TrainingRecipe:
             "in_channels": 1,
             "out_channels": 1,
             "layers_per_block": 1,
-            "block_out_channels": (16, 48, 80),
+            "block_out_channels": (16, 32, 80),
             "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
             "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
             "norm_num_groups": 8,
             "attention_head_dim": 16,
             "num_class_embeds": 11,
         },
-        steps=20_000,
+        steps=7_000,
         batch=64,
-        learning_rate=1e-3,
-        warmup=500,
-        ema=0.9995,
+        learning_rate=1.5e-3,
+        warmup=300,
+        ema=0.999,
         label_dropout=0.1,
         flip=False,
         seed=0,

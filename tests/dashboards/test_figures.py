@@ -20,8 +20,9 @@ from fewstep.dashboards.figures import (
 from fewstep.dashboards.picture import LANES, lay_out, span_of, words
 from fewstep.dashboards.results import FOUND, convergence, report_table
 from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.formula import Derivative, Formula, pseudo_corrector, taylor
 from fewstep.search_spaces.presets import preset
-from fewstep.search_spaces.schedule import Derivative, Formula, SolverSchedule, Step, pseudo_corrector, taylor
+from fewstep.search_spaces.schedule import SolverSchedule, Step
 
 
 @pytest.fixture

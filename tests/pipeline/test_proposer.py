@@ -7,7 +7,7 @@ from optuna.samplers import RandomSampler
 
 from fewstep.pipeline.proposer import Proposer, analytic_first_steps
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.search_spaces.solver_space import to_schedule
+from fewstep.search_spaces.genome import to_schedule
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.sampling.compile import compile_schedule

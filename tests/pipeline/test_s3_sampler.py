@@ -20,7 +20,8 @@ from fewstep.pipeline.s3_sampler import (
     distributions,
     milestone,
 )
-from fewstep.search_spaces.solver_space import Genome, SolverSpace, to_schedule
+from fewstep.search_spaces.genome import Genome, to_schedule
+from fewstep.search_spaces.solver_space import SolverSpace
 
 SPACE = SolverSpace(-5.0, 4.6, (3, 4))
 QUICK = S3Options(random_trials=8, children=24, generations=3, first_fit=30, growth=1.5)

@@ -13,16 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import ScheduleError
+from fewstep.search_spaces.formula import Derivative, Formula, pseudo_corrector, taylor
 from fewstep.search_spaces.presets import PRESETS, preset
-from fewstep.search_spaces.schedule import (
-    Derivative,
-    Formula,
-    SolverSchedule,
-    Step,
-    load_schedule,
-    pseudo_corrector,
-    taylor,
-)
+from fewstep.search_spaces.schedule import SolverSchedule, Step, load_schedule
 
 RELAXATIONS = ("none", "linear", "bh1", "bh2", "scale")
 
@@ -181,12 +174,11 @@ BAD = [
         "steps.1.predictor.derivatives.0.colour ... 'red'",
     ),
     (changed("schema_version", 2), "schema_version: ... 2"),
-    (changed("first_call", "mean_x0"), "first_call: ... 'mean_x0'"),
-    (changed("steps.0.prediction", "ems"), "steps.0.prediction: ... 'ems'"),
+    (changed("first_call", "mean"), "first_call: ... 'mean'"),
+    (changed("steps.0.prediction", "v"), "steps.0.prediction: ... 'v'"),
     (changed("steps.1.predictor.derivatives.0.relaxation", "bh3"), "relaxation: ... 'bh3'"),
     (changed("steps.1.predictor.derivatives.0.coefficient", math.nan), "coefficient: ... nan"),
     (changed("steps.1.predictor.derivatives.0.coefficient", math.inf), "coefficient: ... inf"),
-    (changed("steps.2.corrector", {"start": -2}), "steps[2]"),  # corrector at the last step
     (changed("steps.1.corrector", {"start": -1}), "steps[1] starts at -1"),
     (changed("steps.1.corrector", {"start": -4}), "steps[1] starts at -4"),
     (changed("steps.0.predictor", {"start": -2}), "steps[0] reaches back to point -2"),
@@ -202,6 +194,9 @@ BAD = [
     (changed("steps.2.predictor.derivatives.1.points", [-2]), "steps.2.predictor: derivative 2 ... (-2,)"),
     (changed("lambdas.3", "inf"), "steps[2] goes to lambda = inf with order 3"),
 ]
+CORRECTED = changed("steps.2", {"corrector": {"start": -2}})
+CORRECTED["lambdas"][-1] = "inf"
+BAD.append((CORRECTED, "steps[2]"))  # what would the corrector's call be made at?
 
 
 @pytest.mark.parametrize(("fields", "told"), BAD, ids=[told for _, told in BAD])

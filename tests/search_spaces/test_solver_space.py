@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.search_spaces.evolution import MIN_SPACING, cross, mutate, random_genome, repair
+from fewstep.search_spaces.formula import Derivative, Formula
+from fewstep.search_spaces.genome import FEATURES, Genome, encode, to_genome, to_schedule
 from fewstep.search_spaces.presets import PRESETS
-from fewstep.search_spaces.schedule import Derivative, Formula, SolverSchedule, Step
-from fewstep.search_spaces.solver_space import (
-    FEATURES,
-    GAP_RANGE,
-    Genome,
-    SolverSpace,
-    encode,
-    to_genome,
-    to_schedule,
-)
+from fewstep.search_spaces.schedule import SolverSchedule, Step
+from fewstep.search_spaces.solver_space import GAP_RANGE, SolverSpace
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.grids import all_presets
@@ -188,10 +182,10 @@ def _encoded(genome: Genome) -> Genome:
 
 
 def test_schedules_outside_the_space_are_refused() -> None:
-    from_far = Step(predictor=Formula(start=-2))
+    from_far = Step(predictor=Formula(start=-3))
     odd_scale = Step(predictor=Formula(derivatives=(Derivative(points=(-2,), relaxation="scale", coefficient=0.3),)))
     for step in (from_far, odd_scale):
-        schedule = SolverSchedule.build(lambdas=(-5, -1, 2), steps=(Step(), step), name="odd")
+        schedule = SolverSchedule.build(lambdas=(-5, -3, -1, 2), steps=(Step(), Step(), step), name="odd")
         with pytest.raises(ScheduleError, match="odd uses decisions"):
             to_genome(schedule)
 

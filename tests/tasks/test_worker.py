@@ -109,14 +109,14 @@ def test_what_cannot_be_evaluated_comes_back_with_the_reason(worker: Worker, sch
 
 def test_values_that_are_not_finite_are_an_error(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(WorkerSettings("digits-ddpm"))
-    healthy = worker.denoiser.network.forward
+    healthy = worker.denoiser.network.module.forward
 
     def explodes(*arguments: object, **named: object) -> object:
         output = healthy(*arguments, **named)
         output.sample[0] = float("inf")
         return output
 
-    monkeypatch.setattr(worker.denoiser.network, "forward", explodes)
+    monkeypatch.setattr(worker.denoiser.network.module, "forward", explodes)
     result = worker.run(Task("k", "moments", schedule, 0, 0, GROUP))
     assert result.error.startswith("EvaluationError: schedule ")
     assert "not finite" in result.error

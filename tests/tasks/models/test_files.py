@@ -92,7 +92,8 @@ def _scheduler(**changes: object) -> Callable[[Path], None]:
         (_no_weights, "no weights"),
         (_torn_config, "cannot read"),
         (_list_config, "not a JSON object"),
-        (_unet(_class_name="UNet2DConditionModel"), "UNet2DConditionModel"),
+        (_unet(_class_name="UNet1DModel"), "UNet1DModel"),
+        (_unet(_class_name="UNet2DConditionModel"), "no text_encoder/"),
         (_unet(out_channels=2), "1 channels in and 2 out"),
         (_unet(sample_size=None), "sample_size is missing"),
         (_unet(sample_size=[8, 16]), "square"),
@@ -112,7 +113,7 @@ def test_each_fault_is_named(breaks: Callable[[Path], None], words: str, model: 
     ("changes", "words"),
     [
         ({"_class_name": "NoSuchScheduler"}, "'NoSuchScheduler'"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "alphas_cumprod"),
+        ({"_class_name": "KarrasVeScheduler"}, "KarrasVeScheduler"),
         ({"_class_name": None}, "scheduler class"),
     ],
 )

@@ -6,22 +6,22 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fewstep.errors import ScheduleError
+from fewstep.tasks.models.noise_schedule import VariancePreserving
 
 
 @dataclass(frozen=True)
-class LinearVP:
+class LinearVP(VariancePreserving):
     """Continuous VP schedule with beta from `beta_0` to `beta_1`, t in (0, 1]. The told time is lambda itself."""
 
     beta_0: float = 0.1
     beta_1: float = 20.0
-    prior_scale: float = 1.0
     lambda_end: float = 5.0
+    scale: float = 1.0
 
     def at(self, t: float) -> float:
         """Lambda at time t."""
@@ -32,8 +32,8 @@ class LinearVP:
     def lambda_start(self) -> float:
         return self.at(1.0)
 
-    def alpha_sigma(self, lambda_: float) -> tuple[float, float]:
-        return math.exp(-0.5 * np.logaddexp(0, -2 * lambda_)), math.exp(-0.5 * np.logaddexp(0, 2 * lambda_))
+    def prior_scale(self, lambda_: float) -> float:
+        return self.scale
 
     def time(self, lambda_: float) -> float:
         if lambda_ < self.lambda_start - 1e-6:

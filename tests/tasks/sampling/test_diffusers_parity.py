@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fewstep.search_spaces.presets import PRESETS, preset
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.tasks.models.noise_schedule import DiscreteVP, from_diffusers
+from fewstep.tasks.models.from_diffusers import from_diffusers
+from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import sample
 

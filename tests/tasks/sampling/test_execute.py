@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from fewstep.search_spaces.evolution import random_genome
+from fewstep.search_spaces.genome import to_schedule
 from fewstep.search_spaces.presets import PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.solver_space import SolverSpace, to_schedule
+from fewstep.search_spaces.solver_space import SolverSpace
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.sampling.compile import SolverTables, compile_schedule
 from fewstep.tasks.sampling.execute import Program, sample
@@ -168,7 +169,7 @@ def test_sample_keeps_no_graph(x64: Tensor) -> None:
 def test_an_analytic_first_call_is_eps_equal_to_the_noise(
     name: str, scale: float, linear_vp: Any, two_bumps: Any, x64: Tensor
 ) -> None:
-    noise = type(linear_vp)(prior_scale=scale)
+    noise = type(linear_vp)(scale=scale)
     lambdas = (noise.lambda_start, -2.5, -1.0, 0.5, 2.0, math.inf)
     model = PRESETS[name](lambdas)
     zero = model.model_copy(update={"first_call": "zero_x0"})

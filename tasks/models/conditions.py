@@ -1,0 +1,85 @@
+"""What a model is asked for: labels or prompts, and how strongly. Image i's condition depends on i alone."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fewstep.errors import ConfigurationError, DataError
+
+NO_LABEL, BALANCED = "none", "balanced"
+
+
+class Conditions(BaseModel):
+    """Conditions of a whole evaluation.
+
+    `labels` is `none` (the null label), `balanced` (image i gets label i mod K), or one label's number.
+    `prompts` holds one prompt a line, as text; image i takes line i mod N. `guidance` is the scale of
+    classifier-free guidance, null + scale (conditional - null); 1 asks the conditional model alone. A
+    schedule's own guidance goes before it. `classifier` is the folder of a saved classifier whose gradient
+    guides towards the labels, by `classifier_scale`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: str = NO_LABEL
+    prompts: str = ""
+    negative_prompt: str = ""
+    guidance: float = Field(1.0, ge=0, allow_inf_nan=False)
+    classifier: str = ""
+    classifier_scale: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+    @cached_property
+    def hash(self) -> str:
+        """Content address: 16 hex digits, empty where nothing is asked for."""
+        if self == Conditions():
+            return ""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    @cached_property
+    def prompt_list(self) -> tuple[str, ...]:
+        """The prompts, one a line, empty lines left out."""
+        return tuple(line.strip() for line in self.prompts.splitlines() if line.strip())
+
+    def label(self, index: int, classes: int) -> int | None:
+        """Label of image `index` of a model with that many classes, None for the null label."""
+        if self.labels == NO_LABEL:
+            return None
+        if self.labels == BALANCED:
+            return index % classes
+        return int(self.labels)
+
+    def check(self, classes: int | None, text: bool) -> None:
+        """ConfigurationError where a model with `classes` labels, or with `text`, cannot be asked for this."""
+        if self.labels != NO_LABEL and classes is None:
+            raise ConfigurationError(
+                f"labels {self.labels!r}: this model was trained without labels; leave --labels out"
+            )
+        if self.labels not in (NO_LABEL, BALANCED) and not (
+            self.labels.isdecimal() and int(self.labels) < (classes or 0)
+        ):
+            raise ConfigurationError(f"labels {self.labels!r}: give none, balanced or a number below {classes}")
+        if text and not self.prompt_list:
+            raise ConfigurationError(
+                "a text-to-image model needs prompts: give --prompts a file with one prompt a line"
+            )
+        if self.prompts and not text:
+            raise ConfigurationError("this model takes no prompts: leave --prompts out")
+        if self.classifier_scale and (not self.classifier or self.labels == NO_LABEL):
+            raise ConfigurationError("classifier guidance needs --classifier FOLDER and --labels")
+
+
+def read_prompts(path: Path | None) -> str:
+    """The text of a prompt file, empty for None; DataError where it cannot be read or holds no prompt."""
+    if path is None:
+        return ""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the prompts {path}: {error}") from error
+    if not text.strip():
+        raise DataError(f"{path} holds no prompt: write one prompt a line")
+    return text
