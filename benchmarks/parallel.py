@@ -67,7 +67,7 @@ def driver_share() -> float:
         warm_up()
         executor = RayExecutor(WorkerSettings(MODEL), 2)
         driver = Driver(Evaluator("parallel", study.files, store, teacher=study.teacher), executor, store)
-        search(SearchState(SETTINGS, study.files.noise), driver)
+        search(SearchState(SETTINGS, study.scope), driver)
         executor.close()
     return driver.clock.own_share
 

@@ -43,7 +43,10 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
 def measured_rate(study: Study, execution: ExecutionSettings) -> float:
     """Denoiser calls (images) a second of one worker, measured for about a second."""
     threads = torch.get_num_threads()
-    worker = Worker(WorkerSettings(study.settings.model, study.settings.features, execution.device, threads=1))
+    s = study.settings
+    worker = Worker(
+        WorkerSettings(s.model, s.features, execution.device, 1, conditions=s.conditions, statistics=s.statistics)
+    )
     text = study.teacher.model_copy(update={"name": ""}).to_json()
     worker.sample(text, 0, 0, min(worker.batch, 8))
     worker.denoiser.calls, begun = 0, time.perf_counter()

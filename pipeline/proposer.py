@@ -17,13 +17,12 @@ from fewstep.errors import ScheduleError
 from fewstep.pipeline.evaluation import Candidate
 from fewstep.pipeline.s3_sampler import CANDIDATE_ATTR, ORIGIN_ATTR, SCHEDULE_ATTR, OnRefit, distributions
 from fewstep.pipeline.samplers import make_sampler
+from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.evolution import random_genome
 from fewstep.search_spaces.genome import Genome, to_genome, to_schedule
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.solver_space import SolverSpace
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
-from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.grids import preset_on_grid
 
 if TYPE_CHECKING:
@@ -55,12 +54,12 @@ def _attributes(candidate: Candidate) -> dict[str, Any]:
 class Proposer:
     """Asks the chosen sampler for schedules, and tells it how they did. Trial numbers are Optuna's."""
 
-    def __init__(self, settings: SearchSettings, noise: NoiseSchedule, on_refit: OnRefit | None = None) -> None:
+    def __init__(self, settings: SearchSettings, scope: Scope, on_refit: OnRefit | None = None) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.space = SolverSpace(noise.lambda_start, noise.lambda_end, settings.nfes)
-        self._noise, self._origin, self._seed = noise, settings.sampler, settings.seed
+        self.space, self._scope = scope.space, scope
+        self._origin, self._seed = settings.sampler, settings.seed
         self._distributions = distributions(self.space)
-        self._sampler = make_sampler(settings, self.space, on_refit, partial(analytic_first_steps, noise))
+        self._sampler = make_sampler(settings, self.space, on_refit, partial(analytic_first_steps, scope.noise))
         self._study = optuna.create_study(direction="minimize")
         self._trials: dict[int, optuna.trial.Trial] = {}
         self._next = 0
@@ -75,7 +74,7 @@ class Proposer:
             trial = self._ask({"nfe": nfe})
             try:
                 schedule = to_schedule(self.space.suggest(trial))
-                compile_schedule(schedule, self._noise)
+                self._scope.check(schedule)
             except ScheduleError:
                 self._study.tell(trial, state=TrialState.FAIL)
                 continue
@@ -89,7 +88,7 @@ class Proposer:
         for _ in range(ATTEMPTS):
             try:
                 schedule = to_schedule(random_genome(self.space, nfe, rng))
-                compile_schedule(schedule, self._noise)
+                self._scope.check(schedule)
             except ScheduleError:
                 continue
             if schedule.hash not in seen:

@@ -17,10 +17,10 @@ from fewstep.pipeline.evaluation import Candidate
 from fewstep.pipeline.proposer import Proposer
 from fewstep.pipeline.rungs import Rung, ladder, promoted
 from fewstep.pipeline.s3_sampler import OnRefit
+from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
-from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.sampling.grids import all_presets
 
 BASELINE = "ddim/uniform-t-zero"
@@ -45,12 +45,12 @@ class Trial:
 class SearchState:
     """Learns from records, proposes work. See the module's docstring."""
 
-    def __init__(self, settings: SearchSettings, noise: NoiseSchedule, on_refit: OnRefit | None = None) -> None:
+    def __init__(self, settings: SearchSettings, scope: Scope, on_refit: OnRefit | None = None) -> None:
         self.settings = settings
         self.screen, self.judge, self.finals, self.report = ladder(settings)
-        self.proposer = Proposer(settings, noise, on_refit)
+        self.proposer = Proposer(settings, scope, on_refit)
         self.trials: dict[int, Trial] = {}
-        self.presets = {nfe: all_presets(noise, nfe) for nfe in settings.nfes}
+        self.presets = {nfe: all_presets(scope.noise, nfe) for nfe in settings.nfes}
         self._waiting_presets = deque(
             {s.hash: (f"preset:{name}", s) for nfe in settings.nfes for name, s in self.presets[nfe].items()}.values()
         )
@@ -65,12 +65,12 @@ class SearchState:
     def replay(
         cls,
         settings: SearchSettings,
-        noise: NoiseSchedule,
+        scope: Scope,
         records: Sequence[EvaluationRecord],
         on_refit: OnRefit | None = None,
     ) -> SearchState:
         """The state after `records`, whatever was under way when they end."""
-        state = cls(settings, noise, on_refit)
+        state = cls(settings, scope, on_refit)
         ours = [r for r in records if r.rung != state.report.name]
         first = {r.trial: r for r in reversed(ours)}
         for number in sorted(first):

@@ -17,6 +17,7 @@ from fewstep.pipeline.executors.base import Executor
 from fewstep.pipeline.final import FOUND, Row, contenders, report_rows, report_work, results_csv, winner, write_text
 from fewstep.pipeline.grids_of_images import COLUMNS, sample_images, write_grid
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
+from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
 from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.surrogate import warm_up
@@ -70,6 +71,8 @@ class Study:
         self.store = Store(root)
         self.files = find_model(settings.model)
         self.teacher = parse_teacher(settings.teacher, self.files)
+        settings.conditions.check(self.files.null_label, self.files.text)
+        self.scope = Scope.of(settings, self.files)
 
     @classmethod
     def load(cls, root: Path) -> Study:
@@ -98,7 +101,7 @@ class Study:
                 driver.event("refit", f"surrogate fitted to {examples} schedules", data)
 
         records = self.store.evaluations.records(where={"study": self.settings.study})
-        return SearchState.replay(self.settings, self.files.noise, records, refitted)
+        return SearchState.replay(self.settings, self.scope, records, refitted)
 
     def create(self) -> None:
         """Write the study's row."""

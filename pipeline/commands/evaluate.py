@@ -8,7 +8,23 @@ from typing import Annotated
 import typer
 
 from fewstep.errors import EvaluationError
-from fewstep.pipeline.commands.options import AsJson, Device, Features, Model, Reference, Seed, print_json
+from fewstep.pipeline.commands.options import (
+    AsJson,
+    Classifier,
+    ClassifierScale,
+    Device,
+    Features,
+    Guidance,
+    Labels,
+    Model,
+    NegativePrompt,
+    Prompts,
+    Reference,
+    Seed,
+    Statistics,
+    conditions,
+    print_json,
+)
 
 NAME = "evaluate"
 
@@ -21,6 +37,13 @@ def command(
     seed: Seed = 1_000_003,
     features: Features = "auto",
     reference: Reference = "auto",
+    labels: Labels = "none",
+    guidance: Guidance = 1.0,
+    prompts: Prompts = None,
+    negative_prompt: NegativePrompt = "",
+    classifier: Classifier = "",
+    classifier_scale: ClassifierScale = 0.0,
+    statistics: Statistics = "",
     executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
     device: Device = "cpu",
@@ -39,15 +62,18 @@ def command(
 
     execution = _execution(executor=executor, workers=workers, address=None, device=device)
     files, store = find_model(model), Store(out)
+    asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale)
+    asked.check(files.null_label, files.text)
     parsed = parse_teacher(schedule, files)
     rung = Rung("report", "moments", images, seed)
     with Lease(out):
-        evaluator = Evaluator("evaluations", files, store, features, reference)
+        evaluator = Evaluator("evaluations", files, store, features, reference, None, asked, statistics)
         key = evaluator.key(parsed, rung)
         past = store.evaluations.records(where={"study": "evaluations"})
         record = next((r for r in past if r.key == key), None)
         if record is None:
-            workhorse = make_executor(execution, WorkerSettings(model, features, device))
+            worker = WorkerSettings(model, features, device, conditions=asked, statistics=statistics)
+            workhorse = make_executor(execution, worker)
             driver = Driver(evaluator, workhorse, store, order=len(past))
             (record,) = evaluate_all([(Candidate(len(past), parsed, "evaluate"), rung)], driver)
             workhorse.close()

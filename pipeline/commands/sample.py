@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from fewstep.pipeline.commands.options import AsJson, Device, Model, Seed, print_json
+from fewstep.pipeline.commands.options import (
+    AsJson,
+    Classifier,
+    ClassifierScale,
+    Device,
+    Guidance,
+    Labels,
+    Model,
+    NegativePrompt,
+    Prompts,
+    Seed,
+    Statistics,
+    conditions,
+    print_json,
+)
 
 NAME = "sample"
 
@@ -18,6 +32,13 @@ def command(
     out: Annotated[Path, typer.Option(help="folder for the images")] = Path("samples"),
     count: Annotated[int, typer.Option(min=1, help="how many images")] = 64,
     seed: Seed = 0,
+    labels: Labels = "none",
+    guidance: Guidance = 1.0,
+    prompts: Prompts = None,
+    negative_prompt: NegativePrompt = "",
+    classifier: Classifier = "",
+    classifier_scale: ClassifierScale = 0.0,
+    statistics: Statistics = "",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -30,7 +51,9 @@ def command(
     from fewstep.tasks.worker import Worker, WorkerSettings
 
     parsed = parse_teacher(schedule, find_model(model))
-    worker = Worker(WorkerSettings(model, device=device), features=False)
+    asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale)
+    settings = WorkerSettings(model, device=device, conditions=asked, statistics=statistics)
+    worker = Worker(settings, features=False)
     pixels = to_pixels(worker.sample(parsed.to_json(), seed, 0, count).cpu().numpy())
     out.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(pixels):

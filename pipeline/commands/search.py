@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.errors import ConfigurationError, StorageError, TrackingError
-from fewstep.pipeline.commands.options import AsJson, Device, print_json
+from fewstep.pipeline.commands.options import AsJson, Device, conditions, guidance_range, print_json
 from fewstep.pipeline.settings import SAMPLERS, ExecutionSettings, SearchSettings, parse_nfes
+from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 
 NAME = "search"
 
@@ -28,7 +29,16 @@ def command(
     teacher: Annotated[str | None, typer.Option(help="many-step sampler, as PRESET/GRID@CALLS")] = None,
     features: Annotated[str | None, typer.Option(help="auto, inception or a classifier's folder")] = None,
     reference: Annotated[str | None, typer.Option(help="auto, image folder, .npz file or data set")] = None,
+    distance_images: Annotated[int | None, typer.Option(help="images of the screen, against the teacher")] = None,
+    frechet_images: Annotated[int | None, typer.Option(help="images of the judging rung")] = None,
+    finalist_images: Annotated[int | None, typer.Option(help="images of the finals")] = None,
     report_images: Annotated[int | None, typer.Option(help="images per schedule in the final table")] = None,
+    labels: Annotated[str | None, typer.Option(help="none, balanced or one label")] = None,
+    guidance: Annotated[str | None, typer.Option(help="scale of guidance, or LOW:HIGH to search it")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="file with one prompt a line")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="what guidance leads away from")] = None,
+    statistics: Annotated[str | None, typer.Option(help="file made by `fewstep statistics`")] = None,
+    decisions: Annotated[str | None, typer.Option(help=f"search also: {', '.join(EXTRA_DECISIONS)}")] = None,
     executor: Annotated[str, typer.Option(help="ray or in-process")] = "ray",
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
     address: Annotated[str | None, typer.Option(help="join the Ray cluster at this address")] = None,
@@ -50,7 +60,13 @@ def command(
         "teacher": teacher,
         "features": features,
         "reference": reference,
+        "distance_images": distance_images,
+        "frechet_images": frechet_images,
+        "finalist_images": finalist_images,
         "report_images": report_images,
+        "statistics": statistics,
+        "decisions": tuple(part.strip() for part in decisions.split(",")) if decisions else None,
+        **_conditions(labels, guidance, prompts, negative_prompt),
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
     execution = _execution(executor=executor, workers=workers, address=address, device=device)
@@ -68,6 +84,17 @@ def command(
         _forecast(found, execution, as_json)
         return
     _run(found, execution, tracking_uri, as_json)
+
+
+def _conditions(
+    labels: str | None, guidance: str | None, prompts: Path | None, negative_prompt: str | None
+) -> dict[str, Any]:
+    """The settings' fields that these options fill; none where none is given."""
+    if all(given is None for given in (labels, guidance, prompts, negative_prompt)):
+        return {}
+    scale, ends = guidance_range(guidance or "1")
+    asked = conditions(labels or "none", scale, prompts, negative_prompt or "")
+    return {"conditions": asked, "guidance_range": ends}
 
 
 def _execution(**fields: Any) -> ExecutionSettings:

@@ -85,6 +85,13 @@ class ModelFiles:
         return None if count is None else int(count) - 1
 
     @property
+    def skips(self) -> int:
+        """How many skip tensors the network concatenates."""
+        layers = self.unet_config.get("layers_per_block", 2)
+        blocks = len(self.unet_config.get("up_block_types", ()))
+        return sum(n + 1 for n in (layers if isinstance(layers, list | tuple) else [layers] * blocks))
+
+    @property
     def prediction_type(self) -> str:
         """What the network returns: epsilon, sample, v_prediction, flow_prediction or score."""
         return from_diffusers.prediction_type(self.scheduler_config)

@@ -6,6 +6,7 @@ import pytest
 from optuna.samplers import RandomSampler
 
 from fewstep.pipeline.proposer import Proposer, analytic_first_steps
+from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.genome import to_schedule
 from fewstep.tasks.models.files import find_model
@@ -21,7 +22,8 @@ def noise() -> DiscreteVP:
 def test_a_sampler_that_repeats_itself_does_not_end_the_search(
     noise: DiscreteVP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proposer = Proposer(SearchSettings.build(model="digits-ddpm", nfes=(3,), sampler="random"), noise)
+    settings = SearchSettings.build(model="digits-ddpm", nfes=(3,), sampler="random")
+    proposer = Proposer(settings, Scope.of(settings, find_model("digits-ddpm")))
     monkeypatch.setattr(proposer, "_sampler", lambda number: RandomSampler(seed=0))
     seen: set[str] = set()
     origins = []
@@ -49,7 +51,8 @@ def test_one_call_leaves_nothing_to_save(noise: DiscreteVP) -> None:
 
 
 def test_s3_offers_every_seed_once_before_anything_random(noise: DiscreteVP) -> None:
-    proposer = Proposer(SearchSettings.build(model="digits-ddpm", nfes=(4,)), noise)
+    settings = SearchSettings.build(model="digits-ddpm", nfes=(4,))
+    proposer = Proposer(settings, Scope.of(settings, find_model("digits-ddpm")))
     seen: set[str] = set()
     seeds = analytic_first_steps(noise, 4)
     for _ in seeds:

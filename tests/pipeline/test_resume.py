@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.pipeline import s3_sampler
+from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.state import SearchState, Work
 from fewstep.pipeline.surrogate import RankingSurrogate
@@ -176,8 +177,8 @@ def quick_surrogate(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("sampler", ["s3", "evolution", "tpe", "random"])
 def test_the_records_alone_decide_what_comes_next(sampler: str) -> None:
     settings = _settings("digits-ddpm", sampler, nfes=(2, 3), budget=13_000, frechet_images=100)
-    noise = find_model("digits-ddpm").noise
-    state, works, records = SearchState(settings, noise), [], []
+    scope = Scope.of(settings, find_model("digits-ddpm"))
+    state, works, records = SearchState(settings, scope), [], []
     while (work := _next(state)) is not None:
         works.append(_identity(work))
         records.append(_tabulated(work, len(records)))
@@ -189,10 +190,10 @@ def test_the_records_alone_decide_what_comes_next(sampler: str) -> None:
     assert sum(r.origin == sampler for r in records) > 30
     # Each sampler at other points, so that together they cover the phases closely.
     for k in range(("s3", "evolution", "tpe", "random").index(sampler), len(records) + 1, 9):
-        assert _identity(_next(SearchState.replay(settings, noise, records[:k]))) == works[k], f"after {k} records"
+        assert _identity(_next(SearchState.replay(settings, scope, records[:k]))) == works[k], f"after {k} records"
     # A resumed search also goes on alike, to its end.
     for k in (30, 90):
-        resumed = SearchState.replay(settings, noise, records[:k])
+        resumed = SearchState.replay(settings, scope, records[:k])
         for j in range(k, len(records)):
             assert _identity(_next(resumed)) == works[j], f"work {j}, resumed after {k}"
             resumed.learn(records[j])
@@ -202,8 +203,8 @@ def test_the_records_alone_decide_what_comes_next(sampler: str) -> None:
 def test_records_in_another_order_give_a_state_that_has_the_same_trials() -> None:
     """On Ray the records end in the order in which they finish; none may be lost or asked for again."""
     settings = _settings("digits-ddpm", "random", budget=6_000, frechet_images=100)
-    noise = find_model("digits-ddpm").noise
-    state, records = SearchState(settings, noise), []
+    scope = Scope.of(settings, find_model("digits-ddpm"))
+    state, records = SearchState(settings, scope), []
     flying: list[Work] = []
     while True:
         while len(flying) < 4 and (work := state.next_work()):
@@ -216,7 +217,7 @@ def test_records_in_another_order_give_a_state_that_has_the_same_trials() -> Non
         state.learn(records[-1])
     assert len({(r.trial, r.rung) for r in records}) == len(records)
     for k in range(0, len(records) + 1, 11):
-        resumed = SearchState.replay(settings, noise, records[:k])
+        resumed = SearchState.replay(settings, scope, records[:k])
         assert resumed.trials.keys() == {r.trial for r in records[:k]}
         asked = set()
         while (work := resumed.next_work()) and work[0].origin != "random":
