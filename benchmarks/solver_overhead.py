@@ -1,12 +1,13 @@
 """Time of a solver step around a free model: our executor against diffusers' schedulers.
 
-    python -m benchmarks.solver_overhead [--threads 1] [--repeats 21]
+    python -m benchmarks.solver_overhead [--threads 1] [--repeats 21] [--usf-path FOLDER]
 
 Every sampler makes 20 steps on 64 x 3 x 32 x 32 in float32 without gradients; the model returns a tensor
 that exists already, so only the solver's own arithmetic is timed. Rounds are interleaved: within a round
 each sampler runs once, and the medians over the rounds are compared. `ours` is our DPM-Solver++ 2M, the
 counterpart of the peers' second order; `theirs` is the faster of DPMSolverMultistepScheduler (order 2) and
-UniPCMultistepScheduler (order 2, bh2). Exits with 1 where ours takes more than 0.75 of that.
+UniPCMultistepScheduler (order 2, bh2). With --usf-path the published USF sampler runs beside them.
+Exits with 1 where ours takes more than 0.75 of diffusers' time, 0.35 of USF's or 1.3 of a plain sum's.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
+from benchmarks import published_usf
 from benchmarks._line import emit
 from fewstep.search_spaces.presets import PRESETS
 from fewstep.tasks.models.from_diffusers import from_diffusers
@@ -32,8 +35,9 @@ from fewstep.tasks.sampling.grids import preset_on_grid
 SHAPE = (64, 3, 32, 32)
 STEPS = 20
 COMPARABLE = "dpmpp-2m"
+USF = "published USF sampler, order 2"
 TERMS = 4
-MAX_RATIO = 0.75
+MAX_RATIO, MAX_USF_RATIO, MAX_SUM_RATIO = 0.75, 0.35, 1.3
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--threads", type=int, default=1, help="torch threads, for both sides")
     parser.add_argument("--repeats", type=int, default=21, help="timed rounds; the median counts")
+    parser.add_argument("--usf-path", type=Path, help="folder of the published USF program")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
@@ -106,7 +111,11 @@ def main() -> int:
     programs = {name: Program(compile_schedule(preset_on_grid(name, noise, STEPS), noise)) for name in PRESETS}
     samplers = {name: peer(scheduler, x, eps) for name, scheduler in peers.items()}
     samplers |= {name: ours(program, x, eps) for name, program in programs.items()}
-    samplers["plain sum"] = plain_sum([x, eps, *others])
+    terms = max(len(row) for row in programs[COMPARABLE].rows)
+    samplers["plain sum"] = plain_sum([x, eps, *others][:terms])
+    if options.usf_path:
+        run = published_usf.second_order_sampler(published_usf.load(options.usf_path), x, eps, STEPS)
+        samplers[USF] = Sampler(run)
 
     with torch.inference_mode():
         ms = medians(samplers, options.repeats)
@@ -126,12 +135,16 @@ def main() -> int:
             "presets_ms": {name: ms[name] for name in programs},
             "presets_largest_terms": {n: max(len(row) for row in p.rows) for n, p in programs.items()},
             "plain_sum_ms": ms["plain sum"],
-            "plain_sum_terms": TERMS,
+            "plain_sum_terms": terms,
+            "plain_sum_ratio": ms[COMPARABLE] / ms["plain sum"],
+            "usf_ms": ms.get(USF),
+            "usf_ratio": ms[COMPARABLE] / ms[USF] if USF in ms else None,
             "threads": options.threads,
             "repeats": options.repeats,
         },
     )
-    return 0 if ms[COMPARABLE] <= MAX_RATIO * ms[fastest] else 1
+    limits = {fastest: MAX_RATIO, "plain sum": MAX_SUM_RATIO, USF: MAX_USF_RATIO}
+    return int(any(ms[COMPARABLE] > limit * ms[name] for name, limit in limits.items() if name in ms))
 
 
 if __name__ == "__main__":

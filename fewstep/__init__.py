@@ -8,8 +8,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+    from fewstep.tasks.sampling.scheduler import FewStepScheduler
 
-__all__ = ["SolverSchedule", "__version__", "load_schedule"]
+__all__ = ["FewStepScheduler", "SolverSchedule", "__version__", "load_schedule"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from fewstep.search_spaces import schedule
 
         return getattr(schedule, name)
+    if name == "FewStepScheduler":
+        from fewstep.tasks.sampling.scheduler import FewStepScheduler
+
+        return FewStepScheduler
     raise AttributeError(f"module 'fewstep' has no attribute {name!r}")

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from fewstep.errors import EvaluationError
 from fewstep.pipeline.commands.options import (
     AsJson,
     Classifier,
@@ -51,34 +50,14 @@ def command(
 ) -> None:
     """Evaluate a schedule. The same evaluation is never computed twice; more images compute only the new ones."""
     from fewstep.pipeline.commands.search import _execution
-    from fewstep.pipeline.evaluation import Candidate, Evaluator
-    from fewstep.pipeline.loop import Driver, evaluate_all
-    from fewstep.pipeline.rungs import Rung
-    from fewstep.pipeline.study import make_executor, parse_teacher
-    from fewstep.storage.lease import Lease
-    from fewstep.storage.store import Store
+    from fewstep.pipeline.single import Subject, evaluate
+    from fewstep.pipeline.study import parse_teacher
     from fewstep.tasks.models.files import find_model
-    from fewstep.tasks.worker import WorkerSettings
 
     execution = _execution(executor=executor, workers=workers, address=None, device=device)
-    files, store = find_model(model), Store(out)
     asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale)
-    asked.check(files.null_label, files.text)
-    parsed = parse_teacher(schedule, files)
-    rung = Rung("report", "moments", images, seed)
-    with Lease(out):
-        evaluator = Evaluator("evaluations", files, store, features, reference, None, asked, statistics)
-        key = evaluator.key(parsed, rung)
-        past = store.evaluations.records(where={"study": "evaluations"})
-        record = next((r for r in past if r.key == key), None)
-        if record is None:
-            worker = WorkerSettings(model, features, device, conditions=asked, statistics=statistics)
-            workhorse = make_executor(execution, worker)
-            driver = Driver(evaluator, workhorse, store, order=len(past))
-            (record,) = evaluate_all([(Candidate(len(past), parsed, "evaluate"), rung)], driver)
-            workhorse.close()
-    if record.status != "complete" or record.value is None:
-        raise EvaluationError(record.error)
+    subject = Subject(model, features, reference, asked, statistics)
+    (record,) = evaluate(subject, [parse_teacher(schedule, find_model(model))], images, seed, out, execution)
     if as_json:
         print_json(
             {

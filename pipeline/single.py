@@ -1,0 +1,85 @@
+"""Evaluate single schedules outside a search; what was computed before is read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fewstep.errors import EvaluationError
+from fewstep.pipeline.evaluation import Candidate, Evaluator
+from fewstep.pipeline.loop import Driver, evaluate_all
+from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline.settings import ExecutionSettings
+from fewstep.pipeline.study import make_executor
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.storage.lease import Lease
+from fewstep.storage.records import EvaluationRecord
+from fewstep.storage.store import Store
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.worker import WorkerSettings
+
+STUDY = "evaluations"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a model, its features and reference, what it is asked for."""
+
+    model: str
+    features: str = "auto"
+    reference: str = "auto"
+    conditions: Conditions = field(default_factory=Conditions)
+    statistics: str = ""
+
+
+def evaluate(
+    subject: Subject,
+    schedules: list[SolverSchedule],
+    images: int,
+    seed: int,
+    root: Path,
+    execution: ExecutionSettings,
+) -> list[EvaluationRecord]:
+    """Frechet distances of the schedules, in their order; EvaluationError where one cannot be evaluated."""
+    files, store = find_model(subject.model), Store(root)
+    subject.conditions.check(files.null_label, files.text)
+    rung = Rung("report", "moments", images, seed)
+    with Lease(root):
+        evaluator = Evaluator(
+            STUDY,
+            files,
+            store,
+            subject.features,
+            subject.reference,
+            conditions=subject.conditions,
+            statistics=subject.statistics,
+        )
+        past = store.evaluations.records(where={"study": STUDY})
+        known = {r.key: r for r in past if r.status == "complete"}
+        missing = {evaluator.key(s, rung): s for s in schedules}
+        work = [
+            (Candidate(len(past) + i, s, "evaluate"), rung)
+            for i, (key, s) in enumerate(missing.items())
+            if key not in known
+        ]
+        if work:
+            worker = WorkerSettings(
+                subject.model,
+                subject.features,
+                execution.device,
+                conditions=subject.conditions,
+                statistics=subject.statistics,
+            )
+            executor = make_executor(execution, worker)
+            try:
+                events = max((e.order for e in store.events.records({"study": STUDY})), default=-1) + 1
+                driver = Driver(evaluator, executor, store, order=len(past), event_order=events)
+                known |= {r.key: r for r in evaluate_all(work, driver)}
+            finally:
+                executor.close()
+        records = [known[evaluator.key(s, rung)] for s in schedules]
+    for record in records:
+        if record.status != "complete" or record.value is None:
+            raise EvaluationError(record.error)
+    return records
