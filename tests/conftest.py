@@ -7,10 +7,13 @@ tests start inherit them.
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
+
+import pytest
 
 _real_home = Path.home()
 _home = Path(tempfile.mkdtemp(prefix="fewstep-home-"))
@@ -51,3 +54,98 @@ os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
 os.environ["DO_NOT_TRACK"] = "true"
 
 os.environ["MPLBACKEND"] = "Agg"
+
+
+@pytest.fixture(scope="session")
+def tiny_ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of an untrained DDPMPipeline on 3x8x8 images."""
+    import torch
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DModel(
+            sample_size=8,
+            in_channels=3,
+            out_channels=3,
+            layers_per_block=1,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            norm_num_groups=8,
+        )
+    folder = tmp_path_factory.mktemp("ddpm")
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of an untrained StableDiffusionPipeline: latents 4x8x8, images 3x16x16, a tokenizer of letters."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("stable-diffusion")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,."
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), start, end]
+    parts = folder / "parts"
+    parts.mkdir()
+    (parts / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (parts / "merges.txt").write_text("#version: 0.2\n")
+    special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 16, **special}
+    (parts / "tokenizer_config.json").write_text(json.dumps(settings))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokens),
+                hidden_size=32,
+                intermediate_size=37,
+                num_attention_heads=4,
+                num_hidden_layers=2,
+                max_position_embeddings=16,
+                bos_token_id=len(tokens) - 2,
+                eos_token_id=len(tokens) - 1,
+                pad_token_id=len(tokens) - 1,
+            )
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32,
+            norm_num_groups=8,
+            attention_head_dim=4,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=16,
+        )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(str(parts)),
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(str(folder))
+    return folder

@@ -1,0 +1,224 @@
+"""FewStepScheduler in real diffusers pipelines: the same images as our own sampler, also after saving and loading."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import diffusers.pipelines.ddpm.pipeline_ddpm as ddpm_module
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionPipeline,
+)
+
+import fewstep
+from fewstep.errors import ConfigurationError, ScheduleError
+from fewstep.search_spaces.formula import Formula, pseudo_corrector
+from fewstep.search_spaces.schedule import SolverSchedule, Step, Threshold
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.models.from_diffusers import from_diffusers
+from fewstep.tasks.models.statistics import ModelStatistics
+from fewstep.tasks.sampling.compile import compile_schedule
+from fewstep.tasks.sampling.execute import sample
+from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.sampling.noise import starting_noise
+from fewstep.tasks.sampling.scheduler import FewStepScheduler
+from fewstep.tasks.worker import Worker, WorkerSettings
+
+COUNT = 3
+PROMPTS = ["a red cat", "two dogs, blue"]
+
+
+def _schedules(folder: Path) -> dict[str, SolverSchedule]:
+    """Schedules with one decision each that a scheduler has to walk with care."""
+    noise = find_model(str(folder)).noise
+    plain = preset_on_grid("unipc-3-bh2/karras-zero", noise, 4)
+    start, end = noise.lambda_start, noise.lambda_end
+    implicit = Step(predictor=Formula(), corrector=pseudo_corrector(1, 1, "none"), implicit=True)
+    corrected = SolverSchedule.build(
+        lambdas=(start, -1.0, end - 1.0),
+        steps=(Step(), Step(corrector=pseudo_corrector(2, 2, "none"))),
+        name="corrected to the end",
+    )
+    return {
+        "plain": plain,
+        "analytic first step": plain.model_copy(update={"first_call": "zero_x0"}),
+        "threshold": plain.model_copy(update={"threshold": Threshold(kind="dynamic")}),
+        "implicit": SolverSchedule.build(lambdas=(start, 0.0, math.inf), steps=(implicit, Step()), name="implicit"),
+        "corrected end": corrected,
+    }
+
+
+def _own(folder: Path, schedule: SolverSchedule, conditions: Conditions | None = None) -> npt.NDArray[np.float32]:
+    worker = Worker(WorkerSettings(str(folder), conditions=conditions or Conditions()), features=False)
+    images = worker.sample(schedule.to_json(), 0, 0, COUNT)
+    return np.asarray((images / 2 + 0.5).permute(0, 2, 3, 1).numpy(), np.float32)
+
+
+@pytest.fixture
+def ddpm(tiny_ddpm: Path, monkeypatch: pytest.MonkeyPatch) -> DDPMPipeline:
+    """The pipeline, whose starting noise is ours."""
+    monkeypatch.setattr(
+        ddpm_module, "randn_tensor", lambda shape, **_named: starting_noise(0, 0, shape[0], shape[1:], "cpu")
+    )
+    pipeline = DDPMPipeline.from_pretrained(str(tiny_ddpm))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _run_ddpm(pipeline: Any, steps: int) -> npt.NDArray[np.float32]:
+    return np.asarray(pipeline(batch_size=COUNT, num_inference_steps=steps, output_type="np").images)
+
+
+@pytest.mark.parametrize("kind", ["plain", "analytic first step", "threshold", "implicit", "corrected end"])
+def test_a_ddpm_pipeline_makes_our_images(kind: str, ddpm: DDPMPipeline, tiny_ddpm: Path, tmp_path: Path) -> None:
+    schedule = _schedules(tiny_ddpm)[kind]
+    # This pipeline never calls scale_model_input: an analytic first step costs it one call that is ignored.
+    steps = schedule.nfe + (schedule.first_call != "model")
+    ddpm.scheduler = FewStepScheduler.from_schedules(schedule, ddpm.scheduler)
+    expected = _own(tiny_ddpm, schedule)
+    np.testing.assert_allclose(_run_ddpm(ddpm, steps), expected, atol=1e-5)
+    np.testing.assert_allclose(_run_ddpm(ddpm, steps), expected, atol=1e-5)
+    ddpm.save_pretrained(str(tmp_path))
+    loaded = DiffusionPipeline.from_pretrained(str(tmp_path))
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded.scheduler) is fewstep.FewStepScheduler
+    np.testing.assert_allclose(_run_ddpm(loaded, steps), expected, atol=1e-5)
+
+
+def test_without_the_spare_step_an_analytic_first_step_is_refused_not_wrong(
+    ddpm: DDPMPipeline, tiny_ddpm: Path
+) -> None:
+    schedule = _schedules(tiny_ddpm)["analytic first step"]
+    ddpm.scheduler = FewStepScheduler.from_schedules(schedule, ddpm.scheduler)
+    with pytest.raises(ScheduleError, match="num_inference_steps=4, whose first output is ignored"):
+        _run_ddpm(ddpm, schedule.nfe)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_stable_diffusion_makes_our_images(guidance: float, tiny_stable_diffusion: Path, tmp_path: Path) -> None:
+    folder = tiny_stable_diffusion
+    schedules = _schedules(folder)
+    pair = [schedules["plain"], schedules["analytic first step"]]
+    pipeline = StableDiffusionPipeline.from_pretrained(str(folder))
+    pipeline.scheduler = FewStepScheduler.from_schedules(pair, pipeline.scheduler)
+    pipeline.save_pretrained(str(tmp_path))
+    conditions = Conditions(prompts="\n".join(PROMPTS), guidance=guidance, negative_prompt="grey")
+    latents = starting_noise(0, 0, COUNT, find_model(str(folder)).shape, "cpu")
+    for each in (pipeline, DiffusionPipeline.from_pretrained(str(tmp_path))):
+        each.set_progress_bar_config(disable=True)
+        for schedule in pair:
+            images = each(
+                prompt=[PROMPTS[i % 2] for i in range(COUNT)],
+                negative_prompt=["grey"] * COUNT,
+                guidance_scale=guidance,
+                num_inference_steps=schedule.nfe,
+                latents=latents,
+                height=16,
+                width=16,
+                output_type="np",
+            ).images
+            np.testing.assert_allclose(images, _own(folder, schedule, conditions), atol=1e-5)
+
+
+def _walk(scheduler: FewStepScheduler, steps: int, x: torch.Tensor, model: Any) -> torch.Tensor:
+    """The loop of a latent diffusion pipeline."""
+    scheduler.set_timesteps(steps)
+    x = x * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        output = model(scheduler.scale_model_input(x, t), t)
+        x = scheduler.step(output, t, x, return_dict=False)[0]
+    return x
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        DDPMScheduler(prediction_type="v_prediction"),
+        EDMEulerScheduler(),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ],
+    ids=["v", "edm", "flow"],
+)
+@pytest.mark.parametrize("first", ["model", "zero_x0"])
+def test_every_family_walks_as_the_executor_does(base: Any, first: str) -> None:
+    noise = from_diffusers(base)
+    schedule = preset_on_grid("dpmpp-2m/uniform-lambda-zero", noise, 5).model_copy(update={"first_call": first})
+    scheduler = FewStepScheduler.from_schedules(schedule, base)
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def model(x: torch.Tensor, t: Any) -> torch.Tensor:
+        return torch.tanh(x) * math.cos(float(t) / 700)
+
+    output = scheduler._output
+    tables = compile_schedule(schedule, noise, output)
+    # The pipeline tells times in single precision.
+    expected = sample(tables, lambda x, t: model(x, torch.tensor(t, dtype=torch.float32)), x * tables.prior_scale)
+    torch.testing.assert_close(_walk(scheduler, schedule.nfe, x, model), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_statistics_travel_with_the_scheduler(tmp_path: Path, tiny_ddpm: Path) -> None:
+    base = DDPMScheduler()
+    noise = from_diffusers(base)
+    mean = np.linspace(-1, 1, 48, dtype=np.float32).reshape(3, 4, 4)
+    schedule = preset_on_grid("dpmpp-2m/karras-zero", noise, 4).model_copy(update={"first_call": "mean_x0"})
+    statistics = ModelStatistics(mean=mean)
+    scheduler = FewStepScheduler.from_schedules(schedule, base, statistics)
+    scheduler.save_pretrained(str(tmp_path))
+    loaded = FewStepScheduler.from_pretrained(str(tmp_path))
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    both = [_walk(s, 3, x, lambda x, t: torch.sin(x)) for s in (scheduler, loaded)]
+    torch.testing.assert_close(*both, rtol=0, atol=0)
+    tables = compile_schedule(schedule, noise, "epsilon", statistics)
+    torch.testing.assert_close(both[0], sample(tables, lambda x, t: torch.sin(x), x), rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_is_summed_in_single() -> None:
+    schedule = preset_on_grid("unipc-3-bh2/karras-zero", from_diffusers(DDPMScheduler()), 6)
+    scheduler = FewStepScheduler.from_schedules(schedule, DDPMScheduler())
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+    half = _walk(scheduler, 6, x, lambda x, t: torch.tanh(x))
+    single = _walk(scheduler, 6, x.float(), lambda x, t: torch.tanh(x))
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), single, rtol=2e-2, atol=2e-2)
+
+
+def test_what_cannot_be_done_is_said() -> None:
+    noise = from_diffusers(DDIMScheduler())
+    schedule = preset_on_grid("ddim/karras-zero", noise, 4)
+    scheduler = FewStepScheduler.from_schedules(schedule, DDIMScheduler())
+    x = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ScheduleError, match="set_timesteps"):
+        scheduler.step(x, 0, x)
+    with pytest.raises(ConfigurationError, match="holds schedules for 4 steps"):
+        scheduler.set_timesteps(5)
+    scheduler.set_timesteps(4)
+    with pytest.raises(ScheduleError, match="whole and in order"):
+        scheduler.step(x, scheduler.timesteps[1], x)
+    for t in scheduler.timesteps:
+        scheduler.step(x, t, x)
+    with pytest.raises(ScheduleError, match="all 4 steps are done"):
+        scheduler.step(x, scheduler.timesteps[-1], x)
+    with pytest.raises(ConfigurationError, match="same number"):
+        FewStepScheduler.from_schedules([schedule, schedule], DDIMScheduler())
+    with pytest.raises(ConfigurationError, match="from_schedules"):
+        FewStepScheduler()
+
+
+def test_added_noise_is_the_models_own() -> None:
+    base = DDPMScheduler()
+    scheduler = FewStepScheduler.from_schedules(preset_on_grid("ddim/karras", from_diffusers(base), 4), base)
+    x, noise = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    t = torch.tensor([10, 500, 900])
+    torch.testing.assert_close(scheduler.add_noise(x, noise, t), base.add_noise(x, noise, t), rtol=1e-5, atol=1e-6)
