@@ -20,10 +20,22 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from fewstep.pipeline.commands import doctor, evaluate, report, sample, search, train, zoo
+    from fewstep.pipeline.commands import (
+        doctor,
+        evaluate,
+        export,
+        report,
+        sample,
+        schedule,
+        search,
+        statistics,
+        train,
+        zoo,
+    )
 
-    for module in (search, evaluate, sample, train, zoo, report, doctor):
+    for module in (search, evaluate, sample, export, statistics, train, zoo, report, doctor):
         app.command(module.NAME)(module.command)
+    app.add_typer(schedule.app, name=schedule.NAME)
 
 
 def main() -> None:
