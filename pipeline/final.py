@@ -14,7 +14,7 @@ from pathlib import Path
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.evaluation import Candidate
 from fewstep.pipeline.state import SearchState, Trial, Work
-from fewstep.search_spaces.presets import PRESETS
+from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.storage.records import EvaluationRecord
 
 FOUND = "fewstep"
@@ -51,7 +51,7 @@ def contenders(state: SearchState, nfe: int) -> dict[str, Trial]:
     if found is not None:
         methods[FOUND] = found
     by_hash = {t.candidate.schedule.hash: t for t in state.trials.values()}
-    for solver in PRESETS:
+    for solver in SEARCH_PRESETS:
         grids = [s.hash for name, s in state.presets[nfe].items() if name.startswith(f"{solver}/")]
         trials = [by_hash[h] for h in grids if h in by_hash]
         values = [(t.value(state.judge), t.candidate.trial, t) for t in trials]

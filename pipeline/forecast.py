@@ -11,7 +11,7 @@ import torch
 from fewstep.pipeline.rungs import ladder
 from fewstep.pipeline.settings import ExecutionSettings
 from fewstep.pipeline.study import Study
-from fewstep.search_spaces.presets import PRESETS
+from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.tasks.worker import Worker, WorkerSettings
 
 SECONDS = 1.0
@@ -23,7 +23,7 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
     _, _, finals, report = ladder(s)
     growth = finals.images - s.frechet_images
     final_calls = sum(nfe * growth * s.finalists for nfe in s.nfes)
-    report_calls = sum(nfe * report.images * (1 + len(PRESETS)) for nfe in s.nfes)
+    report_calls = sum(nfe * report.images * (1 + len(SEARCH_PRESETS)) for nfe in s.nfes)
     teacher_calls = study.teacher.nfe * s.distance_images
     total = s.budget + final_calls + report_calls + teacher_calls
     rate = measured_rate(study, execution)

@@ -1,7 +1,8 @@
 """Well-known solvers as schedules: functions from a grid of lambdas (n + 1,) to a `SolverSchedule`.
 
-The lower-order start and end follow what diffusers' schedulers do. Sources: DDIM (2010.02502),
-DPM-Solver++ (2211.01095), UniPC (2302.04867).
+The lower-order start and end follow what diffusers' schedulers do. Sources: DDIM (2010.02502), DPM-Solver
+(2206.00927), DPM-Solver++ (2211.01095), UniPC (2302.04867), DEIS (2204.13902), iPNDM (DEIS, section 4),
+Heun ("Elucidating the Design Space", 2206.00364, algorithm 1).
 """
 
 from __future__ import annotations
@@ -11,11 +12,30 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.formula import Derivative, Formula, Relaxation, pseudo_corrector, taylor
-from fewstep.search_spaces.schedule import SolverSchedule, Step
+from fewstep.search_spaces.formula import Derivative, Formula, Relaxation, blended, pseudo_corrector, taylor
+from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step
 
 Preset = Callable[[Sequence[float]], SolverSchedule]
 LONG = 15
+# Derivatives from two older points; the published third-order formulas halve the second one.
+_THIRD = Formula(
+    derivatives=(
+        Derivative(points=(-3, -2)),
+        Derivative(points=(-3, -2), relaxation="scale", coefficient=0.5),
+    )
+)
+# One step from the start of a group of two or three calls over its whole length.
+_SINGLESTEP = {
+    1: Formula(),
+    2: Formula(start=-2, derivatives=(Derivative(points=(-1,), relaxation="bh2"),)),
+    3: Formula(start=-3, derivatives=(Derivative(points=(-1,)),)),
+}
+_ADAMS_BASHFORTH = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
 
 
 def _multistep_order(i: int, steps: int, order: int) -> int:
@@ -23,39 +43,54 @@ def _multistep_order(i: int, steps: int, order: int) -> int:
     return min(order, i + 1, steps - i)
 
 
-def _dpmpp_order(i: int, lambdas: Sequence[float], order: int) -> int:
-    """The same for DPM-Solver++, which comes down only below LONG steps, or for a last step to sigma = 0."""
+def _long_order(i: int, lambdas: Sequence[float], order: int) -> int:
+    """The same, but coming down only below LONG steps, or for a last step to sigma = 0."""
     steps = len(lambdas) - 1
     if steps < LONG:
         return _multistep_order(i, steps, order)
-    to_zero = i + 1 == steps and math.isinf(lambdas[-1])
-    return 1 if to_zero else min(order, i + 1)
+    return 1 if _to_zero(i, lambdas) else min(order, i + 1)
+
+
+def _to_zero(i: int, lambdas: Sequence[float]) -> bool:
+    return i + 2 == len(lambdas) and math.isinf(lambdas[-1])
+
+
+def _built(name: str, lambdas: Sequence[float], steps: Sequence[Step]) -> SolverSchedule:
+    return SolverSchedule.build(lambdas=tuple(lambdas), steps=tuple(steps), name=name)
+
+
+def _step(prediction: Prediction, formula: Formula, i: int, lambdas: Sequence[float]) -> Step:
+    """A step without corrector. To sigma = 0 the first-order step is the same for both predictions."""
+    if _to_zero(i, lambdas) and not formula.blend:
+        return Step()
+    return Step(prediction=prediction, predictor=formula)
 
 
 def ddim(lambdas: Sequence[float]) -> SolverSchedule:
-    """DDIM, which is the first-order step of every solver here."""
-    steps = (Step(),) * (len(lambdas) - 1)
-    return SolverSchedule.build(lambdas=tuple(lambdas), steps=steps, name="ddim")
+    """DDIM, which is the first-order step of every solver here, and Euler's in sigma / alpha."""
+    return _built("ddim", lambdas, (Step(),) * (len(lambdas) - 1))
 
 
-def dpmpp_2m(lambdas: Sequence[float]) -> SolverSchedule:
-    """DPM-Solver++ 2M (midpoint)."""
-    orders = [_dpmpp_order(i, lambdas, 2) for i in range(len(lambdas) - 1)]
-    steps = tuple(Step(predictor=taylor(order, relaxation="bh2")) for order in orders)
-    return SolverSchedule.build(lambdas=tuple(lambdas), steps=steps, name="dpmpp-2m")
+def dpm_multistep(order: int, prediction: Prediction, name: str, lambdas: Sequence[float]) -> SolverSchedule:
+    """DPM-Solver (noise) and DPM-Solver++ (data) of order 2 or 3, multistep; the midpoint variant at order 2."""
+    orders = [_long_order(i, lambdas, order) for i in range(len(lambdas) - 1)]
+    formulas = [_THIRD if p == 3 else taylor(p, relaxation="bh2") for p in orders]
+    return _built(name, lambdas, [_step(prediction, f, i, lambdas) for i, f in enumerate(formulas)])
 
 
-def dpmpp_3m(lambdas: Sequence[float]) -> SolverSchedule:
-    """DPM-Solver++ 3M as published: its second derivative enters with half the Taylor weight."""
-    third = Formula(
-        derivatives=(
-            Derivative(points=(-3, -2)),
-            Derivative(points=(-3, -2), relaxation="scale", coefficient=0.5),
-        )
-    )
-    orders = [_dpmpp_order(i, lambdas, 3) for i in range(len(lambdas) - 1)]
-    steps = tuple(Step(predictor=third if order == 3 else taylor(order, relaxation="bh2")) for order in orders)
-    return SolverSchedule.build(lambdas=tuple(lambdas), steps=steps, name="dpmpp-3m")
+def dpm_singlestep(order: int, prediction: Prediction, name: str, lambdas: Sequence[float]) -> SolverSchedule:
+    """DPM-Solver-2 and -3 and DPM-Solver++ 2S: groups of `order` calls, each step of a group from its start.
+
+    Lower orders fill the end up to the number of calls, and the very last step is of order 1, as in diffusers'
+    DPMSolverSinglestepScheduler (midpoint).
+    """
+    n = len(lambdas) - 1
+    group = list(range(1, order + 1))
+    # The last group is cut so that a single first-order step ends the run.
+    whole = (n - 1) // order
+    tail = list(range(1, (n - 1) % order + 1))
+    orders = [*group * whole, *tail, 1]
+    return _built(name, lambdas, [_step(prediction, _SINGLESTEP[p], i, lambdas) for i, p in enumerate(orders)])
 
 
 def unipc(order: int, variant: Relaxation, lambdas: Sequence[float]) -> SolverSchedule:
@@ -67,22 +102,78 @@ def unipc(order: int, variant: Relaxation, lambdas: Sequence[float]) -> SolverSc
         predictor = taylor(p, relaxation=variant if p == 2 else "none")
         corrector = pseudo_corrector(p, i + 1, variant) if i + 1 < n else None
         steps.append(Step(predictor=predictor, corrector=corrector))
-    return SolverSchedule.build(lambdas=tuple(lambdas), steps=tuple(steps), name=f"unipc-{order}-{variant}")
+    return _built(f"unipc-{order}-{variant}", lambdas, steps)
+
+
+def deis(order: int, lambdas: Sequence[float]) -> SolverSchedule:
+    """DEIS in log-rho: the noise's interpolation polynomial in lambda, integrated exactly."""
+    formulas = [taylor(_long_order(i, lambdas, order)) for i in range(len(lambdas) - 1)]
+    return _built(f"deis-{order}", lambdas, [_step("noise", f, i, lambdas) for i, f in enumerate(formulas)])
+
+
+def ipndm(order: int, lambdas: Sequence[float]) -> SolverSchedule:
+    """iPNDM: DDIM's step on the noise that Adams and Bashforth's weights for equal steps extrapolate."""
+    formulas = [blended(_ADAMS_BASHFORTH[min(order, i + 1)]) for i in range(len(lambdas) - 1)]
+    return _built(f"ipndm-{order}", lambdas, [_step("noise", f, i, lambdas) for i, f in enumerate(formulas)])
+
+
+def heun(lambdas: Sequence[float]) -> SolverSchedule:
+    """Heun's method in sigma / alpha: two calls a step, and Euler's step to sigma = 0."""
+    steps = [
+        Step()
+        if _to_zero(i, lambdas)
+        else Step(prediction="noise", corrector=blended((0.5, 0.5), start=-2), implicit=i + 2 < len(lambdas))
+        for i in range(len(lambdas) - 1)
+    ]
+    return _built("heun", lambdas, steps)
 
 
 PRESETS: dict[str, Preset] = {
     "ddim": ddim,
-    "dpmpp-2m": dpmpp_2m,
-    "dpmpp-3m": dpmpp_3m,
+    **{f"dpm-solver-{p}m": partial(dpm_multistep, p, "noise", f"dpm-solver-{p}m") for p in (2, 3)},
+    **{f"dpm-solver-{p}s": partial(dpm_singlestep, p, "noise", f"dpm-solver-{p}s") for p in (2, 3)},
+    **{f"dpmpp-{p}m": partial(dpm_multistep, p, "data", f"dpmpp-{p}m") for p in (2, 3)},
+    **{f"dpmpp-{p}s": partial(dpm_singlestep, p, "data", f"dpmpp-{p}s") for p in (2, 3)},
+    "unipc-1-bh1": partial(unipc, 1, "bh1"),
+    "unipc-1-bh2": partial(unipc, 1, "bh2"),
     "unipc-2-bh1": partial(unipc, 2, "bh1"),
     "unipc-2-bh2": partial(unipc, 2, "bh2"),
     "unipc-3-bh1": partial(unipc, 3, "bh1"),
     "unipc-3-bh2": partial(unipc, 3, "bh2"),
+    "unipc-4-bh1": partial(unipc, 4, "bh1"),
+    "unipc-4-bh2": partial(unipc, 4, "bh2"),
+    "deis-2": partial(deis, 2),
+    "deis-3": partial(deis, 3),
+    **{f"ipndm-{p}": partial(ipndm, p) for p in (2, 3, 4)},
+    "heun": heun,
 }
+# Other names of the same steps.
+ALIASES = {"euler": "ddim", "dpm-solver-1": "ddim", "ipndm": "ipndm-4"}
+# What a search starts from and is compared with; the others are there to be asked for.
+SEARCH_PRESETS = ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2-bh1", "unipc-2-bh2", "unipc-3-bh1", "unipc-3-bh2")
 
 
 def preset(name: str, lambdas: Sequence[float]) -> SolverSchedule:
     """The named preset on a grid; ConfigurationError names the valid ones."""
-    if name not in PRESETS:
-        raise ConfigurationError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name](lambdas)
+    return _known(name)(lambdas)
+
+
+def intervals(name: str, nfe: int, to_zero: bool) -> int:
+    """How many steps the preset needs for `nfe` calls; ConfigurationError where no number of steps gives that."""
+    _known(name)
+    if name != "heun":
+        return nfe
+    if nfe % 2 != to_zero:
+        kind = "an odd" if to_zero else "an even"
+        raise ConfigurationError(
+            f"heun makes two calls a step{' and one at the end' if to_zero else ''}: {nfe} calls are not possible, "
+            f"give {kind} number"
+        )
+    return (nfe + 1) // 2
+
+
+def _known(name: str) -> Preset:
+    found = PRESETS.get(ALIASES.get(name, name))
+    if found is None:
+        raise ConfigurationError(f"unknown preset {name!r}: choose one of {', '.join([*PRESETS, *ALIASES])}")
+    return found

@@ -1,7 +1,9 @@
 """Grids of lambdas for a given number of steps, on a model's own range.
 
 Each grid has two ends: `NAME` stops at the least noisy trained time, `NAME-zero` calls the denoiser once
-more there-abouts and jumps to sigma = 0. Karras: "Elucidating the Design Space" (2206.00364), eq. 5, rho 7.
+more there-abouts and jumps to sigma = 0. Sources: Karras, "Elucidating the Design Space" (2206.00364), eq. 5,
+rho 7; beta, "Beta Sampling is All You Need" (2407.12173); Align Your Steps (2404.14507), its times for Stable
+Diffusion 1.5.
 """
 
 from __future__ import annotations
@@ -10,21 +12,35 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from scipy.stats import beta
 
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.presets import PRESETS, preset
+from fewstep.search_spaces.presets import SEARCH_PRESETS, intervals, preset
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.tasks.models.noise_schedule import NoiseSchedule
+from fewstep.tasks.models.noise_families import EDM, VarianceExploding
+from fewstep.tasks.models.noise_schedule import DiscreteVP, NoiseSchedule
 
 RHO = 7.0
+BETA_SHAPE = 0.6
+AYS_STEPS = 1000
+AYS_TIMES = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24)
+
+
+def _at_time(noise: NoiseSchedule, share: float) -> float:
+    """Lambda where that share of the first time is left; of sigma where the model is told no time but sigma."""
+    if isinstance(noise, EDM | VarianceExploding):
+        last = math.exp(-noise.lambda_end)
+        return -math.log(last + share * (math.exp(-noise.lambda_start) - last))
+    first, last = noise.time(noise.lambda_start), noise.time(noise.lambda_end)
+    return noise.lambda_at(last + share * (first - last))
 
 
 def _uniform_t(noise: NoiseSchedule, share: float) -> float:
-    return noise.lambda_at(noise.time(noise.lambda_start) * (1 - share))
+    return _at_time(noise, 1 - share)
 
 
 def _quadratic(noise: NoiseSchedule, share: float) -> float:
-    return noise.lambda_at(noise.time(noise.lambda_start) * (1 - share) ** 2)
+    return _at_time(noise, (1 - share) ** 2)
 
 
 def _uniform_lambda(noise: NoiseSchedule, share: float) -> float:
@@ -36,21 +52,42 @@ def _karras(noise: NoiseSchedule, share: float) -> float:
     return -RHO * math.log(first + share * (last - first))
 
 
+def _beta(noise: NoiseSchedule, share: float) -> float:
+    first, last = math.exp(-noise.lambda_start), math.exp(-noise.lambda_end)
+    return -math.log(last + float(beta.ppf(1 - share, BETA_SHAPE, BETA_SHAPE)) * (first - last))
+
+
+def _align_your_steps(noise: NoiseSchedule, share: float) -> float:
+    if not isinstance(noise, DiscreteVP) or round(noise.time(noise.lambda_start)) != AYS_STEPS - 1:
+        raise ConfigurationError(
+            f"grid 'ays-sd' is a list of times for Stable Diffusion: it needs a model with {AYS_STEPS} discrete times"
+        )
+    lambdas = [noise.lambda_at(float(t)) for t in AYS_TIMES]
+    return float(np.interp(share, np.linspace(0, 1, len(lambdas)), lambdas))
+
+
 SHAPES: dict[str, Callable[[NoiseSchedule, float], float]] = {
     "uniform-t": _uniform_t,
     "uniform-lambda": _uniform_lambda,
     "quadratic": _quadratic,
     "karras": _karras,
+    "beta": _beta,
+    "ays-sd": _align_your_steps,
 }
+# Equal ratios of sigma / alpha are equal steps of lambda.
+ALIASES = {"exponential": "uniform-lambda", "exponential-zero": "uniform-lambda-zero"}
 GRIDS = (*SHAPES, *(f"{shape}-zero" for shape in SHAPES))
-# Uniform and quadratic grids in t reach t = 0 one step after their last call; the other two call there.
+_SEARCHED = ("uniform-t", "uniform-lambda", "quadratic", "karras")
+SEARCH_GRIDS = (*_SEARCHED, *(f"{shape}-zero" for shape in _SEARCHED))
+# Uniform and quadratic grids in t reach t = 0 one step after their last call; the others call there.
 _STOPS_SHORT = {"uniform-t", "quadratic"}
 
 
 def grid(name: str, noise: NoiseSchedule, steps: int) -> tuple[float, ...]:
     """`steps + 1` rising lambdas; ConfigurationError names the valid grids."""
+    name = ALIASES.get(name, name)
     if name not in GRIDS:
-        raise ConfigurationError(f"unknown grid {name!r}: choose one of {', '.join(GRIDS)}")
+        raise ConfigurationError(f"unknown grid {name!r}: choose one of {', '.join([*GRIDS, *ALIASES])}")
     shape_name = name.removesuffix("-zero")
     shape = SHAPES[shape_name]
     if not name.endswith("-zero"):
@@ -60,13 +97,18 @@ def grid(name: str, noise: NoiseSchedule, steps: int) -> tuple[float, ...]:
 
 
 def preset_on_grid(name: str, noise: NoiseSchedule, nfe: int) -> SolverSchedule:
-    """The schedule called PRESET/GRID at that many denoiser calls, for example `unipc-2-bh2/karras`."""
+    """The schedule called PRESET/GRID at that many denoiser calls, for example `unipc-2-bh2/karras`.
+
+    Raises ConfigurationError for unknown names, and where the preset cannot make exactly `nfe` calls.
+    """
     solver, _, where = name.partition("/")
-    schedule = preset(solver, grid(where or "uniform-t-zero", noise, nfe))
+    where = where or "uniform-t-zero"
+    steps = intervals(solver, nfe, where.endswith("-zero"))
+    schedule = preset(solver, grid(where, noise, steps))
     return schedule.model_copy(update={"name": name})
 
 
 def all_presets(noise: NoiseSchedule, nfe: int) -> dict[str, SolverSchedule]:
-    """Every preset on every grid, by name."""
-    names = [f"{solver}/{where}" for solver in PRESETS for where in GRIDS]
+    """Every preset that a search starts from, on each of its grids, by name."""
+    names = [f"{solver}/{where}" for solver in SEARCH_PRESETS for where in SEARCH_GRIDS]
     return {name: preset_on_grid(name, noise, nfe) for name in names}
