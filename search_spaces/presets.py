@@ -81,15 +81,14 @@ def dpm_multistep(order: int, prediction: Prediction, name: str, lambdas: Sequen
 def dpm_singlestep(order: int, prediction: Prediction, name: str, lambdas: Sequence[float]) -> SolverSchedule:
     """DPM-Solver-2 and -3 and DPM-Solver++ 2S: groups of `order` calls, each step of a group from its start.
 
-    Lower orders fill the end up to the number of calls, and the very last step is of order 1, as in diffusers'
-    DPMSolverSinglestepScheduler (midpoint).
+    The end comes down to order 1, or to the second call of a group where that fits the number of calls and the
+    grid does not end at sigma = 0, as in diffusers' DPMSolverSinglestepScheduler (midpoint).
     """
     n = len(lambdas) - 1
     group = list(range(1, order + 1))
-    # The last group is cut so that a single first-order step ends the run.
-    whole = (n - 1) // order
-    tail = list(range(1, (n - 1) % order + 1))
-    orders = [*group * whole, *tail, 1]
+    cut = n % order if order == 3 and n % 3 == 2 and not math.isinf(lambdas[-1]) else 1
+    whole, rest = divmod(n - cut, order)
+    orders = [*group * whole, *group[:rest], *group[:cut]]
     return _built(name, lambdas, [_step(prediction, _SINGLESTEP[p], i, lambdas) for i, p in enumerate(orders)])
 
 

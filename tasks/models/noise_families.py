@@ -117,6 +117,14 @@ class FlowMatching:
         """Lambda at t = 0.001."""
         return self.lambda_at(self.end_time * self.scale)
 
+    def shifted(self, time: float) -> float:
+        """The told time at that place of a grid which is uniform before the shift (both 0 to `scale`)."""
+        return self.scale * self.shift * time / (self.scale + (self.shift - 1) * time)
+
+    def unshifted(self, time: float) -> float:
+        """Inverse of `shifted`."""
+        return self.scale * time / (self.scale * self.shift - (self.shift - 1) * time)
+
     def alpha_sigma(self, lambda_: float) -> tuple[float, float]:
         """sigmoid(lambda) and sigmoid(-lambda)."""
         return _sigmoid(lambda_), _sigmoid(-lambda_)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fewstep.errors import ScheduleError
 from fewstep.search_spaces.formula import Formula
 from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step, Threshold
-from fewstep.tasks.models.noise_schedule import TOLERANCE, NoiseSchedule
+from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.models.statistics import EmpiricalStatistics, ModelStatistics
 from fewstep.tasks.sampling.expansion import difference_weights, exponential_remainder, relaxation_factor
 
@@ -246,6 +246,15 @@ class _Compiler:
         return bias if np.any(bias) else None
 
 
+def _is_before(lambda_: float, noise: NoiseSchedule) -> bool:
+    """Whether the model knows no time that noisy."""
+    try:
+        noise.time(lambda_)
+    except ScheduleError:
+        return True
+    return False
+
+
 def compile_schedule(
     schedule: SolverSchedule,
     noise: NoiseSchedule,
@@ -259,8 +268,7 @@ def compile_schedule(
     """
     first = schedule.lambdas[0]
     late = first > noise.lambda_start + START_RANGE
-    early = math.isfinite(first) and first < noise.lambda_start - max(TOLERANCE, 0.05)
-    if late or early:
+    if late or _is_before(first, noise):
         raise ScheduleError(
             f"the schedule starts at lambda = {first:.6g}, this model's noise at "
             f"{noise.lambda_start:.6g}: fit the schedule to this model's range first"

@@ -17,7 +17,7 @@ from scipy.stats import beta
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.presets import SEARCH_PRESETS, intervals, preset
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.tasks.models.noise_families import EDM, VarianceExploding
+from fewstep.tasks.models.noise_families import EDM, FlowMatching, VarianceExploding
 from fewstep.tasks.models.noise_schedule import DiscreteVP, NoiseSchedule
 
 RHO = 7.0
@@ -27,11 +27,17 @@ AYS_TIMES = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24)
 
 
 def _at_time(noise: NoiseSchedule, share: float) -> float:
-    """Lambda where that share of the first time is left; of sigma where the model is told no time but sigma."""
+    """Lambda where that share of the first time is left; of sigma where the model is told no time but sigma.
+
+    A flow's time is meant before its shift.
+    """
     if isinstance(noise, EDM | VarianceExploding):
         last = math.exp(-noise.lambda_end)
         return -math.log(last + share * (math.exp(-noise.lambda_start) - last))
     first, last = noise.time(noise.lambda_start), noise.time(noise.lambda_end)
+    if isinstance(noise, FlowMatching):
+        first, last = noise.unshifted(first), noise.unshifted(last)
+        return noise.lambda_at(noise.shifted(last + share * (first - last)))
     return noise.lambda_at(last + share * (first - last))
 
 
