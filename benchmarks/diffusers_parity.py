@@ -174,10 +174,10 @@ def edm(case: Case, calls: int) -> float:
 def flow(case: Case, calls: int) -> float:
     """Flow-matching schedulers on their own sigmas; the first may be 1, where nothing but noise is left."""
     scheduler, x = case.make(), noise_of(case)
-    scheduler.set_timesteps(calls)
+    scheduler.set_timesteps((calls + 1) // 2 if case.preset == "heun-flow" else calls)
     scheduler.sigmas = scheduler.sigmas.double()
     noise = from_diffusers(scheduler)
-    sigmas = [float(s) for s in scheduler.sigmas]
+    sigmas = list(dict.fromkeys(float(s) for s in scheduler.sigmas))  # Heun's inner ones stand there twice
     scheduler.timesteps = scheduler.sigmas[:-1] * 1000
     lambdas = [-math.inf if s == 1 else math.log((1 - s) / s) for s in sigmas[:-1]]
 
@@ -258,6 +258,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"dpmpp-{p}m", "EDMDPMSolverMultistepScheduler", {"solver_order": p}, edm)
     for shift in (1.0, 3.0):
         yield Case("euler", "FlowMatchEulerDiscreteScheduler", {"shift": shift}, flow)
+        yield Case("heun-flow", "FlowMatchHeunDiscreteScheduler", {"shift": shift}, flow, ODD_CALLS)
     flows = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
     yield Case("dpmpp-2m", "DPMSolverMultistepScheduler", {**flows, "solver_order": 2}, flow)
     yield Case("unipc-2-bh2", "UniPCMultistepScheduler", flows, flow)

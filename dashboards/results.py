@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.search_spaces.presets import PRESETS, preset
+from fewstep.search_spaces.presets import SEARCH_PRESETS, preset
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.store import Store
 
@@ -164,9 +164,9 @@ def _coinciding(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _equal_presets(text: str) -> list[str]:
     try:
         schedule = SolverSchedule.from_json(text)
-        return [name for name in PRESETS if preset(name, schedule.lambdas).hash == schedule.hash]
     except ScheduleError:
         return []  # a candidate of another kind stands for itself
+    return [name for name in SEARCH_PRESETS if preset(name, schedule.lambdas).hash == schedule.hash]
 
 
 def _frame(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:

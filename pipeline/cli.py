@@ -21,6 +21,7 @@ app = typer.Typer(
 
 def _register() -> None:
     from fewstep.pipeline.commands import (
+        baseline,
         doctor,
         evaluate,
         export,
@@ -33,7 +34,7 @@ def _register() -> None:
         zoo,
     )
 
-    for module in (search, evaluate, sample, export, statistics, train, zoo, report, doctor):
+    for module in (search, baseline, evaluate, sample, export, statistics, train, zoo, report, doctor):
         app.command(module.NAME)(module.command)
     app.add_typer(schedule.app, name=schedule.NAME)
 

@@ -92,7 +92,7 @@ def interval_text(row: Row) -> str:
 def results_table(rows: list[Row]) -> Table:
     """Found schedule against every preset, one column an NFE."""
     nfes = sorted({r.nfe for r in rows})
-    methods = [FOUND, *sorted({r.method for r in rows} - {FOUND})]
+    methods = sorted({r.method for r in rows}, key=lambda m: (m != FOUND, m))
     images = max((r.images for r in rows), default=0)
     metric = rows[0].metric if rows else ""
     table = Table(title=f"{metric} on {images:,} images of the report seed, with 95% intervals; lower is better")

@@ -159,40 +159,39 @@ class Evaluator:
     def _covers(known: dict[int, Moments], start: int, images: int) -> bool:
         return start in known and known[start].count == min(GROUP, images - start)
 
-    def absorb(self, result: TaskResult, order: int) -> tuple[EvaluationRecord, list[MomentsRecord]] | None:
-        """Take a task's result; the evaluation's record and its new moments once it is complete.
+    def absorb(self, result: TaskResult, order: int) -> tuple[EvaluationRecord | None, list[MomentsRecord]]:
+        """Take a task's result: its new moments, and the evaluation's record once it is complete.
 
         A result that nobody waits for (delivered twice, or late) is ignored.
         """
         pending = self._pending.get(result.task.key)
         if pending is None or result.task.start not in pending.missing:
-            return None
+            return None, []
         pending.missing.discard(result.task.start)
         pending.results[result.task.start] = result
+        moments = self._new_moments(pending.base, result)
         pending.calls += result.denoiser_calls
         pending.seconds += result.seconds
         pending.device, pending.versions = result.device, pending.versions | result.versions
         pending.error = pending.error or result.error
         if pending.missing:
-            return None
+            return None, moments
         del self._pending[result.task.key]
-        return self._record(result.task.key, pending, order)
+        return self._record(result.task.key, pending, order), moments
 
-    def _record(self, key: str, pending: _Pending, order: int) -> tuple[EvaluationRecord, list[MomentsRecord]]:
+    def _record(self, key: str, pending: _Pending, order: int) -> EvaluationRecord:
         value = low = high = None
         metrics: dict[str, float] = {}
-        moments: list[MomentsRecord] = []
         if not pending.error:
             try:
                 if pending.rung.kind == "distance":
                     value, low, high, metrics = self._score_distance(pending)
                 else:
-                    moments = self._new_moments(pending)
                     value, low, high = self._score_frechet(pending)
             except EvaluationError as error:
-                pending.error, value, low, high, moments = str(error), None, None, None, []
+                pending.error, value, low, high = str(error), None, None, None
         schedule, rung = pending.candidate.schedule, pending.rung
-        record = EvaluationRecord(
+        return EvaluationRecord(
             study=self.study,
             order=order,
             trial=pending.candidate.trial,
@@ -222,7 +221,6 @@ class Evaluator:
             versions={"fewstep": __version__, "python": platform.python_version(), **pending.versions},
             finished_at=datetime.now(UTC),
         )
-        return record, moments
 
     def _score_distance(self, pending: _Pending) -> tuple[float, float, float, dict[str, float]]:
         (result,) = pending.results.values()
@@ -235,23 +233,26 @@ class Evaluator:
         metrics = {"feature_distance": value, "pixel_distance": float(result.pixel.mean())}
         return value, value - 1.96 * error, value + 1.96 * error, metrics
 
-    def _new_moments(self, pending: _Pending) -> list[MomentsRecord]:
-        known, records = self._known(pending.base), []
-        for start, result in sorted(pending.results.items()):
-            for i, moments in enumerate(result.moments):
-                at = start + i * GROUP
-                if at in known and known[at].count == moments.count:
-                    continue
-                if moments.count == GROUP:
-                    # A short last group is not stored: a larger evaluation must be able to replace it.
-                    mean, scatter = moments.to_bytes()
-                    self._stored.add(pending.base)
-                    records.append(MomentsRecord(pending.base, at, moments.count, moments.dim, mean, scatter))
-                known[at] = moments
+    def _new_moments(self, base: str, result: TaskResult) -> list[MomentsRecord]:
+        known, records = self._known(base), []
+        for i, moments in enumerate(result.moments):
+            at = result.task.start + i * GROUP
+            # A short last group is not stored: a larger evaluation must be able to replace it.
+            if moments.count < GROUP or (at in known and known[at].count == GROUP):
+                continue
+            mean, scatter = moments.to_bytes()
+            self._stored.add(base)
+            records.append(MomentsRecord(base, at, moments.count, moments.dim, mean, scatter))
+            known[at] = moments
         return records
 
     def _score_frechet(self, pending: _Pending) -> tuple[float, float | None, float | None]:
-        known = self._known(pending.base)
+        fresh = {
+            start + i * GROUP: moments
+            for start, result in pending.results.items()
+            for i, moments in enumerate(result.moments)
+        }
+        known = self._known(pending.base) | fresh
         groups = [known[start] for start in range(0, pending.rung.images, GROUP)]
         interval = frechet_interval(self.reference, groups, CONFIDENCE)
         if interval is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fewstep.errors import ConfigurationError
+from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.evaluation import Candidate
 from fewstep.pipeline.state import SearchState, Trial, Work
 from fewstep.search_spaces.presets import SEARCH_PRESETS
@@ -80,35 +80,16 @@ def report_rows(state: SearchState, records: Sequence[EvaluationRecord]) -> list
     for nfe in state.settings.nfes:
         for method, trial in contenders(state, nfe).items():
             record = by_hash.get(trial.candidate.schedule.hash)
-            if record is not None and record.value is not None:
-                name = trial.candidate.schedule.name or trial.candidate.schedule.hash
-                rows.append(
-                    Row(
-                        record.model,
-                        method,
-                        nfe,
-                        record.features,
-                        record.value,
-                        record.low,
-                        record.high,
-                        record.images,
-                        name,
-                    )
-                )
+            if record is not None:
+                schedule = trial.candidate.schedule
+                rows.append(row_of(record, method, schedule.name or schedule.hash))
     return rows
 
 
 def results_csv(rows: Sequence[Row], command: str, seeds: dict[str, int]) -> str:
     """The table as CSV under `#` lines that say how it was made."""
     out = io.StringIO()
-    header = {
-        "command": command,
-        "date": datetime.now(UTC).date().isoformat(),
-        "seeds": ", ".join(f"{name} {seed}" for name, seed in seeds.items()),
-        "machine": machine_class(),
-        "interval": "95%, delete-a-group jackknife over the images",
-    }
-    out.writelines(f"# {name}: {value}\n" for name, value in header.items())
+    out.writelines(f"# {name}: {value}\n" for name, value in provenance(command, seeds).items())
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["model", "method", "nfe", "metric", "value", "low", "high", "images", "schedule"])
     for r in rows:
@@ -117,10 +98,29 @@ def results_csv(rows: Sequence[Row], command: str, seeds: dict[str, int]) -> str
     return out.getvalue()
 
 
+def provenance(command: str, seeds: dict[str, int]) -> dict[str, str]:
+    """How a table was made: command, date, seeds, machine class and interval."""
+    return {
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        "seeds": ", ".join(f"{name} {seed}" for name, seed in seeds.items()),
+        "machine": machine_class(),
+        "interval": "95%, delete-a-group jackknife over the images",
+    }
+
+
+def row_of(record: EvaluationRecord, method: str, schedule: str) -> Row:
+    """A table's line from a complete record; EvaluationError from a failed one."""
+    if record.value is None:
+        raise EvaluationError(f"{schedule} at NFE {record.nfe} has no value: {record.error}")
+    ends = record.low, record.high
+    return Row(record.model, method, record.nfe, record.features, record.value, *ends, record.images, schedule)
+
+
 def results_markdown(rows: Sequence[Row], note: str) -> str:
     """The table for a README: a row a method, a column an NFE, best value of each column in bold."""
     nfes = sorted({r.nfe for r in rows})
-    methods = [FOUND, *sorted({r.method for r in rows} - {FOUND})]
+    methods = sorted({r.method for r in rows}, key=lambda m: (m != FOUND, m))
     cells = {(r.method, r.nfe): r for r in rows}
     best = {n: min((r for r in rows if r.nfe == n), key=lambda r: r.value).method for n in nfes}
     lines = ["| method | " + " | ".join(f"NFE {n}" for n in nfes) + " |", "|---" * (len(nfes) + 1) + "|"]
@@ -136,9 +136,9 @@ def results_markdown(rows: Sequence[Row], note: str) -> str:
     return "\n".join([*lines, "", note])
 
 
-def insert_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the results markers of a Markdown file; ConfigurationError without them."""
-    begin, end = "<!-- results:begin -->", "<!-- results:end -->"
+def insert_between_markers(path: Path, text: str, name: str = "results") -> None:
+    """Replace what stands between the markers called `name` in a Markdown file; ConfigurationError without them."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     old = path.read_text()
     if old.count(begin) != 1 or old.count(end) != 1:
         raise ConfigurationError(f"{path} needs the lines {begin} and {end} once each, where the table goes")

@@ -53,18 +53,19 @@ class Driver:
             self.executor.submit(task)
 
     def next_record(self) -> EvaluationRecord | None:
-        """Wait for one task. When it completes an evaluation, its record is on disk before it is returned."""
+        """Wait for one task, whose moments are kept. Where it completes an evaluation, the record is on disk first."""
         begun = time.perf_counter()
         result = self.executor.next()
         self.clock.waiting += time.perf_counter() - begun
         for event in self.executor.events():
             self.event(event.kind, event.message)
-        done = self.evaluator.absorb(result, self.order)
-        if done is None:
+        record, moments = self.evaluator.absorb(result, self.order)
+        # Moments first, and at once: a record whose moments are lost could never grow, and a long evaluation that
+        # is killed goes on where it was.
+        if moments:
+            self.store.moments.append(moments)
+        if record is None:
             return None
-        record, moments = done
-        # Moments first: a record whose moments are lost could never grow.
-        self.store.moments.append(moments)
         self.store.evaluations.append([record])
         self.order += 1
         if self._on_record:

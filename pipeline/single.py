@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fewstep.errors import EvaluationError
 from fewstep.pipeline.evaluation import Candidate, Evaluator
-from fewstep.pipeline.loop import Driver, evaluate_all
+from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
 from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import ExecutionSettings
 from fewstep.pipeline.study import make_executor
@@ -42,12 +43,32 @@ def evaluate(
     execution: ExecutionSettings,
 ) -> list[EvaluationRecord]:
     """Frechet distances of the schedules, in their order; EvaluationError where one cannot be evaluated."""
+    rung = Rung("report", "moments", images, seed)
+    records = evaluate_missing(subject, [(s, "evaluate") for s in schedules], rung, root, execution)
+    for record in records:
+        if record.status != "complete" or record.value is None:
+            raise EvaluationError(record.error)
+    return records
+
+
+def evaluate_missing(
+    subject: Subject,
+    schedules: Sequence[tuple[SolverSchedule, str]],
+    rung: Rung,
+    root: Path,
+    execution: ExecutionSettings,
+    study: str = STUDY,
+    on_record: OnRecord | None = None,
+) -> list[EvaluationRecord]:
+    """Records of (schedule, origin) at a rung, in their order; workers are set up only for what is missing.
+
+    Failed evaluations come back as failed records, and are tried again the next time.
+    """
     files, store = find_model(subject.model), Store(root)
     subject.conditions.check(files.null_label, files.text)
-    rung = Rung("report", "moments", images, seed)
     with Lease(root):
         evaluator = Evaluator(
-            STUDY,
+            study,
             files,
             store,
             subject.features,
@@ -55,12 +76,12 @@ def evaluate(
             conditions=subject.conditions,
             statistics=subject.statistics,
         )
-        past = store.evaluations.records(where={"study": STUDY})
+        past = store.evaluations.records(where={"study": study})
         known = {r.key: r for r in past if r.status == "complete"}
-        missing = {evaluator.key(s, rung): s for s in schedules}
+        missing = {evaluator.key(s, rung): (s, origin) for s, origin in schedules}
         work = [
-            (Candidate(len(past) + i, s, "evaluate"), rung)
-            for i, (key, s) in enumerate(missing.items())
+            (Candidate(len(past) + i, s, origin), rung)
+            for i, (key, (s, origin)) in enumerate(missing.items())
             if key not in known
         ]
         if work:
@@ -73,13 +94,9 @@ def evaluate(
             )
             executor = make_executor(execution, worker)
             try:
-                events = max((e.order for e in store.events.records({"study": STUDY})), default=-1) + 1
-                driver = Driver(evaluator, executor, store, order=len(past), event_order=events)
+                events = max((e.order for e in store.events.records({"study": study})), default=-1) + 1
+                driver = Driver(evaluator, executor, store, len(past), events, on_record)
                 known |= {r.key: r for r in evaluate_all(work, driver)}
             finally:
                 executor.close()
-        records = [known[evaluator.key(s, rung)] for s in schedules]
-    for record in records:
-        if record.status != "complete" or record.value is None:
-            raise EvaluationError(record.error)
-    return records
+        return [known[evaluator.key(s, rung)] for s, _ in schedules]

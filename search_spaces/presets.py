@@ -60,8 +60,8 @@ def _built(name: str, lambdas: Sequence[float], steps: Sequence[Step]) -> Solver
 
 
 def _step(prediction: Prediction, formula: Formula, i: int, lambdas: Sequence[float]) -> Step:
-    """A step without corrector. To sigma = 0 the first-order step is the same for both predictions."""
-    if _to_zero(i, lambdas) and not formula.blend:
+    """A step without corrector. First-order steps are the same for both predictions; data reach the infinities."""
+    if math.isinf(lambdas[i]) or (_to_zero(i, lambdas) and not formula.blend):
         return Step()
     return Step(prediction=prediction, predictor=formula)
 
@@ -84,22 +84,28 @@ def dpm_singlestep(order: int, prediction: Prediction, name: str, lambdas: Seque
     The end comes down to order 1, or to the second call of a group where that fits the number of calls and the
     grid does not end at sigma = 0, as in diffusers' DPMSolverSinglestepScheduler (midpoint).
     """
-    n = len(lambdas) - 1
+    # No group can start at lambda = -inf: one first-order step leads away from there.
+    lead = [1] if math.isinf(lambdas[0]) and len(lambdas) > 2 else []
+    n = len(lambdas) - 1 - len(lead)
     group = list(range(1, order + 1))
     cut = n % order if order == 3 and n % 3 == 2 and not math.isinf(lambdas[-1]) else 1
     whole, rest = divmod(n - cut, order)
-    orders = [*group * whole, *group[:rest], *group[:cut]]
+    orders = [*lead, *group * whole, *group[:rest], *group[:cut]]
     return _built(name, lambdas, [_step(prediction, _SINGLESTEP[p], i, lambdas) for i, p in enumerate(orders)])
 
 
 def unipc(order: int, variant: Relaxation, lambdas: Sequence[float]) -> SolverSchedule:
-    """UniPC of that order with B(h) `bh1` or `bh2`, data prediction, corrected at every step but the last."""
+    """UniPC of that order with B(h) `bh1` or `bh2`, data prediction, corrected at every step but the last.
+
+    A first step from lambda = -inf has no finite length to be corrected over.
+    """
     n = len(lambdas) - 1
     steps = []
     for i in range(n):
         p = _multistep_order(i, n, order)
         predictor = taylor(p, relaxation=variant if p == 2 else "none")
-        corrector = pseudo_corrector(p, i + 1, variant) if i + 1 < n else None
+        corrected = i + 1 < n and math.isfinite(lambdas[i])
+        corrector = pseudo_corrector(p, i + 1, variant) if corrected else None
         steps.append(Step(predictor=predictor, corrector=corrector))
     return _built(f"unipc-{order}-{variant}", lambdas, steps)
 
@@ -118,6 +124,8 @@ def ipndm(order: int, lambdas: Sequence[float]) -> SolverSchedule:
 
 def heun(lambdas: Sequence[float]) -> SolverSchedule:
     """Heun's method in sigma / alpha: two calls a step, and Euler's step to sigma = 0."""
+    if math.isinf(lambdas[0]):
+        raise ConfigurationError("heun cannot start at lambda = -inf, where sigma / alpha is infinite: use heun-flow")
     steps = [
         Step()
         if _to_zero(i, lambdas)
@@ -125,6 +133,22 @@ def heun(lambdas: Sequence[float]) -> SolverSchedule:
         for i in range(len(lambdas) - 1)
     ]
     return _built("heun", lambdas, steps)
+
+
+def heun_flow(lambdas: Sequence[float]) -> SolverSchedule:
+    """Heun's method in a flow's time t = 1 / (1 + e^lambda): the mean velocity of both ends, Euler's step to t = 0.
+
+    From s to t that mean is the data step on x0 at t with the weight s / (2 t) and x0 at s with the rest.
+    """
+    steps = []
+    for i in range(len(lambdas) - 1):
+        if _to_zero(i, lambdas):
+            steps.append(Step())
+            continue
+        weight = 0.5 * (1 + math.exp(lambdas[i + 1])) / (1 + math.exp(lambdas[i]))
+        corrector = blended((weight, 1 - weight), start=-2)
+        steps.append(Step(corrector=corrector, implicit=i + 2 < len(lambdas)))
+    return _built("heun-flow", lambdas, steps)
 
 
 PRESETS: dict[str, Preset] = {
@@ -145,6 +169,20 @@ PRESETS: dict[str, Preset] = {
     "deis-3": partial(deis, 3),
     **{f"ipndm-{p}": partial(ipndm, p) for p in (2, 3, 4)},
     "heun": heun,
+    "heun-flow": heun_flow,
+}
+# Order of convergence. UniPC's corrector adds one; the published third-order multistep formulas have two, because
+# they halve the second derivative; iPNDM has its order where steps of sigma / alpha are equal.
+ORDERS = {
+    "ddim": 1,
+    "heun": 2,
+    "heun-flow": 2,
+    **{f"{name}-2{kind}": 2 for name in ("dpm-solver", "dpmpp") for kind in "ms"},
+    **{f"{name}-3m": 2 for name in ("dpm-solver", "dpmpp")},
+    **{f"{name}-3s": 3 for name in ("dpm-solver", "dpmpp")},
+    **{f"unipc-{p}-{variant}": p + 1 for p in (1, 2, 3, 4) for variant in ("bh1", "bh2")},
+    **{f"deis-{p}": p for p in (2, 3)},
+    **{f"ipndm-{p}": p for p in (2, 3, 4)},
 }
 # Other names of the same steps.
 ALIASES = {"euler": "ddim", "dpm-solver-1": "ddim", "ipndm": "ipndm-4"}
@@ -160,12 +198,12 @@ def preset(name: str, lambdas: Sequence[float]) -> SolverSchedule:
 def intervals(name: str, nfe: int, to_zero: bool) -> int:
     """How many steps the preset needs for `nfe` calls; ConfigurationError where no number of steps gives that."""
     _known(name)
-    if name != "heun":
+    if not name.startswith("heun"):
         return nfe
     if nfe % 2 != to_zero:
         kind = "an odd" if to_zero else "an even"
         raise ConfigurationError(
-            f"heun makes two calls a step{' and one at the end' if to_zero else ''}: {nfe} calls are not possible, "
+            f"{name} makes two calls a step{' and one at the end' if to_zero else ''}: {nfe} calls are not possible, "
             f"give {kind} number"
         )
     return (nfe + 1) // 2

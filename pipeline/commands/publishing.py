@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.dashboards.figures import save_convergence, save_front, save_schedules
+import pandas as pd
+
+from fewstep.dashboards.drawings import save_convergence, save_front, save_schedules
+from fewstep.dashboards.lines import Level
 from fewstep.dashboards.page import write_page
 from fewstep.dashboards.results import convergence, report_table
+from fewstep.pipeline.final import Row
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.schedule import load_schedule
 from fewstep.storage.tracking import default_tracking_uri, sync
@@ -53,3 +57,24 @@ def log(study: Study, tracking_uri: str | None) -> str:
         front_rung="report" if reported else None,
     )
     return uri
+
+
+def draw_rows(rows: list[Row], level: Row | None, path: Path) -> Path:
+    """Quality against NFE from the rows of a table, with one row, if given, as a level across."""
+    table = pd.DataFrame(
+        {
+            "nfe": r.nfe,
+            "method": r.method,
+            "grid": r.schedule.partition("/")[2],
+            "value": r.value,
+            "low": float("nan") if r.low is None else r.low,
+            "high": float("nan") if r.high is None else r.high,
+            "metric": "Frechet distance",
+            "features": r.metric,
+            "reference": "",
+            "order": i,
+        }
+        for i, r in enumerate(rows)
+    )
+    across = Level(f"{level.method}, {level.nfe} calls", level.value, level.low, level.high) if level else None
+    return save_front(table, path, across)

@@ -95,6 +95,7 @@ class _Compiler:
         self.called: list[bool] = []
         self.scales: list[float] = []
         self.clean: list[tuple[float, float]] = []
+        self.units: list[float] = []
 
     def point(self, lambda_: float) -> _Point:
         """A new node at `lambda_`, where the denoiser is called (but at an analytic first call)."""
@@ -118,6 +119,8 @@ class _Compiler:
         self.scales.append(self.noise.input_scale(lambda_))
         self.called.append(not analytic)
         self.clean.append((0.0, 1.0) if analytic else (means.x0_x, means.x0_o))
+        # A score is as much smaller than eps as sigma is large: coefficients are judged as if of eps.
+        self.units.append(1.0 if analytic else max(1.0, abs(means.eps_o)))
         return _Point(lambda_, alpha, sigma, node, node, x0, eps)
 
     def run(self) -> SolverTables:
@@ -218,7 +221,8 @@ class _Compiler:
     def tables(self) -> SolverTables:
         shape = (2 * self.K + 2, *self.pixels)
         table = np.stack([np.broadcast_to(row, shape) for row in self.rows])
-        linear = table[:, :-1]
+        linear = table[:, :-1].copy()
+        linear[:, self.K : 2 * self.K] /= np.reshape(self.units, (-1, *(1,) * len(self.pixels)))
         if not np.all(np.isfinite(table)) or np.max(np.abs(linear)) > LARGEST_COEFFICIENT:
             raise ScheduleError(
                 f"the coefficients of schedule {self.schedule.hash} reach {np.max(np.abs(linear)):.3g}: "

@@ -63,13 +63,17 @@ def _beta(noise: NoiseSchedule, share: float) -> float:
     return -math.log(last + float(beta.ppf(1 - share, BETA_SHAPE, BETA_SHAPE)) * (first - last))
 
 
-def _align_your_steps(noise: NoiseSchedule, share: float) -> float:
+def _align_your_steps(noise: NoiseSchedule, share: float, times: tuple[int, ...] = AYS_TIMES) -> float:
     if not isinstance(noise, DiscreteVP) or round(noise.time(noise.lambda_start)) != AYS_STEPS - 1:
         raise ConfigurationError(
             f"grid 'ays-sd' is a list of times for Stable Diffusion: it needs a model with {AYS_STEPS} discrete times"
         )
-    lambdas = [noise.lambda_at(float(t)) for t in AYS_TIMES]
+    lambdas = [noise.lambda_at(float(t)) for t in times]
     return float(np.interp(share, np.linspace(0, 1, len(lambdas)), lambdas))
+
+
+def _align_to_the_end(noise: NoiseSchedule, share: float) -> float:
+    return _align_your_steps(noise, share, (*AYS_TIMES, 0))
 
 
 SHAPES: dict[str, Callable[[NoiseSchedule, float], float]] = {
@@ -95,7 +99,7 @@ def grid(name: str, noise: NoiseSchedule, steps: int) -> tuple[float, ...]:
     if name not in GRIDS:
         raise ConfigurationError(f"unknown grid {name!r}: choose one of {', '.join([*GRIDS, *ALIASES])}")
     shape_name = name.removesuffix("-zero")
-    shape = SHAPES[shape_name]
+    shape = _align_to_the_end if name == "ays-sd" else SHAPES[shape_name]
     if not name.endswith("-zero"):
         return tuple(shape(noise, i / steps) for i in range(steps + 1))
     parts = steps if shape_name in _STOPS_SHORT or steps == 1 else steps - 1

@@ -9,14 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.dashboards.figures import (
-    convergence_figure,
-    front_figure,
-    save_convergence,
-    save_front,
-    save_schedules,
-    schedule_figure,
-)
+from fewstep.dashboards.drawings import save_convergence, save_front, save_schedules
+from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure
 from fewstep.dashboards.picture import LANES, lay_out, span_of, words
 from fewstep.dashboards.results import FOUND, convergence, report_table
 from fewstep.errors import ConfigurationError

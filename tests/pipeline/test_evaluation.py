@@ -47,11 +47,12 @@ def _rung(images: int) -> Rung:
 def _finish(evaluator: Evaluator, results: Sequence[TaskResult]) -> tuple[EvaluationRecord, list[MomentsRecord]]:
     """Absorb them all; only the last completes the evaluation. What is new is stored, as the driver does."""
     answers = [evaluator.absorb(result, order=0) for result in results]
-    assert answers[:-1] == [None] * (len(answers) - 1)
-    done = answers[-1]
-    assert done is not None
-    evaluator.store.moments.append(done[1])
-    return done
+    assert [record for record, _ in answers[:-1]] == [None] * (len(answers) - 1)
+    moments = [row for _, rows in answers for row in rows]
+    evaluator.store.moments.append(moments)
+    record = answers[-1][0]
+    assert record is not None
+    return record, moments
 
 
 def _evaluate(evaluator: Evaluator, candidate: Candidate, images: int, worker: Worker) -> EvaluationRecord:
@@ -139,17 +140,35 @@ def test_results_that_come_twice_or_from_nowhere_change_nothing(
     stranger = TaskResult(Task("nobody", "moments", "", 5, 0, 250), moments=first.moments)
     elsewhere = dataclasses.replace(first, task=dataclasses.replace(first.task, start=5000))
     poison = dataclasses.replace(first, error="late news of a worker that died", moments=())
-    assert evaluator.absorb(stranger, 0) is None
-    assert evaluator.absorb(first, 0) is None
+    assert evaluator.absorb(stranger, 0) == (None, [])
+    record, moments = evaluator.absorb(first, 0)
+    assert (record, [m.start for m in moments]) == (None, [0])
     for late in (first, elsewhere, poison, stranger):
-        assert evaluator.absorb(late, 0) is None
-    done = evaluator.absorb(second, 3)
-    assert done is not None
-    record, moments = done
+        assert evaluator.absorb(late, 0) == (None, [])
+    record, moments = evaluator.absorb(second, 3)
+    assert record is not None
     assert (record.status, record.order, record.denoiser_calls) == ("complete", 3, 2 * 500)
-    assert [m.start for m in moments] == [0, 250]
+    assert [m.start for m in moments] == [250]
     for late in (first, second, poison, stranger):
-        assert evaluator.absorb(late, 0) is None
+        assert evaluator.absorb(late, 0) == (None, [])
+
+
+def test_an_evaluation_that_is_cut_short_goes_on_where_it_was(
+    files: ModelFiles, worker: Worker, candidate: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "IMAGES_PER_TASK", 250)
+    killed = Evaluator("s", files, Store(tmp_path))
+    tasks = killed.plan(candidate, _rung(1000))
+    for task in (tasks[0], tasks[2]):
+        record, moments = killed.absorb(worker.run(task), 0)
+        assert record is None
+        killed.store.moments.append(moments)
+    goes_on = Evaluator("s", files, Store(tmp_path))
+    left = goes_on.plan(candidate, _rung(1000))
+    assert [(t.start, t.count) for t in left] == [(250, 250), (750, 250)]
+    done = _finish(goes_on, [worker.run(t) for t in left])[0]
+    at_once = _evaluate(Evaluator("s", files, Store(tmp_path / "other")), candidate, 1000, worker)
+    assert _numbers(done) == _numbers(at_once)
 
 
 def test_an_evaluation_whose_images_are_all_known_still_ends(

@@ -1,0 +1,218 @@
+"""What stock samplers reach on a model: presets x grids screened, the best grid of each judged on other noise."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
+
+from fewstep import __version__
+from fewstep.errors import ConfigurationError, StorageError
+from fewstep.pipeline.evaluation import Evaluator
+from fewstep.pipeline.final import Row, row_of
+from fewstep.pipeline.loop import OnRecord
+from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings
+from fewstep.pipeline.single import Subject, evaluate_missing
+from fewstep.pipeline.study import parse_teacher
+from fewstep.search_spaces.presets import ALIASES, PRESETS, SEARCH_PRESETS
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.storage.records import EvaluationRecord, StudyRecord
+from fewstep.storage.store import Store
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.sampling import grids
+from fewstep.tasks.sampling.grids import GRIDS, preset_on_grid
+
+STUDY = "baseline"
+TEACHER = "teacher"
+GRIDS_TO_ZERO = tuple(name for name in grids.SEARCH_GRIDS if name.endswith("-zero"))
+Skip = Callable[[str], None]
+
+
+class BaselineSettings(BaseModel):
+    """Everything that decides what a baseline computes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    features: str = "auto"
+    reference: str = "auto"
+    conditions: Conditions = Field(default_factory=Conditions)
+    presets: tuple[str, ...] = SEARCH_PRESETS
+    grids: tuple[str, ...] = GRIDS_TO_ZERO
+    nfes: tuple[int, ...] = (3, 4, 5, 6, 8, 10)
+    screen_images: PositiveInt = 2000
+    report_images: PositiveInt = 10_000
+    teacher: str = "unipc-2-bh2/karras-zero@100"
+    seed: NonNegativeInt = 0
+
+    @field_validator("presets")
+    @classmethod
+    def _presets_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(names, "preset", [*PRESETS, *ALIASES])
+
+    @field_validator("grids")
+    @classmethod
+    def _grids_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(names, "grid", [*GRIDS, *grids.ALIASES])
+
+    @property
+    def subject(self) -> Subject:
+        """Model, features, reference and conditions."""
+        return Subject(self.model, self.features, self.reference, self.conditions)
+
+    @property
+    def rungs(self) -> tuple[Rung, Rung]:
+        """Screen and report, on different noise."""
+        return (
+            Rung("screen", "moments", self.screen_images, self.seed),
+            Rung("report", "moments", self.report_images, self.seed + REPORT_SEED_OFFSET),
+        )
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Seed of each rung by name."""
+        return {rung.name: rung.seed for rung in self.rungs}
+
+
+def _known(names: tuple[str, ...], kind: str, all_names: list[str]) -> tuple[str, ...]:
+    unknown = [name for name in names if name not in all_names]
+    if unknown or not names:
+        raise ValueError(f"unknown {kind} {unknown[0] if unknown else '(none)'!r}: choose from {', '.join(all_names)}")
+    return tuple(dict.fromkeys(names))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The table of the screen, and of the report; the teacher is the report's row at its own NFE."""
+
+    screened: list[Row]
+    reported: list[Row]
+
+
+def entries(settings: BaselineSettings, on_skip: Skip | None = None) -> dict[tuple[str, int], list[SolverSchedule]]:
+    """The schedules by (preset, NFE), one a grid. What cannot be, such as Heun in 4 calls to zero, is skipped."""
+    noise = find_model(settings.model).noise
+    table: dict[tuple[str, int], list[SolverSchedule]] = {}
+    for nfe in settings.nfes:
+        for name in settings.presets:
+            for where in settings.grids:
+                try:
+                    schedule = preset_on_grid(f"{name}/{where}", noise, nfe)
+                except ConfigurationError as error:
+                    if on_skip:
+                        on_skip(f"{name}/{where} at NFE {nfe}: {error}")
+                    continue
+                table.setdefault((name, nfe), []).append(schedule)
+    return table
+
+
+def calls(settings: BaselineSettings) -> int:
+    """Denoiser calls from nothing, at most: presets that coincide are counted each."""
+    table = entries(settings)
+    teacher = parse_teacher(settings.teacher, find_model(settings.model))
+    screen = sum(nfe * len(schedules) for (_, nfe), schedules in table.items()) * settings.screen_images
+    return screen + (sum(nfe for _, nfe in table) + teacher.nfe) * settings.report_images
+
+
+def run(
+    settings: BaselineSettings,
+    root: Path,
+    execution: ExecutionSettings,
+    on_record: OnRecord | None = None,
+    on_skip: Skip | None = None,
+) -> Baseline:
+    """Screen, then judge the best grid of each preset at each NFE and the teacher; goes on where a kill left it."""
+    register(settings, root)
+    screen, report = settings.rungs
+    table = entries(settings, on_skip)
+
+    def evaluated(work: Sequence[tuple[SolverSchedule, str]], rung: Rung) -> dict[str, EvaluationRecord]:
+        records = evaluate_missing(settings.subject, work, rung, root, execution, STUDY, on_record)
+        return {r.candidate: r for r in records}
+
+    screened = evaluated([(s, f"preset:{s.name}") for group in table.values() for s in group], screen)
+    best = best_grids(table, screened)
+    teacher = parse_teacher(settings.teacher, find_model(settings.model))
+    chosen = [(s, f"preset:{s.name}") for s in best.values()]
+    return _tables(table, screened, best, evaluated([*chosen, (teacher, TEACHER)], report), settings.teacher)
+
+
+def on_disk(settings: BaselineSettings, root: Path) -> Baseline:
+    """The same from the records that are there, computing nothing; StorageError where there is none."""
+    store, subject = Store(root), settings.subject
+    evaluator = Evaluator(
+        STUDY,
+        find_model(subject.model),
+        store,
+        subject.features,
+        subject.reference,
+        conditions=subject.conditions,
+    )
+    records = {r.key: r for r in store.evaluations.records(where={"study": STUDY}) if r.status == "complete"}
+    if not records:
+        raise StorageError(f"{root} holds no evaluations of a baseline yet: run the command without --partial")
+    table = entries(settings)
+    teacher = parse_teacher(settings.teacher, evaluator.files)
+    schedules = [teacher, *(s for group in table.values() for s in group)]
+
+    def known(rung: Rung) -> dict[str, EvaluationRecord]:
+        found = {s.hash: records.get(evaluator.key(s, rung)) for s in schedules}
+        return {name: record for name, record in found.items() if record is not None}
+
+    screen, report = settings.rungs
+    screened = known(screen)
+    return _tables(table, screened, best_grids(table, screened), known(report), settings.teacher)
+
+
+def best_grids(
+    table: dict[tuple[str, int], list[SolverSchedule]], screened: dict[str, EvaluationRecord]
+) -> dict[tuple[str, int], SolverSchedule]:
+    """By (preset, NFE) the schedule with the lowest value at the screen, ties to the grid named first."""
+    best = {}
+    for at, schedules in table.items():
+        values = [(screened[s.hash].value, s) for s in schedules if s.hash in screened]
+        having = [(value, s) for value, s in values if value is not None]
+        if having:
+            best[at] = min(having, key=lambda pair: pair[0])[1]
+    return best
+
+
+def _tables(
+    table: dict[tuple[str, int], list[SolverSchedule]],
+    screened: dict[str, EvaluationRecord],
+    best: dict[tuple[str, int], SolverSchedule],
+    reported: dict[str, EvaluationRecord],
+    teacher: str,
+) -> Baseline:
+    first = [
+        row_of(record, name, s.name)
+        for (name, _), schedules in table.items()
+        for s in schedules
+        if (record := screened.get(s.hash)) is not None and record.value is not None
+    ]
+    second = [row_of(reported[s.hash], name, s.name) for (name, _), s in best.items() if s.hash in reported]
+    last = [row_of(r, TEACHER, teacher) for r in reported.values() if r.origin == TEACHER]
+    return Baseline(first, [*second, *last])
+
+
+def register(settings: BaselineSettings, root: Path) -> None:
+    """Write the study's row where the settings are new; ConfigurationError where the directory holds a search."""
+    store = Store(root)
+    past = store.studies.records()
+    others = [r.study for r in past if r.study != STUDY]
+    if others:
+        raise ConfigurationError(f"{root} holds the study {others[-1]!r}: choose another --out")
+    text = settings.model_dump_json()
+    if past and past[-1].settings_json == text:
+        return
+    libraries = {name: version(name) for name in ("torch", "diffusers", "ray")}
+    versions = {"fewstep": __version__, "python": platform.python_version(), **libraries}
+    files = find_model(settings.model)
+    store.studies.append([StudyRecord(STUDY, datetime.now(UTC), text, settings.model, files.hash, versions)])
