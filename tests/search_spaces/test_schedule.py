@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fewstep.errors import ScheduleError
 from fewstep.search_spaces.formula import Derivative, Formula, pseudo_corrector, taylor
-from fewstep.search_spaces.presets import PRESETS, preset
+from fewstep.search_spaces.presets import PRESETS, SEARCH_PRESETS, intervals, preset
 from fewstep.search_spaces.schedule import SolverSchedule, Step, load_schedule
 
 RELAXATIONS = ("none", "linear", "bh1", "bh2", "scale")
@@ -263,12 +263,18 @@ def test_nfe_counts_denoiser_calls(schedule: SolverSchedule) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20])
-def test_presets_make_one_call_a_step(name: str, steps: int) -> None:
+def test_presets_make_the_calls_that_they_say(name: str, steps: int) -> None:
     for end in (3.0, math.inf):
         schedule = preset(name, [*(-5 + 7 * i / steps for i in range(steps)), end])
-        assert schedule.nfe == steps
+        assert intervals(name, schedule.nfe, to_zero=math.isinf(end)) == steps
+        assert schedule.nfe == (2 * steps - math.isinf(end) if name.startswith("heun") else steps)
         assert schedule.name == name
-        assert {step.prediction for step in schedule.steps} == {"data"}
+
+
+@pytest.mark.parametrize("name", SEARCH_PRESETS)
+def test_a_search_starts_from_data_prediction(name: str) -> None:
+    schedule = preset(name, [-5.0, -2.0, 0.0, 2.0, math.inf])
+    assert {step.prediction for step in schedule.steps} == {"data"}
 
 
 @given(st.integers(1, 5), st.integers(0, 5))

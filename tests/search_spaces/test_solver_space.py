@@ -15,7 +15,7 @@ from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.search_spaces.evolution import MIN_SPACING, cross, mutate, random_genome, repair
 from fewstep.search_spaces.formula import Derivative, Formula
 from fewstep.search_spaces.genome import FEATURES, Genome, encode, to_genome, to_schedule
-from fewstep.search_spaces.presets import PRESETS
+from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule, Step
 from fewstep.search_spaces.solver_space import GAP_RANGE, SolverSpace
 from fewstep.tasks.models.noise_schedule import DiscreteVP
@@ -63,7 +63,7 @@ def assert_member(genome: Genome, nfe: int) -> None:
 @pytest.mark.parametrize("nfe", range(1, 11))
 def test_every_preset_is_a_member(nfe: int) -> None:
     presets = all_presets(NOISE, nfe)
-    assert len(presets) == len(PRESETS) * 8
+    assert len(presets) == len(SEARCH_PRESETS) * 8
     for name, schedule in presets.items():
         genome = to_genome(schedule)
         assert genome.nfe == schedule.nfe == nfe, name

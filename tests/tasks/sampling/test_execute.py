@@ -97,7 +97,11 @@ def test_calls_and_their_times(schedule: SolverSchedule, x64: Tensor) -> None:
     sample(compile_schedule(schedule, NOISE), denoiser, x64)
     skipped = int(schedule.first_call != "model")
     assert len(times) == schedule.nfe
-    assert times == [NOISE.time(v) for v in schedule.lambdas[skipped : len(schedule.steps)]]
+    # An implicit corrector's call comes at the time of the call before it.
+    again = [False] * skipped + [step.implicit for step in schedule.steps]
+    ends = schedule.lambdas[skipped : len(schedule.steps)]
+    expected = [NOISE.time(v) for i, v in enumerate(ends) for _ in range(1 + (i > 0 and again[i + skipped - 1]))]
+    assert times == expected
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -142,7 +146,7 @@ def test_memory_does_not_grow_with_the_steps(name: str, x64: Tensor) -> None:
         sample(compile_schedule(preset_on_grid(f"{name}/uniform-lambda", NOISE, nfe), NOISE), denoiser, x64)
         return most
 
-    assert most_alive(40) == most_alive(12) <= 10
+    assert most_alive(40) == most_alive(12) <= 12
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
