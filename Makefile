@@ -69,6 +69,7 @@ bench: setup  ## run every benchmark; each ends with one JSON line
 
 train-zoo: setup  ## train the bundled models again (long)
 	$(BIN)/fewstep train digits-ddpm --out $(ZOO)/digits-ddpm
+	$(BIN)/fewstep train digits-edm --out $(ZOO)/digits-edm
 	$(BIN)/fewstep train fashion-ddpm --out $(ZOO)/fashion-ddpm
 
 clean:  ## remove what was built and cached (the environment and runs/ stay)

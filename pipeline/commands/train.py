@@ -14,7 +14,7 @@ NAME = "train"
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="digits-ddpm or fashion-ddpm")],
+    recipe: Annotated[str, typer.Argument(help="digits-ddpm, digits-edm or fashion-ddpm")],
     out: Annotated[Path | None, typer.Option(help="model directory to write [default: models/RECIPE]")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="where checkpoints are kept")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="other number of optimiser steps")] = None,

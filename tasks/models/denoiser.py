@@ -82,9 +82,9 @@ class Denoiser:
         alpha, sigma = noise.alpha_sigma(lambda_)
         means = noise.output_map(self.files.prediction_type, lambda_)
         classes = int(self._classifier.config["classes"])
-        labels = torch.tensor([self.conditions.label(i, classes) or 0 for i in indices], device=x.device)
         # Outside inference mode, where no gradient exists; the clones are ordinary tensors.
         with torch.inference_mode(False), torch.enable_grad():
+            labels = torch.tensor([self.conditions.label(i, classes) or 0 for i in indices], device=x.device)
             x0 = (means.x0_x * x.clone() + means.x0_o * output.clone()).detach().clamp(-1, 1).requires_grad_(True)
             log_p = torch.log_softmax(self._classifier(x0), 1).gather(1, labels[:, None]).sum()
             (gradient,) = torch.autograd.grad(log_p, x0)

@@ -98,13 +98,15 @@ class VariancePreserving:
 class DiscreteVP(VariancePreserving):
     """A discrete variance-preserving schedule from its cumulative alphas, log alpha linear between steps.
 
-    A last value of zero (rescaled zero terminal SNR) is read as 2^-24, as diffusers does.
+    A last value of zero (rescaled zero terminal SNR) is read as 2^-24, as diffusers does, or as half of the value
+    before it where that is less.
     """
 
     def __init__(self, alphas_cumprod: npt.ArrayLike) -> None:
         values = np.array(alphas_cumprod, np.float64)
-        if values.ndim == 1 and values.size > 1 and values[-1] == 0:
-            values[-1] = min(SMALLEST_ALPHA, 0.5 * values[-2])
+        if values.ndim == 1 and values.size > 1 and values[-1] <= SMALLEST_ALPHA:
+            # diffusers' own replacement may be larger than the value before it.
+            values[-1] = min(values[-1] or SMALLEST_ALPHA, 0.5 * values[-2])
         falls = bool(np.all(np.diff(values) < 0)) if values.ndim == 1 and values.size > 1 else False
         if not falls or not (values[-1] > 0 and values[0] < 1):
             raise ModelError("alphas_cumprod must fall strictly within (0, 1): check the scheduler's betas")

@@ -1,7 +1,7 @@
-"""Train a diffusers UNet2DModel to predict noise, so that any kill loses at most one checkpoint interval.
+"""Train a diffusers UNet2DModel, so that any kill loses at most one checkpoint interval.
 
 Step k draws its batch, times and noise from a generator seeded by (seed, k): a run that was killed
-and resumed sees the same data as one that was not. Shapes: images (B, C, H, W); times (B,).
+and resumed sees the same data as one that was not.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from fewstep.tasks.data import Dataset
+from fewstep.tasks.training.objectives import objective_of
 from fewstep.tasks.training.recipe import TrainingRecipe
 
 Progress = Callable[[int, int, float], None]
@@ -45,23 +46,17 @@ def train_unet(
     device: str = "cpu",
     every: int = 500,
     progress: Progress | None = None,
-) -> tuple[UNet2DModel, DDPMScheduler]:
+) -> tuple[UNet2DModel, Any]:
     """Train from scratch or from `folder`'s checkpoint; return the averaged network and its scheduler.
 
     `progress(step, steps, mean loss)` is called every `every` steps, after the checkpoint is on disk.
     """
     torch.manual_seed(recipe.seed)
     unet = UNet2DModel(**recipe.unet).to(device).train()
-    scheduler = DDPMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule=recipe.beta_schedule,
-        clip_sample=False,
-        prediction_type="epsilon",
-    )
+    objective = objective_of(recipe)
     average = copy.deepcopy(unet).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
-    alphas_cumprod = scheduler.alphas_cumprod.to(device)
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
     if (folder / CHECKPOINT).exists():
@@ -75,13 +70,11 @@ def train_unet(
     for step in range(start, recipe.steps):
         rng = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         x0, label = _batch(recipe, images, labels, rng)
-        noise = torch.randn(x0.shape, generator=rng).to(device)
-        t = torch.randint(0, 1000, (len(x0),), generator=rng).to(device)
-        a = alphas_cumprod[t].view(-1, 1, 1, 1)
-        noisy = a.sqrt() * x0.to(device) + (1 - a).sqrt() * noise
+        lesson = objective.draw(x0, rng, device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
-        loss = nn.functional.mse_loss(unet(noisy, t, None if label is None else label.to(device)).sample, noise)
+        answer = unet(lesson.shown, lesson.time, None if label is None else label.to(device)).sample
+        loss = nn.functional.mse_loss(answer, lesson.answer)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(unet.parameters(), recipe.clip)
@@ -94,7 +87,7 @@ def train_unet(
             if progress:
                 progress(step + 1, recipe.steps, sum(losses) / len(losses))
             losses.clear()
-    return average, scheduler
+    return average, objective.scheduler
 
 
 def _batch(

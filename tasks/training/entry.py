@@ -54,10 +54,11 @@ def train_entry(
     (out / "card.json").write_text(json.dumps(figures, indent=2) + "\n")
     (out / "README.md").write_text(_card(recipe, figures, data.source, data.licence))
     # Last: with this file the directory is a model, without it an unfinished one.
+    # diffusers has an unconditional pipeline for DDPM's scheduler, and none for EDM's.
     index = {
-        "_class_name": "DDPMPipeline",
+        "_class_name": "DDPMPipeline" if recipe.objective == "epsilon" else "DiffusionPipeline",
         "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
+        "scheduler": ["diffusers", type(scheduler).__name__],
     }
     aside = out / "model_index.json.tmp"
     aside.write_text(json.dumps(index, indent=2) + "\n")
@@ -69,7 +70,7 @@ def _card(recipe: TrainingRecipe, figures: dict[str, Any], source: str, licence:
     size = recipe.unet["sample_size"]
     return f"""# {recipe.name}
 
-A diffusers UNet2DModel that predicts the noise of {size}x{size} images (1,000 steps, {recipe.beta_schedule} betas).
+A diffusers UNet2DModel for {size}x{size} images: {_meaning(recipe)}.
 
 | | |
 |---|---|
@@ -82,3 +83,9 @@ A diffusers UNet2DModel that predicts the noise of {size}x{size} images (1,000 s
 Data: {source}, licence {licence}. `reference.npz` holds the moments of the classifier's features on the
 data; the Frechet distance in this space is labelled `fid-{recipe.dataset}` and compares with no other.
 """
+
+
+def _meaning(recipe: TrainingRecipe) -> str:
+    if recipe.objective == "edm":
+        return f"EDM's preconditioned F, sigma {recipe.sigma_min:g} to {recipe.sigma_max:g}, data {recipe.sigma_data:g}"
+    return f"it predicts the noise (1,000 steps, {recipe.beta_schedule} betas)"

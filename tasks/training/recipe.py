@@ -15,7 +15,13 @@ class TrainingRecipe(BaseModel):
     name: str
     dataset: str
     unet: dict[str, Any] = Field(description="arguments of diffusers' UNet2DModel")
+    objective: Literal["epsilon", "edm"] = "epsilon"
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    sigma_min: float = Field(0.01, gt=0, description="range of sigma, and its log-normal density, for edm")
+    sigma_max: float = Field(20.0, gt=0)
+    sigma_data: float = Field(0.5, gt=0, description="standard deviation of the data")
+    sigma_log_mean: float = -1.2
+    sigma_log_std: float = Field(1.2, gt=0)
     steps: PositiveInt = Field(description="optimiser steps")
     batch: PositiveInt = 128
     learning_rate: float = Field(1e-3, gt=0)

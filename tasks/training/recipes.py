@@ -30,6 +30,20 @@ def digits_ddpm() -> TrainingRecipe:
     )
 
 
+def digits_edm() -> TrainingRecipe:
+    """The digits and the network of digits-ddpm under EDM's preconditioning."""
+    return digits_ddpm().model_copy(
+        update={
+            "name": "digits-edm",
+            "objective": "edm",
+            "sigma_data": 0.75,
+            "sigma_log_mean": -0.8,
+            "sigma_log_std": 1.4,
+            "steps": 12_000,
+        }
+    )
+
+
 def fashion_ddpm() -> TrainingRecipe:
     """28x28 Fashion-MNIST, 1.0M parameters, labels dropped one time in ten so that guidance works.
 
@@ -63,7 +77,7 @@ def fashion_ddpm() -> TrainingRecipe:
     )
 
 
-RECIPES = {"digits-ddpm": digits_ddpm, "fashion-ddpm": fashion_ddpm}
+RECIPES = {"digits-ddpm": digits_ddpm, "digits-edm": digits_edm, "fashion-ddpm": fashion_ddpm}
 
 
 def training_recipe(name: str) -> TrainingRecipe:
