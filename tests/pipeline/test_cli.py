@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.pipeline import cli
-from fewstep.pipeline.commands import search as search_command
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
-from fewstep.search_spaces.schedule import load_schedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.store import Store
-from fewstep.tasks.models.files import ZOO, find_model
+from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
 
-UNREACHABLE = "http://127.0.0.1:9"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one JSON object it printed."""
-        assert self.code == 0, self.err
-        (line,) = self.out.splitlines()
-        return json.loads(line)
-
-
-Run = Callable[..., Answer]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """The command line in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Answer:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
-        monkeypatch.setattr(cli.app, "registered_commands", [])  # main() registers them each time
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return Answer(code, captured.out, captured.err)
-
-    return call
-
-
-def _refused(answer: Answer, *words: object) -> None:
-    """One line that starts with `error:` and holds the words; exit code 2."""
-    assert answer.code == 2, answer
-    assert answer.out == "", answer.out
-    (line,) = answer.err.splitlines()
-    assert line.startswith("error: ")
-    for word in words:
-        assert str(word) in line
+Run = Callable[..., Any]
 
 
 # -- schedules ------------------------------------------------------------------------------------------
@@ -133,15 +80,15 @@ def test_a_schedule_that_cannot_be_used_is_refused(
     change: Callable[[dict[str, Any]], None], word: str, run: Run, toy: Path, tmp_path: Path
 ) -> None:
     path = _broken_schedule(tmp_path, change)
-    _refused(run("evaluate", "--model", toy, "--schedule", path, "--images", 250), word)
-    _refused(run("sample", "--model", toy, "--schedule", path, "--count", 1), word)
+    run("evaluate", "--model", toy, "--schedule", path, "--images", 250).refused(word)
+    run("sample", "--model", toy, "--schedule", path, "--count", 1).refused(word)
 
 
 @pytest.mark.parametrize(
     ("schedule", "word"),
     [
         ("nowhere.json", "nowhere.json"),
-        ("euler/uniform-t@5", "'euler'"),
+        ("rk45/uniform-t@5", "'rk45'"),
         ("ddim/cubic@5", "'cubic'"),
         ("ddim/karras@0", "@0"),
         ("ddim/karras@many", "@many"),
@@ -149,12 +96,12 @@ def test_a_schedule_that_cannot_be_used_is_refused(
     ],
 )
 def test_a_schedule_that_does_not_exist_is_refused(schedule: str, word: str, run: Run, toy: Path) -> None:
-    _refused(run("evaluate", "--model", toy, "--schedule", schedule), word)
+    run("evaluate", "--model", toy, "--schedule", schedule).refused(word)
 
 
 def test_text_that_is_no_json_is_refused(run: Run, toy: Path, tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_bytes(b'{"lambdas": [1,\xff')
-    _refused(run("sample", "--model", toy, "--schedule", "torn.json"), "torn.json")
+    run("sample", "--model", toy, "--schedule", "torn.json").refused("torn.json")
 
 
 # -- models and references ------------------------------------------------------------------------------
@@ -171,44 +118,44 @@ SEARCH = ("search", "--executor", "in-process", "--nfe", "3", "--out", "study")
 
 def test_a_model_without_a_scheduler_is_refused(run: Run, broken: Path) -> None:
     shutil.rmtree(broken / "scheduler")
-    _refused(run(*SEARCH, "--model", broken), "scheduler_config.json", broken)
+    run(*SEARCH, "--model", broken).refused("scheduler_config.json", broken)
     assert not Path("study").exists()
 
 
 def test_a_model_with_the_wrong_channels_is_refused(run: Run, broken: Path) -> None:
     config = json.loads((broken / "unet" / "config.json").read_text())
     (broken / "unet" / "config.json").write_text(json.dumps(config | {"out_channels": 2}))
-    _refused(run(*SEARCH, "--model", broken), "1 channels in and 2 out")
+    run(*SEARCH, "--model", broken).refused("1 channels in and 2 out")
 
 
 def test_weights_that_do_not_fit_are_refused(run: Run, broken: Path) -> None:
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x08\x00\x00\x00torn")
-    _refused(run("sample", "--model", broken, "--schedule", "ddim/karras@2"), "weights")
+    run("sample", "--model", broken, "--schedule", "ddim/karras@2").refused("weights")
 
 
 def test_a_model_that_is_not_there_is_refused_with_those_that_are(run: Run) -> None:
-    _refused(run(*SEARCH, "--model", "digits-dpm"), "'digits-dpm'", "digits-ddpm")
-    _refused(run("evaluate", "--model", "absent", "--schedule", "ddim@3"), "'absent'")
+    run(*SEARCH, "--model", "digits-dpm").refused("'digits-dpm'", "digits-ddpm")
+    run("evaluate", "--model", "absent", "--schedule", "ddim@3").refused("'absent'")
 
 
 def test_references_that_cannot_be_used_are_refused(run: Run, toy: Path, tmp_path: Path) -> None:
     ask = (*SEARCH, "--model", toy, "--teacher", "ddim@4", "--reference")
     (tmp_path / "empty").mkdir()
-    _refused(run(*ask, "empty"), "no image in empty")
+    run(*ask, "empty").refused("no image in empty")
     (tmp_path / "large").mkdir()
     Image.new("L", (9, 7)).save(tmp_path / "large" / "a.png")
-    _refused(run(*ask, "large"), "9x7", "8x8")
-    _refused(run(*ask, "absent"), "'absent'")
+    run(*ask, "large").refused("9x7", "8x8")
+    run(*ask, "absent").refused("'absent'")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "a.png").write_bytes(b"\x89PNG no more")
-    _refused(run(*ask, "torn"), "a.png")
+    run(*ask, "torn").refused("a.png")
     (tmp_path / "torn.npz").write_bytes(b"PK no more")
-    _refused(run(*ask, "torn.npz"), "torn.npz")
+    run(*ask, "torn.npz").refused("torn.npz")
     np.savez(tmp_path / "small.npz", mu=np.zeros(3), sigma=np.eye(3))
-    _refused(run(*ask, "small.npz"), "3 features")
+    run(*ask, "small.npz").refused("3 features")
     (tmp_path / "single").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "single" / "a.png")
-    _refused(run(*ask, "single"), "fewer than 2")
+    run(*ask, "single").refused("fewer than 2")
     assert not (tmp_path / "study" / "tables").exists()
 
 
@@ -217,8 +164,8 @@ def test_references_that_cannot_be_used_are_refused(run: Run, toy: Path, tmp_pat
 
 @pytest.mark.parametrize("nfe", ["0-3", "5-3", "abc", "101", "3-"])
 def test_an_impossible_nfe_range_is_refused(nfe: str, run: Run, toy: Path) -> None:
-    _refused(run("search", "--model", toy, "--nfe", nfe), nfe)
-    _refused(run("search", "--model", toy, "--nfe", nfe, "--dry-run"), nfe)
+    run("search", "--model", toy, "--nfe", nfe).refused(nfe)
+    run("search", "--model", toy, "--nfe", nfe, "--dry-run").refused(nfe)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +174,7 @@ def test_an_impossible_nfe_range_is_refused(nfe: str, run: Run, toy: Path) -> No
         (("--sampler", "magic"), ("sampler", "'tpe'")),
         (("--recipe", "digits-dmo"), ("'digits-dmo'", "digits-demo")),
         (("--executor", "dask"), ("'dask'", "ray")),
-        (("--teacher", "euler/karras@8"), ("'euler'", "ddim")),
+        (("--teacher", "rk45/karras@8"), ("'rk45'", "ddim")),
         (("--teacher", "ddim/karras@0"), ("@0",)),
         (("--budget", "0"), ("budget",)),
         (("--seed", "-1"), ("seed",)),
@@ -239,29 +186,29 @@ def test_an_unknown_choice_is_answered_with_the_valid_ones(
     options: tuple[str, ...], words: tuple[str, ...], run: Run, toy: Path, tmp_path: Path
 ) -> None:
     chosen = () if "--executor" in options else ("--executor", "in-process")
-    _refused(run("search", "--model", toy, *chosen, *options), *words)
+    run("search", "--model", toy, *chosen, *options).refused(*words)
     assert not (tmp_path / "runs" / "search" / "tables").exists()
 
 
 def test_a_search_without_a_model_is_refused(run: Run) -> None:
-    _refused(run("search"), "--model")
+    run("search").refused("--model")
 
 
 def test_an_unknown_training_recipe_is_refused(run: Run) -> None:
-    _refused(run("train", "digits"), "'digits'", "digits-ddpm")
+    run("train", "digits").refused("'digits'", "digits-ddpm")
 
 
 def test_a_directory_that_holds_a_study_is_not_searched_again(run: Run, toy: Path, tmp_path: Path) -> None:
     Study(tmp_path / "study", SearchSettings(model=str(toy))).create()
-    _refused(run(*SEARCH, "--model", toy), "study", "--resume")
-    _refused(run("search", "--out", "study", "--resume", "--budget", "5"), "--resume")
+    run(*SEARCH, "--model", toy).refused("study", "--resume")
+    run("search", "--out", "study", "--resume", "--budget", "5").refused("--resume")
 
 
 def test_resume_and_report_need_a_study(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "absent"):
-        _refused(run("search", "--resume", "--out", folder), folder, "no study")
-        _refused(run("report", "--out", folder), folder, "no study")
+        run("search", "--resume", "--out", folder).refused(folder, "no study")
+        run("report", "--out", folder).refused(folder, "no study")
     assert list((tmp_path / "empty").iterdir()) == []
     assert not (tmp_path / "absent").exists()
 
@@ -282,7 +229,7 @@ def test_a_second_driver_is_refused_at_once_with_the_name_of_the_first(run: Run,
         answer = run(*resume)
         seconds = time.monotonic() - begun
         first.kill()
-    _refused(answer, f"process {first.pid} on", "study")
+    answer.refused(f"process {first.pid} on", "study")
     assert seconds < 1.5
 
 
@@ -361,141 +308,4 @@ def test_evaluate_never_computes_twice_and_more_images_cost_only_the_new_ones(ru
     text = run("evaluate", "--model", toy, "--schedule", "ddim/karras@2", "--out", "kept", "--images", 750)
     assert f"{first['value']:.4f}" in text.out
     with Lease("kept"):
-        _refused(run(*ask, 750), "kept", "in use by process")
-
-
-# -- a whole search -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
-    """A search of the bundled model whose tracking server cannot be reached, and what it answered."""
-    root = tmp_path_factory.mktemp("searches") / "study"
-    monkeypatch = pytest.MonkeyPatch()
-    small = {
-        "distance_images": 16,
-        "frechet_images": 250,
-        "finalist_images": 500,
-        "finalists": 2,
-        "teacher": "dpmpp-2m/uniform-t-zero@8",
-    }
-
-    def settings(recipe: object, chosen: dict[str, Any]) -> SearchSettings:
-        return SearchSettings.build(**(small | chosen))
-
-    import contextlib
-    import io
-
-    with monkeypatch.context() as patch, io.StringIO() as out, io.StringIO() as err:
-        patch.setattr(search_command, "_settings", settings)
-        arguments = ["--model", "digits-ddpm", "--nfe", "2,3", "--budget", "14000", "--report-images", "500"]
-        arguments += ["--executor", "in-process", "--tracking-uri", UNREACHABLE, "--sampler", "evolution"]
-        patch.setattr(sys, "argv", ["fewstep", "search", "--out", str(root), "--json", *arguments])
-        code = 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                cli.main()
-            except SystemExit as end:
-                code = int(end.code or 0)
-        return root, Answer(code, out.getvalue(), err.getvalue())
-
-
-@pytest.mark.slow
-def test_a_search_survives_an_unreachable_tracking_server(study: tuple[Path, Answer]) -> None:
-    root, answer = study
-    shown = answer.json
-    (warning,) = [line for line in answer.err.splitlines() if line.strip()]
-    assert warning.startswith("warning: ")
-    assert UNREACHABLE in warning
-    assert f"fewstep report --out {root} --sync" in warning
-    assert {r["nfe"] for r in shown["rows"]} == {2, 3}
-    assert {"fewstep", "ddim", "dpmpp-2m", "unipc-3-bh2"} <= {r["method"] for r in shown["rows"]}
-    for nfe in (2, 3):
-        assert load_schedule(shown["schedules"][str(nfe)]).nfe == nfe
-    assert (root / "images.png").is_file()
-    table = [line for line in (root / "results.csv").read_text().splitlines() if not line.startswith("#")]
-    assert table[0].startswith("model,method,nfe,metric,value,low,high,images")
-    assert len(table) == 1 + len(shown["rows"])
-
-
-@pytest.mark.slow
-def test_what_was_not_logged_is_logged_later_once(study: tuple[Path, Answer], run: Run, tmp_path: Path) -> None:
-    from mlflow.tracking import MlflowClient
-
-    root, _ = study
-    uri = f"sqlite:///{tmp_path / 'late.db'}"
-    for _ in range(2):
-        shown = run("report", "--out", root, "--sync", "--tracking-uri", uri, "--json").json
-        assert shown["evaluations"] == Store(root).evaluations.row_count()
-        client = MlflowClient(tracking_uri=uri)
-        experiment = client.get_experiment_by_name("fewstep")
-        assert experiment is not None
-        runs = client.search_runs([experiment.experiment_id])
-        nested = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
-        (parent,) = [r for r in runs if r not in nested]
-        assert {r.data.params["nfe"] for r in nested} == {"2", "3"}
-        assert len(nested) == 2
-        for member in nested:
-            assert member.data.tags["mlflow.parentRunId"] == parent.info.run_id
-            assert "schedule.json" in {f.path for f in client.list_artifacts(member.info.run_id)}
-        files = {f.path for f in client.list_artifacts(parent.info.run_id)}
-        assert {"settings.json", "results.csv", "images.png"} <= files
-        assert all(r.info.status == "FINISHED" for r in runs)
-
-
-@pytest.mark.slow
-def test_an_unreachable_server_is_an_error_where_it_was_asked_for(study: tuple[Path, Answer], run: Run) -> None:
-    _refused(run("report", "--out", study[0], "--sync", "--tracking-uri", UNREACHABLE), UNREACHABLE)
-
-
-@pytest.mark.slow
-def test_a_finished_search_is_not_searched_again(study: tuple[Path, Answer], run: Run, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(study[0], tmp_path / "copy"))
-    before = Store(root).evaluations.records()
-    uri = f"sqlite:///{tmp_path / 'tracking.db'}"
-    resumed = run("search", "--resume", "--out", root, "--executor", "in-process", "--tracking-uri", uri)
-    assert resumed.code == 0, resumed.err
-    assert Store(root).evaluations.records() == before
-    # The last words say what to type next, and it works.
-    (line,) = [ln for ln in resumed.out.splitlines() if "fewstep sample" in ln]
-    words = line.partition("fewstep ")[2].split()
-    words[words.index("--out") + 1] = str(tmp_path / "pictures")
-    assert run(*words, "--count", 2).code == 0
-    assert len(list((tmp_path / "pictures").iterdir())) == 2
-
-
-@pytest.mark.slow
-def test_a_torn_file_is_named_and_the_rest_is_reported(study: tuple[Path, Answer], run: Run, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(study[0], tmp_path / "copy"))
-    whole = run("report", "--out", root, "--json").json
-    assert whole["rows"]
-    parts = sorted((root / "tables" / "evaluations").glob("*.parquet"))
-    torn = parts[len(parts) // 2]
-    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
-    answer = run("report", "--out", root, "--json")
-    assert answer.code == 2
-    (line,) = answer.err.splitlines()
-    assert line.startswith("error: ")
-    assert torn.name in line
-    (printed,) = answer.out.splitlines()
-    rest = json.loads(printed)
-    assert 0 < rest["evaluations"] < whole["evaluations"]
-    assert "damaged" in run("report", "--out", root).err
-    # As the message says: without the file, a resumed search computes what it held.
-    torn.unlink()
-    uri = f"sqlite:///{tmp_path / 'tracking.db'}"
-    again = run("search", "--resume", "--out", root, "--executor", "in-process", "--json", "--tracking-uri", uri)
-    assert again.json["rows"]
-    assert run("report", "--out", root).code == 0
-
-
-@pytest.mark.slow
-def test_the_page_is_written_and_stands_alone(study: tuple[Path, Answer], run: Run, tmp_path: Path) -> None:
-    shown = run("report", "--out", study[0], "--html", tmp_path / "page.html", "--json").json
-    page = Path(shown["html"]).read_text()
-    assert page.lstrip().lower().startswith("<!doctype html")
-    assert 'src="http' not in page
-
-
-def test_the_zoo_lies_where_the_package_data_says() -> None:
-    assert (ZOO / "digits-ddpm" / "model_index.json").is_file()
+        run(*ask, 750).refused("kept", "in use by process")
