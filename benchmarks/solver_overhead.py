@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks import published_usf
 from benchmarks._line import emit
-from fewstep.search_spaces.presets import PRESETS
+from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.tasks.models.from_diffusers import from_diffusers
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
@@ -108,7 +108,7 @@ def main() -> int:
         "UniPCMultistepScheduler order 2 bh2": UniPCMultistepScheduler(solver_order=2, solver_type="bh2"),
     }
     noise = from_diffusers(next(iter(peers.values())))
-    programs = {name: Program(compile_schedule(preset_on_grid(name, noise, STEPS), noise)) for name in PRESETS}
+    programs = {name: Program(compile_schedule(preset_on_grid(name, noise, STEPS), noise)) for name in SEARCH_PRESETS}
     samplers = {name: peer(scheduler, x, eps) for name, scheduler in peers.items()}
     samplers |= {name: ours(program, x, eps) for name, program in programs.items()}
     terms = max(len(row) for row in programs[COMPARABLE].rows)

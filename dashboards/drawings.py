@@ -105,7 +105,7 @@ def _draw_schedule(axes: Axes, picture: Picture) -> None:
     foot = LANE_TOP - len(LANES)
     for step in picture.steps:
         colour = PREDICTION_COLOURS[step.prediction]
-        style = ":" if step.to_zero else "-"
+        style = ":" if step.off_axis else "-"
         axes.plot([step.start, step.end], [0, 0], style, color=colour, linewidth=3.5, clip_on=False)
         thread = ([step.column, step.column, step.middle], [foot + 0.45, foot + 0.2, 0.2])
         axes.plot(*thread, color=colour, linewidth=0.8, alpha=0.7)

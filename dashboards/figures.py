@@ -101,7 +101,7 @@ def schedule_figure(schedule: SolverSchedule, span: Span | None = None) -> go.Fi
                 x=[step.start, step.end],
                 y=[0, 0],
                 mode="lines",
-                line={"color": colour, "width": 5, "dash": "dot" if step.to_zero else "solid"},
+                line={"color": colour, "width": 5, "dash": "dot" if step.off_axis else "solid"},
             )
         )
         # A thread from the words to the step that they are about.

@@ -8,11 +8,9 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,29 +20,37 @@ from plotly.offline import get_plotlyjs
 
 from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure
 from fewstep.dashboards.files import write_whole
-from fewstep.dashboards.picture import Span, span_of
+from fewstep.dashboards.picture import Span, extras, span_of
 from fewstep.dashboards.results import (
     FOUND,
     JUDGE,
-    REPORT,
     convergence,
     feature_spaces,
     headline,
     methods,
     report_table,
 )
+from fewstep.dashboards.summary import (
+    MESSAGES,
+    StudyContent,
+    count,
+    day,
+    facts,
+    failures,
+    latest,
+    rungs,
+    settings_lines,
+    told,
+    versions,
+    within,
+)
 from fewstep.errors import ConfigurationError, DataError, ScheduleError, StorageError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.queries import front
-from fewstep.storage.records import EvaluationRecord, EventRecord, StudyRecord
+from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
 
-MESSAGES = 50
-"""Events told one by one; the newest of them where there are more."""
-
 _TEMPLATES = Path(__file__).parent / "templates"
-_RUNGS = {"distance": "screen: distance to the teacher", JUDGE: "judge: Fréchet distance", "finals": "finals"}
-_RUNGS |= {REPORT: "report: fresh noise"}
 _MEDIA = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "gif": "gif", "webp": "webp", "svg": "svg+xml"}
 
 
@@ -90,14 +96,9 @@ class Shown:
 
 
 @dataclass
-class _Study:
-    """Everything the store holds about a study."""
+class _Study(StudyContent):
+    """A study with its figures numbered as they are drawn."""
 
-    name: str
-    settings: StudyRecord | None
-    rows: list[EvaluationRecord]
-    events: list[EventRecord]
-    damaged: list[tuple[str, str]]
     _figures: int = field(default=0)
 
     def draw(self, figure: go.Figure) -> str:
@@ -143,16 +144,16 @@ def write_page(store: Store, study: str, path: Path, images: Mapping[str, Path] 
         convergence=content.draw(convergence_figure(way)) if len(way) else "",
         schedules=_schedules(content, table) if len(table) else _best_so_far(content, store),
         images=[(caption, _data_uri(Path(file))) for caption, file in (images or {}).items()],
-        facts=_facts(content),
-        rungs=_rungs(content.rows),
-        failures=_failures(content.rows),
-        settings=_settings(settings),
-        event_counts=_count(event.kind for event in content.events),
-        messages=_messages(content.events),
+        facts=facts(content),
+        rungs=rungs(content.rows),
+        failures=failures(content.rows),
+        settings=settings_lines(settings),
+        event_counts=count(event.kind for event in content.events),
+        messages=told(content.events),
         hidden=max(0, len([e for e in content.events if e.kind != "refit"]) - MESSAGES),
-        damaged=[(_within(store, file), _within(store, reason)) for file, reason in content.damaged],
-        versions=_versions(content),
-        date=_day(_latest(content)),
+        damaged=[(within(store, file), within(store, reason)) for file, reason in content.damaged],
+        versions=versions(content),
+        date=day(latest(content)),
         plotlyjs=get_plotlyjs(),
     )
     return write_whole(path, text.encode())
@@ -264,6 +265,8 @@ def _shown(study: _Study, row: EvaluationRecord, schedule: SolverSchedule | None
     note = f"{origin}, {row.candidate}"
     if schedule is None:
         return Shown(f"NFE {row.nfe}", note, "", _pretty(row.candidate_json), 0)
+    if words := extras(schedule):
+        note += f", {words}"
     figure = study.draw(schedule_figure(schedule, span))
     return Shown(f"NFE {row.nfe}", note, figure, schedule.to_json(indent=2), 100 + 64 * len(schedule.steps))
 
@@ -280,117 +283,6 @@ def _pretty(text: str) -> str:
         return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     except ValueError:
         return text
-
-
-# -- the summary ----------------------------------------------------------------------------------------
-
-
-def _facts(study: _Study) -> list[tuple[str, str]]:
-    rows = study.rows
-    searched = [row for row in rows if row.rung != REPORT]
-    reported = [row for row in rows if row.rung == REPORT]
-    begun = study.settings.created_at if study.settings else min(row.finished_at for row in rows)
-    facts = [
-        ("evaluations", f"{len(rows):,}, of {len({row.candidate for row in rows}):,} candidates"),
-        ("denoiser calls of the search", f"{sum(row.denoiser_calls for row in searched):,}"),
-        ("denoiser calls of the report", f"{sum(row.denoiser_calls for row in reported):,}"),
-        ("time in evaluations", _duration(sum(row.seconds for row in rows))),
-        ("devices", ", ".join(sorted({row.device for row in rows if row.device}))),
-        ("seeds of the search", _numbers(row.seed for row in searched)),
-        ("seeds of the report", _numbers(row.seed for row in reported)),
-        ("begun", _minute(begun)),
-        ("last record", _minute(_latest(study))),
-    ]
-    return [(name, value) for name, value in facts if value]
-
-
-def _rungs(rows: list[EvaluationRecord]) -> list[tuple[str, int, int, str]]:
-    """(rung, evaluations, failed, denoiser calls), up the ladder."""
-    names = sorted({row.rung for row in rows}, key=lambda name: _ladder(name))
-    found = []
-    for name in names:
-        own = [row for row in rows if row.rung == name]
-        failed = sum(row.status != "complete" for row in own)
-        found.append((_RUNGS.get(name, name), len(own), failed, f"{sum(r.denoiser_calls for r in own):,}"))
-    return found
-
-
-def _ladder(name: str) -> tuple[int, str]:
-    return (list(_RUNGS).index(name) if name in _RUNGS else len(_RUNGS), name)
-
-
-def _failures(rows: list[EvaluationRecord]) -> list[tuple[str, int]]:
-    """The distinct errors of failed evaluations with their counts."""
-    return _count((row.error.splitlines() or ["no message"])[0] for row in rows if row.status != "complete")
-
-
-def _settings(record: StudyRecord | None) -> list[tuple[str, str]]:
-    if record is None:
-        return []
-    try:
-        settings = json.loads(record.settings_json)
-    except ValueError:
-        return [("settings", record.settings_json)]
-    return list(_flat(settings)) if isinstance(settings, dict) else [("settings", record.settings_json)]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list) and all(isinstance(entry, str | int | float) for entry in value):
-            yield f"{prefix}{name}", ", ".join(map(str, value))
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
-
-
-def _messages(events: list[EventRecord]) -> list[tuple[str, str, str]]:
-    """(time, kind, message) of what happened; refits are routine and only counted."""
-    told = [event for event in events if event.kind != "refit"][-MESSAGES:]
-    return [(_minute(event.at), event.kind, event.message) for event in told]
-
-
-def _versions(study: _Study) -> list[tuple[str, str]]:
-    versions: dict[str, set[str]] = {}
-    for held in [study.settings.versions if study.settings else {}, *(row.versions for row in study.rows)]:
-        for name, version in held.items():
-            versions.setdefault(name, set()).add(version)
-    return [(name, ", ".join(sorted(versions[name]))) for name in sorted(versions)]
-
-
-def _latest(study: _Study) -> datetime:
-    return max([*(row.finished_at for row in study.rows), *(event.at for event in study.events)])
-
-
-def _count(names: Iterable[str]) -> list[tuple[str, int]]:
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-    return sorted(counts.items())
-
-
-def _numbers(values: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(set(values))))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _minute(time: datetime) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _day(time: datetime) -> str:
-    return time.strftime("%Y-%m-%d")
-
-
-def _within(store: Store, text: str) -> str:
-    """Paths inside the store without the place where the store happens to lie."""
-    return text.replace(store.root.rstrip("/") + "/", "")
 
 
 def _data_uri(path: Path) -> str:

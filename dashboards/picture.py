@@ -19,17 +19,19 @@ LANES = ("prediction", "order", "relaxation", "corrector")
 
 LANE_TOP = 5.0
 NONE = "–"
+_STANDS_IN = {"zero_x0": "the noise itself", "mean_x0": "the mean image"}
 BREAK = 0.14
 MARGIN = 0.05
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of the lambda axis: the finite times drawn lie in low..high, sigma = 0 apart at `zero`."""
+    """A stretch of the lambda axis: finite times lie in low..high, pure noise and sigma = 0 apart at its ends."""
 
     low: float
     high: float
     has_zero: bool
+    has_noise: bool = False
 
     @property
     def width(self) -> float:
@@ -42,14 +44,22 @@ class Span:
         return self.high + BREAK * self.width
 
     @property
+    def noise(self) -> float:
+        """Where alpha = 0, the start of a zero-SNR schedule, is drawn."""
+        return self.low - BREAK * self.width
+
+    @property
     def ends(self) -> tuple[float, float]:
         """Both ends of the axis with a margin."""
+        first = self.noise if self.has_noise else self.low
         last = self.zero if self.has_zero else self.high
-        return self.low - MARGIN * self.width, last + MARGIN * self.width
+        return first - MARGIN * self.width, last + MARGIN * self.width
 
     def place(self, lambda_: float) -> float:
         """Where a time is drawn."""
-        return self.zero if math.isinf(lambda_) else lambda_
+        if math.isinf(lambda_):
+            return self.zero if lambda_ > 0 else self.noise
+        return lambda_
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class StepPicture:
 
     start: float
     end: float
-    to_zero: bool
+    off_axis: bool
     column: float
     words: tuple[str, ...]
     prediction: str
@@ -92,7 +102,8 @@ def span_of(schedules: Iterable[SolverSchedule]) -> Span:
     """The span that shows all of some schedules; one picture beside another wants the same one."""
     times = [value for schedule in schedules for value in schedule.lambdas]
     finite = [value for value in times if math.isfinite(value)]
-    return Span(min(finite), max(finite), len(finite) < len(times))
+    finite = finite or [0.0]
+    return Span(min(finite), max(finite), math.inf in times, -math.inf in times)
 
 
 def lay_out(schedule: SolverSchedule, span: Span | None = None) -> Picture:
@@ -107,7 +118,7 @@ def lay_out(schedule: SolverSchedule, span: Span | None = None) -> Picture:
             StepPicture(
                 span.place(start),
                 span.place(end),
-                math.isinf(end),
+                math.isinf(start) or math.isinf(end),
                 low + (i + 0.5) * width,
                 words(step),
                 step.prediction,
@@ -121,8 +132,23 @@ def words(step: Step) -> tuple[str, ...]:
     """What stands in each lane of a step."""
     corrector = NONE
     if step.corrector is not None:
-        corrector = " ".join(w for w in (_order(step.corrector), _relaxation(step.corrector)) if w != NONE)
+        parts = (_order(step.corrector), _relaxation(step.corrector), "implicit" if step.implicit else NONE)
+        corrector = " ".join(w for w in parts if w != NONE)
     return step.prediction, _order(step.predictor), _relaxation(step.predictor), corrector
+
+
+def extras(schedule: SolverSchedule) -> str:
+    """Decisions that hold for all steps, in words; empty where there are none."""
+    parts = []
+    if schedule.guidance is not None:
+        parts.append(f"guidance {schedule.guidance:.3g}")
+    if schedule.skips:
+        parts.append("skips × " + " ".join(f"{value:.2f}" for value in schedule.skips))
+    if schedule.threshold is not None:
+        kind, limit = schedule.threshold.kind, schedule.threshold.limit
+        quantile = f" at quantile {schedule.threshold.quantile:g}" if kind == "dynamic" else ""
+        parts.append(f"{kind} thresholding to {limit:g}{quantile}")
+    return ", ".join(parts)
 
 
 def _marks(schedule: SolverSchedule, span: Span) -> list[Mark]:
@@ -133,7 +159,7 @@ def _marks(schedule: SolverSchedule, span: Span) -> list[Mark]:
         if called:
             details = f"call {call} at {_time(value)}"
         elif i == 0:
-            details = f"no call at {_time(value)}: the noise itself stands in"
+            details = f"no call at {_time(value)}: {_STANDS_IN[schedule.first_call]} stands in"
         else:
             details = f"end at {_time(value)}"
         marks.append(Mark(span.place(value), called, details))
@@ -141,12 +167,15 @@ def _marks(schedule: SolverSchedule, span: Span) -> list[Mark]:
 
 
 def _time(lambda_: float) -> str:
-    return "σ = 0" if math.isinf(lambda_) else f"λ = {lambda_:.3f}"
+    if math.isinf(lambda_):
+        return "σ = 0" if lambda_ > 0 else "α = 0"
+    return f"λ = {lambda_:.3f}"
 
 
 def _story(step: Step) -> str:
     parts = [f"{step.prediction} prediction", f"predictor {_formula(step.predictor)}"]
-    parts.append(f"corrector {_formula(step.corrector)}" if step.corrector else "no corrector")
+    kind = "implicit corrector" if step.implicit else "corrector"
+    parts.append(f"{kind} {_formula(step.corrector)}" if step.corrector else "no corrector")
     return ", ".join(parts)
 
 
@@ -155,11 +184,15 @@ def _formula(formula: Formula) -> str:
     text = f"of order {formula.order} from point {formula.start}"
     if active:
         text += f" with points {', '.join(map(str, active))}"
+    if formula.blend is not None:
+        text += f" with a blend of points {', '.join(map(str, formula.blend.points))}"
     relaxation = _relaxation(formula)
     return text if relaxation == NONE else f"{text}, relaxed {relaxation}"
 
 
 def _order(formula: Formula) -> str:
+    if formula.blend is not None:
+        return f"blend of {len(formula.blend.points)}"
     points = {formula.start, *(point for d in formula.derivatives for point in d.points)}
     return f"{formula.order}" if len(points) <= formula.order else f"{formula.order} ({len(points)} pts)"
 

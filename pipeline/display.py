@@ -135,6 +135,8 @@ def print_outcome(study: Study, outcome: Outcome, files: dict[str, Path], tracki
         out.print(
             f"Sample with the winner: fewstep sample --model {study.settings.model} --schedule {path} --out samples"
         )
+    if outcome.schedules:
+        out.print(f"Use it in diffusers:   fewstep export --study {root} --out {root}/scheduler")
 
 
 def mlflow_command(uri: str) -> str:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, DamagedFileError, StorageError
 from fewstep.pipeline.evaluation import Evaluator
@@ -85,7 +87,13 @@ class Study:
             )
         if not records:
             raise StorageError(f"{root} holds no study: start one with `fewstep search --out {root}`")
-        return cls(root, SearchSettings.model_validate_json(records[-1].settings_json))
+        try:
+            return cls(root, SearchSettings.model_validate_json(records[-1].settings_json))
+        except ValidationError:
+            raise StorageError(
+                f"{root} holds {records[-1].study!r} and no search that this version can read: give the --out of a "
+                "`fewstep search` (a baseline is shown by `fewstep baseline --partial`)"
+            ) from None
 
     @property
     def exists(self) -> bool:

@@ -1,0 +1,144 @@
+"""What a study did, in words and counts: the text of its page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from fewstep.dashboards.results import JUDGE, REPORT
+from fewstep.storage.records import EvaluationRecord, EventRecord, StudyRecord
+from fewstep.storage.store import Store
+
+MESSAGES = 50
+"""Events told one by one; the newest of them where there are more."""
+
+_RUNGS = {"distance": "screen: distance to the teacher", JUDGE: "judge: Fréchet distance", "finals": "finals"}
+_RUNGS |= {REPORT: "report: fresh noise"}
+
+
+@dataclass
+class StudyContent:
+    """Everything the store holds about a study, by order."""
+
+    name: str
+    settings: StudyRecord | None
+    rows: list[EvaluationRecord]
+    events: list[EventRecord]
+    damaged: list[tuple[str, str]]
+
+
+def facts(study: StudyContent) -> list[tuple[str, str]]:
+    """(name, text) of what was done, and when."""
+    rows = study.rows
+    searched = [row for row in rows if row.rung != REPORT]
+    reported = [row for row in rows if row.rung == REPORT]
+    begun = study.settings.created_at if study.settings else min(row.finished_at for row in rows)
+    lines = [
+        ("evaluations", f"{len(rows):,}, of {len({row.candidate for row in rows}):,} candidates"),
+        ("denoiser calls of the search", f"{sum(row.denoiser_calls for row in searched):,}"),
+        ("denoiser calls of the report", f"{sum(row.denoiser_calls for row in reported):,}"),
+        ("time in evaluations", _duration(sum(row.seconds for row in rows))),
+        ("devices", ", ".join(sorted({row.device for row in rows if row.device}))),
+        ("seeds of the search", _numbers(row.seed for row in searched)),
+        ("seeds of the report", _numbers(row.seed for row in reported)),
+        ("begun", _minute(begun)),
+        ("last record", _minute(latest(study))),
+    ]
+    return [(name, value) for name, value in lines if value]
+
+
+def rungs(rows: list[EvaluationRecord]) -> list[tuple[str, int, int, str]]:
+    """(rung, evaluations, failed, denoiser calls), up the ladder."""
+    names = sorted({row.rung for row in rows}, key=lambda name: _ladder(name))
+    found = []
+    for name in names:
+        own = [row for row in rows if row.rung == name]
+        failed = sum(row.status != "complete" for row in own)
+        found.append((_RUNGS.get(name, name), len(own), failed, f"{sum(r.denoiser_calls for r in own):,}"))
+    return found
+
+
+def _ladder(name: str) -> tuple[int, str]:
+    return (list(_RUNGS).index(name) if name in _RUNGS else len(_RUNGS), name)
+
+
+def failures(rows: list[EvaluationRecord]) -> list[tuple[str, int]]:
+    """The distinct errors of failed evaluations with their counts."""
+    return count((row.error.splitlines() or ["no message"])[0] for row in rows if row.status != "complete")
+
+
+def settings_lines(record: StudyRecord | None) -> list[tuple[str, str]]:
+    """(name, text) of every setting, nested ones with dots."""
+    if record is None:
+        return []
+    try:
+        settings = json.loads(record.settings_json)
+    except ValueError:
+        return [("settings", record.settings_json)]
+    return list(_flat(settings)) if isinstance(settings, dict) else [("settings", record.settings_json)]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and all(isinstance(entry, str | int | float) for entry in value):
+            yield f"{prefix}{name}", ", ".join(map(str, value))
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
+
+
+def told(events: list[EventRecord]) -> list[tuple[str, str, str]]:
+    """(time, kind, message) of what happened; refits are routine and only counted."""
+    newest = [event for event in events if event.kind != "refit"][-MESSAGES:]
+    return [(_minute(event.at), event.kind, event.message) for event in newest]
+
+
+def versions(study: StudyContent) -> list[tuple[str, str]]:
+    """(package, versions) that computed the study."""
+    found: dict[str, set[str]] = {}
+    for held in [study.settings.versions if study.settings else {}, *(row.versions for row in study.rows)]:
+        for name, version in held.items():
+            found.setdefault(name, set()).add(version)
+    return [(name, ", ".join(sorted(found[name]))) for name in sorted(found)]
+
+
+def latest(study: StudyContent) -> datetime:
+    """When the last record was written."""
+    return max([*(row.finished_at for row in study.rows), *(event.at for event in study.events)])
+
+
+def count(names: Iterable[str]) -> list[tuple[str, int]]:
+    """(name, how often), by name."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return sorted(counts.items())
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(set(values))))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _minute(time: datetime) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def day(time: datetime) -> str:
+    """A date as text."""
+    return time.strftime("%Y-%m-%d")
+
+
+def within(store: Store, text: str) -> str:
+    """Paths inside the store without the place where the store happens to lie."""
+    return text.replace(store.root.rstrip("/") + "/", "")
