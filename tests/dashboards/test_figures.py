@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewstep.dashboards.drawings import save_convergence, save_front, save_schedules
 from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure
-from fewstep.dashboards.picture import LANES, lay_out, span_of, words
+from fewstep.dashboards.picture import LANES, extras, lay_out, span_of, words
 from fewstep.dashboards.results import FOUND, convergence, report_table
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.formula import Derivative, Formula, pseudo_corrector, taylor
@@ -91,7 +91,7 @@ def test_calls_stand_at_their_lambdas_and_sigma_zero_apart(schedule):
     assert [mark.place for mark in picture.marks[:-1]] == [-5.0, -1.0, 0.5, 2.0]
     assert picture.marks[-1].place == picture.span.zero > 2.0
     assert [mark.called for mark in picture.marks] == [True] * 4 + [False]
-    assert [step.to_zero for step in picture.steps] == [False, False, False, True]
+    assert [step.off_axis for step in picture.steps] == [False, False, False, True]
     columns = [step.column for step in picture.steps]
     np.testing.assert_allclose(np.diff(columns), np.diff(columns)[0])
     free = SolverSchedule.build(lambdas=schedule.lambdas, steps=schedule.steps, first_call="zero_x0")
@@ -140,3 +140,34 @@ def test_wrong_names_and_empty_lists_are_refused(store, tmp_path):
         save_front(report_table(store, "digits"), tmp_path / "front.bmp")
     with pytest.raises(ConfigurationError, match="no schedule to draw"):
         save_schedules([], tmp_path / "none.png")
+
+
+def test_a_picture_names_every_decision() -> None:
+    schedule = SolverSchedule.model_validate(
+        {
+            "lambdas": [-math.inf, -1.0, 0.5, math.inf],
+            "steps": [
+                {"prediction": "noise"},
+                {
+                    "prediction": "ems",
+                    "predictor": {"blend": {"points": [-1, -2], "weights": [1.5, -0.5]}},
+                    "corrector": {"derivatives": [{"points": [-2]}]},
+                    "implicit": True,
+                },
+                {},
+            ],
+            "first_call": "mean_x0",
+            "guidance": 4.5,
+            "skips": [0.9, 1.1],
+            "threshold": {"kind": "dynamic"},
+        }
+    )
+    picture = lay_out(schedule)
+    assert "mean image" in picture.marks[0].details
+    assert picture.marks[0].place < -1.0
+    assert [step.off_axis for step in picture.steps] == [True, False, True]
+    assert "blend of 2" in picture.steps[1].words
+    assert any("implicit" in word for word in picture.steps[1].words)
+    text = extras(schedule)
+    for word in ("4.5", "1.10", "dynamic", "0.995"):
+        assert word in text
