@@ -147,11 +147,11 @@ def test_a_picture_names_every_decision() -> None:
         {
             "lambdas": [-math.inf, -1.0, 0.5, math.inf],
             "steps": [
-                {"prediction": "noise"},
+                {"prediction": "data"},
                 {
                     "prediction": "ems",
                     "predictor": {"blend": {"points": [-1, -2], "weights": [1.5, -0.5]}},
-                    "corrector": {"derivatives": [{"points": [-2]}]},
+                    "corrector": {"start": -2, "derivatives": [{"points": [-1]}]},
                     "implicit": True,
                 },
                 {},

@@ -17,6 +17,7 @@ from fewstep.tasks.models.files import find_model
 from fewstep.tasks.training.classifier import accuracy, train_classifier
 from fewstep.tasks.training.diffusion import CHECKPOINT, learning_rate, train_unet
 from fewstep.tasks.training.entry import train_entry
+from fewstep.tasks.training.objectives import objective_of
 from fewstep.tasks.training.recipe import TrainingRecipe
 from fewstep.tasks.training.recipes import RECIPES, training_recipe
 
@@ -132,6 +133,21 @@ def test_an_unfinished_entry_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(_PowerCutError):
         train_entry(_tiny(), tmp_path / "out", tmp_path / "checkpoints", progress=cut)
     assert not (tmp_path / "out" / "model_index.json").exists()
+
+
+def test_the_preconditioned_answer_gives_back_the_image_and_its_input_has_unit_variance() -> None:
+    """2206.00364, eq. 7: c_skip x + c_out F is x0, at every sigma."""
+    recipe = _tiny(objective="edm", sigma_min=0.01, sigma_max=20.0, sigma_data=0.75)
+    objective = objective_of(recipe)
+    x0 = 0.75 * torch.randn(4096, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    lesson = objective.draw(x0, torch.Generator().manual_seed(0), "cpu")
+    sigma = (4 * lesson.time).exp().view(-1, 1, 1, 1)
+    assert 0.01 * 0.999 <= float(sigma.min()) < 1 < float(sigma.max()) <= 20 * 1.001
+    x = lesson.shown * (sigma**2 + 0.75**2).sqrt()
+    back = objective.scheduler.precondition_outputs(x, lesson.answer, sigma)
+    assert torch.allclose(back, x0, atol=1e-4)
+    assert float(lesson.shown.var()) == pytest.approx(1, abs=0.02)
+    assert float(lesson.answer.var()) == pytest.approx(1, abs=0.02)
 
 
 def test_every_recipe_builds_and_an_unknown_one_is_answered_with_their_names() -> None:
