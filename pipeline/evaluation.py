@@ -83,7 +83,7 @@ class Evaluator:
     ) -> None:
         self.study, self.files, self.store, self.teacher = study, files, store, teacher
         self._conditions_hash = conditions.hash if conditions else ""
-        self._statistics_hash = ModelStatistics.load(Path(statistics)).hash if statistics else ""
+        self._statistics_hash = ModelStatistics.load_for(Path(statistics), files).hash if statistics else ""
         extractor = make_extractor(features, files, "cpu")
         moments, self.reference_hash = load_reference(reference, files, features, extractor)
         self.features, self.features_hash = extractor.name, extractor.hash

@@ -27,7 +27,7 @@ class Scope:
     @classmethod
     def of(cls, settings: SearchSettings, files: ModelFiles) -> Scope:
         """The scope that the settings ask for; ConfigurationError where the model cannot offer a decision."""
-        statistics = ModelStatistics.load(Path(settings.statistics)) if settings.statistics else None
+        statistics = ModelStatistics.load_for(Path(settings.statistics), files) if settings.statistics else None
         for decision, has in (
             ("mean-x0", statistics is not None and statistics.mean is not None),
             ("ems", statistics is not None and statistics.empirical is not None),

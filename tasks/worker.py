@@ -105,7 +105,9 @@ class Worker:
         self.files = find_model(settings.model)
         self.device = settings.device
         self.denoiser = Denoiser(self.files, settings.device, settings.conditions)
-        self.statistics = ModelStatistics.load(Path(settings.statistics)) if settings.statistics else None
+        self.statistics = (
+            ModelStatistics.load_for(Path(settings.statistics), self.files) if settings.statistics else None
+        )
         self.decode = load_decoder(self.files, settings.device)
         self._extractor = make_extractor(settings.features, self.files, settings.device) if features else None
         self.shape = self.files.shape

@@ -49,7 +49,7 @@ def command(
     made = FewStepScheduler.from_schedules(
         schedules,
         files.scheduler_config,
-        ModelStatistics.load(Path(subject.statistics)) if subject.statistics else None,
+        ModelStatistics.load_for(Path(subject.statistics), files) if subject.statistics else None,
     )
     for calls in sorted(made.schedules):
         made.set_timesteps(calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -70,7 +71,7 @@ def command(
         if not as_json:
             typer.echo(f"trajectory {done}/{total}  {denoiser.calls:,} denoiser calls")
 
-    measure(subject, plan, partial, show).save(out)
+    replace(measure(subject, plan, partial, show), model=files.hash).save(out)
     partial.unlink(missing_ok=True)
     facts = {
         "file": out,

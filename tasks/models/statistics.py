@@ -13,13 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from fewstep.errors import DataError, ScheduleError
+
+if TYPE_CHECKING:
+    from fewstep.tasks.models.files import ModelFiles
 
 Array = npt.NDArray[np.float64]
 FINEST = 0.02
@@ -161,10 +165,11 @@ class EmpiricalStatistics:
 
 @dataclass(frozen=True)
 class ModelStatistics:
-    """What is known of a model besides its weights; either part may be missing."""
+    """What is known of a model besides its weights; either part may be missing. `model` is the model's hash."""
 
     mean: Array | None = None
     empirical: EmpiricalStatistics | None = None
+    model: str = ""
 
     @cached_property
     def hash(self) -> str:
@@ -186,21 +191,24 @@ class ModelStatistics:
         """Write as safetensors, aside and then renamed."""
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(path.name + ".tmp")
-        save_file({k: np.ascontiguousarray(v, np.float32) for k, v in self._arrays().items()}, aside)
+        arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in self._arrays().items()}
+        save_file(arrays, aside, {"model": self.model})
         aside.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> ModelStatistics:
         """Read what `save` wrote, to be read at any lambda; DataError where it cannot be used."""
         try:
-            arrays = {k: v.astype(np.float64) for k, v in load_file(path).items()}
+            with safe_open(path, "np") as file:
+                model = (file.metadata() or {}).get("model", "")
+                arrays = {k: file.get_tensor(k).astype(np.float64) for k in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise DataError(
                 f"cannot read the statistics {path}: {error}; make them with `fewstep statistics`"
             ) from error
         missing = sorted({"lambdas", "l", "s", "b"} - set(arrays))
         if len(missing) == 4:
-            return cls(arrays.get("mean"))
+            return cls(arrays.get("mean"), model=model)
         if missing or not arrays["lambdas"].size:
             what = f"has no {missing[0]}" if missing else "has no lambdas"
             raise DataError(f"{path} {what}: make the statistics with `fewstep statistics`")
@@ -210,4 +218,16 @@ class ModelStatistics:
             empirical = EmpiricalStatistics(lambdas, arrays["l"], arrays["s"], arrays["b"], rounded=False)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        return cls(arrays.get("mean"), empirical)
+        return cls(arrays.get("mean"), empirical, model)
+
+    @classmethod
+    def load_for(cls, path: Path, files: ModelFiles) -> ModelStatistics:
+        """Read the statistics of this very model; DataError where they were measured on another one."""
+        found = cls.load(path)
+        shape = found.empirical.shape if found.empirical else found.mean.shape if found.mean is not None else None
+        if found.model not in ("", files.hash) or shape not in (None, tuple(files.shape)):
+            raise DataError(
+                f"{path} holds statistics of another model than {files.name}: make its own with "
+                f"`fewstep statistics --model {files.name}`"
+            )
+        return found

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from fewstep.errors import DataError, ScheduleError
 from fewstep.search_spaces.formula import taylor
 from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step
+from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.noise_schedule import ContinuousVP
 from fewstep.tasks.models.statistics import EmpiricalStatistics, ModelStatistics
 from fewstep.tasks.sampling.compile import compile_schedule
@@ -125,3 +126,15 @@ def test_files_that_cannot_be_used_say_why(tmp_path: Path) -> None:
         ModelStatistics.load(tmp_path / "nan")
     with pytest.raises(DataError, match="uniform rising"):
         EmpiricalStatistics(GRID[::-1], *maps.values())
+
+
+def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
+    files, other = find_model("digits-ddpm"), find_model("digits-edm")
+    path = tmp_path / "digits.safetensors"
+    ModelStatistics(np.zeros(files.shape), model=files.hash).save(path)
+    assert ModelStatistics.load_for(path, files).model == files.hash
+    with pytest.raises(DataError, match="another model than digits-edm"):
+        ModelStatistics.load_for(path, other)
+    ModelStatistics(np.zeros((3, 4, 4))).save(path)
+    with pytest.raises(DataError, match="another model"):
+        ModelStatistics.load_for(path, files)
