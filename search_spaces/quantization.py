@@ -1,0 +1,129 @@
+"""What may be chosen when a network is quantised: bits, coverage, ranges, and how the rounding is found.
+
+Source: TFMQ-DM (2311.16503): temporal information block (TIB), temporal information aware reconstruction
+(TIAR), finite set calibration (FSC). `PROCEDURES` and `COVERAGES` are named sets of these choices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from fewstep.errors import ConfigurationError
+
+FULL_PRECISION = 32
+NAME = re.compile(r"w(\d+)a(\d+)-([a-z]+)-([a-z]+)")
+
+Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
+
+
+class QuantizationConfig(BaseModel):
+    """How a network is quantised. 32 bits mean full precision. The same config and data give the same codes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight_bits: Bits = 4
+    activation_bits: Bits = 8
+    edge_bits: Bits = Field(8, description="weights and activations of the first and the last layer")
+    # What is covered.
+    shortcuts: bool = Field(True, description="convolutions of residual shortcuts")
+    samplers: bool = Field(True, description="down- and upsampling convolutions")
+    attention: bool = Field(True, description="attention's projections")
+    matmuls: bool = Field(False, description="the two products inside attention")
+    split_skips: bool = Field(False, description="the halves of a skip concatenation get grids of their own")
+    # Grids.
+    weight_range: Literal["minmax", "search"] = "search"
+    activation_range: Literal["minmax", "ema", "percentile", "mse"] = "ema"
+    granularity: Literal["tensor", "token"] = Field("tensor", description="token: a range a row, found at run time")
+    momentum: float = Field(0.95, ge=0, lt=1, description="of the moving average `ema`")
+    percentile: float = Field(99.9, gt=50, le=100)
+    # The temporal information block.
+    tib: Literal["nearest", "layers", "tiar", "table"] = Field(
+        "tiar", description="how the block's weights are rounded; table: its outputs are stored instead"
+    )
+    tib_bits: Bits | None = Field(None, description="the block's weight bits, where they are not weight_bits")
+    tiar_iterations: NonNegativeInt = 2000
+    tiar_rate: float = Field(3e-3, gt=0)
+    fsc: Literal["none", "tib", "all"] = Field("tib", description="which activations have a grid for each timestep")
+    # Reconstruction of everything else.
+    reconstruction: Literal["none", "layer", "block"] = "block"
+    iterations: NonNegativeInt = 400
+    rate: float = Field(1e-2, gt=0)
+    batch: PositiveInt = 32
+    rounding_weight: float = Field(0.01, ge=0)
+    warmup: float = Field(0.2, ge=0, lt=1)
+    # Calibration data.
+    images: PositiveInt = Field(64, description="trajectories")
+    steps: NonNegativeInt = Field(0, description="denoiser calls of each that are used; 0: all")
+    seed: NonNegativeInt = 3_000_017
+
+    @property
+    def hash(self) -> str:
+        """Content address: 16 hex digits."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    @property
+    def name(self) -> str:
+        """`w4a8-tfmq-full` where the config is a named one, `w4a8-HASH` otherwise."""
+        bits = f"w{self.weight_bits}a{self.activation_bits}"
+        for procedure in PROCEDURES:
+            for coverage in COVERAGES:
+                if named(f"{bits}-{procedure}-{coverage}") == self:
+                    return f"{bits}-{procedure}-{coverage}"
+        return f"{bits}-{self.hash[:8]}"
+
+    @classmethod
+    def build(cls, **fields: Any) -> QuantizationConfig:
+        """Construct; ConfigurationError with the first problem instead of pydantic's error."""
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigurationError(f"quantisation: {where}: {first['msg']}, got {first['input']!r}") from None
+
+    @classmethod
+    def from_json(cls, text: str) -> QuantizationConfig:
+        """Read what `model_dump_json` wrote; ConfigurationError where it is no config."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigurationError(f"this is no quantisation config: {where}: {first['msg']}") from None
+
+
+PROCEDURES: dict[str, dict[str, Any]] = {
+    # Rounding to nearest on the range from the smallest to the largest value.
+    "naive": {
+        "weight_range": "minmax",
+        "activation_range": "minmax",
+        "tib": "nearest",
+        "fsc": "none",
+        "reconstruction": "none",
+    },
+    # BRECQ's reconstruction as Q-Diffusion (2302.04304) uses it: embedding layers are layers like any other.
+    "qdiffusion": {"tib": "layers", "fsc": "none"},
+    "tfmq": {},
+}
+COVERAGES: dict[str, dict[str, Any]] = {
+    # What the authors' program quantises; `paper` is what the paper says; `full` leaves nothing out.
+    "released": {"shortcuts": False, "samplers": False, "attention": False, "edge_bits": 32},
+    "paper": {},
+    "full": {"matmuls": True, "split_skips": True},
+}
+
+
+def named(name: str, **changes: Any) -> QuantizationConfig:
+    """The config of a name such as `w4a8-tfmq-full`, with changes; ConfigurationError where it is none."""
+    match = NAME.fullmatch(name)
+    if match is None or match[3] not in PROCEDURES or match[4] not in COVERAGES:
+        raise ConfigurationError(
+            f"unknown quantisation {name!r}: write wBITSaBITS-PROCEDURE-COVERAGE with a procedure of "
+            f"{', '.join(PROCEDURES)} and a coverage of {', '.join(COVERAGES)}, as w4a8-tfmq-full"
+        )
+    bits = {"weight_bits": int(match[1]), "activation_bits": int(match[2])}
+    return QuantizationConfig.build(**{**bits, **PROCEDURES[match[3]], **COVERAGES[match[4]], **changes})

@@ -1,0 +1,1 @@
+"""Post-training quantisation of diffusers networks: TFMQ-DM and its baselines in one harness."""

@@ -1,0 +1,159 @@
+"""Quantisers of activations: a grid for the whole tensor, for each timestep, for each half of a concatenation.
+
+Shapes: x (B, C, ...) with channels at `axis`; T timesteps, S segments of the channels; scale and zero (T, S).
+A quantiser is used in three modes: `off`, `observe` (collect what its range needs), `on`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import EvaluationError
+from fewstep.search_spaces.quantization import QuantizationConfig
+from fewstep.tasks.quantization.affine import POWER, Grid
+from fewstep.tasks.quantization.clock import Clock
+
+Mode = Literal["off", "observe", "on"]
+# Values kept of one batch, where a range needs more than extremes.
+KEPT = 4096
+
+
+class _Range:
+    """What is known of one segment at one timestep."""
+
+    def __init__(self, config: QuantizationConfig) -> None:
+        self.config = config
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+        self.kept: list[Tensor] = []
+
+    def see(self, x: Tensor) -> None:
+        low, high = x.amin(), x.amax()
+        if self.low is None or self.high is None:
+            self.low, self.high = low, high
+        elif self.config.activation_range == "ema":
+            self.low, self.high = (
+                self.low.lerp(low, 1 - self.config.momentum),
+                self.high.lerp(high, 1 - self.config.momentum),
+            )
+        else:
+            self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        if self.config.activation_range in ("percentile", "mse"):
+            flat = x.flatten()
+            self.kept.append(flat[:: max(1, flat.numel() // KEPT)].clone())
+
+    def ends(self, bits: int) -> tuple[Tensor, Tensor]:
+        assert self.low is not None and self.high is not None
+        if not self.kept:
+            return self.low, self.high
+        values = torch.cat(self.kept)
+        if self.config.activation_range == "percentile":
+            share = self.config.percentile / 100
+            tails = torch.tensor([1 - share, share], device=values.device)
+            low, high = torch.quantile(values[:: max(1, values.numel() // 1_000_000)], tails)
+            return low, high
+        grids = [Grid.spanning(self.low * f, self.high * f, bits) for f in torch.linspace(0.2, 1.0, 81)]
+        errors = torch.stack([(g.values(g.codes(values)) - values).abs().pow(POWER).sum() for g in grids])
+        best = 0.2 + 0.01 * int(errors.argmin())
+        return self.low * best, self.high * best
+
+
+class ActivationQuantizer(nn.Module):
+    """Fake-quantises activations. `keyed` gives each timestep its own grid (FSC, section 4.3)."""
+
+    scale: Tensor
+    zero: Tensor
+    times: Tensor
+
+    def __init__(
+        self,
+        config: QuantizationConfig,
+        bits: int,
+        clock: Clock,
+        axis: int = 1,
+        keyed: bool = False,
+        segments: Sequence[int] = (),
+        token: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.bits, self.clock, self.axis, self.keyed = config, bits, clock, axis, keyed
+        self.segments, self.token = tuple(segments), token
+        self.mode: Mode = "off"
+        self._ranges: dict[float, list[_Range]] = {}
+        for name in ("scale", "zero", "times"):
+            self.register_buffer(name, torch.zeros(0))
+
+    # -- calibration ----------------------------------------------------------------------------------
+
+    def _observe(self, x: Tensor) -> None:
+        parts = x.split(self.segments, self.axis) if self.segments else (x,)
+        times = self.clock.time.flatten()
+        if not self.keyed:
+            self._see(0.0, parts, None)
+            return
+        for time in times.unique().tolist():
+            self._see(time, parts, None if times.numel() == 1 else (times == time).nonzero()[:, 0])
+
+    def _see(self, time: float, parts: Sequence[Tensor], rows: Tensor | None) -> None:
+        ranges = self._ranges.setdefault(time, [_Range(self.config) for _ in parts])
+        for entry, part in zip(ranges, parts, strict=True):
+            entry.see(part if rows is None else part[rows.to(part.device)])
+
+    def close(self) -> None:
+        """Turn what was observed into grids; EvaluationError where nothing was observed or it is not finite."""
+        if self.token:
+            return
+        if not self._ranges:
+            raise EvaluationError("an activation quantiser saw no data: its layer is not part of the forward pass")
+        times = sorted(self._ranges)
+        grids = [[Grid.spanning(*r.ends(self.bits), self.bits) for r in self._ranges[t]] for t in times]
+        scale = torch.stack([torch.stack([g.scale for g in row]) for row in grids])
+        if not bool(torch.isfinite(scale).all()):
+            raise EvaluationError("activations are not finite: the calibration data explode")
+        self.set_grids(scale, torch.stack([torch.stack([g.zero for g in row]) for row in grids]), torch.tensor(times))
+        self._ranges.clear()
+
+    def set_grids(self, scale: Tensor, zero: Tensor, times: Tensor) -> None:
+        """Scale and zero (T, S) for rising times (T,)."""
+        device = scale.device
+        self.scale, self.zero, self.times = scale, zero.to(device), times.to(device, torch.float32)
+        self._single = (float(scale[0, 0]), int(zero[0, 0])) if scale.numel() == 1 else None
+
+    # -- use ------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x as it is after quantisation, same shape."""
+        if self.mode == "observe":
+            self._observe(x)
+            return x
+        if self.mode == "off":
+            return x
+        if self.token:
+            return Grid.spanning(x.amin(-1, keepdim=True), x.amax(-1, keepdim=True), self.bits).nearest(x)
+        if self._single is not None:
+            scale, zero = self._single
+            return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 2**self.bits - 1)
+        return self._grid(x).nearest(x)
+
+    def _grid(self, x: Tensor) -> Grid:
+        axis = self.axis % x.ndim
+        scale, zero = self.scale, self.zero
+        if len(self.times) > 1:
+            index = self.clock.nearest(self.times)
+            # Rows of a batch that was doubled for guidance share their times.
+            if index.ndim and len(index) != len(x):
+                index = index.repeat_interleave(len(x) // len(index))
+            scale, zero = scale[index], zero[index]
+        else:
+            scale, zero = scale[0], zero[0]
+        lead = scale.shape[:-1]
+        if self.segments:
+            sizes = torch.tensor(self.segments, device=scale.device)
+            scale, zero = scale.repeat_interleave(sizes, -1), zero.repeat_interleave(sizes, -1)
+        shape = [lead[0] if lead else 1] + [1] * (x.ndim - 1)
+        shape[axis] = scale.shape[-1]
+        return Grid(scale.reshape(shape), zero.reshape(shape), self.bits)

@@ -1,0 +1,193 @@
+"""Calibrate: round the weights, find the ranges, and keep every finished part on disk.
+
+Order: the temporal information block (TIAR), then units in forward order on inputs of the already quantised
+part, then the ranges of activations. A killed calibration goes on after the last unit that was finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewstep.errors import DataError
+from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig
+from fewstep.tasks.quantization.network import QuantizedNetwork
+from fewstep.tasks.quantization.rounding import RoundingPlan, learn_rounding
+from fewstep.tasks.quantization.table import TimeTable
+from fewstep.tasks.quantization.tracing import TimeBlock, layer_of
+from fewstep.tasks.quantization.trajectories import Batch, batches, moments_of_block
+from fewstep.tasks.quantization.units import Unit, find_units, joined, passes, unit_loss
+
+Progress = Callable[[str, int, int], None]
+BATCH = 64
+
+
+def rounding_key(config: QuantizationConfig, identity: str) -> str:
+    """Names what the rounding of weights depends on: activations have no part in it."""
+    same = config.model_copy(
+        update={
+            "activation_bits": FULL_PRECISION,
+            "activation_range": "ema",
+            "granularity": "tensor",
+            "momentum": 0.95,
+            "percentile": 99.9,
+            "matmuls": False,
+            "fsc": "none",
+        }
+    )
+    return hashlib.sha256(f"{identity}\n{same.model_dump_json()}".encode()).hexdigest()[:16]
+
+
+class Calibration:
+    """The calibration of one network on given data. `folder` keeps what is finished; `identity` names the data."""
+
+    def __init__(
+        self,
+        network: QuantizedNetwork,
+        data: Batch,
+        folder: Path | None = None,
+        identity: str = "",
+        progress: Progress | None = None,
+    ) -> None:
+        self.network, self.config, self.data = network, network.config, data
+        self.progress = progress or (lambda _, __, ___: None)
+        self.losses: dict[str, float] = {}
+        self._path = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._path = folder / f"rounding-{rounding_key(self.config, identity)}.safetensors"
+        self._known = self._load()
+
+    def run(self) -> None:
+        """Everything; the network is then quantised, switched on and ready."""
+        self.rounding()
+        self.ranges()
+
+    # -- weights --------------------------------------------------------------------------------------
+
+    def rounding(self) -> None:
+        """Learn the rounding of all weights, unit by unit."""
+        config, network = self.config, self.network
+        units = []
+        if config.reconstruction != "none" and config.weight_bits != FULL_PRECISION:
+            units = find_units(network, config.reconstruction == "block", config.tib == "layers")
+        count, done = len(units) + 1, 0
+        network.switch(weights=False, activations="off")
+        if config.tib in ("tiar", "table") and network.time_layers:
+            self._tiar()
+            self._keep()
+        if config.tib == "table":
+            self._tabulate()
+        network.switch(weights=True, names=network.time_layers if config.tib != "layers" else [""])
+        done += 1
+        self.progress("rounding", done, count)
+        for unit in units:
+            if not all(name in self._known for name in self._names(unit)):
+                self._reconstruct(unit)
+                self._keep(unit)
+            for layer in unit.layers:
+                layer.on = True
+            done += 1
+            self.progress("rounding", done, count)
+        network.switch(weights=True)
+
+    def _tiar(self) -> None:
+        """TIAR (section 4.2) on every timestep and label of the data, in one full batch."""
+        network, config = self.network, self.config
+        assert network.graph is not None
+        learned = {n: network.layers[n] for n in network.time_layers if network.plans[n].bits != FULL_PRECISION}
+        if not learned or all(name in self._known for name in learned):
+            return
+        block, given = TimeBlock(network.graph, network.layers), moments_of_block(self.data)
+        target = self.time_features(block, given)
+        network.switch(weights=True, names=learned)
+
+        def loss(_: int) -> Tensor:
+            found = block(given)
+            return torch.stack([(found[n] - target[n]).square().sum(1).mean() for n in target]).sum()
+
+        plan = RoundingPlan(config.tiar_iterations, config.tiar_rate, config.rounding_weight, config.warmup)
+        losses = learn_rounding(list(learned.values()), loss, plan)
+        self.losses["time"] = losses[-1] if losses else float("nan")
+
+    @torch.no_grad()
+    def time_features(self, block: TimeBlock, given: Batch) -> dict[str, Tensor]:
+        """The block's outputs in full precision."""
+        self.network.switch(weights=False, activations="off", names=self.network.time_layers)
+        return block(given)
+
+    def _tabulate(self) -> None:
+        network = self.network
+        assert network.graph is not None
+        block, given = TimeBlock(network.graph, network.layers), moments_of_block(self.data)
+        outputs = {layer_of(call): value for call, value in self.time_features(block, given).items()}
+        network.attach(TimeTable(given["time"], given.get("labels"), outputs))
+
+    def _reconstruct(self, unit: Unit) -> None:
+        network, config = self.network, self.config
+        states = {name: layer.on for name, layer in network.layers.items()}
+        inputs = joined(list(passes(network, unit, self.data, BATCH, outputs=False)), min(BATCH, len(self.data["x"])))
+        network.switch(weights=False)
+        found = [o[0] if isinstance(o, tuple) else o for o in passes(network, unit, self.data, BATCH, outputs=True)]
+        for name, layer in network.layers.items():
+            layer.on = states[name]
+        for layer in unit.layers:
+            layer.on = True
+        seed = config.seed + int(hashlib.sha256(unit.name.encode()).hexdigest()[:6], 16)
+        loss = unit_loss(network, unit, inputs, torch.cat(found), self.data, config.batch, seed)
+        plan = RoundingPlan(config.iterations, config.rate, config.rounding_weight, config.warmup)
+        losses = learn_rounding(unit.layers, loss, plan)
+        self.losses[unit.name] = losses[-1] if losses else float("nan")
+
+    # -- activations ----------------------------------------------------------------------------------
+
+    def ranges(self) -> None:
+        """Find all ranges of activations on the network with quantised weights."""
+        if self.network.quantizers:
+            # Interleaved, so that a moving average does not remember the last timesteps alone.
+            order = torch.randperm(len(self.data["x"]), generator=torch.Generator().manual_seed(self.config.seed))
+            order = order.to(self.data["x"].device)
+            mixed = {name: value[order] for name, value in self.data.items()}
+            self.network.observe(batches(mixed, BATCH))
+        self.progress("ranges", 1, 1)
+
+    # -- disk -----------------------------------------------------------------------------------------
+
+    def _names(self, unit: Unit) -> list[str]:
+        ours = {id(layer): name for name, layer in self.network.layers.items()}
+        return [ours[id(layer)] for layer in unit.layers]
+
+    def _keep(self, unit: Unit | None = None) -> None:
+        names = self._names(unit) if unit else self.network.time_layers
+        for name in names:
+            for i, part in enumerate(self.network.layers[name].parts):
+                self._known.setdefault(name, {})[i] = part.codes
+        if self._path is None:
+            return
+        aside = self._path.with_suffix(".tmp")
+        flat = {f"{name}:{i}": codes.cpu() for name, parts in self._known.items() for i, codes in parts.items()}
+        save_file({key: codes.contiguous() for key, codes in flat.items()}, aside)
+        aside.replace(self._path)
+
+    def _load(self) -> dict[str, dict[int, Tensor]]:
+        if self._path is None or not self._path.is_file():
+            return {}
+        try:
+            stored = load_file(self._path)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{self._path} is damaged ({error}): delete it to calibrate anew") from error
+        known: dict[str, dict[int, Tensor]] = {}
+        for key, codes in stored.items():
+            name, _, i = key.rpartition(":")
+            known.setdefault(name, {})[int(i)] = codes
+        for name, parts in known.items():
+            for i, codes in parts.items():
+                part = self.network.layers[name].parts[i]
+                part.codes = codes.to(part.grid.scale.device)
+        return known

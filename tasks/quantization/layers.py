@@ -1,0 +1,141 @@
+"""A convolution or linear layer with quantised weights and inputs, in the place of the one it was made from.
+
+Shapes: weight (O, I, ...); one grid for each output channel, and for each half of the input channels where
+the input is a concatenation that is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.search_spaces.quantization import FULL_PRECISION
+from fewstep.tasks.quantization.activations import ActivationQuantizer
+from fewstep.tasks.quantization.affine import Grid, channel_grid
+
+# AdaRound's stretched sigmoid (2004.10568, equation 23).
+ZETA, GAMMA = 1.1, -0.1
+
+
+class WeightPart:
+    """The grid and codes of some input channels of a weight."""
+
+    def __init__(self, grid: Grid, codes: Tensor) -> None:
+        self.grid, self.codes = grid, codes
+
+    @property
+    def values(self) -> Tensor:
+        """What the codes stand for."""
+        return self.grid.values(self.codes.to(self.grid.scale.dtype))
+
+
+class QuantizedLayer(nn.Module):
+    """Stands in for a Conv2d or Linear. While it is calibrated it keeps the original weight beside the codes."""
+
+    def __init__(
+        self, layer: nn.Conv2d | nn.Linear, bits: int, activation: ActivationQuantizer | None, segments: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.bits, self.segments = bits, tuple(segments) or (layer.weight.shape[1],)
+        self.activation = activation
+        self.bias = layer.bias
+        self.original: Tensor | None = layer.weight.detach()
+        self.parts: list[WeightPart] = []
+        self.on = False
+        self.soft: list[Tensor] = []
+        self.shape = tuple(layer.weight.shape)
+        self._dense: Tensor | None = None
+        self.instead: Callable[[int], Tensor | None] | None = None
+        self._call: dict[str, Any] = {}
+        if isinstance(layer, nn.Conv2d):
+            self._call = {
+                "stride": layer.stride,
+                "padding": layer.padding,
+                "dilation": layer.dilation,
+                "groups": layer.groups,
+            }
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it stands for a convolution."""
+        return bool(self._call)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in use, as floats."""
+        if not self.on or self.bits == FULL_PRECISION:
+            assert self.original is not None
+            return self.original
+        if self.soft:
+            return self._soft_weight()
+        if self._dense is None:
+            self._dense = torch.cat([part.values for part in self.parts], 1)
+        return self._dense
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """The layer's output for its quantised input; `instead` may answer without computing anything."""
+        if self.instead is not None and (answer := self.instead(len(x))) is not None:
+            return answer
+        if self.activation is not None:
+            x = self.activation(x)
+        if self._call:
+            return functional.conv2d(x, self.weight, self.bias, **self._call)
+        return functional.linear(x, self.weight, self.bias)
+
+    # -- weights --------------------------------------------------------------------------------------
+
+    def round_to_nearest(self, search: bool) -> None:
+        """Choose grids, and the nearest codes."""
+        assert self.original is not None
+        self.parts = []
+        if self.bits != FULL_PRECISION:
+            for piece in self.original.split(self.segments, 1):
+                grid = channel_grid(piece, self.bits, search)
+                self.parts.append(WeightPart(grid, grid.codes(piece).to(torch.uint8)))
+        self._dense = None
+
+    def set_parts(self, parts: list[WeightPart]) -> None:
+        """Use these codes; what was calibrated from is let go."""
+        self.parts, self._dense, self.original, self.on = parts, None, None, True
+
+    # -- AdaRound (2004.10568) ------------------------------------------------------------------------
+
+    def start_rounding(self) -> list[Tensor]:
+        """Variables, one for each weight, whose sign decides whether it is rounded up; now at the exact weight."""
+        assert self.original is not None
+        self.soft = []
+        for part, piece in zip(self.parts, self.original.split(self.segments, 1), strict=True):
+            share = piece / part.grid.scale
+            share = share - share.floor()
+            exact = -torch.log((ZETA - GAMMA) / (share - GAMMA) - 1)
+            self.soft.append(exact.requires_grad_(True))
+        return self.soft
+
+    @staticmethod
+    def opening(variable: Tensor) -> Tensor:
+        """h in [0, 1]: how far up a weight is rounded."""
+        return (torch.sigmoid(variable) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+    def _soft_weight(self) -> Tensor:
+        assert self.original is not None
+        pieces = []
+        split = self.original.split(self.segments, 1)
+        for part, piece, variable in zip(self.parts, split, self.soft, strict=True):
+            grid = part.grid
+            codes = (piece / grid.scale).floor() + self.opening(variable) + grid.zero
+            pieces.append(grid.values(codes.clamp(0, grid.largest)))
+        return torch.cat(pieces, 1)
+
+    def finish_rounding(self) -> None:
+        """Round each weight the way its variable points."""
+        assert self.original is not None
+        split = self.original.split(self.segments, 1)
+        for part, piece, variable in zip(self.parts, split, self.soft, strict=True):
+            up = (variable.detach() >= 0).to(piece.dtype)
+            codes = (piece / part.grid.scale).floor() + up + part.grid.zero
+            part.codes = codes.clamp(0, part.grid.largest).to(torch.uint8)
+        self.soft, self._dense = [], None
