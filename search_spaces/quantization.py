@@ -7,7 +7,9 @@ Source: TFMQ-DM (2311.16503): temporal information block (TIB), temporal informa
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
@@ -127,3 +129,27 @@ def named(name: str, **changes: Any) -> QuantizationConfig:
         )
     bits = {"weight_bits": int(match[1]), "activation_bits": int(match[2])}
     return QuantizationConfig.build(**{**bits, **PROCEDURES[match[3]], **COVERAGES[match[4]], **changes})
+
+
+def parse_config(text: str) -> QuantizationConfig:
+    """The config of a JSON file, or of a name with changes: `w4a8-tfmq-full+fsc=none+iterations=0`.
+
+    ConfigurationError says what is wrong with it.
+    """
+    if text.endswith(".json"):
+        try:
+            return QuantizationConfig.from_json(Path(text).read_text())
+        except OSError as error:
+            raise ConfigurationError(f"cannot read the quantisation config {text}: {error}") from error
+    name, *changes = text.split("+")
+    fields: dict[str, Any] = {}
+    for change in changes:
+        field, equals, value = change.partition("=")
+        if not equals or field not in QuantizationConfig.model_fields:
+            valid = ", ".join(QuantizationConfig.model_fields)
+            raise ConfigurationError(f"{text!r}: {change!r} changes nothing that is known; write field=value: {valid}")
+        try:
+            fields[field] = json.loads(value)
+        except ValueError:
+            fields[field] = value
+    return named(name, **fields)

@@ -47,7 +47,8 @@ class _Range:
             self.kept.append(flat[:: max(1, flat.numel() // KEPT)].clone())
 
     def ends(self, bits: int) -> tuple[Tensor, Tensor]:
-        assert self.low is not None and self.high is not None
+        assert self.low is not None
+        assert self.high is not None
         if not self.kept:
             return self.low, self.high
         values = torch.cat(self.kept)
@@ -84,18 +85,20 @@ class ActivationQuantizer(nn.Module):
         self.segments, self.token = tuple(segments), token
         self.mode: Mode = "off"
         self._ranges: dict[float, list[_Range]] = {}
+        self._single: tuple[float, float, float, float] | None = None
+        self._spread: Grid | None = None
         for name in ("scale", "zero", "times"):
             self.register_buffer(name, torch.zeros(0))
 
     # -- calibration ----------------------------------------------------------------------------------
 
     def _observe(self, x: Tensor) -> None:
-        parts = x.split(self.segments, self.axis) if self.segments else (x,)
-        times = self.clock.time.flatten()
+        parts = torch.split(x, list(self.segments), self.axis) if self.segments else (x,)
         if not self.keyed:
             self._see(0.0, parts, None)
             return
-        for time in times.unique().tolist():
+        times = rows_of_images(self.clock.time.flatten(), len(x))
+        for time in torch.unique(times).tolist():
             self._see(time, parts, None if times.numel() == 1 else (times == time).nonzero()[:, 0])
 
     def _see(self, time: float, parts: Sequence[Tensor], rows: Tensor | None) -> None:
@@ -121,7 +124,10 @@ class ActivationQuantizer(nn.Module):
         """Scale and zero (T, S) for rising times (T,)."""
         device = scale.device
         self.scale, self.zero, self.times = scale, zero.to(device), times.to(device, torch.float32)
-        self._single = (float(scale[0, 0]), int(zero[0, 0])) if scale.numel() == 1 else None
+        self._single = self._spread = None
+        if scale.numel() == 1:
+            step, middle = float(scale), float(zero)
+            self._single = 1 / step, -middle, 2**self.bits - 1 - middle, step
 
     # -- use ------------------------------------------------------------------------------------------
 
@@ -134,26 +140,42 @@ class ActivationQuantizer(nn.Module):
             return x
         if self.token:
             return Grid.spanning(x.amin(-1, keepdim=True), x.amax(-1, keepdim=True), self.bits).nearest(x)
-        if self._single is not None:
-            scale, zero = self._single
-            return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 2**self.bits - 1)
+        if self._single is not None and not x.requires_grad:
+            # What `Grid.nearest` does, with numbers in the place of tensors.
+            inverse, low, high, scale = self._single
+            return x.mul(inverse).round_().clamp_(low, high).mul_(scale)
         return self._grid(x).nearest(x)
 
     def _grid(self, x: Tensor) -> Grid:
-        axis = self.axis % x.ndim
-        scale, zero = self.scale, self.zero
-        if len(self.times) > 1:
-            index = self.clock.nearest(self.times)
-            # Rows of a batch that was doubled for guidance share their times.
-            if index.ndim and len(index) != len(x):
-                index = index.repeat_interleave(len(x) // len(index))
-            scale, zero = scale[index], zero[index]
-        else:
-            scale, zero = scale[0], zero[0]
-        lead = scale.shape[:-1]
-        if self.segments:
-            sizes = torch.tensor(self.segments, device=scale.device)
-            scale, zero = scale.repeat_interleave(sizes, -1), zero.repeat_interleave(sizes, -1)
-        shape = [lead[0] if lead else 1] + [1] * (x.ndim - 1)
-        shape[axis] = scale.shape[-1]
-        return Grid(scale.reshape(shape), zero.reshape(shape), self.bits)
+        """The grid of this pass, broadcast against x."""
+        grid = self._wide()
+        shape = [1] * x.ndim
+        shape[self.axis] = grid.scale.shape[-1]
+        if len(self.times) == 1:
+            return Grid(grid.scale.view(shape), grid.zero.view(shape), self.bits)
+        index = rows_of_images(self.clock.nearest(self.times), len(x))
+        if index.ndim:
+            shape[0] = len(index)
+        return Grid(grid.scale[index].view(shape), grid.zero[index].view(shape), self.bits)
+
+    def _wide(self) -> Grid:
+        """All grids, (T, 1), or (T, C) where the channels are split: one for each channel."""
+        if self._spread is None or self._spread.scale.device != self.scale.device:
+            scale, zero = self.scale, self.zero
+            if self.segments:
+                sizes = torch.tensor(self.segments, device=scale.device)
+                scale, zero = scale.repeat_interleave(sizes, -1), zero.repeat_interleave(sizes, -1)
+            self._spread = Grid(scale, zero, self.bits)
+        return self._spread
+
+
+def rows_of_images(values: Tensor, rows: int) -> Tensor:
+    """Values (B,) of the pass's images for the rows of a tensor that was flattened from (B, N, ...) to (B N, ...).
+
+    One value for all images, () or (1,), is left as it is.
+    """
+    if not values.ndim or len(values) in (1, rows):
+        return values
+    if rows % len(values):
+        raise EvaluationError(f"a layer sees {rows} rows for {len(values)} images: its timesteps cannot be told apart")
+    return values.repeat_interleave(rows // len(values))

@@ -187,7 +187,7 @@ class Calibration:
             name, _, i = key.rpartition(":")
             known.setdefault(name, {})[int(i)] = codes
         for name, parts in known.items():
-            for i, codes in parts.items():
-                part = self.network.layers[name].parts[i]
+            for number, codes in parts.items():
+                part = self.network.layers[name].parts[number]
                 part.codes = codes.to(part.grid.scale.device)
         return known

@@ -93,7 +93,7 @@ class QuantizedLayer(nn.Module):
         assert self.original is not None
         self.parts = []
         if self.bits != FULL_PRECISION:
-            for piece in self.original.split(self.segments, 1):
+            for piece in torch.split(self.original, list(self.segments), 1):
                 grid = channel_grid(piece, self.bits, search)
                 self.parts.append(WeightPart(grid, grid.codes(piece).to(torch.uint8)))
         self._dense = None
@@ -108,7 +108,7 @@ class QuantizedLayer(nn.Module):
         """Variables, one for each weight, whose sign decides whether it is rounded up; now at the exact weight."""
         assert self.original is not None
         self.soft = []
-        for part, piece in zip(self.parts, self.original.split(self.segments, 1), strict=True):
+        for part, piece in zip(self.parts, torch.split(self.original, list(self.segments), 1), strict=True):
             share = piece / part.grid.scale
             share = share - share.floor()
             exact = -torch.log((ZETA - GAMMA) / (share - GAMMA) - 1)
@@ -123,7 +123,7 @@ class QuantizedLayer(nn.Module):
     def _soft_weight(self) -> Tensor:
         assert self.original is not None
         pieces = []
-        split = self.original.split(self.segments, 1)
+        split = torch.split(self.original, list(self.segments), 1)
         for part, piece, variable in zip(self.parts, split, self.soft, strict=True):
             grid = part.grid
             codes = (piece / grid.scale).floor() + self.opening(variable) + grid.zero
@@ -133,7 +133,7 @@ class QuantizedLayer(nn.Module):
     def finish_rounding(self) -> None:
         """Round each weight the way its variable points."""
         assert self.original is not None
-        split = self.original.split(self.segments, 1)
+        split = torch.split(self.original, list(self.segments), 1)
         for part, piece, variable in zip(self.parts, split, self.soft, strict=True):
             up = (variable.detach() >= 0).to(piece.dtype)
             codes = (piece / part.grid.scale).floor() + up + part.grid.zero

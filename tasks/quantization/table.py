@@ -34,7 +34,7 @@ class TimeTable:
     def rows(self, clock: Clock, count: int) -> list[int] | None:
         """The rows of a pass's `count` images; None where one of their timesteps or labels is not in the table."""
         times = clock.time.flatten().tolist()
-        labels: list[int | None] = [None] if self.labels is None else [None]
+        labels: list[int | None] = [None]
         if self.labels is not None:
             if clock.labels is None:
                 return None

@@ -26,8 +26,9 @@ Call = Any
 class LayerGraph:
     """Layers by name in the order of their calls.
 
-    A layer that is called again appears again, as NAME#2. `sources` are the layers (and the inputs `x`, `time`, `labels`, `condition`) that a layer's input is made
-    from directly; `halves` the channels of the pieces where it is a plain concatenation.
+    A layer that is called again appears again, as NAME#2. `sources` are the layers (and the inputs `x`, `time`,
+    `labels`, `condition`) that a layer's input is made from directly; `halves` the channels of the pieces where it
+    is a plain concatenation.
     """
 
     order: tuple[str, ...]
@@ -102,7 +103,7 @@ def trace(call: Call, given: Mapping[str, Tensor], layers: Mapping[str, nn.Modul
 
         used = {layer_of(name) for name in order}
         for name in used:
-            layers[name].forward = stand_in(name)  # type: ignore[method-assign]
+            layers[name].forward = stand_in(name)
         try:
             call(**dict(zip(inputs, tensors[: len(inputs)], strict=True)))
         finally:

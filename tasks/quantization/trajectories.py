@@ -92,8 +92,8 @@ def chosen_steps(calls: int, wanted: int) -> list[int]:
 def moments_of_block(data: Batch) -> Batch:
     """The distinct inputs of the temporal information block in the data: time (R,), and labels (R,) if any."""
     if "labels" not in data:
-        return {"time": data["time"].unique()}
-    pairs = torch.stack([data["time"].double(), data["labels"].double()], 1).unique(dim=0)
+        return {"time": torch.unique(data["time"])}
+    pairs = torch.unique(torch.stack([data["time"].double(), data["labels"].double()], 1), dim=0)
     return {"time": pairs[:, 0].to(data["time"].dtype), "labels": pairs[:, 1].to(data["labels"].dtype)}
 
 

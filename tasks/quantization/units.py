@@ -118,6 +118,7 @@ def unit_loss(
         output = unit.module(*arguments, **named)
         output = output[0] if isinstance(output, tuple) else output
         channel = 1 if output.ndim == 4 else -1
-        return (output - target[index]).square().sum(channel).mean()
+        error: Tensor = (output - target[index]).square().sum(channel).mean()
+        return error
 
     return loss
