@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -144,3 +145,51 @@ def mlflow_command(uri: str) -> str:
     if uri.startswith(("http://", "https://")):
         return uri
     return f"mlflow server --backend-store-uri {uri} --host 127.0.0.1 --port 5000   then open http://127.0.0.1:5000"
+
+
+class QuantizeDisplay:
+    """Progress of a calibration with the time that is left. Prints lines where there is no terminal."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        console = Console()
+        self._quiet, self._live, self._console = quiet, console.is_terminal and not quiet, console
+        self._progress = Progress(
+            "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._printed = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def on_progress(self, phase: str, done: int, total: int) -> None:
+        """`done` of `total` parts of a phase are finished."""
+        if phase not in self._tasks:
+            self._tasks[phase] = self._progress.add_task(phase, total=total)
+        self._progress.update(self._tasks[phase], completed=done)
+        if not self._live and not self._quiet and (done == total or time.monotonic() - self._printed > 10):
+            self._printed = time.monotonic()
+            self._console.print(f"{phase} {done}/{total}")
+
+
+def coverage_table(layers: Sequence[Mapping[str, Any]]) -> Table:
+    """Share of parameters and multiply-adds at each bit width."""
+    table = Table(title="Coverage")
+    for name in ("bits", "parameters", "multiply-adds"):
+        table.add_column(name, justify="left" if name == "bits" else "right")
+    totals = [max(1, sum(layer[key] for layer in layers)) for key in ("parameters", "multiply_adds")]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for layer in layers:
+        row = groups.setdefault((layer["weight_bits"], layer["activation_bits"]), [0, 0])
+        row[0] += layer["parameters"]
+        row[1] += layer["multiply_adds"]
+    for (weight, activation), row in sorted(groups.items()):
+        shares = [f"{value / total:.1%}" for value, total in zip(row, totals, strict=True)]
+        table.add_row(f"W{weight} A{activation}", *shares)
+    return table

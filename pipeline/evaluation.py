@@ -18,6 +18,7 @@ import numpy as np
 from fewstep import __version__
 from fewstep.errors import EvaluationError
 from fewstep.pipeline.rungs import Rung
+from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store
@@ -39,12 +40,20 @@ RECENT = 64
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule under evaluation, and who proposed it."""
+    """A schedule under evaluation, with a quantisation where that is searched too, and who proposed it."""
 
     trial: int
     schedule: SolverSchedule
     origin: str
     parameters: dict[str, Any] = field(default_factory=dict)
+    quantization: QuantizationConfig | None = None
+
+    @property
+    def hash(self) -> str:
+        """Content address: 16 hex digits."""
+        if self.quantization is None:
+            return self.schedule.hash
+        return content_key(schedule=self.schedule.hash, quantization=self.quantization.hash)[:16]
 
 
 @dataclass
@@ -80,8 +89,11 @@ class Evaluator:
         teacher: SolverSchedule | None = None,
         conditions: Conditions | None = None,
         statistics: str = "",
+        calibration: str = "",
     ) -> None:
+        """`calibration` is the schedule (JSON) under which the quantisations of candidates are calibrated."""
         self.study, self.files, self.store, self.teacher = study, files, store, teacher
+        self._calibration_hash = hashlib.sha256(calibration.encode()).hexdigest()[:16]
         self._conditions_hash = conditions.hash if conditions else ""
         self._statistics_hash = ModelStatistics.load_for(Path(statistics), files).hash if statistics else ""
         extractor = make_extractor(features, files, "cpu")
@@ -94,22 +106,24 @@ class Evaluator:
         self._stored = set(store.moments.read(columns=["base"]).column("base").to_pylist())
         self._teacher_json = teacher.to_json() if teacher else ""
 
-    def key(self, schedule: SolverSchedule, rung: Rung) -> str:
+    def key(self, schedule: SolverSchedule, rung: Rung, quantization: QuantizationConfig | None = None) -> str:
         """Content address of one evaluation."""
         teacher = self.teacher.hash if rung.kind == "distance" and self.teacher else ""
         return content_key(
-            **self._made_by(schedule, rung),
+            **self._made_by(schedule, rung, quantization),
             images=rung.images,
             kind=rung.kind,
             reference=self.reference_hash,
             teacher=teacher,
         )
 
-    def base(self, schedule: SolverSchedule, rung: Rung) -> str:
+    def base(self, schedule: SolverSchedule, rung: Rung, quantization: QuantizationConfig | None = None) -> str:
         """Content address of the moments, whatever their number."""
-        return content_key(**self._made_by(schedule, rung))
+        return content_key(**self._made_by(schedule, rung, quantization))
 
-    def _made_by(self, schedule: SolverSchedule, rung: Rung) -> dict[str, object]:
+    def _made_by(
+        self, schedule: SolverSchedule, rung: Rung, quantization: QuantizationConfig | None
+    ) -> dict[str, object]:
         """What decides about each image's features. Conditions and statistics count where there are any."""
         parts: dict[str, object] = {
             "model": self.files.hash,
@@ -121,6 +135,8 @@ class Evaluator:
             parts["conditions"] = self._conditions_hash
         if self._statistics_hash and schedule.needs_statistics:
             parts["statistics"] = self._statistics_hash
+        if quantization is not None:
+            parts["quantization"] = f"{quantization.hash} {self._calibration_hash}"
         return parts
 
     def plan(self, candidate: Candidate, rung: Rung) -> list[Task]:
@@ -128,16 +144,25 @@ class Evaluator:
 
         Never empty: where every image is known already, the last group is run again.
         """
-        schedule = candidate.schedule
-        key, base, text = self.key(schedule, rung), self.base(schedule, rung), schedule.to_json()
+        schedule, config = candidate.schedule, candidate.quantization
+        key, base, text = self.key(schedule, rung, config), self.base(schedule, rung, config), schedule.to_json()
+        quantization = config.model_dump_json() if config else ""
         if rung.kind == "distance":
-            tasks = [Task(key, "distance", text, rung.seed, 0, rung.images, self._teacher_json)]
+            tasks = [Task(key, "distance", text, rung.seed, 0, rung.images, self._teacher_json, quantization)]
         else:
             known = self._known(base)
             starts = [s for s in range(0, rung.images, GROUP) if not self._covers(known, s, rung.images)]
             starts = starts or [(rung.images - 1) // GROUP * GROUP]
             tasks = [
-                Task(key, "moments", text, rung.seed, first, min(last + GROUP, rung.images) - first)
+                Task(
+                    key,
+                    "moments",
+                    text,
+                    rung.seed,
+                    first,
+                    min(last + GROUP, rung.images) - first,
+                    quantization=quantization,
+                )
                 for first, last in _runs(starts, IMAGES_PER_TASK)
             ]
         self._pending[key] = _Pending(candidate, rung, base, {t.start for t in tasks})
@@ -196,7 +221,7 @@ class Evaluator:
             order=order,
             trial=pending.candidate.trial,
             key=key,
-            candidate=schedule.hash,
+            candidate=pending.candidate.hash,
             candidate_json=schedule.to_json(),
             nfe=schedule.nfe,
             rung=rung.name,
@@ -220,6 +245,7 @@ class Evaluator:
             parameters=pending.candidate.parameters,
             versions={"fewstep": __version__, "python": platform.python_version(), **pending.versions},
             finished_at=datetime.now(UTC),
+            quantization=config.model_dump_json() if (config := pending.candidate.quantization) else "",
         )
 
     def _score_distance(self, pending: _Pending) -> tuple[float, float, float, dict[str, float]]:

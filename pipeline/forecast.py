@@ -45,7 +45,15 @@ def measured_rate(study: Study, execution: ExecutionSettings) -> float:
     threads = torch.get_num_threads()
     s = study.settings
     worker = Worker(
-        WorkerSettings(s.model, s.features, execution.device, 1, conditions=s.conditions, statistics=s.statistics)
+        WorkerSettings(
+            s.model,
+            s.features,
+            execution.device,
+            1,
+            conditions=s.conditions,
+            statistics=s.statistics,
+            quantized=s.quantized,
+        )
     )
     text = study.teacher.model_copy(update={"name": ""}).to_json()
     worker.sample(text, 0, 0, min(worker.batch, 8))

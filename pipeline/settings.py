@@ -47,6 +47,8 @@ class SearchSettings(BaseModel):
     statistics: str = Field("", description="file of the model's statistics")
     decisions: tuple[str, ...] = Field((), description="decisions searched besides the usual ones")
     guidance_range: tuple[float, float] | None = Field(None, description="lowest and highest searched guidance")
+    quantized: str = Field("", description="folder of a quantised network that samples in the model's place")
+    warm_start: tuple[str, ...] = Field((), description="schedules (JSON) that the search starts from")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

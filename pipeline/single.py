@@ -25,13 +25,17 @@ STUDY = "evaluations"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a model, its features and reference, what it is asked for."""
+    """What is evaluated: a model, its features and reference, what it is asked for.
+
+    `quantized` is the folder of a quantised network that takes the place of the model's own.
+    """
 
     model: str
     features: str = "auto"
     reference: str = "auto"
     conditions: Conditions = field(default_factory=Conditions)
     statistics: str = ""
+    quantized: str = ""
 
 
 def evaluate(
@@ -64,7 +68,7 @@ def evaluate_missing(
 
     Failed evaluations come back as failed records, and are tried again the next time.
     """
-    files, store = find_model(subject.model), Store(root)
+    files, store = find_model(subject.model, subject.quantized), Store(root)
     subject.conditions.check(files.null_label, files.text)
     with Lease(root):
         evaluator = Evaluator(
@@ -91,6 +95,7 @@ def evaluate_missing(
                 execution.device,
                 conditions=subject.conditions,
                 statistics=subject.statistics,
+                quantized=subject.quantized,
             )
             executor = make_executor(execution, worker)
             try:

@@ -24,6 +24,7 @@ from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.sampling.grids import all_presets
 
 BASELINE = "ddim/uniform-t-zero"
+WARM = "warm-start"
 Work = tuple[Candidate, Rung]
 
 
@@ -51,9 +52,10 @@ class SearchState:
         self.proposer = Proposer(settings, scope, on_refit)
         self.trials: dict[int, Trial] = {}
         self.presets = {nfe: all_presets(scope.noise, nfe) for nfe in settings.nfes}
-        self._waiting_presets = deque(
-            {s.hash: (f"preset:{name}", s) for nfe in settings.nfes for name, s in self.presets[nfe].items()}.values()
-        )
+        warm = [SolverSchedule.from_json(text) for text in settings.warm_start]
+        first = {s.hash: (WARM, s) for s in warm if s.nfe in settings.nfes}
+        presets = {s.hash: (f"preset:{name}", s) for nfe in settings.nfes for name, s in self.presets[nfe].items()}
+        self._waiting_presets = deque((presets | {k: v for k, v in first.items() if k not in presets}).values())
         self._by_hash: dict[str, int] = {}
         self._committed = dict.fromkeys(settings.nfes, 0)
         self._screened: dict[int, list[float]] = {nfe: [] for nfe in settings.nfes}
@@ -174,6 +176,8 @@ class SearchState:
                 self._finish(trial, TrialState.FAIL)
             if record.origin.startswith("preset:"):
                 self._promote_presets(record)
+            elif record.origin == WARM and complete:
+                self._promote(trial)
             elif record.value is not None and complete:
                 if promoted(record.value, self._screened[record.nfe], self.settings.keep):
                     self._promote(trial)

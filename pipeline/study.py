@@ -71,7 +71,7 @@ class Study:
     def __init__(self, root: Path, settings: SearchSettings) -> None:
         self.root, self.settings = root, settings
         self.store = Store(root)
-        self.files = find_model(settings.model)
+        self.files = find_model(settings.model, settings.quantized)
         self.teacher = parse_teacher(settings.teacher, self.files)
         settings.conditions.check(self.files.null_label, self.files.text)
         self.scope = Scope.of(settings, self.files)
@@ -128,7 +128,12 @@ class Study:
                 s.study, self.files, self.store, s.features, s.reference, self.teacher, s.conditions, s.statistics
             )
             worker = WorkerSettings(
-                s.model, s.features, execution.device, conditions=s.conditions, statistics=s.statistics
+                s.model,
+                s.features,
+                execution.device,
+                conditions=s.conditions,
+                statistics=s.statistics,
+                quantized=s.quantized,
             )
             executor = make_executor(execution, worker)
             try:

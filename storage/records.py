@@ -120,7 +120,7 @@ class EvaluationRecord(Record):
     key: str
     """Content address of the evaluation: what would be computed, not who asked for it."""
     candidate: str
-    """Hash of the schedule."""
+    """Hash of the schedule, or of schedule and quantisation where the candidate is both."""
     candidate_json: str
     nfe: int
     rung: str
@@ -150,9 +150,11 @@ class EvaluationRecord(Record):
     """Further figures by name."""
     versions: dict[str, str] = field(default_factory=dict)
     """Library versions by name."""
+    quantization: str = ""
+    """JSON of the config that the network was quantised with for this candidate; empty: it was not."""
 
     table: ClassVar[str] = "evaluations"
-    schema_version: ClassVar[int] = 1
+    schema_version: ClassVar[int] = 2
     # Two studies may share an evaluation; each keeps a row, so that each can be read on its own.
     unique: ClassVar[tuple[str, ...]] = ("study", "key")
     defaults: ClassVar[Mapping[str, object]] = {
@@ -187,6 +189,7 @@ class EvaluationRecord(Record):
             "status": pa.string(),
             "error": pa.string(),
             "versions": pa.string(),
+            "quantization": pa.string(),
             "finished_at": _TIME,
         },
         {"value": pa.float64(), "low": pa.float64(), "high": pa.float64()},

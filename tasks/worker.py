@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, EvaluationError, FewstepError
+from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.metrics.extractor import make_extractor
 from fewstep.tasks.metrics.features import FeatureExtractor
@@ -39,6 +40,8 @@ class WorkerSettings:
     """How to set up a worker: model (zoo name or path), feature extractor, device, CPU threads (0: leave).
 
     `conditions` are what every image is asked for; `statistics` a file of the model's statistics, or empty.
+    `quantized` is the folder of a quantised network that samples in the model's place. `calibration` is the
+    schedule (JSON) under which the configs of tasks are calibrated, `cache` the folder that keeps what was.
     """
 
     model: str
@@ -47,6 +50,9 @@ class WorkerSettings:
     threads: int = 0
     conditions: Conditions = field(default_factory=Conditions)
     statistics: str = ""
+    quantized: str = ""
+    calibration: str = ""
+    cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Task:
 
     `moments` returns feature moments of each group of GROUP images (start must be a multiple of it),
     `distance` the paired distances to the teacher's samples from the same noise, `images` the pixels.
+    With `quantization` (a config's JSON) the network is quantised that way; the teacher is always sampled in
+    full precision.
     """
 
     key: str
@@ -64,6 +72,7 @@ class Task:
     start: int
     count: int
     teacher: str = ""
+    quantization: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,9 +111,12 @@ class Worker:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         check_device(settings.device)
+        self.settings = settings
         self.files = find_model(settings.model)
         self.device = settings.device
-        self.denoiser = Denoiser(self.files, settings.device, settings.conditions)
+        self._exact = self.denoiser = Denoiser(self.files, settings.device, settings.conditions)
+        if settings.quantized:
+            self.denoiser = self._quantized(settings.quantized)
         self.statistics = (
             ModelStatistics.load_for(Path(settings.statistics), self.files) if settings.statistics else None
         )
@@ -115,6 +127,8 @@ class Worker:
         scale = 1 if settings.device == "cpu" else 8
         self.batch = max(8, min(GROUP, scale * PIXELS_PER_BATCH // pixels))
         self._teacher: dict[tuple[str, int, int, int], tuple[Tensor, npt.NDArray[np.float64]]] = {}
+        self._variant: tuple[str, Denoiser] | None = None
+        self._past_calls = 0
 
     @property
     def extractor(self) -> FeatureExtractor:
@@ -125,7 +139,7 @@ class Worker:
 
     def run(self, task: Task) -> TaskResult:
         """Run a task. A candidate that cannot be evaluated comes back as a result with `error` set."""
-        begun, calls = time.perf_counter(), self.denoiser.calls
+        begun, calls = time.perf_counter(), self.calls
         try:
             fields = getattr(self, f"_{task.kind}")(task)
         except (FewstepError, ValueError, RuntimeError) as error:
@@ -133,40 +147,66 @@ class Worker:
         return TaskResult(
             task,
             **fields,
-            denoiser_calls=self.denoiser.calls - calls,
+            denoiser_calls=self.calls - calls,
             seconds=time.perf_counter() - begun,
             device=self.device,
             versions={"torch": torch.__version__},
         )
 
+    @property
+    def calls(self) -> int:
+        """Denoiser calls of this worker so far, those of trajectories for calibration included."""
+        held = {id(d): d.calls for d in (self._exact, self.denoiser)}
+        return self._past_calls + sum(held.values()) + (self._variant[1].calls if self._variant else 0)
+
+    def _quantized(self, folder: Path | str) -> Denoiser:
+        return Denoiser(self.files.with_quantized(folder), self.device, self.settings.conditions)
+
+    def _denoiser_of(self, task: Task) -> Denoiser:
+        """The denoiser that a task asks for; one that is quantised for it is calibrated at its first task."""
+        if not task.quantization:
+            return self.denoiser
+        if self._variant is None or self._variant[0] != task.quantization:
+            from fewstep.tasks.quantization.build import Recipe, cached
+
+            if not (self.settings.calibration and self.settings.cache):
+                raise ConfigurationError("this worker cannot quantise: it was set up without calibration and cache")
+            config = QuantizationConfig.from_json(task.quantization)
+            schedule = SolverSchedule.from_json(self.settings.calibration)
+            recipe = Recipe(config, schedule, self.settings.conditions, self.statistics)
+            folder, spent = cached(self.files, recipe, Path(self.settings.cache), self.device)
+            self._past_calls += spent + (self._variant[1].calls if self._variant else 0)
+            self._variant = task.quantization, self._quantized(folder)
+        return self._variant[1]
+
     def _moments(self, task: Task) -> dict[str, tuple[Moments, ...]]:
         groups = []
         for start in range(task.start, task.start + task.count, GROUP):
             count = min(GROUP, task.start + task.count - start)
-            images = self.sample(task.schedule, task.seed, start, count)
+            images = self.sample(task.schedule, task.seed, start, count, self._denoiser_of(task))
             groups.append(Moments.of(self.extractor(images)))
         return {"moments": tuple(groups)}
 
     def _distance(self, task: Task) -> dict[str, npt.NDArray[np.float64]]:
         target, target_features = self._teacher_samples(task)
-        images = self.sample(task.schedule, task.seed, task.start, task.count)
+        images = self.sample(task.schedule, task.seed, task.start, task.count, self._denoiser_of(task))
         pixel = (images - target).double().square().mean(dim=(1, 2, 3)).sqrt().cpu().numpy()
         feature = np.linalg.norm(self.extractor(images) - target_features, axis=1)
         return {"pixel": np.asarray(pixel, np.float64), "feature": feature}
 
     def _images(self, task: Task) -> dict[str, npt.NDArray[np.float32]]:
-        images = self.sample(task.schedule, task.seed, task.start, task.count)
+        images = self.sample(task.schedule, task.seed, task.start, task.count, self._denoiser_of(task))
         return {"images": images.cpu().numpy().astype(np.float32)}
 
     def _teacher_samples(self, task: Task) -> tuple[Tensor, npt.NDArray[np.float64]]:
         key = (task.teacher, task.seed, task.start, task.count)
         if key not in self._teacher:
-            images = self.sample(task.teacher, task.seed, task.start, task.count)
+            images = self.sample(task.teacher, task.seed, task.start, task.count, self._exact)
             self._teacher[key] = (images, self.extractor(images))
         return self._teacher[key]
 
     @torch.inference_mode()
-    def sample(self, schedule: str, seed: int, start: int, count: int) -> Tensor:
+    def sample(self, schedule: str, seed: int, start: int, count: int, denoiser: Denoiser | None = None) -> Tensor:
         """Samples (count, C, H, W) of a schedule's JSON, clipped to [-1, 1]; EvaluationError if not finite."""
         parsed = SolverSchedule.from_json(schedule)
         tables = compile_schedule(parsed, self.files.noise, self.files.prediction_type, self.statistics)
@@ -175,8 +215,8 @@ class Worker:
         for first in range(start, start + count, self.batch):
             size = min(self.batch, start + count - first)
             x = starting_noise(seed, first, size, self.shape, self.device) * tables.prior_scale
-            denoiser = self.denoiser.on(range(first, first + size), parsed.guidance, parsed.skips)
-            batches.append(self.decode(program(denoiser, x)))
+            on = (denoiser or self.denoiser).on(range(first, first + size), parsed.guidance, parsed.skips)
+            batches.append(self.decode(program(on, x)))
         images = torch.cat(batches)
         if not bool(torch.isfinite(images).all()):
             raise EvaluationError(f"schedule {parsed.hash} made values that are not finite: its steps explode")

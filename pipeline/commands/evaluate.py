@@ -18,6 +18,7 @@ from fewstep.pipeline.commands.options import (
     Model,
     NegativePrompt,
     Prompts,
+    Quantized,
     Reference,
     Seed,
     Statistics,
@@ -43,6 +44,7 @@ def command(
     classifier: Classifier = "",
     classifier_scale: ClassifierScale = 0.0,
     statistics: Statistics = "",
+    quantized: Quantized = "",
     executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
     device: Device = "cpu",
@@ -56,7 +58,7 @@ def command(
 
     execution = _execution(executor=executor, workers=workers, address=None, device=device)
     asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale)
-    subject = Subject(model, features, reference, asked, statistics)
+    subject = Subject(model, features, reference, asked, statistics, quantized)
     (record,) = evaluate(subject, [parse_teacher(schedule, find_model(model))], images, seed, out, execution)
     if as_json:
         print_json(

@@ -24,6 +24,7 @@ NegativePrompt = Annotated[str, typer.Option("--negative-prompt", help="what gui
 Classifier = Annotated[str, typer.Option("--classifier", help="folder of a classifier that guides to the labels")]
 ClassifierScale = Annotated[float, typer.Option("--classifier-scale", min=0, help="scale of classifier guidance")]
 Statistics = Annotated[str, typer.Option("--statistics", help="file made by `fewstep statistics`")]
+Quantized = Annotated[str, typer.Option("--quantized", help="folder made by `fewstep quantize`: sample with it")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object for scripts")]
 
 

@@ -17,6 +17,7 @@ from fewstep.pipeline.commands.options import (
     Model,
     NegativePrompt,
     Prompts,
+    Quantized,
     Seed,
     Statistics,
     conditions,
@@ -39,6 +40,7 @@ def command(
     classifier: Classifier = "",
     classifier_scale: ClassifierScale = 0.0,
     statistics: Statistics = "",
+    quantized: Quantized = "",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -52,7 +54,7 @@ def command(
 
     parsed = parse_teacher(schedule, find_model(model))
     asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale)
-    settings = WorkerSettings(model, device=device, conditions=asked, statistics=statistics)
+    settings = WorkerSettings(model, device=device, conditions=asked, statistics=statistics, quantized=quantized)
     worker = Worker(settings, features=False)
     pixels = to_pixels(worker.sample(parsed.to_json(), seed, 0, count).cpu().numpy())
     out.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,8 @@ def command(
     negative_prompt: Annotated[str | None, typer.Option(help="what guidance leads away from")] = None,
     statistics: Annotated[str | None, typer.Option(help="file made by `fewstep statistics`")] = None,
     decisions: Annotated[str | None, typer.Option(help=f"search also: {', '.join(EXTRA_DECISIONS)}")] = None,
+    quantized: Annotated[str | None, typer.Option(help="folder made by `fewstep quantize`: search for it")] = None,
+    warm_start: Annotated[Path | None, typer.Option(help="schedule file or study folder to start from")] = None,
     executor: Annotated[str, typer.Option(help="ray or in-process")] = "ray",
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
     address: Annotated[str | None, typer.Option(help="join the Ray cluster at this address")] = None,
@@ -66,6 +68,8 @@ def command(
         "report_images": report_images,
         "statistics": statistics,
         "decisions": tuple(part.strip() for part in decisions.split(",")) if decisions else None,
+        "quantized": quantized,
+        "warm_start": _warm_start(warm_start),
         **_conditions(labels, guidance, prompts, negative_prompt),
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
@@ -84,6 +88,18 @@ def command(
         _forecast(found, execution, as_json)
         return
     _run(found, execution, tracking_uri, as_json)
+
+
+def _warm_start(path: Path | None) -> tuple[str, ...] | None:
+    """Schedules (JSON) of a file, or of all files in a study's folder; ConfigurationError where there is none."""
+    from fewstep.search_spaces.schedule import load_schedule
+
+    if path is None:
+        return None
+    files = sorted((path / "schedules").glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigurationError(f"--warm-start {path}: no schedules/*.json in it; give a finished study or a file")
+    return tuple(load_schedule(file).to_json() for file in files)
 
 
 def _conditions(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ def zoo_names() -> list[str]:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model's parts lie, and what its configuration says."""
+    """Where a model's parts lie, and what its configuration says. `quantized` is the folder of a network that
+    takes the place of the model's own."""
 
     name: str
     root: Path
     unet: Path
     scheduler: Path
+    quantized: Path | None = None
 
     @cached_property
     def unet_config(self) -> dict[str, Any]:
@@ -118,11 +120,31 @@ class ModelFiles:
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+        if self.quantized is not None:
+            from fewstep.tasks.quantization.storage import find_quantized
+
+            digest.update(find_quantized(self.quantized).hash.encode())
         return digest.hexdigest()[:16]
 
+    def with_quantized(self, folder: Path | str) -> ModelFiles:
+        """The same model with a quantised network; ModelError where that was made of another model."""
+        from fewstep.tasks.quantization.storage import find_quantized
 
-def find_model(model: str) -> ModelFiles:
-    """Resolve a zoo name or a directory; ModelError says what is missing and where it was looked for."""
+        base = replace(self, quantized=None)
+        made_of = find_quantized(Path(folder)).description
+        if made_of["model_hash"] != base.hash:
+            raise ModelError(
+                f"{folder} was made of model {made_of['model']!r} ({made_of['model_hash']}), not of {self.name!r} "
+                f"({base.hash}): quantise this one, or give that one as --model"
+            )
+        return replace(self, quantized=Path(folder))
+
+
+def find_model(model: str, quantized: str = "") -> ModelFiles:
+    """Resolve a zoo name or a directory; ModelError says what is missing and where it was looked for.
+
+    `quantized` is the folder of a quantised network of that model, or empty.
+    """
     root = ZOO / model if model in zoo_names() else Path(model)
     if not root.is_dir():
         raise ModelError(
@@ -139,7 +161,7 @@ def find_model(model: str) -> ModelFiles:
         )
     files = ModelFiles(root.absolute().name, root, unet, places[0])
     _check(files)
-    return files
+    return files.with_quantized(quantized) if quantized else files
 
 
 def _check(files: ModelFiles) -> None:

@@ -47,14 +47,22 @@ def frozen(module: Any, device: str) -> Any:
     return module.eval().requires_grad_(False).to(device)
 
 
+def load_module(loader: Any, files: ModelFiles, device: str) -> Any:
+    """The model's own network, or the quantised one that takes its place."""
+    if files.quantized is not None:
+        from fewstep.tasks.quantization.storage import from_pretrained
+
+        return from_pretrained(files.quantized, device).module
+    return frozen(load_part(loader, files.unet, torch_dtype=torch.float32, low_cpu_mem_usage=False), device)
+
+
 class LabelledUNet:
     """A UNet2DModel, with or without labels; the last label is the null one."""
 
     def __init__(self, files: ModelFiles, device: str) -> None:
         from diffusers import UNet2DModel
 
-        module = load_part(UNet2DModel, files.unet, torch_dtype=torch.float32, low_cpu_mem_usage=False)
-        self.module = frozen(module, device)
+        self.module = load_module(UNet2DModel, files, device)
         self.null_label, self.device = files.null_label, device
 
     def condition(self, conditions: Conditions, indices: Sequence[int]) -> Tensor | None:
@@ -80,8 +88,7 @@ class TextUNet:
     def __init__(self, files: ModelFiles, device: str) -> None:
         from diffusers import UNet2DConditionModel
 
-        module = load_part(UNet2DConditionModel, files.unet, torch_dtype=torch.float32, low_cpu_mem_usage=False)
-        self.module = frozen(module, device)
+        self.module = load_module(UNet2DConditionModel, files, device)
         self.files, self.device = files, device
         self._embedded: dict[str, Tensor] = {}
         self._encoder: tuple[Any, Any] | None = None

@@ -1,0 +1,94 @@
+"""`fewstep quantize`: a quantised network in a folder, made of a model for a schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.pipeline.commands.options import (
+    AsJson,
+    Device,
+    Guidance,
+    Labels,
+    Model,
+    NegativePrompt,
+    Prompts,
+    Statistics,
+    conditions,
+    print_json,
+)
+
+NAME = "quantize"
+Config = Annotated[
+    str,
+    typer.Option(
+        "--config",
+        help="wBITSaBITS-PROCEDURE-COVERAGE, as w4a8-tfmq-full; then +field=value for other choices; or a JSON file",
+    ),
+]
+
+
+def command(
+    model: Model,
+    schedule: Annotated[str, typer.Option(help="what it will sample with: a schedule's file, or PRESET/GRID@CALLS")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    config: Config = "w4a8-tfmq-full",
+    work: Annotated[Path | None, typer.Option(help="keeps what a killed calibration had finished")] = None,
+    labels: Labels = "none",
+    guidance: Guidance = 1.0,
+    prompts: Prompts = None,
+    negative_prompt: NegativePrompt = "",
+    statistics: Statistics = "",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Quantise a model's network for a schedule: weights packed, temporal features kept (TFMQ-DM).
+
+    Give the conditions that it will be used with. The same command again goes on where a killed one stopped.
+    """
+    from fewstep.errors import ConfigurationError
+    from fewstep.pipeline.display import QuantizeDisplay, coverage_table
+    from fewstep.pipeline.study import parse_teacher
+    from fewstep.search_spaces.quantization import parse_config
+    from fewstep.tasks.models.files import find_model
+    from fewstep.tasks.models.statistics import ModelStatistics
+    from fewstep.tasks.quantization.build import Recipe, quantize
+    from fewstep.tasks.quantization.storage import find_quantized
+    from fewstep.tasks.worker import check_device
+
+    if out.exists():
+        raise ConfigurationError(f"--out {out} is there already: choose another name, or delete it to quantise again")
+    check_device(device)
+    files = find_model(model)
+    asked = conditions(labels, guidance, prompts, negative_prompt)
+    asked.check(files.null_label, files.text)
+    learned = ModelStatistics.load_for(Path(statistics), files) if statistics else None
+    recipe = Recipe(parse_config(config), parse_teacher(schedule, files), asked, learned)
+    kept = work or Path.home() / ".cache" / "fewstep" / "calibrations"
+    with QuantizeDisplay(quiet=as_json) as display:
+        network, cost = quantize(files, recipe, out, kept, device, display.on_progress)
+    stored = find_quantized(out)
+    weights = sum(p.stat().st_size for p in files.unet.iterdir() if p.suffix in (".safetensors", ".bin"))
+    full = 4 * sum(layer["parameters"] for layer in stored.description["coverage"])
+    facts = {
+        "folder": out,
+        "config": recipe.config.name,
+        "bytes": stored.bytes,
+        "bytes_in_full_precision": full,
+        "bytes_of_the_model_file": weights,
+        "denoiser_calls": cost.denoiser_calls,
+        "seconds": round(cost.seconds, 1),
+        "layers": len(network.layers),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    from rich.console import Console
+
+    Console().print(coverage_table(stored.description["coverage"]))
+    typer.echo(
+        f"{out}: {recipe.config.name}, {stored.bytes / 1024:,.0f} KiB of {full / 1024:,.0f} in full precision "
+        f"({stored.bytes / full:.3f}), {cost.denoiser_calls:,} denoiser calls, {cost.seconds:.0f} s"
+    )

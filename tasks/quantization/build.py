@@ -1,0 +1,97 @@
+"""From a model and a config to a quantised network on disk, made once and found again by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.search_spaces.quantization import QuantizationConfig
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.files import ModelFiles
+from fewstep.tasks.models.statistics import ModelStatistics
+from fewstep.tasks.quantization.calibration import Calibration, Progress
+from fewstep.tasks.quantization.coverage import coverage
+from fewstep.tasks.quantization.network import QuantizedNetwork
+from fewstep.tasks.quantization.storage import DESCRIPTION, save_pretrained
+from fewstep.tasks.quantization.trajectories import collect
+
+EXAMPLE = 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides about a quantised network besides the model."""
+
+    config: QuantizationConfig
+    schedule: SolverSchedule
+    conditions: Conditions
+    statistics: ModelStatistics | None = None
+
+    def data_identity(self, files: ModelFiles) -> str:
+        """Names the calibration data: what was sampled, and how."""
+        learned = self.statistics.hash if self.statistics and self.schedule.needs_statistics else ""
+        return f"{files.hash} {self.schedule.hash} {self.conditions.hash} {learned}".rstrip()
+
+    def key(self, files: ModelFiles) -> str:
+        """Content address of the quantised network: 16 hex digits."""
+        return hashlib.sha256(f"{self.data_identity(files)}\n{self.config.hash}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a calibration took: denoiser calls of its trajectories, seconds of all of it."""
+
+    denoiser_calls: int
+    seconds: float
+
+
+def cached(files: ModelFiles, recipe: Recipe, cache: Path, device: str = "cpu") -> tuple[Path, int]:
+    """The folder of the quantised network under `cache`, calibrated now where it is not there yet.
+
+    The second value is what that took in denoiser calls. Two processes that calibrate the same config at the same
+    time make the same folder twice; the later one stays.
+    """
+    folder = cache / recipe.key(files)
+    if (folder / DESCRIPTION).is_file():
+        return folder, 0
+    _, cost = quantize(files, recipe, folder, cache / "calibrations" / recipe.key(files), device)
+    return folder, cost.denoiser_calls
+
+
+def quantize(
+    files: ModelFiles,
+    recipe: Recipe,
+    folder: Path,
+    work: Path | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[QuantizedNetwork, Cost]:
+    """Calibrate and store. What a killed calibration had finished is taken from `work`.
+
+    Raises ModelError for a network that cannot be quantised, EvaluationError where the calibration data explode.
+    """
+    begun = time.perf_counter()
+    denoiser = Denoiser(files, device, recipe.conditions)
+    data = collect(denoiser, recipe.schedule, recipe.config, recipe.statistics)
+    example = {name: value[:EXAMPLE] for name, value in data.items()}
+    network = QuantizedNetwork.wrap(denoiser.network.module, recipe.config, example)
+    Calibration(network, data, work, recipe.data_identity(files), progress).run()
+    covered = coverage(network, example)
+    cost = Cost(denoiser.calls, time.perf_counter() - begun)
+    notes: dict[str, Any] = {
+        "schedule": recipe.schedule.model_dump(mode="json"),
+        "conditions": recipe.conditions.model_dump(),
+        "coverage": [asdict(layer) for layer in covered.layers],
+        "bit_operations": covered.bit_operations,
+        "cost": asdict(cost),
+        "torch": torch.__version__,
+    }
+    save_pretrained(network, folder, files.name, files.hash, **notes)
+    return network, cost
