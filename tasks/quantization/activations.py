@@ -46,6 +46,11 @@ class _Range:
             flat = x.flatten()
             self.kept.append(flat[:: max(1, flat.numel() // KEPT)].clone())
 
+    @property
+    def finite(self) -> bool:
+        """Whether all that was seen is."""
+        return all(end is not None and bool(torch.isfinite(end)) for end in (self.low, self.high))
+
     def ends(self, bits: int) -> tuple[Tensor, Tensor]:
         assert self.low is not None
         assert self.high is not None
@@ -113,10 +118,10 @@ class ActivationQuantizer(nn.Module):
         if not self._ranges:
             raise EvaluationError("an activation quantiser saw no data: its layer is not part of the forward pass")
         times = sorted(self._ranges)
+        if not all(r.finite for row in self._ranges.values() for r in row):
+            raise EvaluationError("activations are not finite: the calibration data explode")
         grids = [[Grid.spanning(*r.ends(self.bits), self.bits) for r in self._ranges[t]] for t in times]
         scale = torch.stack([torch.stack([g.scale for g in row]) for row in grids])
-        if not bool(torch.isfinite(scale).all()):
-            raise EvaluationError("activations are not finite: the calibration data explode")
         self.set_grids(scale, torch.stack([torch.stack([g.zero for g in row]) for row in grids]), torch.tensor(times))
         self._ranges.clear()
 

@@ -7,15 +7,16 @@ part, then the ranges of activations. A killed calibration goes on after the las
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fewstep.errors import DataError
+from fewstep.errors import DataError, EvaluationError, ModelError
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig
 from fewstep.tasks.quantization.network import QuantizedNetwork
 from fewstep.tasks.quantization.rounding import RoundingPlan, learn_rounding
@@ -26,6 +27,7 @@ from fewstep.tasks.quantization.units import Unit, find_units, joined, passes, u
 
 Progress = Callable[[str, int, int], None]
 BATCH = 64
+SCHEMA_VERSION = 1
 
 
 def rounding_key(config: QuantizationConfig, identity: str) -> str:
@@ -41,11 +43,14 @@ def rounding_key(config: QuantizationConfig, identity: str) -> str:
             "fsc": "none",
         }
     )
-    return hashlib.sha256(f"{identity}\n{same.model_dump_json()}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{SCHEMA_VERSION}\n{identity}\n{same.model_dump_json()}".encode()).hexdigest()[:16]
 
 
 class Calibration:
-    """The calibration of one network on given data. `folder` keeps what is finished; `identity` names the data."""
+    """The calibration of one network on given data. `folder` keeps what is finished; `identity` names the data.
+
+    Raises EvaluationError for data that are not finite, DataError where what the folder keeps is damaged.
+    """
 
     def __init__(
         self,
@@ -59,6 +64,10 @@ class Calibration:
         self.progress = progress or (lambda _, __, ___: None)
         self.losses: dict[str, float] = {}
         self._path = None
+        if not all(bool(torch.isfinite(value).all()) for value in data.values()):
+            raise EvaluationError(
+                "the calibration data are not finite: use a schedule that does not explode"
+            )
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._path = folder / f"rounding-{rounding_key(self.config, identity)}.safetensors"
@@ -78,13 +87,15 @@ class Calibration:
         if config.reconstruction != "none" and config.weight_bits != FULL_PRECISION:
             units = find_units(network, config.reconstruction == "block", config.tib == "layers")
         count, done = len(units) + 1, 0
+        network.detach()
         network.switch(weights=False, activations="off")
         if config.tib in ("tiar", "table") and network.time_layers:
             self._tiar()
             self._keep()
-        if config.tib == "table":
+        if config.tib == "table" and network.time_layers:
             self._tabulate()
-        network.switch(weights=True, names=network.time_layers if config.tib != "layers" else [""])
+        if config.tib != "layers":
+            network.switch(weights=True, names=network.time_layers)
         done += 1
         self.progress("rounding", done, count)
         for unit in units:
@@ -126,7 +137,11 @@ class Calibration:
         network = self.network
         assert network.graph is not None
         block, given = TimeBlock(network.graph, network.layers), moments_of_block(self.data)
-        outputs = {layer_of(call): value for call, value in self.time_features(block, given).items()}
+        outputs: dict[str, Tensor] = {}
+        for call, value in self.time_features(block, given).items():
+            known = outputs.setdefault(layer_of(call), value)
+            if not torch.equal(known, value):
+                raise ModelError(f"layer {layer_of(call)} gives two temporal features: write tib tiar, not table")
         network.attach(TimeTable(given["time"], given.get("labels"), outputs))
 
     def _reconstruct(self, unit: Unit) -> None:
@@ -170,24 +185,24 @@ class Calibration:
                 self._known.setdefault(name, {})[i] = part.codes
         if self._path is None:
             return
-        aside = self._path.with_suffix(".tmp")
         flat = {f"{name}:{i}": codes.cpu() for name, parts in self._known.items() for i, codes in parts.items()}
-        save_file({key: codes.contiguous() for key, codes in flat.items()}, aside)
+        aside = self._path.with_suffix(f".{os.getpid()}.tmp")
+        with aside.open("wb") as file:
+            file.write(save({key: codes.contiguous() for key, codes in flat.items()}))
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(self._path)
 
     def _load(self) -> dict[str, dict[int, Tensor]]:
         if self._path is None or not self._path.is_file():
             return {}
-        try:
-            stored = load_file(self._path)
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{self._path} is damaged ({error}): delete it to calibrate anew") from error
         known: dict[str, dict[int, Tensor]] = {}
-        for key, codes in stored.items():
-            name, _, i = key.rpartition(":")
-            known.setdefault(name, {})[int(i)] = codes
-        for name, parts in known.items():
-            for number, codes in parts.items():
-                part = self.network.layers[name].parts[number]
-                part.codes = codes.to(part.grid.scale.device)
+        try:
+            for key, codes in load_file(self._path).items():
+                name, _, i = key.rpartition(":")
+                known.setdefault(name, {})[int(i)] = codes
+            for name, parts in known.items():
+                self.network.layers[name].set_codes([parts[i] for i in range(len(parts))])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise DataError(f"{self._path} is damaged ({error}): delete it to calibrate anew") from error
         return known

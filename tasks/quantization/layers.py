@@ -51,6 +51,8 @@ class QuantizedLayer(nn.Module):
         self._dense: Tensor | None = None
         self.instead: Callable[[int], Tensor | None] | None = None
         self._call: dict[str, Any] = {}
+        # What `Conv2d` does for a padding that is not of zeros.
+        self._padding: tuple[list[int], str] | None = None
         if isinstance(layer, nn.Conv2d):
             self._call = {
                 "stride": layer.stride,
@@ -58,6 +60,9 @@ class QuantizedLayer(nn.Module):
                 "dilation": layer.dilation,
                 "groups": layer.groups,
             }
+            if layer.padding_mode != "zeros":
+                self._padding = list(layer._reversed_padding_repeated_twice), layer.padding_mode
+                self._call["padding"] = 0
 
     @property
     def is_convolution(self) -> bool:
@@ -73,7 +78,9 @@ class QuantizedLayer(nn.Module):
         if self.soft:
             return self._soft_weight()
         if self._dense is None:
-            self._dense = torch.cat([part.values for part in self.parts], 1)
+            # An ordinary tensor even where the first pass is one of inference: gradients may be wanted later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._dense = torch.cat([part.values for part in self.parts], 1)
         return self._dense
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -82,6 +89,8 @@ class QuantizedLayer(nn.Module):
             return answer
         if self.activation is not None:
             x = self.activation(x)
+        if self._padding is not None:
+            x = functional.pad(x, *self._padding)
         if self._call:
             return functional.conv2d(x, self.weight, self.bias, **self._call)
         return functional.linear(x, self.weight, self.bias)
@@ -96,6 +105,17 @@ class QuantizedLayer(nn.Module):
             for piece in torch.split(self.original, list(self.segments), 1):
                 grid = channel_grid(piece, self.bits, search)
                 self.parts.append(WeightPart(grid, grid.codes(piece).to(torch.uint8)))
+        self._dense = None
+
+    def set_codes(self, codes: Sequence[Tensor]) -> None:
+        """Other codes on the same grids, one tensor a part; ValueError where they do not fit."""
+        if len(codes) != len(self.parts):
+            raise ValueError(f"{len(codes)} parts in the place of {len(self.parts)}")
+        for part, found in zip(self.parts, codes, strict=True):
+            if found.shape != part.codes.shape or found.dtype != torch.uint8 or int(found.max()) > part.grid.largest:
+                raise ValueError(f"codes {tuple(found.shape)} do not fit {tuple(part.codes.shape)} of {self.bits} bits")
+        for part, found in zip(self.parts, codes, strict=True):
+            part.codes = found.to(part.codes.device)
         self._dense = None
 
     def set_parts(self, parts: list[WeightPart]) -> None:
@@ -138,4 +158,8 @@ class QuantizedLayer(nn.Module):
             up = (variable.detach() >= 0).to(piece.dtype)
             codes = (piece / part.grid.scale).floor() + up + part.grid.zero
             part.codes = codes.clamp(0, part.grid.largest).to(torch.uint8)
+        self.leave_rounding()
+
+    def leave_rounding(self) -> None:
+        """Drop the variables; the codes stay as they are."""
         self.soft, self._dense = [], None

@@ -19,7 +19,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from fewstep.errors import ModelError
+from fewstep.errors import EvaluationError, ModelError
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig
 from fewstep.tasks.quantization.activations import ActivationQuantizer, Mode
 from fewstep.tasks.quantization.attention import quantize_products
@@ -81,7 +81,7 @@ def roles(module: nn.Module, graph: LayerGraph) -> dict[str, Role]:
     for name in {layer_of(call) for call in graph.order}:
         pieces = name.split(".")
         parents[name] = [module.get_submodule(".".join(pieces[:i])) for i in range(1, len(pieces))]
-    of_time = {layer_of(call) for call in graph.of_time}
+    of_time = set(graph.time_layers)
     first = {layer_of(call) for call in graph.order if "x" in graph.sources[call]}
     edges = first | {layer_of(graph.order[-1])}
 
@@ -119,12 +119,12 @@ def plan_layers(module: nn.Module, graph: LayerGraph, config: QuantizationConfig
             activation_bits = edge if activation_bits != FULL_PRECISION else activation_bits
         if not covered.get(role, True):
             bits = activation_bits = FULL_PRECISION
-        linear = isinstance(layer, nn.Linear)
+        linear, whole = isinstance(layer, nn.Linear), isinstance(layer, nn.Conv2d) and layer.groups == 1
         plans[name] = LayerPlan(
             role=role,
             bits=bits,
             activation_bits=activation_bits,
-            segments=graph.halves.get(name, ()) if config.split_skips and not linear else (),
+            segments=graph.halves.get(name, ()) if config.split_skips and whole else (),
             axis=-1 if linear else 1,
             keyed=config.fsc == "all" or (config.fsc == "tib" and role == "time"),
             token=linear and config.granularity == "token",
@@ -154,10 +154,11 @@ class QuantizedNetwork:
     def wrap(cls, module: nn.Module, config: QuantizationConfig, example: Mapping[str, Tensor]) -> QuantizedNetwork:
         """Quantise a network in place, weights rounded to nearest, everything still switched off.
 
-        `example` holds a small batch of the network's inputs (x, time (B,), labels or condition).
+        `example` holds a small batch of the network's inputs (x, time (B,), labels or condition). The network is
+        put into evaluation mode.
         Raises ModelError for a network that cannot be quantised.
         """
-        layers = matrix_layers(module)
+        layers = matrix_layers(module.eval())
         graph = trace(caller(module), example, layers)
         network = cls(module, config, plan_layers(module, graph, config))
         network.graph = graph
@@ -206,7 +207,13 @@ class QuantizedNetwork:
         assert self.table is not None
         if self.table.rows(self.clock, count) is None:
             return None
-        return self.table.times.new_zeros(count, layer.shape[0])
+        return next(iter(self.table.outputs.values())).new_zeros(count, layer.shape[0])
+
+    def detach(self) -> None:
+        """Compute the temporal information block again."""
+        self.table = None
+        for layer in self.layers.values():
+            layer.instead = None
 
     # -- switches -------------------------------------------------------------------------------------
 
@@ -216,9 +223,11 @@ class QuantizedNetwork:
         own = {name: layer.activation for name, layer in self.layers.items() if layer.activation is not None}
         return own | self.products
 
-    def switch(self, weights: bool | None = None, activations: Mode | None = None, names: Iterable[str] = ()) -> None:
+    def switch(
+        self, weights: bool | None = None, activations: Mode | None = None, names: Iterable[str] | None = None
+    ) -> None:
         """Turn weights and activation quantisers of the named layers (default: all) on or off."""
-        chosen = set(names) or None
+        chosen = None if names is None else set(names)
         for name, layer in self.layers.items():
             if weights is not None and (chosen is None or name in chosen):
                 layer.on = weights
@@ -238,9 +247,24 @@ class QuantizedNetwork:
         call = caller(self.module)
         for batch in batches:
             call(**batch)
-        for quantizer in self.quantizers.values():
-            quantizer.close()
+            if self.table is not None:
+                self._observe_block(call, batch)
+        for name, quantizer in self.quantizers.items():
+            try:
+                quantizer.close()
+            except EvaluationError as error:
+                raise EvaluationError(f"{name}: {error}") from None
         self.switch(activations="on")
+
+    def _observe_block(self, call: Any, batch: Mapping[str, Tensor]) -> None:
+        """What the block's layers see where the table does not know a timestep and they are computed."""
+        table, others = self.table, [name for name in self.quantizers if name not in self.time_layers]
+        assert table is not None
+        self.detach()
+        self.switch(activations="off", names=others)
+        call(**batch)
+        self.switch(activations="observe", names=others)
+        self.attach(table)
 
     def plan_json(self) -> dict[str, Any]:
         """The plans as plain data."""

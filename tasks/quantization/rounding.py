@@ -30,9 +30,21 @@ def learn_rounding(layers: Sequence[QuantizedLayer], loss: Loss, plan: RoundingP
     """Fit the layers' rounding to `loss(iteration)` plus the term that drives every weight to one side.
 
     The rounding that wins is kept in the layers. Returns the loss at each iteration; EvaluationError where it
-    is not finite.
+    is not finite, and then the layers keep the codes they had.
     """
     variables = [variable for layer in layers for variable in layer.start_rounding()]
+    try:
+        losses = _descend(variables, loss, plan)
+    except BaseException:
+        for layer in layers:
+            layer.leave_rounding()
+        raise
+    for layer in layers:
+        layer.finish_rounding()
+    return losses
+
+
+def _descend(variables: list[Tensor], loss: Loss, plan: RoundingPlan) -> list[float]:
     optimizer, losses = torch.optim.Adam(variables, lr=plan.rate), list[float]()
     for iteration in range(plan.iterations):
         share = (iteration / plan.iterations - plan.warmup) / (1 - plan.warmup)
@@ -49,6 +61,4 @@ def learn_rounding(layers: Sequence[QuantizedLayer], loss: Loss, plan: RoundingP
         losses.append(value.item())
         if not losses[-1] < float("inf"):
             raise EvaluationError(f"reconstruction diverged at iteration {iteration}: lower the rate ({plan.rate:g})")
-    for layer in layers:
-        layer.finish_rounding()
     return losses

@@ -6,13 +6,12 @@ Shapes: times (R,), labels (R,) or None, one output (R, D) for each of the block
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewstep.tasks.quantization.clock import Clock
-
-T = TypeVar("T")
 
 
 class TimeTable:
@@ -20,29 +19,39 @@ class TimeTable:
 
     def __init__(self, times: Tensor, labels: Tensor | None, outputs: Mapping[str, Tensor]) -> None:
         self.times, self.labels, self.outputs = times, labels, dict(outputs)
-        keys = zip(times.tolist(), labels.tolist() if labels is not None else [None] * len(times), strict=True)
+        keys = zip(
+            times.to(torch.float32).tolist(),
+            labels.tolist() if labels is not None else [None] * len(times),
+            strict=True,
+        )
         self._rows = {key: row for row, key in enumerate(keys)}
-        self._last: tuple[Tensor, list[int] | None] | None = None
+        self._last: tuple[Tensor, int, Tensor | None] | None = None
 
     def lookup(self, name: str, clock: Clock, count: int) -> Tensor | None:
         """Output (count, D) of a projection, None where it has to be computed. Other layers' outputs are unread."""
-        if self._last is None or self._last[0] is not clock.time:
-            self._last = clock.time, self.rows(clock, count)
-        rows = self._last[1]
+        rows = self.rows(clock, count)
         return None if rows is None else self.outputs[name][rows]
 
-    def rows(self, clock: Clock, count: int) -> list[int] | None:
-        """The rows of a pass's `count` images; None where one of their timesteps or labels is not in the table."""
-        times = clock.time.flatten().tolist()
-        labels: list[int | None] = [None]
-        if self.labels is not None:
-            if clock.labels is None:
-                return None
-            labels = clock.labels.flatten().tolist()
-        keys = zip(_stretched(times, count), _stretched(labels, count), strict=True)
-        rows = [self._rows.get(key) for key in keys]
-        return None if any(row is None for row in rows) else rows  # type: ignore[return-value]
+    def rows(self, clock: Clock, count: int) -> Tensor | None:
+        """The rows (count,) of a pass's images; None where one of their timesteps or labels is not in the table."""
+        # The clock's time is a new tensor for every pass: one look-up serves all layers.
+        if self._last is None or self._last[0] is not clock.time or self._last[1] != count:
+            self._last = clock.time, count, self._find(clock, count)
+        return self._last[2]
+
+    def _find(self, clock: Clock, count: int) -> Tensor | None:
+        if (self.labels is None) != (clock.labels is None):
+            return None
+        times = _stretched(clock.time.flatten().tolist(), count)
+        labels = _stretched([None] if clock.labels is None else clock.labels.flatten().tolist(), count)
+        if times is None or labels is None:
+            return None
+        rows = [self._rows.get(key) for key in zip(times, labels, strict=True)]
+        return None if any(row is None for row in rows) else torch.tensor(rows, device=self.times.device)
 
 
-def _stretched(values: list[T], count: int) -> list[T]:
-    return values * count if len(values) == 1 else values
+def _stretched(values: list[Any], count: int) -> list[Any] | None:
+    """Values of the images for `count` rows, every image's rows next to each other; None where they do not fit."""
+    if not values or count % len(values):
+        return None
+    return [value for value in values for _ in range(count // len(values))]

@@ -8,7 +8,7 @@ image at all, and whether it is a concatenation. No module is known by its name.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,21 @@ class LayerGraph:
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Calls of the block that no other one of the block reads: its outputs."""
+        """Calls of the block that the rest of the network reads, or nobody of the block: its outputs."""
         block = self.of_time
-        read = frozenset().union(*(self.sources[name] for name in block)) if block else frozenset()
-        return tuple(name for name in block if name not in read)
+        read = self._read_by(block)
+        outside = self._read_by(name for name in self.order if name not in block)
+        return tuple(name for name in block if name in outside or name not in read)
+
+    @property
+    def time_layers(self) -> tuple[str, ...]:
+        """Layers all of whose calls belong to the block."""
+        block = set(self.of_time)
+        others = {layer_of(name) for name in self.order if name not in block}
+        return tuple(dict.fromkeys(layer_of(name) for name in self.of_time if layer_of(name) not in others))
+
+    def _read_by(self, names: Iterable[str]) -> frozenset[str]:
+        return frozenset[str]().union(*(self.sources[name] for name in names))
 
 
 def layer_of(call: str) -> str:
@@ -83,6 +94,8 @@ def trace(call: Call, given: Mapping[str, Tensor], layers: Mapping[str, nn.Modul
     try:
         with torch.no_grad():
             call(**given)
+    except Exception as error:
+        raise ModelError(f"the network does not run on the example: {_first_line(error)}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -114,9 +127,13 @@ def trace(call: Call, given: Mapping[str, Tensor], layers: Mapping[str, nn.Modul
     try:
         with torch.no_grad():
             graph = make_fx(cut)(*given.values(), *outputs.values())
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        raise ModelError(f"the network cannot be traced for quantisation: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # Whatever foreign code raises that looks into the tensors it is given.
+        raise ModelError(f"the network cannot be traced for quantisation: {_first_line(error)}") from error
     return _read(graph, inputs, order, len(given["x"]))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _read(graph: GraphModule, inputs: tuple[str, ...], order: tuple[str, ...], batch: int) -> LayerGraph:
@@ -131,7 +148,9 @@ def _read(graph: GraphModule, inputs: tuple[str, ...], order: tuple[str, ...], b
     for name, node in ends.items():
         value = node.meta.get("val")
         if node.target is torch.ops.aten.cat.default and value is not None and value.ndim == 4:
-            halves[name] = tuple(int(piece.meta["val"].shape[1]) for piece in node.args[0])
+            pieces, axis = node.args[0], node.args[1] if len(node.args) > 1 else 0
+            if axis % 4 == 1 and len(pieces) > 1:
+                halves[name] = tuple(int(piece.meta["val"].shape[1]) for piece in pieces)
     return LayerGraph(order, {name: reaches[node] for name, node in ends.items()}, halves, graph, inputs, batch)
 
 
@@ -140,6 +159,9 @@ class TimeBlock:
 
     Runs the traced operations between the block's layers and calls `layers`, so it follows whatever stands in
     their place. Shapes: time (N,), labels (N,); outputs (N, D).
+
+    The trace holds the batch it was made with in the sizes of a few operations. All rows are tried at once with
+    those sizes replaced; where that does not give what slices of the traced size give, slices are what is run.
     """
 
     def __init__(self, found: LayerGraph, layers: Mapping[str, nn.Module]) -> None:
@@ -150,21 +172,49 @@ class TimeBlock:
         self._ends = {name: ends[name] for name in self.names}
         placeholders = [n for n in nodes if n.op == "placeholder"]
         self._names = dict(zip(placeholders, (*found.inputs, *found.order), strict=True))
+        self._wide: dict[int, bool] = {}
 
     def __call__(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs of the block's projections for the given `time` and, where the network has them, `labels`."""
+        given = {name: given[name] for name in ("time", "labels") if name in given}
         rows = len(given["time"])
+        if rows not in self._wide:
+            self._wide[rows] = self._agrees(given, rows)
+        if self._wide[rows]:
+            found = self._run(given, rows)
+            return {name: found[name] for name in self.projections}
+        return self._sliced(given, rows)
+
+    @torch.no_grad()
+    def _agrees(self, given: Mapping[str, Tensor], rows: int) -> bool:
+        expected = self._sliced(given, rows)
+        try:
+            found = self._run(given, rows)
+        except (RuntimeError, IndexError, ValueError):
+            return False
+        return all(
+            found[name].shape == value.shape
+            and torch.allclose(found[name], value, rtol=1e-4, atol=1e-5 * (1 + float(value.abs().max())))
+            for name, value in expected.items()
+        )
+
+    def _sliced(self, given: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
         pieces: dict[str, list[Tensor]] = {name: [] for name in self.projections}
         for first in range(0, rows, self._batch):
             index = torch.arange(first, first + self._batch, device=given["time"].device).clamp(max=rows - 1)
-            found = self._run({name: value[index] for name, value in given.items()})
+            found = self._run({name: value[index] for name, value in given.items()}, self._batch)
             for name in self.projections:
                 pieces[name].append(found[name][: rows - first])
         return {name: torch.cat(parts) for name, parts in pieces.items()}
 
-    def _run(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _run(self, given: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
         known: dict[str, Tensor] = dict(given)
         values: dict[Node, Any] = {}
+
+        def fitted(argument: Any) -> Any:
+            if not isinstance(argument, list | tuple) or not all(isinstance(size, int) for size in argument):
+                return argument
+            return [rows, *argument[1:]] if argument and argument[0] == self._batch else argument
 
         def value(node: Node) -> Any:
             if node not in values:
@@ -174,7 +224,7 @@ class TimeBlock:
                     values[node] = operator.attrgetter(str(node.target))(self._graph)
                 else:
                     arguments, named = torch.fx.map_arg((node.args, node.kwargs), value)
-                    values[node] = node.target(*arguments, **named)  # type: ignore[operator]
+                    values[node] = node.target(*map(fitted, arguments), **named)  # type: ignore[operator]
             return values[node]
 
         for name in self.names:

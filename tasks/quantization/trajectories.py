@@ -51,7 +51,6 @@ def recorded(module: nn.Module) -> Iterator[list[Batch]]:
         handle.remove()
 
 
-@torch.inference_mode()
 def collect(
     denoiser: Denoiser,
     schedule: SolverSchedule,
@@ -64,6 +63,21 @@ def collect(
     Of a schedule with more calls than `config.steps` that many are used, evenly spaced, the first and last
     among them. Raises EvaluationError where a trajectory is not finite.
     """
+    with torch.inference_mode():
+        data = _recorded_data(denoiser, schedule, config, statistics, batch)
+    if not all(bool(torch.isfinite(value).all()) for value in data.values()):
+        raise EvaluationError(f"schedule {schedule.hash} explodes on this model: calibrate with one that does not")
+    # Ordinary tensors: gradients of the rounding go through what is computed from them.
+    return {name: value.clone() for name, value in data.items()}
+
+
+def _recorded_data(
+    denoiser: Denoiser,
+    schedule: SolverSchedule,
+    config: QuantizationConfig,
+    statistics: ModelStatistics | None,
+    batch: int,
+) -> Batch:
     files = denoiser.files
     tables = compile_schedule(schedule, files.noise, files.prediction_type, statistics)
     program, pieces = Program(tables, denoiser.device), list[list[Batch]]()
@@ -74,12 +88,7 @@ def collect(
             program(denoiser.on(range(first, first + size), schedule.guidance, schedule.skips), x)
         pieces.append(seen)
     used = chosen_steps(len(pieces[0]), config.steps)
-    data = {
-        name: torch.cat([torch.cat([seen[k][name] for seen in pieces]) for k in used]).clone() for name in pieces[0][0]
-    }
-    if not bool(torch.isfinite(data["x"]).all()):
-        raise EvaluationError(f"schedule {schedule.hash} explodes on this model: calibrate with one that does not")
-    return data
+    return {name: torch.cat([seen[k][name] for k in used for seen in pieces]) for name in pieces[0][0]}
 
 
 def chosen_steps(calls: int, wanted: int) -> list[int]:
