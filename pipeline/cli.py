@@ -25,6 +25,7 @@ def _register() -> None:
         doctor,
         evaluate,
         export,
+        quantization_table,
         quantize,
         report,
         sample,
@@ -35,7 +36,20 @@ def _register() -> None:
         zoo,
     )
 
-    for module in (search, baseline, evaluate, sample, export, quantize, statistics, train, zoo, report, doctor):
+    for module in (
+        search,
+        baseline,
+        evaluate,
+        sample,
+        export,
+        quantize,
+        quantization_table,
+        statistics,
+        train,
+        zoo,
+        report,
+        doctor,
+    ):
         app.command(module.NAME)(module.command)
     app.add_typer(schedule.app, name=schedule.NAME)
 

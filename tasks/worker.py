@@ -62,11 +62,11 @@ class Task:
     `moments` returns feature moments of each group of GROUP images (start must be a multiple of it),
     `distance` the paired distances to the teacher's samples from the same noise, `images` the pixels.
     With `quantization` (a config's JSON) the network is quantised that way; the teacher is always sampled in
-    full precision.
+    full precision. `calibrate` only sees to it that the cache holds that network.
     """
 
     key: str
-    kind: Literal["moments", "distance", "images"]
+    kind: Literal["moments", "distance", "images", "calibrate"]
     schedule: str
     seed: int
     start: int
@@ -197,6 +197,10 @@ class Worker:
     def _images(self, task: Task) -> dict[str, npt.NDArray[np.float32]]:
         images = self.sample(task.schedule, task.seed, task.start, task.count, self._denoiser_of(task))
         return {"images": images.cpu().numpy().astype(np.float32)}
+
+    def _calibrate(self, task: Task) -> dict[str, str]:
+        self._denoiser_of(task)
+        return {}
 
     def _teacher_samples(self, task: Task) -> tuple[Tensor, npt.NDArray[np.float64]]:
         key = (task.teacher, task.seed, task.start, task.count)
