@@ -83,9 +83,7 @@ class QuantizationConfig(BaseModel):
         try:
             return cls(**fields)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ConfigurationError(f"quantisation: {where}: {first['msg']}, got {first['input']!r}") from None
+            raise ConfigurationError(f"quantisation: {_first_problem(error)}") from None
 
     @classmethod
     def from_json(cls, text: str) -> QuantizationConfig:
@@ -93,9 +91,15 @@ class QuantizationConfig(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ConfigurationError(f"this is no quantisation config: {where}: {first['msg']}") from None
+            raise ConfigurationError(f"this is no quantisation config: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown field {where!r}: choose of {', '.join(QuantizationConfig.model_fields)}"
+    return f"{where}: {first['msg']}, got {first['input']!r}".removeprefix(": ")
 
 
 PROCEDURES: dict[str, dict[str, Any]] = {
