@@ -1,0 +1,297 @@
+"""The space of quantisation configs that the search walks in.
+
+A decision is a field of `QuantizationConfig` with the values that are worth trying; some decisions only exist
+where an earlier one calls for them. Members are kept in one form: what cannot change a network's outputs has its
+default value, so that equal behaviour has an equal hash. Ranges: TFMQ-DM (2311.16503), and the authors' program.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+from typing import Any
+
+from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig
+from fewstep.search_spaces.solver_space import Suggests
+
+RATE = 0.15
+# A block of a few layers, without images: iterations cost it little, so it may have more of them.
+TIAR_SHARE = 5
+_DEFAULTS: Mapping[str, Any] = QuantizationConfig().model_dump()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values."""
+
+    options: tuple[Any, ...]
+
+    def suggest(self, trial: Suggests, name: str) -> Any:
+        """Draw through an Optuna trial."""
+        return trial.suggest_categorical(name, list(self.options))
+
+    def parameter(self, value: Any) -> Any:
+        """What `suggest` has to draw for a value."""
+        return value
+
+    def nearest(self, value: Any) -> Any:
+        """The option that comes closest: itself, the nearest number, or else the first option."""
+        if value in self.options:
+            return value
+        numbers = [o for o in self.options if isinstance(o, int | float) and not isinstance(o, bool)]
+        if not isinstance(value, int | float) or not numbers:
+            return self.options[0]
+        return min(numbers, key=lambda o: (abs(o - value), o))
+
+    def draw(self, rng: Random) -> Any:
+        """Any value, all alike."""
+        return rng.choice(self.options)
+
+    def nudge(self, value: Any, rng: Random) -> Any:
+        """Another value, where there is one."""
+        return rng.choice([o for o in self.options if o != value] or list(self.options))
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return len(self.options)
+
+    def encode(self, value: Any) -> list[float]:
+        """One feature an option."""
+        return [float(value == option) for option in self.options]
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from `low` to `high`, to three digits: finer differences are noise, and rounding makes hashes exact.
+
+    `log`: equal ratios are equal steps. `whole`: only whole numbers.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    def suggest(self, trial: Suggests, name: str) -> Any:
+        """Draw through an Optuna trial; the parameter is the number's logarithm where `log` says so."""
+        return self.nearest(self._back(trial.suggest_float(name, self._scaled(self.low), self._scaled(self.high))))
+
+    def parameter(self, value: Any) -> Any:
+        """What `suggest` has to draw for a value."""
+        return min(max(self._scaled(value), self._scaled(self.low)), self._scaled(self.high))
+
+    def nearest(self, value: Any) -> Any:
+        """The number rounded and brought inside the range."""
+        rounded = round(value) if self.whole else float(f"{value:.3g}" if self.log else f"{value:.4g}")
+        return min(max(rounded, round(self.low) if self.whole else self.low), self.high)
+
+    def draw(self, rng: Random) -> Any:
+        """Any value, uniform in the scaled range."""
+        return self.nearest(self._back(rng.uniform(self._scaled(self.low), self._scaled(self.high))))
+
+    def nudge(self, value: Any, rng: Random) -> Any:
+        """A value near by: a tenth to a third of the range away on average, cut at its ends."""
+        low, high = self._scaled(self.low), self._scaled(self.high)
+        moved = self._scaled(value) + rng.gauss(0, rng.uniform(0.1, 0.35) * (high - low))
+        return self.nearest(self._back(min(max(moved, low), high)))
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return 1
+
+    def encode(self, value: Any) -> list[float]:
+        """The place in the range, -1 to 1."""
+        low, high = self._scaled(self.low), self._scaled(self.high)
+        return [2 * (self._scaled(value) - low) / (high - low) - 1 if high > low else 0.0]
+
+    def _scaled(self, value: float) -> float:
+        return math.log(value) if self.log else float(value)
+
+    def _back(self, value: float) -> float:
+        return math.exp(value) if self.log else value
+
+
+Decision = Choice | Range
+_FLAG = Choice((False, True))
+
+
+@dataclass(frozen=True)
+class QuantizationSpace:
+    """Configs for a network that is calibrated along a schedule of `calls` denoiser calls.
+
+    `iterations` is the most that reconstruction may spend on a unit (the temporal block TIAR_SHARE times as many);
+    0 leaves learnt rounding out.
+    """
+
+    calls: int
+    iterations: int = 400
+
+    def __post_init__(self) -> None:
+        if self.calls < 1 or self.iterations < 0:
+            raise ConfigurationError(
+                f"a quantisation space of {self.calls} calls and {self.iterations} iterations is not possible: give "
+                "at least one denoiser call, and no negative number of iterations"
+            )
+
+    @cached_property
+    def decisions(self) -> dict[str, Decision]:
+        """What is searched, by field, in the order in which it is decided."""
+        learnt, tiar = self.iterations, TIAR_SHARE * self.iterations
+        steps = [0, *sorted({n for n in (self.calls // 2, self.calls // 4) if n > 1}, reverse=True)]
+        found: dict[str, Decision] = {
+            "weight_bits": Choice((3, 4, 6, 8)),
+            "activation_bits": Choice((6, 8, FULL_PRECISION)),
+            "edge_bits": Choice((4, 6, 8, FULL_PRECISION)),
+            "shortcuts": _FLAG,
+            "samplers": _FLAG,
+            "attention": _FLAG,
+            "matmuls": _FLAG,
+            "split_skips": _FLAG,
+            "weight_range": Choice(("minmax", "search")),
+            "granularity": Choice(("tensor", "token")),
+            "activation_range": Choice(("minmax", "ema", "percentile", "mse")),
+            "momentum": Range(0.9, 0.99),
+            "percentile": Range(99.0, 99.99),
+            "reconstruction": Choice(("none", "layer", "block") if learnt else ("none",)),
+            "tib": Choice(("nearest", "layers", "tiar", "table") if learnt else ("nearest", "table")),
+            "tib_bits": Choice((None, 4, 6, 8)),
+            "fsc": Choice(("none", "tib", "all")),
+            "images": Range(16, 256, log=True, whole=True),
+            "steps": Choice(tuple(steps)),
+        }
+        if learnt:
+            found |= {
+                "tiar_iterations": Range(max(1, min(200, tiar // 2)), min(tiar, 20_000), log=True, whole=True),
+                "tiar_rate": Range(1e-4, 1e-2, log=True),
+                "iterations": Range(max(1, min(50, learnt // 2)), min(learnt, 20_000), log=True, whole=True),
+                "rate": Range(1e-3, 1e-1, log=True),
+                "rounding_weight": Range(1e-3, 1e-1, log=True),
+                "warmup": Range(0.0, 0.4),
+            }
+        return found
+
+    # -- members --------------------------------------------------------------------------------------
+
+    def member(self, config: QuantizationConfig) -> QuantizationConfig:
+        """The member that comes closest: every relevant field brought into its range, all others at their defaults.
+
+        Changes no member.
+        """
+        values = config.model_dump()
+        if values["steps"] >= self.calls:
+            values["steps"] = 0
+        if values["tib_bits"] == values["weight_bits"]:
+            values["tib_bits"] = None
+        return self._settled(values)
+
+    def _settled(self, given: Mapping[str, Any]) -> QuantizationConfig:
+        """A config of decided fields; what is not relevant to them falls back to its default."""
+        values = dict(_DEFAULTS)
+        for name, decision in self.decisions.items():
+            if self._relevant(name, values):
+                values[name] = decision.nearest(given.get(name, values[name]))
+            self._merge(name, values)
+        if not self.iterations and values["tib"] == "table":
+            # The table's rounding for other timesteps is TIAR's: here it is the nearest.
+            values["tiar_iterations"] = 0
+        return QuantizationConfig.build(**values)
+
+    def _relevant(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Whether a field can change anything, given the fields that are decided before it."""
+        activations = values["activation_bits"] != FULL_PRECISION
+        learnt = values["reconstruction"] != "none"
+        block = values["tib"] in ("tiar", "table")
+        match name:
+            case "matmuls" | "granularity" | "activation_range" | "fsc":
+                return activations
+            case "momentum":
+                return activations and values["activation_range"] == "ema"
+            case "percentile":
+                return activations and values["activation_range"] == "percentile"
+            case "iterations" | "rate":
+                return learnt
+            case "tiar_iterations" | "tiar_rate":
+                return block
+            case "rounding_weight" | "warmup":
+                return learnt or block
+            case "images" | "steps":
+                return activations or learnt or block
+            case _:
+                return True
+
+    def _merge(self, name: str, values: dict[str, Any]) -> None:
+        """Write one behaviour one way, once `name` is decided."""
+        if name == "tib" and values["tib"] == "layers" and values["reconstruction"] == "none":
+            values["tib"] = "nearest"
+        if name == "tib_bits" and values["tib_bits"] == values["weight_bits"]:
+            values["tib_bits"] = None
+        # The block's layers are linear ones, whose rows find their own ranges.
+        if name == "fsc" and values["fsc"] == "tib" and values["granularity"] == "token":
+            values["fsc"] = "none"
+
+    def relevant(self, config: QuantizationConfig) -> Iterator[str]:
+        """The decisions that a member has."""
+        values = config.model_dump()
+        return (name for name in self.decisions if self._relevant(name, values))
+
+    # -- to and from parameters -----------------------------------------------------------------------
+
+    def suggest(self, trial: Suggests) -> QuantizationConfig:
+        """Draw a member through an Optuna trial. A parameter has the name of its field, see `parameters`."""
+        values = dict(_DEFAULTS)
+        drawn: dict[str, Any] = {}
+        for name, decision in self.decisions.items():
+            if self._relevant(name, values):
+                values[name] = drawn[name] = decision.suggest(trial, name)
+            self._merge(name, values)
+        return self._settled(drawn)
+
+    def parameters(self, config: QuantizationConfig) -> dict[str, Any]:
+        """Flat parameters of a config: what `suggest` would have drawn for its member."""
+        member = self.member(config)
+        return {name: self.decisions[name].parameter(getattr(member, name)) for name in self.relevant(member)}
+
+    # -- variation ------------------------------------------------------------------------------------
+
+    def random(self, rng: Random) -> QuantizationConfig:
+        """Any member, every decision drawn on its own."""
+        return self._settled({name: decision.draw(rng) for name, decision in self.decisions.items()})
+
+    def mutate(self, config: QuantizationConfig, rng: Random, rate: float = RATE) -> QuantizationConfig:
+        """Change each relevant decision with probability `rate`, at least one."""
+        member = self.member(config)
+        names = list(self.relevant(member))
+        for _ in range(50):
+            chosen = [name for name in names if rng.random() < rate] or [rng.choice(names)]
+            values = {name: getattr(member, name) for name in names}
+            values |= {name: self.decisions[name].nudge(values[name], rng) for name in chosen}
+            child = self._settled(values)
+            if child != member:
+                return child
+        return self.random(rng)
+
+    def cross(self, a: QuantizationConfig, b: QuantizationConfig, rng: Random) -> QuantizationConfig:
+        """Every decision from one of the two, at random."""
+        a, b = self.member(a), self.member(b)
+        return self._settled({name: getattr(rng.choice((a, b)), name) for name in self.decisions})
+
+    def encode(self, config: QuantizationConfig) -> list[float]:
+        """`width` features, each in [-1, 1]; those of decisions that the member does not have are 0."""
+        member = self.member(config)
+        has = set(self.relevant(member))
+        rows = (
+            decision.encode(getattr(member, name)) if name in has else [0.0] * decision.width
+            for name, decision in self.decisions.items()
+        )
+        return [value for row in rows for value in row]
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return sum(decision.width for decision in self.decisions.values())
