@@ -49,7 +49,7 @@ class QuantizedLayer(nn.Module):
         self.soft: list[Tensor] = []
         self.shape = tuple(layer.weight.shape)
         self._dense: Tensor | None = None
-        self.instead: Callable[[int], Tensor | None] | None = None
+        self.instead: Callable[[int], tuple[Tensor, Tensor | None] | None] | None = None
         self._call: dict[str, Any] = {}
         # What `Conv2d` does for a padding that is not of zeros.
         self._padding: tuple[list[int], str] | None = None
@@ -84,16 +84,29 @@ class QuantizedLayer(nn.Module):
         return self._dense
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """The layer's output for its quantised input; `instead` may answer without computing anything."""
-        if self.instead is not None and (answer := self.instead(len(x))) is not None:
-            return answer
+        """The layer's output for its quantised input.
+
+        `instead(B)` may answer: an output, and the rows it is right for; None stands for all of them, and then
+        nothing is computed.
+        """
+        answer = None if self.instead is None else self.instead(len(x))
+        if answer is None:
+            return self._compute(x)
+        output, known = answer
+        return output if known is None else torch.where(known[:, None], output, self._compute(x))
+
+    def _compute(self, x: Tensor) -> Tensor:
         if self.activation is not None:
             x = self.activation(x)
+        return self.multiply(x, self.weight, self.bias)
+
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's convolution or linear map, with another weight (O, I, ...) for as many input channels."""
         if self._padding is not None:
             x = functional.pad(x, *self._padding)
         if self._call:
-            return functional.conv2d(x, self.weight, self.bias, **self._call)
-        return functional.linear(x, self.weight, self.bias)
+            return functional.conv2d(x, weight, bias, **self._call)
+        return functional.linear(x, weight, bias)
 
     # -- weights --------------------------------------------------------------------------------------
 

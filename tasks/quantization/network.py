@@ -180,7 +180,8 @@ class QuantizedNetwork:
         setattr(self.module.get_submodule(parent), leaf, self.layers[name])
 
     def _product(self) -> ActivationQuantizer:
-        return ActivationQuantizer(self.config, int(self.config.activation_bits), self.clock, -1, False)
+        bits, keyed = int(self.config.activation_bits), self.config.fsc == "all"
+        return ActivationQuantizer(self.config, bits, self.clock, -1, keyed)
 
     def _watch(self) -> None:
         """Set the clock at the start of every forward pass."""
@@ -202,12 +203,13 @@ class QuantizedNetwork:
             else:
                 layer.instead = partial(self._unread, layer)
 
-    def _unread(self, layer: QuantizedLayer, count: int) -> Tensor | None:
+    def _unread(self, layer: QuantizedLayer, count: int) -> tuple[Tensor, None] | None:
         """Zeros in the place of an output that only tabulated layers would read."""
         assert self.table is not None
-        if self.table.rows(self.clock, count) is None:
+        found = self.table.find(self.clock, count)
+        if found is None or found.known is not None:
             return None
-        return next(iter(self.table.outputs.values())).new_zeros(count, layer.shape[0])
+        return next(iter(self.table.outputs.values())).new_zeros(count, layer.shape[0]), None
 
     def detach(self) -> None:
         """Compute the temporal information block again."""

@@ -6,12 +6,21 @@ Shapes: times (R,), labels (R,) or None, one output (R, D) for each of the block
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.tasks.quantization.clock import Clock
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows (count,) of the table; `known` (count,) says which of them are right, None that all are."""
+
+    rows: Tensor
+    known: Tensor | None
 
 
 class TimeTable:
@@ -25,29 +34,35 @@ class TimeTable:
             strict=True,
         )
         self._rows = {key: row for row, key in enumerate(keys)}
-        self._last: tuple[Tensor, int, Tensor | None] | None = None
+        self._last: tuple[Tensor, int, Found | None] | None = None
 
-    def lookup(self, name: str, clock: Clock, count: int) -> Tensor | None:
-        """Output (count, D) of a projection, None where it has to be computed. Other layers' outputs are unread."""
-        rows = self.rows(clock, count)
-        return None if rows is None else self.outputs[name][rows]
+    def lookup(self, name: str, clock: Clock, count: int) -> tuple[Tensor, Tensor | None] | None:
+        """Output (count, D) of a projection and the rows (count,) that it is right for, None for all of them.
 
-    def rows(self, clock: Clock, count: int) -> Tensor | None:
-        """The rows (count,) of a pass's images; None where one of their timesteps or labels is not in the table."""
+        None where not a single row is known. What an image is given does not depend on the others of its batch.
+        """
+        found = self.find(clock, count)
+        return None if found is None else (self.outputs[name][found.rows], found.known)
+
+    def find(self, clock: Clock, count: int) -> Found | None:
+        """Where the images of a pass stand in the table; None where not a single one is in it."""
         # The clock's time is a new tensor for every pass: one look-up serves all layers.
         if self._last is None or self._last[0] is not clock.time or self._last[1] != count:
             self._last = clock.time, count, self._find(clock, count)
         return self._last[2]
 
-    def _find(self, clock: Clock, count: int) -> Tensor | None:
+    def _find(self, clock: Clock, count: int) -> Found | None:
         if (self.labels is None) != (clock.labels is None):
             return None
         times = _stretched(clock.time.flatten().tolist(), count)
         labels = _stretched([None] if clock.labels is None else clock.labels.flatten().tolist(), count)
         if times is None or labels is None:
             return None
-        rows = [self._rows.get(key) for key in zip(times, labels, strict=True)]
-        return None if any(row is None for row in rows) else torch.tensor(rows, device=self.times.device)
+        rows = torch.tensor([self._rows.get(key, -1) for key in zip(times, labels, strict=True)])
+        known, device = rows >= 0, self.times.device
+        if not bool(known.any()):
+            return None
+        return Found(rows.clamp(min=0).to(device), None if bool(known.all()) else known.to(device))
 
 
 def _stretched(values: list[Any], count: int) -> list[Any] | None:
