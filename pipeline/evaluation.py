@@ -68,6 +68,7 @@ class _Pending:
     error: str = ""
     results: dict[int, TaskResult] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def content_key(**parts: object) -> str:
@@ -198,6 +199,7 @@ class Evaluator:
         pending.calls += result.denoiser_calls
         pending.seconds += result.seconds
         pending.device, pending.versions = result.device, pending.versions | result.versions
+        pending.metrics |= result.metrics
         pending.error = pending.error or result.error
         if pending.missing:
             return None, moments
@@ -236,7 +238,7 @@ class Evaluator:
             value=value,
             low=low,
             high=high,
-            metrics=metrics,
+            metrics=pending.metrics | metrics,
             denoiser_calls=pending.calls,
             seconds=pending.seconds,
             device=pending.device,

@@ -6,13 +6,16 @@ import csv
 import io
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from fewstep.errors import ConfigurationError, EvaluationError
+from fewstep.pipeline.climb import Climb
 from fewstep.pipeline.evaluation import Candidate
+from fewstep.pipeline.quantization_state import QuantizationState
 from fewstep.pipeline.state import SearchState, Trial, Work
 from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.storage.records import EvaluationRecord
@@ -61,8 +64,14 @@ def contenders(state: SearchState, nfe: int) -> dict[str, Trial]:
     return methods
 
 
-def report_work(state: SearchState) -> list[Work]:
-    """What the report has to evaluate, each schedule once, the found ones first."""
+def report_work(state: Climb) -> list[Work]:
+    """What the report has to evaluate, each candidate once, the found ones first."""
+    if isinstance(state, QuantizationState):
+        # That report is made of this module's rows, and so cannot be imported before them.
+        from fewstep.pipeline.quantization_report import quantization_work
+
+        return quantization_work(state)
+    assert isinstance(state, SearchState)
     work: dict[str, Work] = {}
     for nfe in state.settings.nfes:
         for method, trial in contenders(state, nfe).items():
@@ -73,8 +82,13 @@ def report_work(state: SearchState) -> list[Work]:
     return sorted(work.values(), key=lambda w: not w[0].origin.startswith("found:"))
 
 
-def report_rows(state: SearchState, records: Sequence[EvaluationRecord]) -> list[Row]:
+def report_rows(state: Climb, records: Sequence[EvaluationRecord]) -> list[Row]:
     """The final table from the report's records. Presets that coincide at an NFE share their evaluation."""
+    if isinstance(state, QuantizationState):
+        from fewstep.pipeline.quantization_report import quantization_rows
+
+        return quantization_rows(state, records)
+    assert isinstance(state, SearchState)
     by_hash = {r.candidate: r for r in records if r.rung == state.report.name and r.value is not None}
     rows = []
     for nfe in state.settings.nfes:
@@ -86,16 +100,23 @@ def report_rows(state: SearchState, records: Sequence[EvaluationRecord]) -> list
     return rows
 
 
-def results_csv(rows: Sequence[Row], command: str, seeds: dict[str, int]) -> str:
-    """The table as CSV under `#` lines that say how it was made."""
+def results_csv(
+    rows: Sequence[Row], command: str, seeds: dict[str, int], notes: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The table as CSV under `#` lines that say how it was made, and what its columns mean where `notes` say it."""
     out = io.StringIO()
-    out.writelines(f"# {name}: {value}\n" for name, value in provenance(command, seeds).items())
+    out.writelines(f"# {name}: {value}\n" for name, value in (provenance(command, seeds) | dict(notes)).items())
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", "method", "nfe", "metric", "value", "low", "high", "images", "schedule"])
-    for r in rows:
-        ends = ["" if v is None else f"{v:.6g}" for v in (r.low, r.high)]
-        writer.writerow([r.model, r.method, r.nfe, r.metric, f"{r.value:.6g}", *ends, r.images, r.schedule])
+    columns = [f.name for f in fields(rows[0] if rows else Row)]
+    writer.writerow(columns)
+    writer.writerows([_cell(getattr(row, name)) for name in columns] for row in rows)
     return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def provenance(command: str, seeds: dict[str, int]) -> dict[str, str]:

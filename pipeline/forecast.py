@@ -8,36 +8,61 @@ from typing import Any
 
 import torch
 
+from fewstep.pipeline.quantization_proposer import NAMES
 from fewstep.pipeline.rungs import ladder
 from fewstep.pipeline.settings import ExecutionSettings
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.presets import SEARCH_PRESETS
+from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.tasks.worker import Worker, WorkerSettings
 
 SECONDS = 1.0
+# The fewest trajectories that a config of the space asks for; a pass forward and back, in calls.
+FEWEST_TRAJECTORIES, PASSES = 16, 3
 
 
 def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
-    """Calls of the search (presets included), its finals and the report at most; minutes on this machine."""
+    """Calls of the search (presets included), its finals and the report at most; minutes on this machine.
+
+    Where networks are quantised, learning their rounding is counted in the minutes by the calls that it is worth.
+    """
     s = study.settings
     _, _, finals, report = ladder(s)
     growth = finals.images - s.frechet_images
-    final_calls = sum(nfe * growth * s.finalists for nfe in s.nfes)
-    report_calls = sum(nfe * report.images * (1 + len(SEARCH_PRESETS)) for nfe in s.nfes)
     teacher_calls = study.teacher.nfe * s.distance_images
+    calibrations: dict[str, int] = {}
+    if s.space == "schedule":
+        final_calls = sum(nfe * growth * s.finalists for nfe in s.nfes)
+        report_calls = sum(nfe * report.images * (1 + len(SEARCH_PRESETS)) for nfe in s.nfes)
+    else:
+        final_calls = max(s.nfes) * growth * s.front
+        report_calls = (max(s.nfes) * s.front + sum(s.nfes) * (1 + len(NAMES))) * report.images
+        calibrations = _calibrations(study)
     total = s.budget + final_calls + report_calls + teacher_calls
     rate = measured_rate(study, execution)
     workers = execution.workers or (os.cpu_count() or 1) if execution.executor == "ray" else 1
+    work = total + calibrations.get("calls_that_learning_is_worth_at_most", 0)
     return {
         "search_calls": s.budget,
         "finals_calls_at_most": final_calls,
         "report_calls_at_most": report_calls,
         "teacher_calls_a_worker": teacher_calls,
         "total_calls_at_most": total,
+        **calibrations,
         "calls_a_second_a_worker": round(rate),
         "workers": workers,
-        "minutes_at_most": round(total / rate / workers / 60, 1),
+        "minutes_at_most": round(work / rate / workers / 60, 1),
     }
+
+
+def _calibrations(study: Study) -> dict[str, int]:
+    """How many networks the budget calibrates at most, and the calls that learning their rounding is worth."""
+    s, calibration = study.settings, study.scope.calibration
+    assert calibration is not None
+    least = min(s.nfes) * s.distance_images + FEWEST_TRAJECTORIES * calibration.nfe
+    count = -(-s.budget // least)
+    each = PASSES * s.calibration_iterations * QuantizationConfig().batch
+    return {"calibrations_at_most": count, "calls_that_learning_is_worth_at_most": count * each}
 
 
 def measured_rate(study: Study, execution: ExecutionSettings) -> float:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from fewstep.pipeline.climb import Climb
 from fewstep.pipeline.evaluation import Candidate, Evaluator
 from fewstep.pipeline.executors.base import Executor
 from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.state import SearchState
 from fewstep.storage.records import EvaluationRecord, EventRecord
 from fewstep.storage.store import Store
 
@@ -81,7 +81,7 @@ class Driver:
         self.event_order += 1
 
 
-def search(state: SearchState, driver: Driver) -> None:
+def search(state: Climb, driver: Driver) -> None:
     """Run a search to its end: until the budget is spent and the finals are over."""
     begun = time.perf_counter()
     executor = driver.executor

@@ -15,10 +15,14 @@ from pydantic import (
 )
 
 from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 from fewstep.tasks.models.conditions import Conditions
 
 SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "cmaes")
+# What the schedules' samplers are to the other spaces: these are searched on their Pareto front.
+FRONT_SAMPLERS = ("s3", "evolution")
+SPACES = ("schedule", "quantization", "joint")
 REPORT_SEED_OFFSET = 1_000_003
 
 
@@ -49,6 +53,10 @@ class SearchSettings(BaseModel):
     guidance_range: tuple[float, float] | None = Field(None, description="lowest and highest searched guidance")
     quantized: str = Field("", description="folder of a quantised network that samples in the model's place")
     warm_start: tuple[str, ...] = Field((), description="schedules (JSON) that the search starts from")
+    space: Literal["schedule", "quantization", "joint"] = Field("schedule", description="what is searched")
+    base_schedule: str = Field("", description="schedule (JSON) that quantised networks are calibrated with")
+    calibration_iterations: NonNegativeInt = Field(200, description="most iterations of reconstruction for one unit")
+    front: PositiveInt = Field(12, description="members of the Pareto front that finals and report see")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -68,6 +76,39 @@ class SearchSettings(BaseModel):
         if self.guidance_range and not 0 <= self.guidance_range[0] < self.guidance_range[1]:
             raise ValueError(f"guidance range {self.guidance_range}: give a lower and a higher scale, as 1:8")
         return self
+
+    @model_validator(mode="after")
+    def _fits_its_space(self) -> Self:
+        if self.space == "schedule":
+            if self.base_schedule:
+                raise ValueError("a schedule to calibrate with needs a space with quantisation: quantization or joint")
+            return self
+        if self.quantized:
+            raise ValueError(
+                f"space {self.space!r} makes quantised networks of its own: leave --quantized away, or search space "
+                "'schedule' for the one that you have"
+            )
+        if self.sampler not in FRONT_SAMPLERS:
+            raise ValueError(f"sampler {self.sampler!r} searches schedules only: space {self.space!r} uses 'evolution'")
+        if self.space == "quantization":
+            self._fits_one_schedule()
+        return self
+
+    def _fits_one_schedule(self) -> None:
+        """ValueError where configs cannot be searched for the base schedule as it is."""
+        if not self.base_schedule:
+            raise ValueError(
+                "space 'quantization' needs the schedule that is kept: --schedule PRESET/GRID@CALLS or FILE"
+            )
+        calls = SolverSchedule.from_json(self.base_schedule).nfe
+        if self.nfes != (calls,):
+            raise ValueError(
+                f"the schedule has {calls} calls, not {self.nfes}: leave --nfe away, or search space 'joint'"
+            )
+        changing = {"warm_start": self.warm_start, "decisions": self.decisions, "guidance_range": self.guidance_range}
+        for name, given in changing.items():
+            if given:
+                raise ValueError(f"{name} changes schedules, which space 'quantization' keeps: search space 'joint'")
 
     @property
     def noise_seed(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,20 +14,25 @@ from pydantic import ValidationError
 
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, DamagedFileError, StorageError
+from fewstep.pipeline.climb import Climb
 from fewstep.pipeline.evaluation import Evaluator
 from fewstep.pipeline.executors.base import Executor
 from fewstep.pipeline.final import FOUND, Row, contenders, report_rows, report_work, results_csv, winner, write_text
 from fewstep.pipeline.grids_of_images import COLUMNS, sample_images, write_grid
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
+from fewstep.pipeline.quantization_report import NOTES, publish_front
+from fewstep.pipeline.quantization_state import QuantizationState
 from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
 from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.surrogate import warm_up
+from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord, StudyRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import ModelFiles, find_model
+from fewstep.tasks.quantization.build import Recipe
 from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.worker import WorkerSettings
 
@@ -100,7 +105,7 @@ class Study:
         """Whether the directory holds a study already."""
         return bool(self.store.studies.records())
 
-    def state(self, driver: Driver | None = None) -> SearchState:
+    def state(self, driver: Driver | None = None) -> Climb:
         """What the records say, replayed."""
 
         def refitted(examples: int, tau: float | None) -> None:
@@ -109,6 +114,8 @@ class Study:
                 driver.event("refit", f"surrogate fitted to {examples} schedules", data)
 
         records = self.store.evaluations.records(where={"study": self.settings.study})
+        if self.settings.space != "schedule":
+            return QuantizationState.replay(self.settings, self.scope, records)
         return SearchState.replay(self.settings, self.scope, records, refitted)
 
     def create(self) -> None:
@@ -123,9 +130,18 @@ class Study:
     def driver(self, execution: ExecutionSettings, on_record: OnRecord | None = None) -> Iterator[Driver]:
         """Hold the lease, workers and writer for as long as the block lasts."""
         s = self.settings
+        calibration = self.scope.calibration.to_json() if self.scope.calibration else ""
         with Lease(self.root):
             evaluator = Evaluator(
-                s.study, self.files, self.store, s.features, s.reference, self.teacher, s.conditions, s.statistics
+                s.study,
+                self.files,
+                self.store,
+                s.features,
+                s.reference,
+                self.teacher,
+                s.conditions,
+                s.statistics,
+                calibration,
             )
             worker = WorkerSettings(
                 s.model,
@@ -134,6 +150,9 @@ class Study:
                 conditions=s.conditions,
                 statistics=s.statistics,
                 quantized=s.quantized,
+                calibration=calibration,
+                # Actors have a working directory of their own.
+                cache=str(self.cache.resolve()) if calibration else "",
             )
             executor = make_executor(execution, worker)
             try:
@@ -146,7 +165,7 @@ class Study:
 
     def run(self, execution: ExecutionSettings, command: str, on_record: OnRecord | None = None) -> Outcome:
         """Search (or go on searching) and report; `command` is named in the results' header."""
-        if self.settings.sampler == "s3":
+        if self.settings.sampler == "s3" and self.settings.space == "schedule":
             warm_up()
         with self.driver(execution, on_record) as driver:
             # Only now: a search that cannot start must leave nothing that looks like a study.
@@ -155,7 +174,11 @@ class Study:
             state = self.state(driver)
             search(state, driver)
             known = self._report_records()
-            work = [w for w in report_work(state) if driver.evaluator.key(w[0].schedule, w[1]) not in known]
+            work = [
+                w
+                for w in report_work(state)
+                if driver.evaluator.key(w[0].schedule, w[1], w[0].quantization) not in known
+            ]
             evaluate_all(work, driver)
             rows = report_rows(state, list(self._report_records().values()))
             files = self._publish(state, driver.executor, rows, command)
@@ -166,6 +189,17 @@ class Study:
         records = self.store.evaluations.records({"study": self.settings.study})
         return {r.key: r for r in records if r.rung == "report"}
 
+    def network_path(self, config: QuantizationConfig) -> Path:
+        """Where the network lies that this study calibrated for a config, if it did so on this machine."""
+        assert self.scope.calibration is not None
+        recipe = Recipe(config, self.scope.calibration, self.settings.conditions, self.scope.statistics)
+        return self.cache / recipe.key(self.files)
+
+    @property
+    def cache(self) -> Path:
+        """The folder of calibrated networks."""
+        return self.root / "quantized"
+
     def schedules(self) -> dict[int, Path]:
         """Files of the found schedules by NFE, those that are written."""
         return {nfe: path for nfe in self.settings.nfes if (path := self.schedule_path(nfe)).is_file()}
@@ -174,10 +208,15 @@ class Study:
         """Where the found schedule for `nfe` is written."""
         return self.root / "schedules" / f"nfe{nfe}.json"
 
-    def _publish(self, state: SearchState, executor: Executor, rows: list[Row], command: str) -> dict[str, Path]:
+    def _publish(self, state: Climb, executor: Executor, rows: Sequence[Row], command: str) -> dict[str, Path]:
         """Schedules as JSON, the table as CSV, the image grid: all can be made again from the records."""
         seeds = {"search": self.settings.noise_seed, "report": self.settings.report_seed}
-        files = {"results.csv": write_text(self.root / "results.csv", results_csv(rows, command, seeds))}
+        notes = NOTES if isinstance(state, QuantizationState) else {}
+        files = {"results.csv": write_text(self.root / "results.csv", results_csv(rows, command, seeds, notes))}
+        if isinstance(state, QuantizationState):
+            model = self._identity()
+            return files | publish_front(state, executor, self.root, model, self.teacher, self.network_path)
+        assert isinstance(state, SearchState)
         pictures: list[tuple[str, SolverSchedule]] = []
         teacher = (f"teacher, {self.teacher.nfe}", self.teacher)
         for nfe in self.settings.nfes:
@@ -206,7 +245,7 @@ class Study:
         """Where the image grid of the found schedule for `nfe` is written."""
         return self.root / "schedules" / f"nfe{nfe}.png"
 
-    def _provenance(self, nfe: int, rows: list[Row]) -> dict[str, object]:
+    def _provenance(self, nfe: int, rows: Sequence[Row]) -> dict[str, object]:
         own = next((r for r in rows if r.nfe == nfe and r.method == "fewstep"), None)
         figures = (
             {}
@@ -219,6 +258,9 @@ class Study:
                 "images": own.images,
             }
         )
+        return self._identity() | figures
+
+    def _identity(self) -> dict[str, object]:
         return {
             "model": self.files.name,
             "model_hash": self.files.hash,
@@ -226,5 +268,4 @@ class Study:
             "search_seed": self.settings.noise_seed,
             "report_seed": self.settings.report_seed,
             "fewstep": __version__,
-            **figures,
         }

@@ -77,7 +77,11 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What came of a task. Denoiser calls include the teacher's where it had to be sampled first."""
+    """What came of a task. Denoiser calls include the teacher's where it had to be sampled first.
+
+    `metrics` are figures of the quantised network that the task asked for: `size_bytes` (packed weights),
+    `bit_operations_a_call`, `parameters` and `multiply_adds_a_call`, the last three for one image.
+    """
 
     task: Task
     moments: tuple[Moments, ...] = ()
@@ -89,6 +93,7 @@ class TaskResult:
     device: str = "cpu"
     error: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def check_device(device: str) -> None:
@@ -99,6 +104,23 @@ def check_device(device: str) -> None:
         raise ConfigurationError(f"unknown device {device!r}: use cpu, cuda or cuda:0") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(f"device {device!r} is not there: PyTorch sees no GPU; use --device cpu")
+
+
+def network_metrics(folder: Path) -> dict[str, float]:
+    """Figures of a quantised network on disk, see `TaskResult`; ModelError where the folder holds none.
+
+    The size is that of the weights' file alone: the description beside it also holds how long its making took, and
+    so has another length every time.
+    """
+    from fewstep.tasks.quantization.storage import WEIGHTS, find_quantized
+
+    said = find_quantized(folder).description
+    return {
+        "size_bytes": float((folder / WEIGHTS).stat().st_size),
+        "bit_operations_a_call": float(said["bit_operations"]),
+        "parameters": float(sum(layer["parameters"] for layer in said["coverage"])),
+        "multiply_adds_a_call": float(sum(layer["multiply_adds"] for layer in said["coverage"])),
+    }
 
 
 class Worker:
@@ -128,6 +150,7 @@ class Worker:
         self.batch = max(8, min(GROUP, scale * PIXELS_PER_BATCH // pixels))
         self._teacher: dict[tuple[str, int, int, int], tuple[Tensor, npt.NDArray[np.float64]]] = {}
         self._variant: tuple[str, Denoiser] | None = None
+        self._variant_metrics: dict[str, float] = {}
         self._past_calls = 0
 
     @property
@@ -151,6 +174,7 @@ class Worker:
             seconds=time.perf_counter() - begun,
             device=self.device,
             versions={"torch": torch.__version__},
+            metrics=self._variant_metrics if task.quantization and "error" not in fields else {},
         )
 
     @property
@@ -177,6 +201,7 @@ class Worker:
             folder, spent = cached(self.files, recipe, Path(self.settings.cache), self.device)
             self._past_calls += spent + (self._variant[1].calls if self._variant else 0)
             self._variant = task.quantization, self._quantized(folder)
+            self._variant_metrics = network_metrics(folder)
         return self._variant[1]
 
     def _moments(self, task: Task) -> dict[str, tuple[Moments, ...]]:

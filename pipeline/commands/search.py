@@ -1,4 +1,4 @@
-"""`fewstep search`: find schedules, compare them with every preset, publish the results."""
+"""`fewstep search`: find schedules, quantised networks or both, compare them with what is stock, publish."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from fewstep.errors import ConfigurationError, StorageError, TrackingError
 from fewstep.pipeline.commands.options import AsJson, Device, conditions, guidance_range, print_json
-from fewstep.pipeline.settings import SAMPLERS, ExecutionSettings, SearchSettings, parse_nfes
+from fewstep.pipeline.settings import SAMPLERS, SPACES, ExecutionSettings, SearchSettings, parse_nfes
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 
 NAME = "search"
@@ -21,6 +21,13 @@ def command(
     recipe: Annotated[str | None, typer.Option(help="a named search, such as digits-demo")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the study in --out")] = False,
     model: Annotated[str | None, typer.Option(help="a bundled model's name or a diffusers directory")] = None,
+    space: Annotated[
+        str | None, typer.Option(help=f"what is searched: {', '.join(SPACES)} [default: schedule]")
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="file or PRESET/GRID@CALLS: kept by --space quantization, calibrates --space joint"),
+    ] = None,
     nfe: Annotated[str | None, typer.Option(help="denoiser calls, as 3-6 or 3,5,8")] = None,
     budget: Annotated[int | None, typer.Option(help="denoiser calls to spend on the search")] = None,
     sampler: Annotated[str | None, typer.Option(help=f"one of {', '.join(SAMPLERS)}")] = None,
@@ -41,6 +48,10 @@ def command(
     decisions: Annotated[str | None, typer.Option(help=f"search also: {', '.join(EXTRA_DECISIONS)}")] = None,
     quantized: Annotated[str | None, typer.Option(help="folder made by `fewstep quantize`: search for it")] = None,
     warm_start: Annotated[Path | None, typer.Option(help="schedule file or study folder to start from")] = None,
+    calibration_iterations: Annotated[
+        int | None, typer.Option(min=0, help="most iterations that a searched network's reconstruction may take")
+    ] = None,
+    front: Annotated[int | None, typer.Option(min=1, help="members of the Pareto front in finals and report")] = None,
     executor: Annotated[str, typer.Option(help="ray or in-process")] = "ray",
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
     address: Annotated[str | None, typer.Option(help="join the Ray cluster at this address")] = None,
@@ -49,11 +60,18 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast calls and time, run nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search solver schedules for a model, at every NFE of a range in one study."""
+    """Search solver schedules for a model, at every NFE of a range in one study.
+
+    --space quantization searches how the model's network is quantised for one --schedule, --space joint both
+    together: quality, size and bit operations on one Pareto front.
+    """
     from fewstep.pipeline.study import Study
 
     chosen: dict[str, Any] = {
         "model": model,
+        "space": space,
+        "calibration_iterations": calibration_iterations,
+        "front": front,
         "nfes": parse_nfes(nfe) if nfe else None,
         "budget": budget,
         "sampler": sampler,
@@ -72,6 +90,8 @@ def command(
         "warm_start": _warm_start(warm_start),
         **_conditions(labels, guidance, prompts, negative_prompt),
     }
+    if schedule is not None:
+        chosen |= _base_schedule(schedule, space, model, chosen["nfes"], recipe)
     chosen = {name: value for name, value in chosen.items() if value is not None}
     execution = _execution(executor=executor, workers=workers, address=address, device=device)
     settings = None if resume else _settings(recipe, chosen)
@@ -100,6 +120,22 @@ def _warm_start(path: Path | None) -> tuple[str, ...] | None:
     if not files:
         raise ConfigurationError(f"--warm-start {path}: no schedules/*.json in it; give a finished study or a file")
     return tuple(load_schedule(file).to_json() for file in files)
+
+
+def _base_schedule(
+    text: str, space: str | None, model: str | None, nfes: tuple[int, ...] | None, recipe: str | None
+) -> dict[str, Any]:
+    """The settings that --schedule fills: itself, and the NFE where it is the only one."""
+    from fewstep.pipeline.recipes import search_recipe
+    from fewstep.pipeline.study import parse_teacher
+    from fewstep.tasks.models.files import find_model
+
+    name = model or (search_recipe(recipe).model if recipe else None)
+    if name is None:
+        raise ConfigurationError("--schedule is read for a model: give --model NAME or --model DIRECTORY too")
+    found = parse_teacher(text, find_model(name))
+    calls = (found.nfe,) if space == "quantization" and nfes is None else nfes
+    return {"base_schedule": found.to_json(), "nfes": calls}
 
 
 def _conditions(
