@@ -65,9 +65,7 @@ class Calibration:
         self.losses: dict[str, float] = {}
         self._path = None
         if not all(bool(torch.isfinite(value).all()) for value in data.values()):
-            raise EvaluationError(
-                "the calibration data are not finite: use a schedule that does not explode"
-            )
+            raise EvaluationError("the calibration data are not finite: use a schedule that does not explode")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._path = folder / f"rounding-{rounding_key(self.config, identity)}.safetensors"
@@ -201,8 +199,11 @@ class Calibration:
             for key, codes in load_file(self._path).items():
                 name, _, i = key.rpartition(":")
                 known.setdefault(name, {})[int(i)] = codes
-            for name, parts in known.items():
-                self.network.layers[name].set_codes([parts[i] for i in range(len(parts))])
+            found = {self.network.layers[name]: [parts[i] for i in range(len(parts))] for name, parts in known.items()}
+            for layer, pieces in found.items():
+                layer.check_codes(pieces)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise DataError(f"{self._path} is damaged ({error}): delete it to calibrate anew") from error
+        for layer, pieces in found.items():
+            layer.set_codes(pieces)
         return known

@@ -120,13 +120,17 @@ class QuantizedLayer(nn.Module):
                 self.parts.append(WeightPart(grid, grid.codes(piece).to(torch.uint8)))
         self._dense = None
 
-    def set_codes(self, codes: Sequence[Tensor]) -> None:
-        """Other codes on the same grids, one tensor a part; ValueError where they do not fit."""
+    def check_codes(self, codes: Sequence[Tensor]) -> None:
+        """ValueError where codes, one tensor a part, do not fit the layer's grids."""
         if len(codes) != len(self.parts):
             raise ValueError(f"{len(codes)} parts in the place of {len(self.parts)}")
         for part, found in zip(self.parts, codes, strict=True):
             if found.shape != part.codes.shape or found.dtype != torch.uint8 or int(found.max()) > part.grid.largest:
                 raise ValueError(f"codes {tuple(found.shape)} do not fit {tuple(part.codes.shape)} of {self.bits} bits")
+
+    def set_codes(self, codes: Sequence[Tensor]) -> None:
+        """Other codes on the same grids, one tensor a part; ValueError where they do not fit."""
+        self.check_codes(codes)
         for part, found in zip(self.parts, codes, strict=True):
             part.codes = found.to(part.codes.device)
         self._dense = None

@@ -104,17 +104,41 @@ def inputs() -> Callable[..., dict[str, Tensor]]:
     return data
 
 
+@pytest.fixture(scope="session")
+def traces() -> dict[str, Any]:
+    """Traces by kind of network. Making one takes longer than all the rest of most tests."""
+    return {}
+
+
 @pytest.fixture
-def wrapped(make: Callable[..., nn.Module], inputs: Callable[..., dict[str, Tensor]]) -> Callable[..., Any]:
+def wrapped(
+    make: Callable[..., nn.Module],
+    inputs: Callable[..., dict[str, Tensor]],
+    traces: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Any]:
     """`wrapped(name, kind, settings, **changes)`: network of a named config, switched off, and its untouched twin."""
     from fewstep.search_spaces.quantization import named
+    from fewstep.tasks.quantization import network as module
     from fewstep.tasks.quantization.network import QuantizedNetwork
+
+    trace = module.trace
 
     def build(name: str, kind: str = "unet", settings: dict[str, Any] | None = None, **changes: Any) -> Any:
         settings = settings or {}
         # The example's batch differs from every other number of rows in these tests.
         example = {key: value[:3] for key, value in inputs(kind).items()}
+        key = f"{kind} {settings}"
+
+        def traced_once(*arguments: Any) -> Any:
+            if key not in traces:
+                traces[key] = trace(*arguments)
+            return traces[key]
+
+        # Networks of equal arguments are equal down to their weights, so that one trace fits them all.
+        monkeypatch.setattr(module, "trace", traced_once)
         network = QuantizedNetwork.wrap(make(kind, **settings), named(name, **changes), example)
+        monkeypatch.setattr(module, "trace", trace)
         return network, make(kind, **settings)
 
     return build
