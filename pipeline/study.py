@@ -32,7 +32,6 @@ from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord, StudyRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import ModelFiles, find_model
-from fewstep.tasks.quantization.build import Recipe
 from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.worker import WorkerSettings
 
@@ -191,6 +190,8 @@ class Study:
 
     def network_path(self, config: QuantizationConfig) -> Path:
         """Where the network lies that this study calibrated for a config, if it did so on this machine."""
+        from fewstep.tasks.quantization.build import Recipe
+
         assert self.scope.calibration is not None
         recipe = Recipe(config, self.scope.calibration, self.settings.conditions, self.scope.statistics)
         return self.cache / recipe.key(self.files)

@@ -204,16 +204,16 @@ class QuantizationSpace:
 
     def _relevant(self, name: str, values: Mapping[str, Any]) -> bool:
         """Whether a field can change anything, given the fields that are decided before it."""
-        activations = values["activation_bits"] != FULL_PRECISION
-        learnt = values["reconstruction"] != "none"
-        block = values["tib"] in ("tiar", "table")
+        activations = bool(values["activation_bits"] != FULL_PRECISION)
+        learnt = bool(values["reconstruction"] != "none")
+        block = bool(values["tib"] in ("tiar", "table"))
         match name:
             case "matmuls" | "granularity" | "activation_range" | "fsc":
                 return activations
             case "momentum":
-                return activations and values["activation_range"] == "ema"
+                return activations and str(values["activation_range"]) == "ema"
             case "percentile":
-                return activations and values["activation_range"] == "percentile"
+                return activations and str(values["activation_range"]) == "percentile"
             case "iterations" | "rate":
                 return learnt
             case "tiar_iterations" | "tiar_rate":

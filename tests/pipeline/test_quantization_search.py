@@ -1,0 +1,381 @@
+"""Searches of quantised networks, alone and with schedules: their fronts, their resumption, their costs."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewstep.errors import ConfigurationError
+from fewstep.pipeline.climb import Work
+from fewstep.pipeline.pareto import dominance
+from fewstep.pipeline.quantization_proposer import NAMES, QuantizationProposer, named_members
+from fewstep.pipeline.quantization_report import members
+from fewstep.pipeline.quantization_state import QuantizationState, objectives
+from fewstep.pipeline.scope import Scope
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.study import Study
+from fewstep.search_spaces.quantization import QuantizationConfig, named
+from fewstep.search_spaces.quantization_space import QuantizationSpace
+from fewstep.search_spaces.schedule import load_schedule
+from fewstep.storage.records import EvaluationRecord
+from fewstep.storage.store import Store
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.quantization.storage import find_quantized
+from fewstep.tasks.sampling.grids import preset_on_grid
+
+SCRIPT = Path(__file__).with_name("killed_search.py")
+# Among the named configs, in the evolution, in the finals, in the report.
+LIVES = {
+    "quantization": ("after:distance:3", "between:frechet:0", "raise:distance:9", "between:finals:0", "after:report:0"),
+    "joint": ("after:distance:9", "between:frechet:9", "after:distance:25"),
+}
+SPACES = tuple(LIVES)
+TEACHER_CALLS = 6
+
+
+def _settings(model: object, space: str, **changes: object) -> SearchSettings:
+    fields: dict[str, object] = {
+        "model": str(model),
+        "space": space,
+        "nfes": (2,) if space == "quantization" else (2, 3),
+        "budget": 6_000,
+        "distance_images": 8,
+        "frechet_images": 250,
+        "finalist_images": 300,
+        "report_images": 300,
+        "front": 4,
+        "calibration_iterations": 1,
+        "teacher": f"dpmpp-2m/uniform-t-zero@{TEACHER_CALLS}",
+    }
+    if space == "quantization":
+        fields["base_schedule"] = preset_on_grid("ddim/uniform-t-zero", find_model(str(model)).noise, 2).to_json()
+    return SearchSettings.build(**(fields | changes))
+
+
+# -- whole searches -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def searched(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`SPACE-whole` and `SPACE-killed`: a search of each space, uninterrupted and killed at LIVES."""
+    root = tmp_path_factory.mktemp("searches")
+    jobs = [
+        (str(root / f"{space}-{name}"), _settings(toy, space, nfes=(2,), keep=0.12).model_dump(), rules)
+        for space in SPACES
+        for name, rules in (("whole", ()), ("killed", LIVES[space]))
+    ]
+    command = [sys.executable, "-P", str(SCRIPT)]
+    done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stdout.splitlines() == ["0", "-9 -9 3 -9 -9 0", "0", "-9 -9 -9 0"]
+    return root
+
+
+def _facts(record: EvaluationRecord) -> tuple[object, ...]:
+    """All that two equal searches share; times, costs and the order of writing are not among it."""
+    bits = tuple(None if v is None else v.hex() for v in (record.value, record.low, record.high))
+    return (
+        record.key,
+        bits,
+        record.trial,
+        record.rung,
+        record.origin,
+        record.candidate_json,
+        record.quantization,
+        repr(sorted(record.metrics.items())),
+        repr(sorted(record.parameters.items())),
+        record.status,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", SPACES)
+def test_kill_and_resume_gives_exactly_the_evaluations_of_an_uninterrupted_search(space: str, searched: Path) -> None:
+    roots = searched / f"{space}-whole", searched / f"{space}-killed"
+    expected, records = (Store(root).evaluations.records() for root in roots)
+    assert {_facts(r) for r in records} == {_facts(r) for r in expected}
+    assert len(records) == len(expected) == len({r.key for r in records})
+    assert {r.rung for r in records} == {"distance", "frechet", "finals", "report"}
+    assert any(r.origin in ("evolution", "random") for r in records)
+    assert Store(roots[1]).damaged() == []
+    for name in ("front.json", "calibration.json", "configs/nfe2.json"):
+        assert (roots[0] / name).read_text() == (roots[1] / name).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", SPACES)
+def test_the_front_is_one_and_its_files_make_its_members_again(space: str, searched: Path) -> None:
+    root = searched / f"{space}-whole"
+    study = Study.load(root)
+    state = study.state()
+    assert isinstance(state, QuantizationState)
+    found = members(state)
+    assert 1 <= len(found) <= study.settings.front
+    values = [objectives(m.trial.records["finals"]) for m in found]
+    assert not dominance([v for v in values if v is not None]).any()
+    # The front was drawn from all that was judged: nobody there beats a finalist at that rung.
+    judged = [(t, objectives(t.records.get("frechet"))) for t in state.trials.values()]
+    known = [(t, v) for t, v in judged if v is not None]
+    over = dominance([v for _, v in known])
+    for i, (trial, _) in enumerate(known):
+        assert not ("finals" in trial.records and over[:, i].any())
+    listed = json.loads((root / "front.json").read_text())["members"]
+    assert len(listed) == len(found)
+    for entry, member in zip(listed, found, strict=True):
+        config = QuantizationConfig.from_json((root / entry["config"]).read_text())
+        assert config == member.trial.candidate.quantization
+        assert load_schedule(root / entry["schedule"]).hash == member.trial.candidate.schedule.hash
+        assert find_quantized(root / entry["network"]).config == config
+    with (root / "results.csv").open() as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    assert {"value", "low", "high", "schedule", "size_bytes", "bit_operations", "quantization"} <= rows[0].keys()
+    methods = {row["method"] for row in rows}
+    assert {"fewstep", "full precision"} <= methods
+    exact = next(row for row in rows if row["method"] == "full precision")
+    for row in rows:
+        if row is not exact and row["nfe"] == exact["nfe"]:
+            # The toy is so small that a file's header outweighs its weights: sizes only have to differ.
+            assert row["size_bytes"] != exact["size_bytes"]
+            assert int(row["bit_operations"]) < int(exact["bit_operations"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", SPACES)
+def test_a_config_is_calibrated_once_whatever_it_is_asked_for(space: str, searched: Path) -> None:
+    study = Study.load(searched / f"{space}-whole")
+    assert study.scope.calibration is not None
+    teacher = TEACHER_CALLS * study.settings.distance_images
+    beyond: dict[str, list[int]] = defaultdict(list)
+    known: dict[str, int] = defaultdict(int)
+    for record in sorted(study.store.evaluations.records(), key=lambda r: r.order):
+        if not record.quantization:
+            continue
+        # What grows pays for its new images alone; an incomplete last group is computed again.
+        paid = record.images - known[record.key] if record.rung == "frechet" else record.images
+        paid = record.images - 250 if record.rung == "finals" else paid
+        beyond[record.quantization].append(record.denoiser_calls - record.nfe * paid)
+    first = True
+    for text, extra in beyond.items():
+        calls = QuantizationConfig.from_json(text).images * study.scope.calibration.nfe
+        assert extra[0] == calls + (teacher if first else 0)
+        assert set(extra[1:]) <= {0}
+        first = False
+    if space == "joint":
+        assert len(beyond) < len({r.candidate for r in study.store.evaluations.records()})
+
+
+# -- the state alone, on tabulated values --------------------------------------------------------------
+
+
+def _share(*parts: object) -> float:
+    """A number in [0, 1) that the parts decide."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big") / 2**48
+
+
+def _tabulated(work: Work, order: int) -> EvaluationRecord:
+    """A record as an evaluation would make it: figures by hash and bits, one in twenty failed."""
+    candidate, rung = work
+    name, config = candidate.hash, candidate.quantization
+    assert config is not None
+    failed = _share("fails", name, rung.kind) < 0.05
+    value = math.exp(_share(name) + 0.3 * _share(name, rung.kind)) / config.weight_bits
+    size = config.weight_bits * 1000.0 + 100 * _share(config.hash)
+    return EvaluationRecord(
+        study="table",
+        order=order,
+        trial=candidate.trial,
+        key=f"{name}-{rung.name}",
+        candidate=name,
+        candidate_json=candidate.schedule.to_json(),
+        nfe=candidate.schedule.nfe,
+        rung=rung.name,
+        origin=candidate.origin,
+        model="table",
+        model_hash="table",
+        features="table",
+        reference="table",
+        seed=rung.seed,
+        images=rung.images,
+        metric=rung.metric,
+        value=None if failed else value,
+        low=None,
+        high=None,
+        denoiser_calls=candidate.schedule.nfe * rung.images,
+        seconds=0.0,
+        device="cpu",
+        finished_at=datetime.now(UTC),
+        status="failed" if failed else "complete",
+        error="it explodes" if failed else "",
+        parameters=candidate.parameters,
+        metrics={} if failed else {"size_bytes": size, "bit_operations_a_call": size * config.activation_bits},
+        quantization=config.model_dump_json(),
+    )
+
+
+def _next(state: QuantizationState) -> Work | None:
+    """What the loop would submit with nothing in flight."""
+    work = state.next_work()
+    return state.next_work() if work is None and state.enter_finals() else work
+
+
+def _identity(work: Work | None) -> object:
+    if work is None:
+        return None
+    candidate, rung = work
+    parameters = repr(sorted(candidate.parameters.items()))
+    return candidate.trial, candidate.hash, candidate.origin, parameters, rung
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_records_alone_decide_what_comes_next(space: str) -> None:
+    settings = _settings("digits-ddpm", space, budget=30_000, keep=0.15)
+    scope = Scope.of(settings, find_model("digits-ddpm"))
+    state, works, records = QuantizationState(settings, scope), [], []
+    while (work := _next(state)) is not None:
+        works.append(_identity(work))
+        records.append(_tabulated(work, len(records)))
+        state.learn(records[-1])
+    works.append(None)
+    assert {r.rung for r in records} == {"distance", "frechet", "finals"}
+    assert any(r.status == "failed" for r in records)
+    assert sum(r.origin == "evolution" for r in records) > 20
+    screened = [r for r in records if r.rung == "distance"]
+    assert len({r.candidate for r in screened}) == len(screened)
+    assert {r.nfe for r in screened if r.origin == "evolution"} == set(settings.nfes)
+    for k in range(0, len(records) + 1, 7):
+        assert _identity(_next(QuantizationState.replay(settings, scope, records[:k]))) == works[k], f"after {k}"
+    resumed = QuantizationState.replay(settings, scope, records[:25])
+    for j in range(25, len(records)):
+        assert _identity(_next(resumed)) == works[j], f"work {j}"
+        resumed.learn(records[j])
+    assert _next(resumed) is None
+
+
+def test_the_budget_counts_calibrations_once_for_each_config() -> None:
+    settings = _settings("digits-ddpm", "joint", budget=3_000)
+    scope = Scope.of(settings, find_model("digits-ddpm"))
+    state = QuantizationState(settings, scope)
+    seen: set[str] = set()
+    costs = [state.spent]
+    extras = []
+    for _ in range(12):
+        work = state.next_work()
+        assert work is not None
+        candidate, rung = work
+        costs.append(state.spent)
+        assert candidate.quantization is not None
+        extras.append(costs[-1] - costs[-2] - candidate.schedule.nfe * rung.images)
+        known = candidate.quantization.hash in seen
+        seen.add(candidate.quantization.hash)
+        # The joint search calibrates along its largest NFE, 3.
+        assert extras[-1] == (0 if known else 3 * candidate.quantization.images)
+    assert 0 in extras
+    assert all(a < b for a, b in pairwise(costs))
+
+
+# -- where searches begin -------------------------------------------------------------------------------
+
+
+def test_named_configs_come_first_under_names_that_can_be_typed() -> None:
+    from fewstep.search_spaces.quantization import parse_config
+
+    free = named_members(QuantizationSpace(5))
+    # TIAR may take five times the cap, so that at the default cap nothing about them changes.
+    assert free == {name: named(name) for name in NAMES}
+    for space in (QuantizationSpace(5, 50), QuantizationSpace(5, 0)):
+        for name, member in named_members(space).items():
+            assert space.member(parse_config(name)) == member
+
+
+def test_a_joint_search_begins_with_presets_and_warm_starts_under_every_named_config() -> None:
+    noise = find_model("digits-ddpm").noise
+    warm = [preset_on_grid("dpmpp-2m/karras-zero", noise, nfe) for nfe in (2, 9)]
+    settings = _settings("digits-ddpm", "joint", warm_start=tuple(s.to_json() for s in warm))
+    seeds = QuantizationProposer(settings, Scope.of(settings, find_model("digits-ddpm"))).seeds()
+    pairs = {(schedule.hash, config.hash) for _, schedule, config in seeds}
+    assert len(pairs) == len(seeds)
+    schedules, configs = {s for s, _ in pairs}, {c for _, c in pairs}
+    assert len(pairs) == len(schedules) * len(configs)
+    assert warm[0].hash in schedules
+    assert warm[1].hash not in schedules
+    assert {schedule.nfe for _, schedule, _ in seeds} == {2, 3}
+
+
+# -- what is refused ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("space", "changes", "word"),
+    [
+        ("joint", {"quantized": "folder"}, "--quantized"),
+        ("quantization", {"quantized": "folder"}, "--quantized"),
+        ("joint", {"sampler": "tpe"}, "evolution"),
+        ("quantization", {"base_schedule": ""}, "--schedule"),
+        ("quantization", {"nfes": (2, 3)}, "--nfe"),
+        ("quantization", {"decisions": ("threshold",)}, "decisions"),
+        ("quantization", {"guidance_range": (1.0, 4.0)}, "guidance_range"),
+        ("quantization", {"warm_start": ("{}",)}, "warm_start"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused(space: str, changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigurationError, match=word):
+        _settings("digits-ddpm", space, **changes)
+
+
+def test_a_schedule_to_calibrate_with_needs_a_space_that_calibrates() -> None:
+    base = _settings("digits-ddpm", "quantization").base_schedule
+    with pytest.raises(ConfigurationError, match="quantization or joint"):
+        SearchSettings.build(model="digits-ddpm", base_schedule=base)
+
+
+# -- the command line -----------------------------------------------------------------------------------
+
+Run = Callable[..., Any]
+SMALL = ("--distance-images", 8, "--frechet-images", 250, "--finalist-images", 300, "--report-images", 300)
+
+
+def test_the_command_says_what_is_missing(run: Run, toy: Path) -> None:
+    run("search", "--space", "quantization", "--model", toy, "--dry-run").refused("--schedule")
+    run("search", "--space", "magic", "--model", toy, "--dry-run").refused("space", "joint")
+    quantized = ("--quantized", "folder")
+    run("search", "--space", "joint", "--model", toy, *quantized, "--dry-run").refused("--quantized", "'joint'")
+    run("search", "--space", "quantization", "--schedule", "ddim@2").refused("--model")
+
+
+def test_a_forecast_counts_calibrations(run: Run, toy: Path) -> None:
+    command = ("search", "--space", "quantization", "--model", toy, "--schedule", "ddim@2", "--budget", 6000)
+    figures = run(*command, *SMALL, "--calibration-iterations", 10, "--dry-run", "--json").json
+    assert figures["search_calls"] == 6000
+    # At least 16 trajectories of 2 calls and a screen on 8 images each.
+    assert figures["calibrations_at_most"] == 125
+    assert figures["calls_that_learning_is_worth_at_most"] == 125 * 3 * 10 * 32
+
+
+@pytest.mark.slow
+def test_a_search_from_the_command_line_ends_with_rows_files_and_tracking(run: Run, toy: Path, tmp_path: Path) -> None:
+    command = ("search", "--space", "quantization", "--model", toy, "--schedule", "ddim@2", "--budget", 1500, *SMALL)
+    where = ("--out", tmp_path / "study", "--executor", "in-process", "--json")
+    answer = run(*command, "--calibration-iterations", 0, "--front", 2, *where)
+    result = answer.json
+    assert "warning" not in answer.err
+    assert {"fewstep", "full precision"} <= {row["method"] for row in result["rows"]}
+    assert all(row["size_bytes"] > 0 and row["bit_operations"] > 0 for row in result["rows"])
+    for path in result["files"].values():
+        assert Path(path).is_file()
+    again = run("search", "--resume", *where).json
+    assert again["denoiser_calls"] == result["denoiser_calls"]
+    assert again["rows"] == result["rows"]
+    assert run("report", "--out", tmp_path / "study", "--json").json["rows"] == result["rows"]
