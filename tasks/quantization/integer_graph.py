@@ -92,13 +92,13 @@ class Body(nn.Module):
             answers[layer_of(name)].append(pieces.get(name, unread))
         stand_ins = self.stand_ins | {self.block[name]: _answering(given) for name, given in answers.items()}
         labels = torch.zeros(len(x), dtype=torch.int64) if "labels" in self.graph.inputs else None
-        with _replaced(stand_ins):
+        with replaced(stand_ins):
             output: Tensor = self.call(x=x, time=torch.ones(len(x)), labels=labels, condition=condition)
         return output
 
 
 @contextmanager
-def _replaced(stand_ins: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+def replaced(stand_ins: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
     """Let these answer for the modules' forward passes, for as long as it lasts."""
     try:
         for module, stand_in in stand_ins.items():
