@@ -22,7 +22,7 @@ import pyarrow.parquet  # noqa: F401
 from diffusers import DDPMScheduler, UNet2DModel  # noqa: F401
 
 # Imported before the forks, or every life would import them anew.
-import fewstep.pipeline.executors.in_process  # noqa: F401
+import fewstep.pipeline.executors.in_process
 import fewstep.tasks.quantization.build  # noqa: F401
 from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
 from fewstep.pipeline.study import Study
