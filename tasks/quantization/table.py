@@ -52,8 +52,7 @@ class TimeTable:
         return self._last[2]
 
     def _find(self, clock: Clock, count: int) -> Found | None:
-        if (self.labels is None) != (clock.labels is None):
-            return None
+        # A table without labels knows no image that has one, and the other way round.
         times = _stretched(clock.time.flatten().tolist(), count)
         labels = _stretched([None] if clock.labels is None else clock.labels.flatten().tolist(), count)
         if times is None or labels is None:

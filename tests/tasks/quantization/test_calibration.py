@@ -316,6 +316,49 @@ def test_reconstruction_beats_the_nearest_codes(kind: str, reconstruction: str, 
     assert errors[reconstruction] < errors["none"]
 
 
+@pytest.mark.parametrize("kind", ["unet", "text", "dit"])
+@pytest.mark.parametrize("reconstruction", ["layer", "block"])
+def test_units_are_fitted_to_full_precision_on_inputs_of_the_quantised_part(
+    kind: str, reconstruction: str, wrapped: Make, inputs: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, twin = wrapped("w3a8-tfmq-paper", kind, reconstruction=reconstruction, tib="nearest", iterations=0)
+    given = inputs(kind)
+    exact, seen = outputs_of(twin, given), list[str]()
+    plain = module.unit_loss
+
+    def spy(network: Any, unit: Any, unit_inputs: Any, target: Tensor, *rest: Any) -> Any:
+        name = unit.name
+        assert torch.allclose(target, exact[name][1], atol=1e-5)
+        arguments, named_ones = unit_inputs
+        x = arguments[0] if arguments else named_ones["hidden_states"]
+        # The first unit is given the data; all later ones what was quantised before them made of it, but for
+        # the condition, which nothing stands before.
+        given_as_it_is = not seen or name.endswith((".attn2.to_k", ".attn2.to_v"))
+        assert torch.allclose(x, exact[name][0], atol=1e-5) == given_as_it_is
+        seen.append(name)
+        return plain(network, unit, unit_inputs, target, *rest)
+
+    monkeypatch.setattr(module, "unit_loss", spy)
+    Calibration(network, given).rounding()
+    assert seen == [unit.name for unit in find_units(network, reconstruction == "block", False)]
+
+
+def outputs_of(network: nn.Module, given: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """First input and output of every module that has them."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    names = {part: name for name, part in network.named_modules()}
+
+    def remember(part: nn.Module, arguments: Any, named_ones: Any, output: Any) -> None:
+        x = arguments[0] if arguments else named_ones.get("hidden_states")
+        found[names[part]] = x, output[0] if isinstance(output, tuple) else output
+
+    for part in names:
+        part.register_forward_hook(remember, with_kwargs=True)
+    with torch.no_grad():
+        caller(network)(**given)
+    return found
+
+
 def test_progress_counts_to_its_end(wrapped: Make, inputs: Make) -> None:
     seen: list[tuple[str, int, int]] = []
     network, _ = wrapped("w3a8-tfmq-paper", **SHORT)
