@@ -7,6 +7,7 @@ float outputs its integer convolution, like torch's own in a compiled graph, was
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from fewstep.errors import ConfigurationError, ModelError
 
 def backend() -> Any:
     """The openvino package; ConfigurationError where it is not installed."""
+    # The package reports to its makers when it is imported, unless it finds the part that does so missing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except ImportError:
@@ -32,10 +35,9 @@ class Compiled:
     """A module for inputs of fixed shapes; ModelError where it cannot be converted."""
 
     def __init__(self, body: nn.Module, inputs: Sequence[Tensor], threads: int) -> None:
-        openvino = backend()
         model = _convert(body, inputs)
         settings = {
-            # Rounding the float operations between the products to 16 bits is faster nowhere and less exact.
+            # Otherwise some machines round the float operations between the products to 16 bits.
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
@@ -43,7 +45,7 @@ class Compiled:
             # Pinned threads of several processes would share one core.
             "ENABLE_CPU_PINNING": False,
         }
-        self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+        self._request = backend().Core().compile_model(model, "CPU", settings).create_infer_request()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The output for inputs of the compiled shapes; a view that the next call overwrites."""
@@ -54,8 +56,8 @@ class Compiled:
 
 def _convert(body: nn.Module, inputs: Sequence[Tensor]) -> Any:
     """The module as an OpenVINO model."""
-    # These are the steps of `openvino.convert_model`, which also reports its use to OpenVINO's makers.
-    from openvino import PartialShape
+    # These are the steps of `openvino.convert_model` without its reports.
+    openvino = backend()
     from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -70,7 +72,7 @@ def _convert(body: nn.Module, inputs: Sequence[Tensor]) -> Any:
             front = FrontEndManager().load_by_framework("pytorch")
             model = front.convert(front.load(decoder))
         for port, value in zip(model.inputs, inputs, strict=True):
-            port.get_node().set_partial_shape(PartialShape(list(value.shape)))
+            port.get_node().set_partial_shape(openvino.PartialShape(list(value.shape)))
         model.validate_nodes_and_infer_types()
         # Without these the weights would be unfolded to floats. No constant folding, for the same reason.
         apply_moc_transformations(model, cf=False, smart_reshape=True)
