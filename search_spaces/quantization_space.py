@@ -21,6 +21,7 @@ from fewstep.search_spaces.solver_space import Suggests
 RATE = 0.15
 # A block of a few layers, without images: iterations cost it little, so it may have more of them.
 TIAR_SHARE = 5
+_NOTHING_LEARNT: Mapping[str, Any] = {"solver": "adaround", "tiar_iterations": 0}
 _DEFAULTS: Mapping[str, Any] = QuantizationConfig().model_dump()
 
 
@@ -126,7 +127,7 @@ class QuantizationSpace:
     """Configs for a network that is calibrated along a schedule of `calls` denoiser calls.
 
     `iterations` is the most that reconstruction may spend on a unit (the temporal block TIAR_SHARE times as many);
-    0 leaves learnt rounding out.
+    0 leaves learnt rounding out. Descent, which takes no iterations, is not held to it.
     """
 
     calls: int
@@ -160,6 +161,7 @@ class QuantizationSpace:
             "percentile": Range(99.0, 99.99),
             "reconstruction": Choice(("none", "layer", "block") if learnt else ("none",)),
             "tib": Choice(("nearest", "layers", "tiar", "table") if learnt else ("nearest", "table")),
+            "solver": Choice(("descent", "adaround")),
             "tib_bits": Choice((None, 4, 6, 8)),
             "fsc": Choice(("none", "tib", "all")),
             "images": Range(16, 256, log=True, whole=True),
@@ -173,8 +175,12 @@ class QuantizationSpace:
                 "rate": Range(1e-3, 1e-1, log=True),
                 "rounding_weight": Range(1e-3, 1e-1, log=True),
                 "warmup": Range(0.0, 0.4),
+                "sweeps": Range(1, 12, whole=True),
+                "restarts": Range(0, 60, whole=True),
             }
-        return found
+        else:
+            del found["solver"]
+        return {name: decision for name, decision in found.items() if name in _DEFAULTS}
 
     # -- members --------------------------------------------------------------------------------------
 
@@ -198,8 +204,8 @@ class QuantizationSpace:
                 values[name] = decision.nearest(given.get(name, values[name]))
             self._merge(name, values)
         if not self.iterations and values["tib"] == "table":
-            # The table's rounding for other timesteps is TIAR's: here it is the nearest.
-            values["tiar_iterations"] = 0
+            # The table's rounding for other timesteps is learnt too: here it is the nearest.
+            values |= {name: value for name, value in _NOTHING_LEARNT.items() if name in values}
         return QuantizationConfig.build(**values)
 
     def _relevant(self, name: str, values: Mapping[str, Any]) -> bool:
@@ -207,6 +213,7 @@ class QuantizationSpace:
         activations = bool(values["activation_bits"] != FULL_PRECISION)
         learnt = bool(values["reconstruction"] != "none")
         block = bool(values["tib"] in ("tiar", "table"))
+        descent = values.get("solver") == "descent"
         match name:
             case "matmuls" | "granularity" | "activation_range" | "fsc":
                 return activations
@@ -214,12 +221,18 @@ class QuantizationSpace:
                 return activations and str(values["activation_range"]) == "ema"
             case "percentile":
                 return activations and str(values["activation_range"]) == "percentile"
-            case "iterations" | "rate":
-                return learnt
-            case "tiar_iterations" | "tiar_rate":
-                return block
-            case "rounding_weight" | "warmup":
+            case "solver":
                 return learnt or block
+            case "iterations" | "rate":
+                return learnt and not descent
+            case "tiar_iterations" | "tiar_rate":
+                return block and not descent
+            case "rounding_weight" | "warmup":
+                return (learnt or block) and not descent
+            case "sweeps":
+                return (learnt or block) and descent
+            case "restarts":
+                return block and descent
             case "images" | "steps":
                 return activations or learnt or block
             case _:
@@ -229,6 +242,9 @@ class QuantizationSpace:
         """Write one behaviour one way, once `name` is decided."""
         if name == "tib" and values["tib"] == "layers" and values["reconstruction"] == "none":
             values["tib"] = "nearest"
+        if name == "solver" and values[name] == "descent" and values["reconstruction"] == "layer":
+            # Descent goes layer after layer in any case.
+            values["reconstruction"] = "block"
         if name == "tib_bits" and values["tib_bits"] == values["weight_bits"]:
             values["tib_bits"] = None
         # The block's layers are linear ones, whose rows find their own ranges.
