@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.pipeline.pareto import crowding, dominance, front, ordered, ranks
 
+# A busy machine is no failure.
+patient = settings(deadline=None)
+
 points = st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=25)
 
 
+@patient
 @given(points)
 def test_nothing_dominates_itself_and_no_two_dominate_each_other(values: list[tuple[int, ...]]) -> None:
     over = dominance(values)
     assert not (over & over.T).any()
 
 
+@patient
 @given(points)
 def test_a_front_is_what_nothing_dominates_and_dominates_the_rest(values: list[tuple[int, ...]]) -> None:
     members, over = front(values), dominance(values)
@@ -27,6 +32,7 @@ def test_a_front_is_what_nothing_dominates_and_dominates_the_rest(values: list[t
     assert len({values[m] for m in members}) == len(members)
 
 
+@patient
 @given(points)
 def test_ranks_peel_off_one_front_after_the_other(values: list[tuple[int, ...]]) -> None:
     rank, over = ranks(values), dominance(values)
@@ -35,6 +41,7 @@ def test_ranks_peel_off_one_front_after_the_other(values: list[tuple[int, ...]])
         assert r == (above.max() + 1 if len(above) else 0)
 
 
+@patient
 @given(points, st.integers(1, 5))
 def test_a_cut_front_is_part_of_the_whole_one(values: list[tuple[int, ...]], most: int) -> None:
     members, cut = front(values), front(values, most)
@@ -42,6 +49,7 @@ def test_a_cut_front_is_part_of_the_whole_one(values: list[tuple[int, ...]], mos
     assert len(cut) == min(most, len(members))
 
 
+@patient
 @given(points)
 def test_the_order_begins_with_the_front(values: list[tuple[int, ...]]) -> None:
     order, rank = ordered(values), ranks(values)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.search_spaces.genome import FEATURES, to_schedule
 from fewstep.search_spaces.joint_space import JointSpace
 from fewstep.search_spaces.quantization_space import QuantizationSpace
 from fewstep.search_spaces.solver_space import SolverSpace
+
+# A busy machine is no failure.
+patient = settings(deadline=None)
 
 SPACE = JointSpace(SolverSpace(-5.0, 4.0, (3, 4)), QuantizationSpace(4, 100))
 seeds = st.integers(0, 2**32)
@@ -29,6 +32,7 @@ class _Fixed:
         return self.values[name]
 
 
+@patient
 @given(nfes, seeds)
 def test_parameters_are_what_suggest_draws(nfe: int, seed: int) -> None:
     genome = SPACE.random(nfe, Random(seed))
@@ -43,6 +47,7 @@ def test_parameters_are_what_suggest_draws(nfe: int, seed: int) -> None:
     assert again.nfe == genome.nfe == nfe
 
 
+@patient
 @given(nfes, nfes, seeds)
 def test_variation_keeps_the_nfe_and_stays_in_both_spaces(nfe: int, other: int, seed: int) -> None:
     rng = Random(seed)
@@ -54,6 +59,7 @@ def test_variation_keeps_the_nfe_and_stays_in_both_spaces(nfe: int, other: int, 
         assert SPACE.quantization.member(child.config) == child.config
 
 
+@patient
 @given(nfes, seeds)
 def test_features_follow_the_steps_and_carry_the_config(nfe: int, seed: int) -> None:
     rng = Random(seed)

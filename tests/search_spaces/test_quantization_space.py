@@ -14,6 +14,9 @@ from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.quantization import COVERAGES, PROCEDURES, QuantizationConfig, named
 from fewstep.search_spaces.quantization_space import Choice, QuantizationSpace, Range
 
+# A busy machine is no failure.
+patient = settings(deadline=None)
+
 SPACES = [QuantizationSpace(5), QuantizationSpace(1, 0), QuantizationSpace(8, 2), QuantizationSpace(100, 20_000)]
 spaces = st.sampled_from(SPACES)
 seeds = st.integers(0, 2**32)
@@ -44,6 +47,7 @@ class _Fixed:
         return self.values[name]
 
 
+@patient
 @given(spaces, seeds)
 def test_parameters_are_what_suggest_draws(space: QuantizationSpace, seed: int) -> None:
     config = space.random(Random(seed))
@@ -61,6 +65,7 @@ def test_a_named_config_is_its_own_member(config: QuantizationConfig) -> None:
     assert QuantizationSpace(64).member(config) == config
 
 
+@patient
 @given(spaces, seeds)
 def test_variation_stays_in_the_space(space: QuantizationSpace, seed: int) -> None:
     rng = Random(seed)
@@ -79,6 +84,7 @@ def test_variation_stays_in_the_space(space: QuantizationSpace, seed: int) -> No
                 assert decision.low <= value <= decision.high
 
 
+@patient
 @given(spaces, seeds)
 def test_a_cross_has_every_decision_from_one_of_the_two(space: QuantizationSpace, seed: int) -> None:
     rng = Random(seed)
@@ -92,6 +98,7 @@ def test_a_cross_has_every_decision_from_one_of_the_two(space: QuantizationSpace
     assert space.cross(a, a, rng) == a
 
 
+@patient
 @given(spaces, seeds)
 def test_features_have_one_width_and_tell_members_apart(space: QuantizationSpace, seed: int) -> None:
     rng = Random(seed)
