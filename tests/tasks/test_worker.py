@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from fewstep.errors import ConfigurationError, EvaluationError
+from fewstep.search_spaces.quantization import named
 from fewstep.tasks import worker as module
 from fewstep.tasks.metrics.moments import Moments, merge_all
 from fewstep.tasks.sampling.grids import preset_on_grid
@@ -135,3 +137,29 @@ def test_a_worker_without_features_samples_and_nothing_else(schedule: str, monke
     assert "without features" in worker.run(Task("k", "moments", schedule, 0, 0, GROUP)).error
     with pytest.raises(ConfigurationError):
         _ = worker.extractor
+
+
+def test_a_config_is_calibrated_once_and_brings_its_figures(schedule: str, teacher: str, tmp_path: Path) -> None:
+    settings = WorkerSettings("digits-ddpm", calibration=schedule, cache=str(tmp_path))
+    config = named("w4a8-naive-paper", images=16).model_dump_json()
+    first, second = Worker(settings), Worker(settings)
+    task = Task("k", "distance", schedule, 3, 0, 16, teacher, config)
+    results = [first.run(task), first.run(task), second.run(task)]
+    assert [r.error for r in results] == [""] * 3
+    # The schedule has 2 calls, the teacher 6; each worker samples the teacher, only one calibrates.
+    assert [r.denoiser_calls for r in results] == [(2 + 6 + 2) * 16, 2 * 16, (2 + 6) * 16]
+    assert results[0].metrics == results[1].metrics == results[2].metrics
+    figures = results[0].metrics
+    assert 0 < figures["size_bytes"] < 4 * figures["parameters"]
+    assert 4 * 8 * figures["multiply_adds_a_call"] < figures["bit_operations_a_call"]
+    assert figures["bit_operations_a_call"] < 32 * 32 * figures["multiply_adds_a_call"]
+    # In full precision there is nothing to say, and nothing is calibrated.
+    exact = first.run(Task("k", "images", schedule, 3, 0, 2))
+    assert (exact.metrics, exact.denoiser_calls) == ({}, 4)
+
+
+def test_a_worker_without_a_cache_does_not_quantise(worker: Worker, schedule: str) -> None:
+    task = Task("k", "images", schedule, 3, 0, 2, quantization=named("w8a8-naive-paper").model_dump_json())
+    result = worker.run(task)
+    assert "ConfigurationError" in result.error
+    assert result.metrics == {}
