@@ -53,13 +53,16 @@ def crowding(values: Values) -> npt.NDArray[np.float64]:
 
 
 def ordered(values: Values) -> list[int]:
-    """Indices from best to worst: by front, within a front the loneliest first, then the earlier one."""
+    """Indices from best to worst: by front, within a front the loneliest first.
+
+    Of equally lonely ones, such as the front's ends, the latest comes first: it has just moved the front.
+    """
     rank = ranks(values)
     alone = np.zeros(len(rank))
     for front in range(int(rank.max(initial=-1)) + 1):
         members = np.flatnonzero(rank == front)
         alone[members] = crowding([values[int(i)] for i in members])
-    return sorted(range(len(rank)), key=lambda i: (int(rank[i]), -alone[i], i))
+    return sorted(range(len(rank)), key=lambda i: (int(rank[i]), -alone[i], -i))
 
 
 def front(values: Values, most: int = 0) -> list[int]:

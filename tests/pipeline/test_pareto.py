@@ -57,6 +57,11 @@ def test_the_order_begins_with_the_front(values: list[tuple[int, ...]]) -> None:
     assert list(rank[order]) == sorted(rank)
 
 
+def test_a_new_end_of_the_front_comes_before_the_old_ones() -> None:
+    values = [(5.0, 5.0), (1.0, 50.0), (50.0, 1.0), (4.0, 6.0), (0.5, 60.0)]
+    assert ordered(values)[0] == 4
+
+
 def test_the_ends_of_a_front_stand_alone_and_the_closest_goes_first() -> None:
     values = [(1.0, 100.0), (10.0, 10.0), (11.0, 9.0), (100.0, 1.0)]
     alone = crowding(values)

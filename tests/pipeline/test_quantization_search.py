@@ -39,7 +39,7 @@ SCRIPT = Path(__file__).with_name("killed_search.py")
 # Among the named configs, in the evolution, in the finals, in the report.
 LIVES = {
     "quantization": ("after:distance:3", "between:frechet:0", "raise:distance:9", "between:finals:0", "after:report:0"),
-    "joint": ("after:distance:9", "between:frechet:9", "after:distance:25"),
+    "joint": ("after:distance:9", "between:frechet:9", "after:distance:24"),
 }
 SPACES = tuple(LIVES)
 TEACHER_CALLS = 6
@@ -72,8 +72,9 @@ def searched(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`SPACE-whole` and `SPACE-killed`: a search of each space, uninterrupted and killed at LIVES."""
     root = tmp_path_factory.mktemp("searches")
     jobs = [
-        (str(root / f"{space}-{name}"), _settings(toy, space, nfes=(2,), keep=0.12).model_dump(), rules)
-        for space in SPACES
+        (str(root / f"{space}-{name}"), _settings(toy, space, nfes=(2,), keep=0.12, budget=budget).model_dump(), rules)
+        # A joint search has 24 seeds, and goes on from there.
+        for space, budget in (("quantization", 6_000), ("joint", 9_000))
         for name, rules in (("whole", ()), ("killed", LIVES[space]))
     ]
     command = [sys.executable, "-P", str(SCRIPT)]
