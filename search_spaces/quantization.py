@@ -42,6 +42,12 @@ class QuantizationConfig(BaseModel):
     granularity: Literal["tensor", "token"] = Field("tensor", description="token: a range a row, found at run time")
     momentum: float = Field(0.95, ge=0, lt=1, description="of the moving average `ema`")
     percentile: float = Field(99.9, gt=50, le=100)
+    # How weights are rounded.
+    solver: Literal["adaround", "descent"] = Field(
+        "descent", description="Adam on rounding variables, or integer least squares layer after layer"
+    )
+    sweeps: PositiveInt = Field(6, description="of coordinate descent over a layer's codes, at most")
+    restarts: NonNegativeInt = Field(30, description="perturbed descents of the temporal information block's layers")
     # The temporal information block.
     tib: Literal["nearest", "layers", "tiar", "table"] = Field(
         "tiar", description="how the block's weights are rounded; table: its outputs are stored instead"
@@ -112,7 +118,9 @@ PROCEDURES: dict[str, dict[str, Any]] = {
         "reconstruction": "none",
     },
     # BRECQ's reconstruction as Q-Diffusion (2302.04304) uses it: embedding layers are layers like any other.
-    "qdiffusion": {"tib": "layers", "fsc": "none"},
+    "qdiffusion": {"tib": "layers", "fsc": "none", "solver": "adaround"},
+    # TFMQ-DM as published, and with its two reconstructions solved as integer least squares.
+    "published": {"solver": "adaround"},
     "tfmq": {},
 }
 COVERAGES: dict[str, dict[str, Any]] = {

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from fewstep.errors import DataError, EvaluationError, ModelError
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig
+from fewstep.tasks.quantization.kept import Kept
 from fewstep.tasks.quantization.network import QuantizedNetwork
 from fewstep.tasks.quantization.rounding import RoundingPlan, learn_rounding
+from fewstep.tasks.quantization.sequential import Sequential
 from fewstep.tasks.quantization.table import TimeTable
 from fewstep.tasks.quantization.tracing import TimeBlock, layer_of
 from fewstep.tasks.quantization.trajectories import Batch, batches, moments_of_block
@@ -63,12 +65,16 @@ class Calibration:
         self.network, self.config, self.data = network, network.config, data
         self.progress = progress or (lambda _, __, ___: None)
         self.losses: dict[str, float] = {}
-        self._path = None
+        self._path = path = None
         if not all(bool(torch.isfinite(value).all()) for value in data.values()):
             raise EvaluationError("the calibration data are not finite: use a schedule that does not explode")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._path = folder / f"rounding-{rounding_key(self.config, identity)}.safetensors"
+            # Fitted layers know their activations too: everything in the config counts.
+            whole = hashlib.sha256(f"{SCHEMA_VERSION}\n{identity}\n{self.config.hash}".encode()).hexdigest()[:16]
+            path = folder / f"descent-{whole}.safetensors"
+        self._kept = Kept(path if self.config.solver == "descent" else None)
         self._known = self._load()
 
     def run(self) -> None:
@@ -81,6 +87,9 @@ class Calibration:
     def rounding(self) -> None:
         """Learn the rounding of all weights, unit by unit."""
         config, network = self.config, self.network
+        if config.solver == "descent":
+            self._descend()
+            return
         units = []
         if config.reconstruction != "none" and config.weight_bits != FULL_PRECISION:
             units = find_units(network, config.reconstruction == "block", config.tib == "layers")
@@ -104,6 +113,36 @@ class Calibration:
                 layer.on = True
             done += 1
             self.progress("rounding", done, count)
+        network.switch(weights=True)
+
+    def _descend(self) -> None:
+        """The same by integer least squares, layer after layer; ranges of activations are found with it."""
+        config, network = self.config, self.network
+        network.detach()
+        network.switch(weights=False, activations="off")
+        fit, apart = Sequential(network, self._mixed(), self._kept), config.tib != "layers"
+        rest = [name for name in fit.order if not apart or network.plans[name].role != "time"]
+        rest = rest if config.reconstruction != "none" else []
+        done, count = 0, len(rest) + 1
+
+        def show() -> None:
+            nonlocal done
+            done += 1
+            self.progress("rounding", done, count)
+
+        table = None
+        if apart and network.time_layers:
+            if config.tib == "table":
+                self._tabulate()
+                table = network.table
+                network.detach()
+            if config.tib != "nearest":
+                fit.fit_time_block(moments_of_block(self.data))
+            network.switch(weights=True, names=network.time_layers)
+        show()
+        fit.fit_layers(rest, show)
+        if table is not None:
+            network.attach(table)
         network.switch(weights=True)
 
     def _tiar(self) -> None:
@@ -163,12 +202,18 @@ class Calibration:
     def ranges(self) -> None:
         """Find all ranges of activations on the network with quantised weights."""
         if self.network.quantizers:
-            # Interleaved, so that a moving average does not remember the last timesteps alone.
-            order = torch.randperm(len(self.data["x"]), generator=torch.Generator().manual_seed(self.config.seed))
-            order = order.to(self.data["x"].device)
-            mixed = {name: value[order] for name, value in self.data.items()}
-            self.network.observe(batches(mixed, BATCH))
+            fitted = {name: q for name, q in self.network.quantizers.items() if q.scale.numel()}
+            grids = {name: (q.scale, q.zero, q.times) for name, q in fitted.items()}
+            self.network.observe(batches(self._mixed(), BATCH))
+            for name, quantizer in fitted.items():
+                quantizer.set_grids(*grids[name])
         self.progress("ranges", 1, 1)
+
+    def _mixed(self) -> Batch:
+        """The data interleaved, so that a moving average does not remember the last timesteps alone."""
+        order = torch.randperm(len(self.data["x"]), generator=torch.Generator().manual_seed(self.config.seed))
+        order = order.to(self.data["x"].device)
+        return {name: value[order] for name, value in self.data.items()}
 
     # -- disk -----------------------------------------------------------------------------------------
 

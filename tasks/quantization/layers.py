@@ -6,6 +6,7 @@ the input is a concatenation that is split.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ class QuantizedLayer(nn.Module):
         self.bits, self.segments = bits, tuple(segments) or (layer.weight.shape[1],)
         self.activation = activation
         self.bias = layer.bias
+        # What goes with the original weight where a fit changes the bias; a tuple, so that it is no parameter.
+        self._exact_bias = (layer.bias,)
         self.original: Tensor | None = layer.weight.detach()
         self.parts: list[WeightPart] = []
         self.on = False
@@ -98,7 +101,7 @@ class QuantizedLayer(nn.Module):
     def _compute(self, x: Tensor) -> Tensor:
         if self.activation is not None:
             x = self.activation(x)
-        return self.multiply(x, self.weight, self.bias)
+        return self.multiply(x, self.weight, self.bias if self.on else self._exact_bias[0])
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's convolution or linear map, with another weight (O, I, ...) for as many input channels."""
@@ -108,7 +111,46 @@ class QuantizedLayer(nn.Module):
             return functional.conv2d(x, weight, bias, **self._call)
         return functional.linear(x, weight, bias)
 
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution, 1 for a linear layer."""
+        return int(self._call.get("groups", 1))
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of one output."""
+        return math.prod(self.shape[1:])
+
+    def pieces(self) -> list[Tensor]:
+        """The original weight, cut into the parts' input channels."""
+        assert self.original is not None
+        return list(torch.split(self.original, list(self.segments), 1))
+
+    def windows(self, x: Tensor, chosen: Callable[[int], Tensor]) -> Tensor:
+        """What some outputs are made from: (R, I k k); `chosen` picks R of B H W, or of all but the last axis."""
+        if not self._call:
+            flat = x.flatten(0, -2)
+            return flat[chosen(len(flat)).to(x.device)]
+        if self._padding is not None:
+            x = functional.pad(x, *self._padding)
+        else:
+            above, left = self._call["padding"]
+            x = functional.pad(x, (left, left, above, above))
+        (height, width), (down, right), (tall, wide) = self.shape[2:], self._call["stride"], self._call["dilation"]
+        view = x.unfold(2, tall * (height - 1) + 1, down).unfold(3, wide * (width - 1) + 1, right)
+        view = view[..., ::tall, ::wide].permute(0, 2, 3, 1, 4, 5)
+        places = torch.unravel_index(chosen(math.prod(view.shape[:3])).to(x.device), view.shape[:3])
+        return view[places].flatten(1)
+
     # -- weights --------------------------------------------------------------------------------------
+
+    def set_fit(self, codes: Sequence[Tensor], scales: Sequence[Tensor], bias: Tensor | None) -> None:
+        """Codes on grids of other steps, one tensor each a part, and another bias."""
+        for part, scale in zip(self.parts, scales, strict=True):
+            part.grid = Grid(scale.to(part.grid.scale).view_as(part.grid.scale), part.grid.zero, part.grid.bits)
+        self.set_codes(codes)
+        if bias is not None:
+            self.bias = nn.Parameter(bias.to(self._exact_bias[0]), requires_grad=False)
 
     def round_to_nearest(self, search: bool) -> None:
         """Choose grids, and the nearest codes."""
