@@ -55,7 +55,7 @@ class QuantizationConfig(BaseModel):
     tib_bits: Bits | None = Field(None, description="the block's weight bits, where they are not weight_bits")
     tiar_iterations: NonNegativeInt = 2000
     tiar_rate: float = Field(3e-3, gt=0)
-    fsc: Literal["none", "tib", "all"] = Field("tib", description="which activations have a grid for each timestep")
+    fsc: Literal["none", "tib", "all"] = Field("all", description="which activations have a grid for each timestep")
     # Reconstruction of everything else.
     reconstruction: Literal["none", "layer", "block"] = "block"
     iterations: NonNegativeInt = 400
@@ -118,9 +118,11 @@ PROCEDURES: dict[str, dict[str, Any]] = {
         "reconstruction": "none",
     },
     # BRECQ's reconstruction as Q-Diffusion (2302.04304) uses it: embedding layers are layers like any other.
-    "qdiffusion": {"tib": "layers", "fsc": "none", "solver": "adaround"},
-    # TFMQ-DM as published, and with its two reconstructions solved as integer least squares.
-    "published": {"solver": "adaround"},
+    "qdiffusion": {"tib": "layers", "fsc": "none", "solver": "adaround", "iterations": 1000},
+    # TFMQ-DM as the paper describes it.
+    "published": {"fsc": "tib", "solver": "adaround", "iterations": 1000},
+    # The same with both reconstructions solved as integer least squares, and, as the authors' program does, a grid a
+    # timestep for every activation.
     "tfmq": {},
 }
 COVERAGES: dict[str, dict[str, Any]] = {

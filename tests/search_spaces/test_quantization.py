@@ -42,7 +42,7 @@ OTHERS: dict[str, Any] = {
     "tib_bits": 8,
     "tiar_iterations": 1,
     "tiar_rate": 1e-4,
-    "fsc": "all",
+    "fsc": "tib",
     "reconstruction": "layer",
     "iterations": 1,
     "rate": 1e-3,

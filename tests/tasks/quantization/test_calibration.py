@@ -147,7 +147,7 @@ ACTIVATIONS: dict[str, Any] = {
     "momentum": 0.9,
     "percentile": 99.0,
     "matmuls": True,
-    "fsc": "all",
+    "fsc": "tib",
 }
 WEIGHTS: dict[str, Any] = {
     "weight_bits": 3,
