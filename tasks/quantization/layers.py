@@ -56,6 +56,8 @@ class QuantizedLayer(nn.Module):
         self._call: dict[str, Any] = {}
         # What `Conv2d` does for a padding that is not of zeros.
         self._padding: tuple[list[int], str] | None = None
+        # What stands around the image: left, right, above, below, and of which kind.
+        self._around: tuple[list[int], str] = [], "constant"
         if isinstance(layer, nn.Conv2d):
             self._call = {
                 "stride": layer.stride,
@@ -63,8 +65,9 @@ class QuantizedLayer(nn.Module):
                 "dilation": layer.dilation,
                 "groups": layer.groups,
             }
+            self._around = list(layer._reversed_padding_repeated_twice), "constant"
             if layer.padding_mode != "zeros":
-                self._padding = list(layer._reversed_padding_repeated_twice), layer.padding_mode
+                self._padding = self._around = self._around[0], layer.padding_mode
                 self._call["padding"] = 0
 
     @property
@@ -131,11 +134,7 @@ class QuantizedLayer(nn.Module):
         if not self._call:
             flat = x.flatten(0, -2)
             return flat[chosen(len(flat)).to(x.device)]
-        if self._padding is not None:
-            x = functional.pad(x, *self._padding)
-        else:
-            above, left = self._call["padding"]
-            x = functional.pad(x, (left, left, above, above))
+        x = functional.pad(x, *self._around)
         (height, width), (down, right), (tall, wide) = self.shape[2:], self._call["stride"], self._call["dilation"]
         view = x.unfold(2, tall * (height - 1) + 1, down).unfold(3, wide * (width - 1) + 1, right)
         view = view[..., ::tall, ::wide].permute(0, 2, 3, 1, 4, 5)
@@ -145,7 +144,8 @@ class QuantizedLayer(nn.Module):
     # -- weights --------------------------------------------------------------------------------------
 
     def set_fit(self, codes: Sequence[Tensor], scales: Sequence[Tensor], bias: Tensor | None) -> None:
-        """Codes on grids of other steps, one tensor each a part, and another bias."""
+        """Codes on grids of other steps, one tensor a part, and another bias; ValueError where codes do not fit."""
+        self.check_codes(codes)
         for part, scale in zip(self.parts, scales, strict=True):
             part.grid = Grid(scale.to(part.grid.scale).view_as(part.grid.scale), part.grid.zero, part.grid.bits)
         self.set_codes(codes)

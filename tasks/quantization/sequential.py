@@ -11,6 +11,7 @@ section 4.2; FSC, section 4.3).
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,6 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fewstep.errors import DataError
 from fewstep.search_spaces.quantization import FULL_PRECISION
 from fewstep.tasks.quantization.descent import Fit, LayerProblem, Moments, chosen_rows
 from fewstep.tasks.quantization.kept import Kept
@@ -28,6 +30,8 @@ from fewstep.tasks.quantization.trajectories import Batch, batches
 
 BATCH = 64
 LEAST_ROWS = 16_384
+# What an activation's grids are kept as.
+GRIDS = ("scale", "zero", "times")
 Done = Callable[[], None]
 
 
@@ -65,8 +69,20 @@ def state_of(layer: QuantizedLayer) -> dict[str, Tensor]:
     if layer.bias is not None:
         state["bias"] = layer.bias
     if layer.activation is not None and layer.activation.scale.numel():
-        state |= {name: getattr(layer.activation, name) for name in ("scale", "zero", "times")}
+        state |= {name: getattr(layer.activation, name) for name in GRIDS}
     return state
+
+
+def check_state(layer: QuantizedLayer, state: Mapping[str, Tensor]) -> None:
+    """ValueError where this is not what `state_of` gives for such a layer."""
+    for name, value in state_of(layer).items():
+        found = state.get(name)
+        if name not in GRIDS and (found is None or (found.shape, found.dtype) != (value.shape, value.dtype)):
+            raise ValueError(f"no {name} {tuple(value.shape)}")
+    layer.check_codes([state[f"codes{i}"] for i in range(len(layer.parts))])
+    grids = [state[name] for name in GRIDS if name in state]
+    if grids and (len(grids) < len(GRIDS) or grids[0].shape != grids[1].shape or len(grids[0]) != len(grids[2])):
+        raise ValueError("grids of activations that are not whole")
 
 
 def restore(layer: QuantizedLayer, state: Mapping[str, Tensor]) -> None:
@@ -76,7 +92,7 @@ def restore(layer: QuantizedLayer, state: Mapping[str, Tensor]) -> None:
     codes, scales = [state[f"codes{i}"].to(device) for i in count], [state[f"scale{i}"].to(device) for i in count]
     layer.set_fit(codes, scales, state["bias"].to(device) if "bias" in state else None)
     if layer.activation is not None and "times" in state:
-        layer.activation.set_grids(*(state[name].to(device) for name in ("scale", "zero", "times")))
+        layer.activation.set_grids(*(state[name].to(device) for name in GRIDS))
         layer.activation.mode = "on"
 
 
@@ -86,7 +102,13 @@ class Sequential:
     def __init__(self, network: QuantizedNetwork, data: Batch, kept: Kept) -> None:
         assert network.graph is not None
         self.network, self.data, self.kept, self.config = network, data, kept, network.config
-        self.order = list(dict.fromkeys(layer_of(call) for call in network.graph.order))
+        self.calls = Counter(layer_of(call) for call in network.graph.order)
+        self.order = list(self.calls)
+        for name in (name for name in self.order if name in kept):
+            try:
+                check_state(network.layers[name], kept[name])
+            except ValueError as error:
+                raise DataError(f"{kept.path} is damaged ({name}: {error}): delete it to calibrate anew") from error
 
     @torch.no_grad()
     def fit_time_block(self, given: Batch) -> None:
@@ -114,10 +136,12 @@ class Sequential:
                 layer = network.layers[name]
                 if name in self.kept:
                     restore(layer, self.kept[name])
+                    if layer.activation is not None:
+                        layer.activation.mode = "on"
                 else:
+                    network.clock.set(given["time"], given.get("labels"))
                     block(given)
                     x = seen[name][0]
-                    network.clock.set(given["time"], given.get("labels"))
                     x = self._ranged(layer, [x])[0] if layer.activation is not None else x
                     if layer.bits != FULL_PRECISION and len(x) == count and not layer.is_convolution:
                         fit_layer(layer, x, exact[name], self.config.sweeps * 5, self.config.restarts, rows)
@@ -144,24 +168,24 @@ class Sequential:
     def fit_layers(self, names: Sequence[str], done: Done) -> None:
         """These layers, in this order; afterwards their weights are on. Activations stay as they are, off."""
         network, targets = self.network, dict[str, Tensor]()
-        if not all(name in self.kept for name in names):
-            targets = self._targets(names)
+        missing = [name for name in names if name not in self.kept and self.fits(network.layers[name])]
+        if missing:
+            targets = self._targets(missing)
         for name in names:
             layer = network.layers[name]
             if name in self.kept:
                 restore(layer, self.kept[name])
             else:
-                x = self._rows(name)
-                if layer.bits != FULL_PRECISION and self.fits(layer):
-                    fit_layer(layer, x, targets[name], self.config.sweeps)
+                if name in targets:
+                    fit_layer(layer, self._rows(name), targets.pop(name), self.config.sweeps)
                 self.kept.keep(name, state_of(layer))
             layer.on = True
             done()
 
     @staticmethod
     def fits(layer: QuantizedLayer) -> bool:
-        """Whether a layer's error is the quadratic that is solved: not where a convolution has groups."""
-        return layer.groups == 1
+        """Whether a layer has codes and its error is the quadratic that is solved: no groups of a convolution."""
+        return layer.bits != FULL_PRECISION and layer.groups == 1
 
     def _chosen(self, name: str, count: int) -> Tensor:
         """Which outputs (image, position) of a batch are fitted to: the same ones in every pass."""
@@ -196,12 +220,13 @@ class Sequential:
         return {name: torch.cat(pieces) for name, pieces in kept.items()}
 
     def _rows(self, name: str) -> Tensor:
-        """The inputs (R, I k k) of the chosen outputs."""
+        """The inputs (R, I k k) of the chosen outputs, of every call where there are several."""
         layer, rows = self.network.layers[name], list[Tensor]()
 
         def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             rows.append(layer.windows(arguments[0], partial(self._chosen, name)))
-            raise _Reached
+            if len(rows) % self.calls[name] == 0:
+                raise _Reached
 
         handle = layer.register_forward_pre_hook(keep)
         try:
