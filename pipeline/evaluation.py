@@ -91,8 +91,10 @@ class Evaluator:
         conditions: Conditions | None = None,
         statistics: str = "",
         calibration: str = "",
+        runtime: str = "reference",
     ) -> None:
         """`calibration` is the schedule (JSON) under which the quantisations of candidates are calibrated."""
+        self._runtime = runtime
         self.study, self.files, self.store, self.teacher = study, files, store, teacher
         self._calibration_hash = hashlib.sha256(calibration.encode()).hexdigest()[:16]
         self._conditions_hash = conditions.hash if conditions else ""
@@ -136,6 +138,8 @@ class Evaluator:
             parts["conditions"] = self._conditions_hash
         if self._statistics_hash and schedule.needs_statistics:
             parts["statistics"] = self._statistics_hash
+        if self._runtime != "reference":
+            parts["runtime"] = self._runtime
         if quantization is not None:
             parts["quantization"] = f"{quantization.hash} {self._calibration_hash}"
         return parts

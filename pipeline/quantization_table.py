@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
@@ -38,11 +39,14 @@ from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.worker import Task, WorkerSettings
 
 STUDY, FULL = "quantization", "fp32"
+# A method's name with this behind it runs in integers.
+INTEGER = "@int8"
+Runtime = Literal["reference", "integer"]
 Tell = Callable[[str], None]
 
 
 class TableSettings(BaseModel):
-    """Everything that decides what the table holds. Methods are config names, or `fp32`."""
+    """Everything that decides what the table holds. Methods are config names, run in integers as NAME@int8."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,7 +64,7 @@ class TableSettings(BaseModel):
     def configs(self) -> dict[str, QuantizationConfig | None]:
         """The config of every method; ConfigurationError for a name that is none."""
         names = dict.fromkeys((FULL, *self.methods))
-        return {name: None if name == FULL else parse_config(name) for name in names}
+        return {name: None if name == FULL else parse_config(name.removesuffix(INTEGER)) for name in names}
 
     @property
     def rungs(self) -> tuple[Rung, Rung]:
@@ -113,48 +117,13 @@ def run(
     """Calibrate what is missing, evaluate what is missing, and put it together."""
     files, store, configs = find_model(settings.model), Store(root), settings.configs
     settings.conditions.check(files.null_label, files.text)
-    calibration = settings.schedule.to_json()
+    cache, found = (root / "quantized").absolute(), dict[str, list[EvaluationRecord]]()
+    runtimes: tuple[Runtime, ...] = ("reference", "integer")
     with Lease(root):
-        evaluator = Evaluator(
-            STUDY,
-            files,
-            store,
-            settings.features,
-            settings.reference,
-            settings.schedule,
-            settings.conditions,
-            calibration=calibration,
-        )
-        cache = (root / "quantized").absolute()
-        worker = WorkerSettings(
-            settings.model,
-            settings.features,
-            execution.device,
-            conditions=settings.conditions,
-            calibration=calibration,
-            cache=str(cache),
-        )
-        past = store.evaluations.records(where={"study": STUDY})
-        known = {r.key: r for r in past if r.status == "complete"}
-        work = [
-            (Candidate(len(past) + i, settings.schedule, name, quantization=config), rung)
-            for i, (name, config) in enumerate(configs.items())
-            for rung in settings.rungs
-            if evaluator.key(settings.schedule, rung, config) not in known
-        ]
-        if work:
-            executor = make_executor(execution, worker)
-            try:
-                calibrate(executor, {c.origin: c.quantization for c, _ in work if c.quantization}, tell)
-                events = max((e.order for e in store.events.records({"study": STUDY})), default=-1) + 1
-                driver = Driver(evaluator, executor, store, len(past), events, on_record)
-                known |= {r.key: r for r in evaluate_all(work, driver)}
-            finally:
-                executor.close()
-
-    def records(config: QuantizationConfig | None) -> list[EvaluationRecord]:
-        return [known[evaluator.key(settings.schedule, rung, config)] for rung in settings.rungs]
-
+        for runtime in runtimes:
+            asked = {name: c for name, c in configs.items() if name.endswith(INTEGER) == (runtime == "integer")}
+            if asked:
+                found |= _evaluate(settings, files, store, cache, execution, runtime, asked, on_record, tell)
     exact = Denoiser(files, "cpu", settings.conditions)
     full = 4 * sum(p.numel() for p in exact.network.module.parameters())
     rows, temporal = [], {}
@@ -162,8 +131,64 @@ def run(
         recipe = None if config is None else Recipe(config, settings.schedule, settings.conditions)
         folder = None if recipe is None else cache / recipe.key(files)
         temporal[name] = [] if folder is None else _temporal(files, exact, settings.schedule, folder)
-        rows.append(_row(name, settings, full, folder, records(config), temporal[name]))
+        rows.append(_row(name, settings, full, folder, found[name], temporal[name]))
     return Table(rows, temporal)
+
+
+def _evaluate(
+    settings: TableSettings,
+    files: ModelFiles,
+    store: Store,
+    cache: Path,
+    execution: ExecutionSettings,
+    runtime: Runtime,
+    configs: dict[str, QuantizationConfig | None],
+    on_record: OnRecord | None,
+    tell: Tell | None,
+) -> dict[str, list[EvaluationRecord]]:
+    """The records of both rungs by method, from the tables or made now."""
+    schedule, calibration = settings.schedule, settings.schedule.to_json()
+    evaluator = Evaluator(
+        STUDY,
+        files,
+        store,
+        settings.features,
+        settings.reference,
+        schedule,
+        settings.conditions,
+        calibration=calibration,
+        runtime=runtime,
+    )
+    past = store.evaluations.records(where={"study": STUDY})
+    known = {r.key: r for r in past if r.status == "complete"}
+    work = [
+        (Candidate(len(past) + i, schedule, name, quantization=config), rung)
+        for i, (name, config) in enumerate(configs.items())
+        for rung in settings.rungs
+        if evaluator.key(schedule, rung, config) not in known
+    ]
+    if work:
+        worker = WorkerSettings(
+            settings.model,
+            settings.features,
+            execution.device,
+            conditions=settings.conditions,
+            calibration=calibration,
+            cache=str(cache),
+            runtime=runtime,
+        )
+        executor = make_executor(execution, worker)
+        try:
+            calibrate(executor, {c.origin: c.quantization for c, _ in work if c.quantization}, tell)
+            events = max((e.order for e in store.events.records({"study": STUDY})), default=-1) + 1
+            driver = Driver(evaluator, executor, store, len(past), events, on_record)
+            known |= {r.key: r for r in evaluate_all(work, driver)}
+        finally:
+            executor.close()
+    return {
+        name: [known[evaluator.key(schedule, rung, config)] for rung in settings.rungs]
+        for name, config in configs.items()
+    }
 
 
 def calibrate(executor: Executor, configs: dict[str, QuantizationConfig], tell: Tell | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from fewstep.errors import EvaluationError
 from fewstep.pipeline.evaluation import Candidate, Evaluator
@@ -27,7 +28,7 @@ STUDY = "evaluations"
 class Subject:
     """What is evaluated: a model, its features and reference, what it is asked for.
 
-    `quantized` is the folder of a quantised network that takes the place of the model's own.
+    `quantized` is the folder of a quantised network that takes the place of the model's own, `runtime` how it runs.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Subject:
     conditions: Conditions = field(default_factory=Conditions)
     statistics: str = ""
     quantized: str = ""
+    runtime: Literal["reference", "integer"] = "reference"
 
 
 def evaluate(
@@ -79,6 +81,7 @@ def evaluate_missing(
             subject.reference,
             conditions=subject.conditions,
             statistics=subject.statistics,
+            runtime=subject.runtime,
         )
         past = store.evaluations.records(where={"study": study})
         known = {r.key: r for r in past if r.status == "complete"}
@@ -96,6 +99,7 @@ def evaluate_missing(
                 conditions=subject.conditions,
                 statistics=subject.statistics,
                 quantized=subject.quantized,
+                runtime=subject.runtime,
             )
             executor = make_executor(execution, worker)
             try:

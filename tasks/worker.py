@@ -42,6 +42,7 @@ class WorkerSettings:
     `conditions` are what every image is asked for; `statistics` a file of the model's statistics, or empty.
     `quantized` is the folder of a quantised network that samples in the model's place. `calibration` is the
     schedule (JSON) under which the configs of tasks are calibrated, `cache` the folder that keeps what was.
+    `runtime` says whether quantised networks imitate integers in floating point or run in them.
     """
 
     model: str
@@ -53,6 +54,7 @@ class WorkerSettings:
     quantized: str = ""
     calibration: str = ""
     cache: str = ""
+    runtime: Literal["reference", "integer"] = "reference"
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,6 @@ class Worker:
         self.files = find_model(settings.model)
         self.device = settings.device
         self._exact = self.denoiser = Denoiser(self.files, settings.device, settings.conditions)
-        if settings.quantized:
-            self.denoiser = self._quantized(settings.quantized)
         self.statistics = (
             ModelStatistics.load_for(Path(settings.statistics), self.files) if settings.statistics else None
         )
@@ -148,6 +148,8 @@ class Worker:
         pixels = self.files.channels * self.files.size**2
         scale = 1 if settings.device == "cpu" else 8
         self.batch = max(8, min(GROUP, scale * PIXELS_PER_BATCH // pixels))
+        if settings.quantized:
+            self.denoiser = self._quantized(settings.quantized)
         self._teacher: dict[tuple[str, int, int, int], tuple[Tensor, npt.NDArray[np.float64]]] = {}
         self._variant: tuple[str, Denoiser] | None = None
         self._variant_metrics: dict[str, float] = {}
@@ -184,7 +186,12 @@ class Worker:
         return self._past_calls + sum(held.values()) + (self._variant[1].calls if self._variant else 0)
 
     def _quantized(self, folder: Path | str) -> Denoiser:
-        return Denoiser(self.files.with_quantized(folder), self.device, self.settings.conditions)
+        denoiser = Denoiser(self.files.with_quantized(folder), self.device, self.settings.conditions)
+        if self.settings.runtime == "integer":
+            from fewstep.tasks.quantization.run_integer import integer_module
+
+            denoiser.network.module = integer_module(folder, denoiser, self.batch)
+        return denoiser
 
     def _denoiser_of(self, task: Task) -> Denoiser:
         """The denoiser that a task asks for; one that is quantised for it is calibrated at its first task."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.options import (
     AsJson,
     Classifier,
@@ -45,6 +46,7 @@ def command(
     classifier_scale: ClassifierScale = 0.0,
     statistics: Statistics = "",
     quantized: Quantized = "",
+    integer: Annotated[bool, typer.Option("--integer", help="run the quantised network in 8-bit integers")] = False,
     executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
     device: Device = "cpu",
@@ -58,7 +60,10 @@ def command(
 
     execution = _execution(executor=executor, workers=workers, address=None, device=device)
     asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale)
-    subject = Subject(model, features, reference, asked, statistics, quantized)
+    if integer and not quantized:
+        raise ConfigurationError("--integer runs a quantised network: give its folder as --quantized")
+    runtime: Literal["reference", "integer"] = "integer" if integer else "reference"
+    subject = Subject(model, features, reference, asked, statistics, quantized, runtime)
     (record,) = evaluate(subject, [parse_teacher(schedule, find_model(model))], images, seed, out, execution)
     if as_json:
         print_json(
