@@ -22,6 +22,7 @@ app = typer.Typer(
 def _register() -> None:
     from fewstep.pipeline.commands import (
         baseline,
+        compare,
         doctor,
         evaluate,
         export,
@@ -40,6 +41,7 @@ def _register() -> None:
         search,
         baseline,
         evaluate,
+        compare,
         sample,
         export,
         quantize,

@@ -177,6 +177,11 @@ class Evaluator:
         """Denoiser calls that an evaluation from nothing costs, the teacher not counted."""
         return schedule.nfe * rung.images
 
+    def groups(self, schedule: SolverSchedule, rung: Rung) -> list[Moments]:
+        """The stored moments of an evaluation's groups of GROUP images, in order; KeyError where one is missing."""
+        known = self._known(self.base(schedule, rung))
+        return [known[start] for start in range(0, rung.images - GROUP + 1, GROUP)]
+
     def _known(self, base: str) -> dict[int, Moments]:
         if base not in self._moments:
             rows = self.store.moments.records(where={"base": base}) if base in self._stored else []

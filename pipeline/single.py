@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fewstep.errors import EvaluationError
+from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.evaluation import Candidate, Evaluator
+from fewstep.pipeline.final import Row, row_of
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
 from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import ExecutionSettings
@@ -17,9 +18,10 @@ from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
+from fewstep.tasks.metrics.interval import MIN_GROUPS, paired_difference
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import find_model
-from fewstep.tasks.worker import WorkerSettings
+from fewstep.tasks.worker import GROUP, WorkerSettings
 
 STUDY = "evaluations"
 
@@ -109,3 +111,40 @@ def evaluate_missing(
             finally:
                 executor.close()
         return [known[evaluator.key(s, rung)] for s, _ in schedules]
+
+
+def compare(
+    subject: Subject,
+    pair: tuple[SolverSchedule, SolverSchedule],
+    images: int,
+    seed: int,
+    root: Path,
+    execution: ExecutionSettings,
+) -> list[Row]:
+    """Rows `first`, `second` and `difference` (first minus second, paired over the noise).
+
+    ConfigurationError unless the images fill at least three groups of GROUP, which the interval needs.
+    """
+    if images % GROUP or images < MIN_GROUPS * GROUP:
+        raise ConfigurationError(
+            f"{images} images do not make at least {MIN_GROUPS} groups of {GROUP}: give 1000, 5000"
+        )
+    records = evaluate(subject, list(pair), images, seed, root, execution)
+    files, rung = find_model(subject.model, subject.quantized), Rung("report", "moments", images, seed)
+    evaluator = Evaluator(
+        STUDY,
+        files,
+        Store(root),
+        subject.features,
+        subject.reference,
+        conditions=subject.conditions,
+        statistics=subject.statistics,
+        runtime=subject.runtime,
+    )
+    first, second = (evaluator.groups(schedule, rung) for schedule in pair)
+    found = paired_difference(evaluator.reference, first, second)
+    assert found is not None
+    names = [schedule.name or schedule.hash for schedule in pair]
+    rows = [row_of(r, method, name) for r, method, name in zip(records, ("first", "second"), names, strict=True)]
+    ends = (found.value, found.low, found.high, images, f"{names[0]} - {names[1]}")
+    return [*rows, Row(files.name, "difference", rows[0].nfe, rows[0].metric, *ends)]
