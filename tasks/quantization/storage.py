@@ -8,11 +8,13 @@ The folder needs nothing else: the original weights are not read again.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewstep.errors import ModelError
+from fewstep.errors import ConfigurationError, ModelError
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig
 from fewstep.tasks.quantization.affine import Grid
 from fewstep.tasks.quantization.layers import WeightPart
@@ -32,6 +34,22 @@ from fewstep.tasks.quantization.table import TimeTable
 SCHEMA_VERSION = 1
 DESCRIPTION, WEIGHTS = "quantization.json", "quantized.safetensors"
 TABLE = "time_table"
+# What a description must say, and what of it decides, beside codes and grids, what the network computes.
+SAID = ("model", "model_hash", "network", "network_config", "config", "plans")
+DECIDES = ("network", "network_config", "config", "plans")
+
+
+# What reading a damaged folder raises.
+DAMAGED = (
+    SafetensorError,
+    ConfigurationError,
+    OSError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +71,13 @@ class QuantizedFiles:
 
     @property
     def hash(self) -> str:
-        """Content address of codes and grids: 16 hex digits."""
+        """Content address of codes, grids and what is done with them: 16 hex digits."""
+        # Rows that find their own ranges leave no grid: how many bits they get is said in the description alone.
+        said = {name: self.description[name] for name in DECIDES}
         with (self.folder / WEIGHTS).open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()[:16]
+            digest = hashlib.file_digest(file, "sha256")
+        digest.update(json.dumps(said, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
 
     @property
     def bytes(self) -> int:
@@ -71,6 +93,8 @@ def find_quantized(folder: Path) -> QuantizedFiles:
     try:
         description = json.loads(path.read_text())
         version = int(description["schema_version"])
+        if missing := [name for name in SAID if name not in description]:
+            raise KeyError(missing[0])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is damaged ({error!r}): quantise the model again") from error
     if version > SCHEMA_VERSION:
@@ -82,8 +106,6 @@ def save_pretrained(network: QuantizedNetwork, folder: Path, model: str, model_h
     """Write the network into a new folder, whole or not at all. `notes` go into its description."""
     aside = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(_tensors(network), aside / WEIGHTS)
     settings: Any = network.module.config
     description = {
         "schema_version": SCHEMA_VERSION,
@@ -95,8 +117,28 @@ def save_pretrained(network: QuantizedNetwork, folder: Path, model: str, model_h
         "plans": network.plan_json(),
         **notes,
     }
-    (aside / DESCRIPTION).write_text(json.dumps(description, default=str))
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        save_file(_tensors(network), aside / WEIGHTS)
+        (aside / DESCRIPTION).write_text(json.dumps(description, default=str))
+        for name in (WEIGHTS, DESCRIPTION):
+            with (aside / name).open("rb") as file:
+                os.fsync(file.fileno())
+        _into_place(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _into_place(aside: Path, folder: Path) -> None:
+    """Rename; what is there already goes, also where another process has put it there a moment ago."""
+    for _ in range(10):
+        with suppress(OSError):
+            os.replace(aside, folder)
+            return
+        with suppress(FileNotFoundError):
+            old = folder.with_name(f"{aside.name}-old")
+            os.replace(folder, old)
+            shutil.rmtree(old, ignore_errors=True)
     os.replace(aside, folder)
 
 
@@ -109,9 +151,9 @@ def from_pretrained(folder: Path | str, device: str = "cpu") -> QuantizedNetwork
 
     files = find_quantized(Path(folder))
     said = files.description
-    kind = getattr(diffusers, str(said.get("network")), None)
-    if kind is None:
-        raise ModelError(f"{folder}: diffusers has no network {said.get('network')!r}: install the version it needs")
+    kind = getattr(diffusers, str(said["network"]), None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module) and issubclass(kind, diffusers.ConfigMixin)):
+        raise ModelError(f"{folder}: diffusers has no network {said['network']!r}: install the version it needs")
     try:
         stored = load_file(files.folder / WEIGHTS, device="cpu")
         module = kind.from_config(said["network_config"]).eval().requires_grad_(False)
@@ -120,8 +162,8 @@ def from_pretrained(folder: Path | str, device: str = "cpu") -> QuantizedNetwork
         }
         network = QuantizedNetwork(module, files.config, plans)
         _fill(network, stored)
-    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except DAMAGED as error:
+        first = " ".join(str(error).split()[:30]) or type(error).__name__
         raise ModelError(f"{folder} is damaged or incomplete ({first}): quantise the model again") from error
     if stored:
         raise ModelError(f"{folder} holds {sorted(stored)[0]!r}, which its network has no place for: quantise it again")
@@ -153,15 +195,16 @@ def _fill(network: QuantizedNetwork, stored: dict[str, Tensor]) -> None:
     """Put every stored tensor in its place, taking it out of `stored`; KeyError where one is missing."""
     for name, layer in network.layers.items():
         if layer.bits == FULL_PRECISION:
-            layer.original = stored.pop(f"{name}.weight")
+            layer.original = _sized(stored, f"{name}.weight", layer.shape)
             continue
         parts = []
         for i, channels in enumerate(layer.segments):
             shape = (layer.shape[0], channels, *layer.shape[2:])
             spread = (-1, *(1,) * (len(shape) - 1))
-            scale = stored.pop(f"{name}.{i}.scale").view(spread)
-            grid = Grid(scale, stored.pop(f"{name}.{i}.zero").to(scale.dtype).view(spread), layer.bits)
-            parts.append(WeightPart(grid, unpack(stored.pop(f"{name}.{i}.codes"), layer.bits, shape)))
+            scale = _sized(stored, f"{name}.{i}.scale", shape[:1]).view(spread)
+            zero = _sized(stored, f"{name}.{i}.zero", shape[:1]).to(scale.dtype).view(spread)
+            packed = _sized(stored, f"{name}.{i}.codes", (-(-layer.bits * math.prod(shape) // 8),))
+            parts.append(WeightPart(Grid(scale, zero, layer.bits), unpack(packed, layer.bits, shape)))
         layer.set_parts(parts)
     for name, quantizer in _quantizers(network.module).items():
         grids = [stored.pop(f"{name}.{key}") for key in ("scale", "zero", "times")]
@@ -173,6 +216,14 @@ def _fill(network: QuantizedNetwork, stored: dict[str, Tensor]) -> None:
     if missing := sorted(expected - set(rest)):
         raise KeyError(f"no tensor {missing[0]!r}")
     network.module.load_state_dict(rest, strict=False)
+
+
+def _sized(stored: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    """Take a tensor out; KeyError where it is missing, ValueError where it is of another shape."""
+    found = stored.pop(name)
+    if tuple(found.shape) != tuple(shape):
+        raise ValueError(f"{name} has the shape {tuple(found.shape)}, not {tuple(shape)}")
+    return found
 
 
 def _place(network: QuantizedNetwork, device: str) -> None:

@@ -255,9 +255,10 @@ def test_a_calibration_killed_inside_the_block_goes_on_to_the_same_network(
             if len(self._parts) == parts:
                 raise Killed
 
-        with monkeypatch.context() as patch, pytest.raises(Killed):
+        with monkeypatch.context() as patch:
             patch.setattr(Kept, "keep", keep)
-            Calibration(network, inputs(), tmp_path).run()
+            with pytest.raises(Killed):
+                Calibration(network, inputs(), tmp_path).run()
         assert len(Kept(next(tmp_path.iterdir()))._parts) == parts
     network, _ = wrapped("w3a6-tfmq-paper", **QUICK, **changes)
     Calibration(network, inputs(), tmp_path).run()
