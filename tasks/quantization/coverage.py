@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +73,8 @@ def coverage(network: QuantizedNetwork, example: Mapping[str, Tensor]) -> Covera
         return hook
 
     def count_products(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
-        hidden = arguments[0] if arguments else named["hidden_states"]
-        other = named.get("encoder_hidden_states")
+        asked = inspect.signature(module.forward).bind(*arguments, **named).arguments
+        hidden, other = asked["hidden_states"], asked.get("encoder_hidden_states")
         rows = hidden.flatten(2).shape[-1] if hidden.ndim == 4 else hidden.shape[1]
         columns = rows if other is None else other.shape[1]
         assert isinstance(module, Attention)
