@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fewstep.dashboards.drawings import _save
 from fewstep.dashboards.lines import ACCENT, MUTED
 
 
@@ -14,6 +15,7 @@ def draw_temporal(text: str, path: Path) -> Path:
     """Relative error and cosine similarity of the temporal features by timestep, a line a method.
 
     `text` is the CSV with columns method, time, cosine and relative_error, comments marked by #.
+    Raises ConfigurationError for a file that is no .png, .svg or .pdf, StorageError where it cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -32,6 +34,4 @@ def draw_temporal(text: str, path: Path) -> Path:
     left.set(xlabel="timestep", ylabel="relative error", yscale="log", title="Temporal features")
     right.set(xlabel="timestep", ylabel="1 − cosine similarity", yscale="log")
     left.legend(fontsize=6)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+    return _save(figure, path)

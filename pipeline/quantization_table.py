@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
 from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings
 from fewstep.pipeline.study import make_executor
-from fewstep.search_spaces.quantization import QuantizationConfig, parse_config
+from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig, parse_config
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord
@@ -33,7 +33,7 @@ from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import ModelFiles, find_model
 from fewstep.tasks.quantization.build import Recipe
-from fewstep.tasks.quantization.storage import find_quantized, from_pretrained
+from fewstep.tasks.quantization.storage import DESCRIPTION, find_quantized, from_pretrained
 from fewstep.tasks.quantization.temporal import TemporalError, temporal_errors
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.worker import Task, WorkerSettings
@@ -115,8 +115,11 @@ def run(
     tell: Tell | None = None,
 ) -> Table:
     """Calibrate what is missing, evaluate what is missing, and put it together."""
-    files, store, configs = find_model(settings.model), Store(root), settings.configs
+    files, configs = find_model(settings.model), settings.configs
+    if not any(configs.values()):
+        raise ConfigurationError("there is nothing to compare: give at least one method besides fp32")
     settings.conditions.check(files.null_label, files.text)
+    store = Store(root)
     cache, found = (root / "quantized").absolute(), dict[str, list[EvaluationRecord]]()
     runtimes: tuple[Runtime, ...] = ("reference", "integer")
     with Lease(root):
@@ -132,6 +135,11 @@ def run(
         folder = None if recipe is None else cache / recipe.key(files)
         temporal[name] = [] if folder is None else _temporal(files, exact, settings.schedule, folder)
         rows.append(_row(name, settings, full, folder, found[name], temporal[name]))
+        if folder is not None:
+            counted = find_quantized(folder).description["coverage"]
+            operations = FULL_PRECISION**2 * sum(layer["multiply_adds"] for layer in counted)
+    # The same multiply-adds in full precision; there is at least one quantised network to know them from.
+    rows = [replace(row, bit_operations=operations) if row.method == FULL else row for row in rows]
     return Table(rows, temporal)
 
 
@@ -161,13 +169,22 @@ def _evaluate(
     )
     past = store.evaluations.records(where={"study": STUDY})
     known = {r.key: r for r in past if r.status == "complete"}
-    work = [
-        (Candidate(len(past) + i, schedule, name, quantization=config), rung)
-        for i, (name, config) in enumerate(configs.items())
-        for rung in settings.rungs
-        if evaluator.key(schedule, rung, config) not in known
-    ]
-    if work:
+    # By key: two names may be one config.
+    work: dict[str, tuple[Candidate, Rung]] = {}
+    for i, (name, config) in enumerate(configs.items()):
+        candidate = Candidate(len(past) + i, schedule, name, quantization=config)
+        for rung in settings.rungs:
+            if (key := evaluator.key(schedule, rung, config)) not in known:
+                work.setdefault(key, (candidate, rung))
+    # A network that was deleted is made again, also where its evaluations are known.
+    wanted = {candidate.quantization for candidate, _ in work.values()}
+    missing: dict[str, QuantizationConfig] = {}
+    for name, config in configs.items():
+        if config is None or config in missing.values():
+            continue
+        if config in wanted or not _is_stored(cache, files, settings, config):
+            missing[name] = config
+    if work or missing:
         worker = WorkerSettings(
             settings.model,
             settings.features,
@@ -179,16 +196,21 @@ def _evaluate(
         )
         executor = make_executor(execution, worker)
         try:
-            calibrate(executor, {c.origin: c.quantization for c, _ in work if c.quantization}, tell)
+            calibrate(executor, missing, tell)
             events = max((e.order for e in store.events.records({"study": STUDY})), default=-1) + 1
             driver = Driver(evaluator, executor, store, len(past), events, on_record)
-            known |= {r.key: r for r in evaluate_all(work, driver)}
+            known |= {r.key: r for r in evaluate_all(work.values(), driver)}
         finally:
             executor.close()
     return {
         name: [known[evaluator.key(schedule, rung, config)] for rung in settings.rungs]
         for name, config in configs.items()
     }
+
+
+def _is_stored(cache: Path, files: ModelFiles, settings: TableSettings, config: QuantizationConfig) -> bool:
+    recipe = Recipe(config, settings.schedule, settings.conditions)
+    return (cache / recipe.key(files) / DESCRIPTION).is_file()
 
 
 def calibrate(executor: Executor, configs: dict[str, QuantizationConfig], tell: Tell | None = None) -> None:
@@ -281,8 +303,6 @@ def temporal_csv(table: Table, command: str, settings: TableSettings) -> str:
 def _csv(rows: Sequence[dict[str, object]], command: str, seeds: dict[str, int]) -> str:
     out = io.StringIO()
     out.writelines(f"# {name}: {value}\n" for name, value in provenance(command, seeds).items())
-    if not rows:
-        raise ConfigurationError("there is nothing to write: give at least one method besides fp32")
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:

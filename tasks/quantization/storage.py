@@ -151,8 +151,9 @@ def from_pretrained(folder: Path | str, device: str = "cpu") -> QuantizedNetwork
 
     files = find_quantized(Path(folder))
     said = files.description
-    kind = getattr(diffusers, str(said["network"]), None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module) and issubclass(kind, diffusers.ConfigMixin)):
+    kind: Any = getattr(diffusers, str(said["network"]), None)
+    known = isinstance(kind, type) and issubclass(kind, nn.Module) and issubclass(kind, diffusers.ConfigMixin)
+    if not known:
         raise ModelError(f"{folder}: diffusers has no network {said['network']!r}: install the version it needs")
     try:
         stored = load_file(files.folder / WEIGHTS, device="cpu")

@@ -81,7 +81,7 @@ def test_what_is_cached_is_calibrated_once(model: Path, tmp_path: Path) -> None:
 
 def test_a_killed_calibration_is_taken_up_again(model: Path, tmp_path: Path) -> None:
     files, asked = find_model(str(model)), recipe(model, named("w3a8-tfmq-paper", **SMALL))
-    whole, _ = quantize(files, asked, tmp_path / "whole")
+    quantize(files, asked, tmp_path / "whole")
 
     class Killed(BaseException):
         pass
