@@ -8,9 +8,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+    from fewstep.tasks.quantization.storage import load_quantized
     from fewstep.tasks.sampling.scheduler import FewStepScheduler
 
-__all__ = ["FewStepScheduler", "SolverSchedule", "__version__", "load_schedule"]
+__all__ = ["FewStepScheduler", "SolverSchedule", "__version__", "load_quantized", "load_schedule"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from fewstep.tasks.sampling.scheduler import FewStepScheduler
 
         return FewStepScheduler
+    if name == "load_quantized":
+        from fewstep.tasks.quantization.storage import load_quantized
+
+        return load_quantized
     raise AttributeError(f"module 'fewstep' has no attribute {name!r}")

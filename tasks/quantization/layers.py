@@ -17,16 +17,42 @@ from torch.nn import functional
 from fewstep.search_spaces.quantization import FULL_PRECISION
 from fewstep.tasks.quantization.activations import ActivationQuantizer
 from fewstep.tasks.quantization.affine import Grid, channel_grid
+from fewstep.tasks.quantization.packing import pack, unpack
 
 # AdaRound's stretched sigmoid (2004.10568, equation 23).
 ZETA, GAMMA = 1.1, -0.1
 
 
 class WeightPart:
-    """The grid and codes of some input channels of a weight."""
+    """The grid and codes of some input channels of a weight, the codes a byte each or packed to their bits."""
 
     def __init__(self, grid: Grid, codes: Tensor) -> None:
-        self.grid, self.codes = grid, codes
+        self.grid, self.shape = grid, tuple(codes.shape)
+        self._held, self._packed = codes, False
+
+    @property
+    def codes(self) -> Tensor:
+        """Codes (O, I, ...), uint8."""
+        return unpack(self._held, self.grid.bits, self.shape) if self._packed else self._held
+
+    @codes.setter
+    def codes(self, codes: Tensor) -> None:
+        self._held, self._packed = codes, False
+
+    def compact(self) -> None:
+        """Hold the codes packed."""
+        if not self._packed:
+            self._held, self._packed = pack(self._held, self.grid.bits).to(self._held.device), True
+
+    def to(self, device: str) -> None:
+        """Move codes and grid."""
+        self._held = self._held.to(device)
+        self.grid = Grid(self.grid.scale.to(device), self.grid.zero.to(device), self.grid.bits)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is held in memory."""
+        return [self._held, self.grid.scale, self.grid.zero]
 
     @property
     def values(self) -> Tensor:
@@ -52,6 +78,7 @@ class QuantizedLayer(nn.Module):
         self.soft: list[Tensor] = []
         self.shape = tuple(layer.weight.shape)
         self._dense: Tensor | None = None
+        self._keeps_dense = True
         self.instead: Callable[[int], tuple[Tensor, Tensor | None] | None] | None = None
         self._call: dict[str, Any] = {}
         # What `Conv2d` does for a padding that is not of zeros.
@@ -83,6 +110,8 @@ class QuantizedLayer(nn.Module):
             return self.original
         if self.soft:
             return self._soft_weight()
+        if not self._keeps_dense:
+            return torch.cat([part.values for part in self.parts], 1)
         if self._dense is None:
             # An ordinary tensor even where the first pass is one of inference: gradients may be wanted later.
             with torch.inference_mode(False), torch.no_grad():
@@ -176,6 +205,18 @@ class QuantizedLayer(nn.Module):
         for part, found in zip(self.parts, codes, strict=True):
             part.codes = found.to(part.codes.device)
         self._dense = None
+
+    def compact(self) -> None:
+        """Hold the weight as packed codes alone, made to floats anew at every call."""
+        for part in self.parts:
+            part.compact()
+        self._dense, self._keeps_dense = None, self.bits == FULL_PRECISION
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the weight takes in memory."""
+        held = [tensor for part in self.parts for tensor in part.tensors]
+        return held + [tensor for tensor in (self._dense, self.original) if tensor is not None]
 
     def set_parts(self, parts: list[WeightPart]) -> None:
         """Use these codes; what was calibrated from is let go."""

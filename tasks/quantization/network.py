@@ -238,6 +238,15 @@ class QuantizedNetwork:
                 quantizer.mode = activations
 
     @property
+    def bytes(self) -> int:
+        """What weights, grids and the rest of the network take in memory now; what was made of them is shared."""
+        held = [*self.module.parameters(), *self.module.buffers()]
+        held += [tensor for layer in self.layers.values() for tensor in layer.tensors]
+        if self.table is not None:
+            held += [self.table.times, *self.table.outputs.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in {id(t): t for t in held}.values())
+
+    @property
     def time_layers(self) -> list[str]:
         """Layers of the temporal information block."""
         return [name for name, plan in self.plans.items() if plan.role == "time"]

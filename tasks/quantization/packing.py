@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,12 +19,12 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """The uint8 codes of that shape."""
-    stream = packed.cpu().numpy()
-    count = int(np.prod(shape, dtype=np.int64))
+    """The uint8 codes of that shape, on the bytes' device."""
+    count = math.prod(shape)
     if bits == 8:
-        return torch.from_numpy(stream[:count].copy()).view(shape)
-    planes = np.unpackbits(stream, count=bits * count).reshape(count, bits)
-    wide = np.zeros((count, 8), np.uint8)
-    wide[:, 8 - bits :] = planes
-    return torch.from_numpy(np.packbits(wide, axis=1)[:, 0].copy()).view(shape)
+        return packed[:count].clone().view(shape)
+    if bits == 4:
+        return torch.stack([packed >> 4, packed & 15], 1).flatten()[:count].view(shape)
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    planes = ((packed[:, None] >> shifts) & 1).flatten()[: bits * count].view(count, bits)
+    return (planes << torch.arange(bits - 1, -1, -1, dtype=torch.uint8, device=packed.device)).sum(1).byte().view(shape)

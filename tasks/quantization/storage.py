@@ -142,9 +142,16 @@ def _into_place(aside: Path, folder: Path) -> None:
     os.replace(aside, folder)
 
 
-def from_pretrained(folder: Path | str, device: str = "cpu") -> QuantizedNetwork:
+def load_quantized(folder: Path | str, device: str = "cpu", compact: bool = False) -> nn.Module:
+    """The diffusers network of a folder that `fewstep quantize` made, for `pipe.unet`; see `from_pretrained`."""
+    return from_pretrained(folder, device, compact).module
+
+
+def from_pretrained(folder: Path | str, device: str = "cpu", compact: bool = False) -> QuantizedNetwork:
     """The network, switched on; its `module` takes the place of the diffusers network it was made of.
 
+    `compact` holds the weights as packed codes, which takes about the file's size and some time at every call;
+    otherwise they are made to floats at the first one. The outputs are the same.
     Raises ModelError where the folder is damaged or incomplete: no key may be missing, and none be left over.
     """
     import diffusers
@@ -170,6 +177,9 @@ def from_pretrained(folder: Path | str, device: str = "cpu") -> QuantizedNetwork
         raise ModelError(f"{folder} holds {sorted(stored)[0]!r}, which its network has no place for: quantise it again")
     _place(network, device)
     network.switch(weights=True, activations="on")
+    if compact:
+        for layer in network.layers.values():
+            layer.compact()
     return network
 
 
@@ -233,8 +243,7 @@ def _place(network: QuantizedNetwork, device: str) -> None:
     for layer in network.layers.values():
         layer.original = None if layer.original is None else layer.original.to(device)
         for part in layer.parts:
-            part.codes = part.codes.to(device)
-            part.grid = Grid(part.grid.scale.to(device), part.grid.zero.to(device), part.grid.bits)
+            part.to(device)
     if (table := network.table) is not None:
         labels = None if table.labels is None else table.labels.to(device)
         network.attach(TimeTable(table.times.to(device), labels, {n: v.to(device) for n, v in table.outputs.items()}))
