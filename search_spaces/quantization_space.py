@@ -86,7 +86,7 @@ class QuantizationSpace:
             }
         else:
             del found["solver"]
-        return {name: decision for name, decision in found.items() if name in _DEFAULTS}
+        return found
 
     # -- members --------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class QuantizationSpace:
             self._merge(name, values)
         if not self.iterations and values["tib"] == "table":
             # The table's rounding for other timesteps is learnt too: here it is the nearest.
-            values |= {name: value for name, value in _NOTHING_LEARNT.items() if name in values}
+            values |= _NOTHING_LEARNT
         return QuantizationConfig.build(**values)
 
     def _relevant(self, name: str, values: Mapping[str, Any]) -> bool:
@@ -119,7 +119,7 @@ class QuantizationSpace:
         activations = bool(values["activation_bits"] != FULL_PRECISION)
         learnt = bool(values["reconstruction"] != "none")
         block = bool(values["tib"] in ("tiar", "table"))
-        descent = values.get("solver") == "descent"
+        descent = values["solver"] == "descent"
         match name:
             case "matmuls" | "granularity" | "activation_range" | "fsc":
                 return activations
