@@ -132,6 +132,9 @@ def print_outcome(study: Study, outcome: Outcome, files: dict[str, Path], tracki
     out.print("")
     out.print("Browse the study:      " + mlflow_command(tracking_uri))
     out.print(f"One page of results:   fewstep report --out {root} --html {root}/report.html")
+    if study.settings.space != "schedule":
+        out.print(f"The front's networks:   {root}/front.json, each for --quantized of sample, evaluate and search")
+        return
     for _nfe, path in list(outcome.schedules.items())[:1]:
         out.print(
             f"Sample with the winner: fewstep sample --model {study.settings.model} --schedule {path} --out samples"

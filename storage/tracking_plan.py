@@ -153,6 +153,9 @@ def _plan_member(study: str, member: Mapping[Any, Any], rows: Sequence[Mapping[s
         if row[figure] is not None and math.isfinite(row[figure])
     ]
     times = [_milliseconds(row["finished_at"]) for row in own]
+    texts = {"schedule.json": member["candidate_json"]}
+    if quantization := member.get("quantization"):
+        texts["quantization.json"] = quantization
     return RunPlan(
         name=f"nfe {member['nfe']} {member['candidate'][:8]}",
         tags={STUDY_TAG: study, KIND_TAG: "front", CANDIDATE_TAG: member["candidate"]},
@@ -163,7 +166,7 @@ def _plan_member(study: str, member: Mapping[Any, Any], rows: Sequence[Mapping[s
             "model": member["model"],
         },
         points=points,
-        texts={"schedule.json": member["candidate_json"]},
+        texts=texts,
         start=min(times),
         end=max(times),
     )

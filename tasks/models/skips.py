@@ -16,7 +16,9 @@ from fewstep.errors import ConfigurationError
 
 
 def skip_count(unet: Any) -> int:
-    """How many skip tensors a diffusers UNet concatenates."""
+    """How many skip tensors a diffusers UNet concatenates; 0 for a network that shows none."""
+    if not hasattr(unet, "up_blocks"):
+        return 0
     return sum(len(block.resnets) for block in unet.up_blocks)
 
 

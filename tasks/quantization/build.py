@@ -61,7 +61,8 @@ def cached(files: ModelFiles, recipe: Recipe, cache: Path, device: str = "cpu") 
     folder = cache / recipe.key(files)
     if (folder / DESCRIPTION).is_file():
         return folder, 0
-    _, cost = quantize(files, recipe, folder, cache / "calibrations" / recipe.key(files), device)
+    # One place for all: configs that differ in their activations alone share what AdaRound found.
+    _, cost = quantize(files, recipe, folder, cache / "calibrations", device)
     return folder, cost.denoiser_calls
 
 

@@ -47,11 +47,14 @@ def test_what_is_read_back_computes_the_same_bit_for_bit(
     network, _ = calibrated(name, kind, **(FAST | changes))
     save_pretrained(network, tmp_path / "kept", "tiny", "0123")
     again = from_pretrained(tmp_path / "kept")
+    packed = from_pretrained(tmp_path / "kept", compact=True)
     given = inputs(kind)
     # Also at timesteps that were not calibrated.
     for time in (given["time"], given["time"] * 0.7 + 3, *([given["time"][4]] if kind != "dit" else [])):
         asked = given | {"time": time}
         assert torch.equal(output(again, asked), output(network, asked))
+        assert torch.equal(output(packed, asked), output(network, asked))
+    assert packed.bytes < again.bytes
     assert again.config == network.config
     assert again.plans == network.plans
     save_pretrained(again, tmp_path / "twice", "tiny", "0123")
