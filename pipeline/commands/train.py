@@ -8,16 +8,22 @@ from typing import Annotated
 
 import typer
 
+from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.options import AsJson, Device, print_json
 
 NAME = "train"
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="digits-ddpm, digits-edm or fashion-ddpm")],
+    recipe: Annotated[
+        str, typer.Argument(help="digits-ddpm, digits-edm, fashion-ddpm, fashion-lfm or fashion-lfm-dit")
+    ],
     out: Annotated[Path | None, typer.Option(help="model directory to write [default: models/RECIPE]")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="where checkpoints are kept")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="other number of optimiser steps")] = None,
+    autoencoder_steps: Annotated[
+        int | None, typer.Option(min=1, help="other number of the autoencoder's steps, for latent models")
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all")] = 0,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -31,15 +37,20 @@ def command(
     chosen = training_recipe(recipe)
     if steps is not None:
         chosen = chosen.model_copy(update={"steps": steps})
+    if autoencoder_steps is not None:
+        if chosen.autoencoder is None:
+            raise ConfigurationError(f"{recipe} has no autoencoder: leave --autoencoder-steps out")
+        fewer = chosen.autoencoder.model_copy(update={"steps": autoencoder_steps})
+        chosen = chosen.model_copy(update={"autoencoder": fewer})
     if threads:
         torch.set_num_threads(threads)
     target = out or Path("models") / chosen.name
     kept = checkpoints or Path.home() / ".cache" / "fewstep" / "checkpoints" / chosen.name
     begun = time.monotonic()
 
-    def show(step: int, total: int, loss: float) -> None:
+    def show(stage: str, step: int, total: int, loss: float) -> None:
         if not as_json:
-            typer.echo(f"step {step}/{total}  loss {loss:.4f}  {time.monotonic() - begun:.0f} s")
+            typer.echo(f"{stage} step {step}/{total}  loss {loss:.4f}  {time.monotonic() - begun:.0f} s")
 
     figures = train_entry(chosen, target, kept, device, show)
     if as_json:

@@ -1,8 +1,8 @@
 """Find and check a model on disk without loading its network: what the driver needs to plan a search.
 
-Accepted: a zoo name, a diffusers pipeline directory (`unet/`, `scheduler/`; with `vae/` the network works on
-latents, with `text_encoder/` and `tokenizer/` it takes prompts: StableDiffusionPipeline), or a bare
-UNet2DModel directory with a `scheduler_config.json` in it or in `scheduler/`.
+Accepted: a zoo name, a diffusers pipeline directory (`unet/` or `transformer/`, `scheduler/`; with `vae/` the
+network works on latents, with `text_encoder/` and `tokenizer/` it takes prompts: StableDiffusionPipeline), or a
+bare UNet2DModel or DiTTransformer2DModel directory with a `scheduler_config.json` in it or in `scheduler/`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from fewstep.tasks.models import from_diffusers
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 
 ZOO = Path(__file__).parent / "zoo"
-NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
+TRANSFORMER = "DiTTransformer2DModel"
+NETWORKS = ("UNet2DModel", "UNet2DConditionModel", TRANSFORMER)
+# Where a pipeline keeps its network.
+FOLDERS = ("unet", "transformer")
 # What a text-to-image directory holds besides network and scheduler.
 TEXT_PARTS = ("text_encoder", "tokenizer")
 
@@ -31,8 +34,8 @@ def zoo_names() -> list[str]:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model's parts lie, and what its configuration says. `quantized` is the folder of a network that
-    takes the place of the model's own."""
+    """Where a model's parts lie, and what its configuration says. `unet` is the folder of the network, a transformer's
+    too; `quantized` that of a network that takes the place of the model's own."""
 
     name: str
     root: Path
@@ -55,6 +58,11 @@ class ModelFiles:
         """Whether the network takes prompts."""
         return bool(self.unet_config.get("_class_name") == "UNet2DConditionModel")
 
+    @property
+    def transformer(self) -> bool:
+        """Whether the network is a DiT."""
+        return bool(self.unet_config.get("_class_name") == TRANSFORMER)
+
     @cached_property
     def vae_config(self) -> dict[str, Any] | None:
         """The autoencoder's config.json, None for a model of pixels."""
@@ -75,14 +83,20 @@ class ModelFiles:
 
     @property
     def size(self) -> int:
-        """Side of the square images, in pixels."""
+        """Side of the square images, in pixels: an AutoencoderKL doubles it at all its levels but one.
+
+        Its own `sample_size` only says what it was trained on, which pipelines do not hold to.
+        """
         if self.vae_config is None:
             return self.shape[1]
         return int(self.shape[1] * 2 ** (len(self.vae_config["block_out_channels"]) - 1))
 
     @property
     def null_label(self) -> int | None:
-        """The label that means `no label`, for a model that was trained with labels."""
+        """The label that means `no label`, for a model that was trained with labels; it is also their number."""
+        if self.transformer:
+            # diffusers' table has one row more, for the labels it drops.
+            return int(self.unet_config["num_embeds_ada_norm"])
         count = self.unet_config.get("num_class_embeds")
         return None if count is None else int(count) - 1
 
@@ -150,9 +164,12 @@ def find_model(model: str, quantized: str = "") -> ModelFiles:
         raise ModelError(
             f"no model {model!r}: give a diffusers directory or one of the bundled models ({', '.join(zoo_names())})"
         )
-    unet = root / "unet" if (root / "unet").is_dir() else root
+    unet = next((root / name for name in FOLDERS if (root / name).is_dir()), root)
     if not (unet / "config.json").is_file():
-        raise ModelError(f"{root} has no unet/config.json or config.json: save the model with save_pretrained")
+        raise ModelError(
+            f"{root} has no unet/config.json, transformer/config.json or config.json: "
+            "save the model with save_pretrained"
+        )
     places = [p for p in (root / "scheduler", root) if (p / "scheduler_config.json").is_file()]
     if not places:
         raise ModelError(
@@ -168,7 +185,13 @@ def _check(files: ModelFiles) -> None:
     config = files.unet_config
     if config.get("_class_name") not in NETWORKS:
         raise ModelError(f"{files.unet}: {config.get('_class_name')!r} is not supported, use {' or '.join(NETWORKS)}")
-    if config.get("in_channels") != config.get("out_channels"):
+    answers = {config.get("in_channels")}
+    if files.transformer:
+        # None means as many; with twice as many, the second half is a variance, which solvers do not ask for.
+        answers |= {None, 2 * int(config.get("in_channels") or 0)}
+        if not isinstance(config.get("num_embeds_ada_norm"), int):
+            raise ModelError(f"{files.unet}: num_embeds_ada_norm is missing from config.json: it counts the labels")
+    if config.get("out_channels") not in answers:
         raise ModelError(
             f"{files.unet}: {config.get('in_channels')} channels in and {config.get('out_channels')} out; "
             "a denoiser has as many out as in (networks that take a mask or an image besides are not supported)"

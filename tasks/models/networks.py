@@ -60,10 +60,13 @@ class LabelledUNet:
     """A UNet2DModel, with or without labels; the last label is the null one."""
 
     def __init__(self, files: ModelFiles, device: str) -> None:
+        self.module = load_module(self._loader(), files, device)
+        self.null_label, self.device = files.null_label, device
+
+    def _loader(self) -> Any:
         from diffusers import UNet2DModel
 
-        self.module = load_module(UNet2DModel, files, device)
-        self.null_label, self.device = files.null_label, device
+        return UNet2DModel
 
     def condition(self, conditions: Conditions, indices: Sequence[int]) -> Tensor | None:
         """Labels (B,), None for a model without."""
@@ -80,6 +83,20 @@ class LabelledUNet:
         """The network's raw output."""
         output: Tensor = self.module(x, time, condition).sample
         return output
+
+
+class LabelledTransformer(LabelledUNet):
+    """A DiTTransformer2DModel; the row behind its labels is the null one, as diffusers' DiTPipeline has it."""
+
+    def _loader(self) -> Any:
+        from diffusers import DiTTransformer2DModel
+
+        return DiTTransformer2DModel
+
+    def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+        """The network's raw output, without the variance that some predict besides."""
+        output: Tensor = self.module(x, time.expand(len(x)), condition).sample
+        return output[:, : x.shape[1]]
 
 
 class TextUNet:
@@ -132,4 +149,6 @@ class TextUNet:
 
 def load_network(files: ModelFiles, device: str) -> Network:
     """The network of a model; ModelError where it does not load."""
-    return TextUNet(files, device) if files.text else LabelledUNet(files, device)
+    if files.text:
+        return TextUNet(files, device)
+    return LabelledTransformer(files, device) if files.transformer else LabelledUNet(files, device)

@@ -1,6 +1,6 @@
-"""What a network is trained to answer: the noise (DDPM), or EDM's preconditioned F.
+"""What a network is trained to answer: the noise (DDPM), EDM's preconditioned F, or a flow's velocity.
 
-Shapes: images and noise (B, C, H, W), times (B,).
+Shapes: images (or latents) and noise (B, C, H, W), times (B,).
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ import math
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from diffusers import DDPMScheduler, EDMEulerScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from fewstep.tasks.training.recipe import TrainingRecipe
+
+FLOW_STEPS = 1000
+# What is left of the noise at t = 0, so that the path's density is defined there.
+FLOW_SIGMA = 1e-5
 
 
 class Lesson(NamedTuple):
@@ -76,6 +80,27 @@ class Preconditioned:
         return Lesson(x / square.sqrt(), 0.25 * log_sigma, (x0 - c_skip * x) / c_out)
 
 
+class Velocity:
+    """Straight paths from noise (t = 1) to data (t = 0), t uniform ("Flow Matching in Latent Space", 2307.08698).
+
+    z_t = (1 - t) z0 + (s + (1 - s) t) z1, answer (1 - s) z1 - z0, s = 1e-5. The network is told 1000 t, the
+    time of diffusers' flow schedulers: their sinusoids hardly change over [0, 1]. Samplers take s as 0.
+    """
+
+    def __init__(self) -> None:
+        self.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=FLOW_STEPS)
+
+    def draw(self, x0: Tensor, rng: torch.Generator, device: str) -> Lesson:
+        """z_t, 1000 t and the velocity."""
+        t = torch.rand(len(x0), generator=rng).to(device)
+        noise = torch.randn(x0.shape, generator=rng).to(device)
+        x0, at = x0.to(device), t.view(-1, 1, 1, 1)
+        shown = (1 - at) * x0 + (FLOW_SIGMA + (1 - FLOW_SIGMA) * at) * noise
+        return Lesson(shown, FLOW_STEPS * t, (1 - FLOW_SIGMA) * noise - x0)
+
+
 def objective_of(recipe: TrainingRecipe) -> Objective:
     """The objective that a recipe names."""
+    if recipe.objective == "flow":
+        return Velocity()
     return Preconditioned(recipe) if recipe.objective == "edm" else NoisePrediction(recipe)

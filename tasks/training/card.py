@@ -1,0 +1,55 @@
+"""The model card of a zoo entry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fewstep.tasks.data import Dataset
+from fewstep.tasks.training.recipe import TrainingRecipe
+
+
+def model_card(recipe: TrainingRecipe, figures: dict[str, Any], data: Dataset) -> str:
+    """README.md of an entry: what the network makes, how it was trained, what its figures compare with."""
+    size = data.images.shape[2]
+    kind = "UNet2DModel" if recipe.transformer is None else "DiTTransformer2DModel"
+    return f"""# {recipe.name}
+
+A diffusers {kind} for {size}x{size} images: {_meaning(recipe)}.
+
+| | |
+|---|---|
+| parameters | {figures["parameters"]:,} |
+| trained on | {figures["trained_images"]:,} draws from {figures["reference_images"]:,} images |
+| labels | {"none" if recipe.label_dropout is None else f"dropped with probability {recipe.label_dropout}"} |
+| classifier accuracy | {figures["classifier_accuracy"]:.4f} on {figures["classifier_accuracy_on"]} |
+| made | {figures["date"]}, by `fewstep train {recipe.name}` |
+{_latents(recipe, figures)}
+Data: {data.source}, licence {data.licence}. `reference.npz` holds the moments of the classifier's features on the
+data; the Frechet distance in this space is labelled `fid-{recipe.dataset}` and compares with no other.
+"""
+
+
+def _latents(recipe: TrainingRecipe, figures: dict[str, Any]) -> str:
+    if recipe.autoencoder is None:
+        return ""
+    channels, side = recipe.network["in_channels"], recipe.network["sample_size"]
+    return f"""
+It works on {channels}x{side}x{side} latents of the AutoencoderKL in `vae/`, which neither pads nor crops: an image's
+side is the latents' times two for each halving. `scaling_factor` in its config gives them unit variance.
+
+| autoencoder | |
+|---|---|
+| parameters | {figures["autoencoder_parameters"]:,} |
+| trained on | {figures["autoencoder_trained_images"]:,} draws |
+| scaling factor | {figures["scaling_factor"]:.4f} |
+| reconstruction, root mean square in [-1, 1] | {figures["reconstruction_rms"]:.4f} on {figures["reconstructed"]} |
+| fid-{recipe.dataset} of the reconstructions, against the same images | {figures["reconstruction_fid"]:.3f} |
+"""
+
+
+def _meaning(recipe: TrainingRecipe) -> str:
+    if recipe.objective == "edm":
+        return f"EDM's preconditioned F, sigma {recipe.sigma_min:g} to {recipe.sigma_max:g}, data {recipe.sigma_data:g}"
+    if recipe.objective == "flow":
+        return "it predicts the velocity noise - data of straight paths, and is told 1,000 t"
+    return f"it predicts the noise (1,000 steps, {recipe.beta_schedule} betas)"

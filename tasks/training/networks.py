@@ -1,0 +1,45 @@
+"""The untrained network that a recipe asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.tasks.training.recipe import TrainingRecipe
+
+
+def build_network(recipe: TrainingRecipe) -> Any:
+    """A diffusers UNet2DModel or DiTTransformer2DModel with the weights of the recipe's seed.
+
+    Both are called as `network(x, time, labels).sample`: x (B, C, H, W), time (B,), labels (B,) or None.
+    """
+    from diffusers import DiTTransformer2DModel, UNet2DModel
+
+    torch.manual_seed(recipe.seed)
+    if recipe.transformer is None:
+        return UNet2DModel(**recipe.network)
+    network = DiTTransformer2DModel(**recipe.network)
+    start_at_zero(network)
+    return network
+
+
+@torch.no_grad()
+def start_at_zero(network: Any) -> None:
+    """Make every block the identity and the output zero, as DiT starts (2212.09748, section 3.2, adaLN-Zero).
+
+    diffusers leaves that to the one who trains. Its own label dropout is switched off too: it would draw from
+    the global generator, in every block anew; the recipe's dropout is drawn with the batch.
+    """
+    for block in network.transformer_blocks:
+        _zero(block.norm1.linear)
+        block.norm1.emb.class_embedder.dropout_prob = 0.0
+    _zero(network.proj_out_1)
+    _zero(network.proj_out_2)
+
+
+def _zero(layer: nn.Linear) -> None:
+    layer.weight.zero_()
+    if layer.bias is not None:
+        layer.bias.zero_()
