@@ -78,6 +78,12 @@ class Study:
         self.files = find_model(settings.model, settings.quantized)
         self.teacher = parse_teacher(settings.teacher, self.files)
         settings.conditions.check(self.files.null_label, self.files.text)
+        warm = [SolverSchedule.from_json(text).nfe for text in settings.warm_start]
+        if warm and not set(warm) & set(settings.nfes):
+            raise ConfigurationError(
+                f"the schedules to start from have NFE {sorted(set(warm))}, the search NFE {list(settings.nfes)}: "
+                "give one of the same number of calls"
+            )
         self.scope = Scope.of(settings, self.files)
 
     @classmethod

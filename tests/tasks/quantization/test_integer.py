@@ -64,8 +64,8 @@ def test_agrees_with_the_reference(paper: Any, inputs: Inputs) -> None:
     ("name", "kind", "changes"),
     [
         ("w8a8-naive-full", "unet", {}),
-        ("w4a8-tfmq-released", "unet", {}),
-        ("w8a8-tfmq-full", "text", {"tib": "table"}),
+        ("w4a8-tfmq-released", "unet", {"fsc": "tib"}),
+        ("w8a8-tfmq-full", "text", {"tib": "table", "fsc": "tib"}),
     ],
 )
 def test_agrees_for_other_coverages_and_kinds(

@@ -172,7 +172,7 @@ def test_halves_have_grids_of_their_own(calibrated: Make, inputs: Make) -> None:
 
 
 def test_finite_set_calibration_of_the_block_and_of_everything(calibrated: Make) -> None:
-    network, _ = calibrated("w4a8-tfmq-paper")
+    network, _ = calibrated("w4a8-tfmq-paper", fsc="tib")
     for name, plan in network.plans.items():
         assert len(network.layers[name].activation.times) == (4 if plan.role == "time" else 1)
     network, _ = calibrated("w4a8-tfmq-paper", fsc="all")
