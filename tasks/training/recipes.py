@@ -137,6 +137,7 @@ def fashion_lfm_dit() -> TrainingRecipe:
                 "sample_size": 7,
                 "patch_size": 1,
                 "in_channels": 4,
+                "out_channels": 4,
                 "num_layers": 4,
                 "num_attention_heads": 4,
                 "attention_head_dim": 24,
