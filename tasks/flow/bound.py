@@ -70,7 +70,7 @@ class W2Bound:
 
     @property
     def value(self) -> float:
-        """The bound of W2(data, D#q_hat) as published, without the square."""
+        """The bound of W2(data, D#q_hat), with the theorem's factor exp(1 + 2 L)."""
         return self._decoded(self.latent)
 
     @property

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from fewstep.errors import ConfigurationError
 from fewstep.tasks.flow.bound import W2Bound
-from fewstep.tasks.flow.ode import Velocity
+from fewstep.tasks.flow.ode import Velocity, ends, model_velocity
+from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.sampling.noise import image_noise
 
 # Streams of an image's noise; 0 is what samplers start from.
@@ -74,7 +75,7 @@ def autoencoder(vae: Any, seed: int) -> tuple[Callable[[Tensor, Sequence[int]], 
     def encode(images: Tensor, indices: Sequence[int]) -> Tensor:
         posterior = vae.encode(images, return_dict=False)[0]
         mean, std = cast(Tensor, posterior.mean), cast(Tensor, posterior.std)
-        return (mean + std * _noise(seed, indices, mean, POSTERIOR) - shift) * scale
+        return (mean + std * noise_of(seed, indices, mean, POSTERIOR) - shift) * scale
 
     def decode(latents: Tensor) -> Tensor:
         images: Tensor = vae.decode(latents / scale + shift, return_dict=False)[0]
@@ -92,52 +93,25 @@ def reconstruction_error(
 ) -> Estimate:
     """E|x - D(E(x))|^2 over the images, which have the indices 0 .. N - 1."""
     squares = []
-    for part in _batches(len(images), batch):
+    for part in batches(len(images), batch):
         x = images[part]
         squares.append((decode(encode(x, part)) - x).double().square().flatten(1).sum(1))
     return _mean([torch.cat(squares)])
 
 
-def singular_values(
-    f: Callable[[Tensor], Tensor], x: Tensor, indices: Sequence[int], seed: int, iterations: int = 20
-) -> Tensor:
-    """Lower bounds (B,) of the largest singular value of f's Jacobian at each x, by power iteration on J^T J.
+def denoiser_fields(denoiser: Denoiser, guidance: float = 1.0) -> Fields:
+    """The velocities of a loaded model under its conditions, at the nearest time it knows where t is outside them.
 
-    f treats the entries of a batch apart. With |u| = 1, |J u| never exceeds it and grows at each iteration.
+    Without guidance (scale 1): a guided velocity leads elsewhere than to the law of the data.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    noise, output = denoiser.files.noise, denoiser.files.prediction_type
+    first, last = ends(noise, output)
 
-    if iterations < 1:
-        raise ConfigurationError(f"iterations = {iterations}: power iteration needs at least one")
-    derivatives: Any = torch.func
-    # Only this kernel of attention has derivatives forwards.
-    with sdpa_kernel(SDPBackend.MATH):
-        _, pull = derivatives.vjp(f, x)
-        u = _unit(_noise(seed, indices, x, DIRECTION))
-        for _ in range(iterations):
-            _, stretched = derivatives.jvp(f, (x,), (u,))
-            u = _unit(pull(stretched)[0])
-        _, stretched = derivatives.jvp(f, (x,), (u,))
-    return cast(Tensor, stretched.detach().double().flatten(1).norm(dim=1))
+    def fields(indices: Sequence[int]) -> Velocity:
+        v = model_velocity(denoiser.on(indices, guidance), noise, output)
+        return lambda y, t: v(y, min(max(t, last), first))
 
-
-def decoder_lipschitz(
-    decode: Callable[[Tensor], Tensor], latents: Tensor, seed: int = 0, iterations: int = 20, batch: int = 8
-) -> Estimate:
-    """The largest singular value over the latents, which have the indices 0 .. N - 1: L_D is at least that."""
-    parts = _batches(len(latents), batch)
-    return _at_least([singular_values(decode, latents[p], p, seed, iterations) for p in parts])
-
-
-def velocity_lipschitz(
-    fields: Fields, latents: Tensor, seed: int = 0, times: int = 32, iterations: int = 20, batch: int = 8
-) -> Estimate:
-    """The same for the learned velocity at points of the data's path: L is at least that."""
-    found = []
-    for t, indices, x, _ in _points(latents, seed, times, batch):
-        v = fields(indices)
-        found.append(singular_values(lambda y, v=v, t=t: v(y, t), x, indices, seed, iterations))  # type: ignore[misc]
-    return _at_least(found)
+    return fields
 
 
 @torch.no_grad()
@@ -151,7 +125,7 @@ def flow_matching_loss(
     """
     losses: list[list[Tensor]] = [[] for _ in range(times)]
     differences: list[list[Tensor]] = [[] for _ in range(times)]
-    for t, indices, x, target in _points(latents, seed, times, batch):
+    for t, indices, x, target in path_points(latents, seed, times, batch):
         cell = min(int(t * times), times - 1)
         ours = (fields(indices)(x, t) - target).double().square().flatten(1).sum(1)
         losses[cell].append(ours)
@@ -165,43 +139,37 @@ def flow_matching_loss(
     return loss, Estimate(max(0.0, excess.value), max(0.0, excess.low), loss.high, excess.count)
 
 
-def _points(latents: Tensor, seed: int, times: int, batch: int) -> Iterator[tuple[float, list[int], Tensor, Tensor]]:
+def path_points(
+    latents: Tensor, seed: int, times: int, batch: int
+) -> Iterator[tuple[float, list[int], Tensor, Tensor]]:
     """t, image indices, points x_t and targets z1 - z0, one time a batch."""
     if times < 1 or len(latents) < 2 * times:
         raise ConfigurationError(f"{len(latents)} latents at {times} times: give at least two for each time")
     for cell in range(times):
         t = (cell + 0.5) / times
-        for part in _batches(len(range(cell, len(latents), times)), batch):
+        for part in batches(len(range(cell, len(latents), times)), batch):
             indices = [cell + times * k for k in part]
             z0 = latents[indices]
-            z1 = _noise(seed, indices, z0, PATH)
+            z1 = noise_of(seed, indices, z0, PATH)
             yield t, indices, (1 - t) * z0 + t * z1, z1 - z0
 
 
-def _noise(seed: int, indices: Sequence[int], like: Tensor, stream: int) -> Tensor:
+def noise_of(seed: int, indices: Sequence[int], like: Tensor, stream: int) -> Tensor:
     """Standard normal noise shaped as `like`, a function of (seed, index, stream)."""
     each = [torch.from_numpy(image_noise(seed, i, tuple(like.shape[1:]), stream)) for i in indices]
     return torch.stack(each).to(like)
 
 
-def _batches(count: int, batch: int) -> list[list[int]]:
+def batches(count: int, batch: int) -> list[list[int]]:
+    """0 .. count - 1 in pieces of `batch`."""
     return [list(range(i, min(i + batch, count))) for i in range(0, count, batch)]
-
-
-def _unit(u: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(u.flatten(1), dim=1).clamp_min(torch.finfo(u.dtype).tiny)
-    return u / norm.reshape(-1, *(1,) * (u.ndim - 1))
 
 
 def _mean(cells: Sequence[Tensor], confidence: float = 0.95) -> Estimate:
     """The mean of the cells' means and its normal interval from the scatter within cells."""
+    if min(len(c) for c in cells) < 2:
+        raise ConfigurationError("an interval needs at least two images")
     value = sum(float(c.mean()) for c in cells) / len(cells)
     variance = sum(float(c.var()) / len(c) for c in cells) / len(cells) ** 2
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(variance)
     return Estimate(value, max(0.0, value - half), value + half, sum(len(c) for c in cells))
-
-
-def _at_least(found: Sequence[Tensor]) -> Estimate:
-    values = torch.cat(list(found))
-    largest = float(values.max())
-    return Estimate(largest, largest, math.inf, len(values))

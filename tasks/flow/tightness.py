@@ -11,14 +11,14 @@ from fewstep.tasks.flow.mixture import Affine, LatentMixture, Perturbation, Wave
 
 
 class Tightness(NamedTuple):
-    """One case: the true W2, the published bound, the one without Young's inequality, the one by profiles in t.
+    """One case: the true W2, the bound, the one without Young's inequality, the one by profiles in t.
 
     `kind` is gaussian (1 to 4 latent dimensions, affine error) or mixture (one dimension, any error); `velocity` is L.
     """
 
     kind: str
     truth: float
-    published: float
+    bound: float
     sharp: float
     profile: float
     velocity: float

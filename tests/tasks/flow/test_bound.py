@@ -31,14 +31,14 @@ def test_the_bound_holds_for_random_cases(rows: list[Tightness]) -> None:
     for row in rows:
         assert 0 < row.truth <= row.profile * (1 + 1e-6), row
         assert row.profile <= row.sharp * (1 + 2e-3), row  # a sum over cells, from above
-        assert row.sharp <= row.published, row
+        assert row.sharp <= row.bound, row
 
 
 def test_the_bound_is_tight_somewhere_and_loose_elsewhere(rows: list[Tightness]) -> None:
-    published = sorted(row.published / row.truth for row in rows)
+    bound = sorted(row.bound / row.truth for row in rows)
     profile = sorted(row.profile / row.truth for row in rows)
-    assert published[0] < 1.1
-    assert published[-1] > 100
+    assert bound[0] < 1.1
+    assert bound[-1] > 100
     assert profile[-1] < 10
 
 

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError
+from fewstep.tasks.data import load_dataset
 from fewstep.tasks.flow.estimate import (
     TrainedTerms,
     autoencoder,
-    decoder_lipschitz,
+    denoiser_fields,
     flow_matching_loss,
     reconstruction_error,
-    singular_values,
-    velocity_lipschitz,
 )
 from fewstep.tasks.flow.linear_case import LinearCase, LinearDecoder
+from fewstep.tasks.flow.lipschitz import decoder_lipschitz, singular_values, velocity_lipschitz
 from fewstep.tasks.flow.mixture import LatentMixture, Wave
-from fewstep.tasks.flow.ode import Velocity, model_velocity
+from fewstep.tasks.flow.ode import Velocity
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 
@@ -118,9 +118,8 @@ def test_power_iteration_finds_a_matrixs_norm() -> None:
 def test_a_networks_constant_is_that_of_its_jacobian() -> None:
     """A bundled UNet with attention, as a flow's velocity, against the dense Jacobian."""
     denoiser = Denoiser(find_model("digits-ddpm"))
-    files = denoiser.files
-    v = model_velocity(denoiser.on([0]), files.noise, files.prediction_type)
-    x = 0.5 * torch.randn(1, *files.shape, generator=torch.Generator().manual_seed(3))
+    v = denoiser_fields(denoiser)([0])
+    x = 0.5 * torch.randn(1, *denoiser.files.shape, generator=torch.Generator().manual_seed(3))
 
     def f(y: Tensor) -> Tensor:
         return v(y, 0.4)
@@ -130,6 +129,17 @@ def test_a_networks_constant_is_that_of_its_jacobian() -> None:
         jacobian = torch.autograd.functional.jacobian(f, x).reshape(x.numel(), x.numel())
     largest = float(torch.linalg.matrix_norm(jacobian.double(), 2))
     assert 0.97 * largest < found <= largest * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("model", ["digits-ddpm", "digits-edm"])
+def test_a_bundled_models_loss_is_far_less_than_that_of_no_model(model: str) -> None:
+    """Any family, on the whole of [0, 1]; the zero field's loss is E|z1 - z0|^2."""
+    denoiser = Denoiser(find_model(model))
+    images = torch.from_numpy(np.asarray(load_dataset("digits", "test").images[:64], np.float32))
+    loss, _ = flow_matching_loss(denoiser_fields(denoiser), images, times=8)
+    nothing, _ = flow_matching_loss(lambda _: lambda x, t: torch.zeros_like(x), images, times=8)
+    assert denoiser.calls == 64
+    assert 0 < loss.high < 0.5 * nothing.low
 
 
 def test_an_autoencoders_terms(vae: Any, images: Tensor) -> None:
@@ -181,5 +191,7 @@ def test_the_terms_of_a_known_case() -> None:
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least two"):
         flow_matching_loss(true_field, latents_of(30), times=16)
+    with pytest.raises(ConfigurationError, match="two images"):
+        reconstruction_error(lambda x, _: x, lambda z: z, torch.zeros(1, 1, 2, 2))
     with pytest.raises(ConfigurationError, match="iterations = 0"):
         singular_values(lambda v: v, torch.zeros(1, 2), [0], 0, 0)
