@@ -81,16 +81,25 @@ def train_entry(
     (out / "card.json").write_text(json.dumps(figures, indent=2) + "\n")
     (out / "README.md").write_text(model_card(recipe, figures, data))
     # Last: with this file the directory is a model, without it an unfinished one.
-    # diffusers has an unconditional pipeline for DDPM's scheduler; it has none for EDM's, for a flow, or for
-    # latents with labels that are not ImageNet's.
-    plain = recipe.objective == "epsilon" and kind == "unet" and vae is None
-    index: dict[str, Any] = {"_class_name": "DDPMPipeline" if plain else "DiffusionPipeline"}
+    index: dict[str, Any] = {"_class_name": _pipeline(recipe)}
     parts = {kind: network, "vae": vae, "scheduler": scheduler}
     index |= {name: ["diffusers", type(part).__name__] for name, part in parts.items() if part is not None}
     aside = out / "model_index.json.tmp"
     aside.write_text(json.dumps(index, indent=2) + "\n")
     os.replace(aside, out / "model_index.json")
     return figures
+
+
+def _pipeline(recipe: TrainingRecipe) -> str:
+    """The diffusers pipeline that samples the entry; DiffusionPipeline, which does not load, where there is none.
+
+    There is none for EDM's scheduler, nor for a UNet with labels on latents. DiTPipeline calls a scheduler's
+    `scale_model_input`, which FewStepScheduler has and diffusers' flow schedulers have not; its null label is
+    ImageNet's, so that it cannot guide.
+    """
+    if recipe.autoencoder is not None:
+        return "DiTPipeline" if recipe.transformer is not None else "DiffusionPipeline"
+    return "DDPMPipeline" if recipe.objective == "epsilon" and recipe.transformer is None else "DiffusionPipeline"
 
 
 def _classifier(recipe: TrainingRecipe, data: Dataset, out: Path, device: str) -> SmallClassifier:

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -19,9 +26,15 @@ from fewstep.errors import ConfigurationError
 from fewstep.pipeline import cli
 from fewstep.search_spaces.presets import preset
 from fewstep.tasks.data import Dataset, load_dataset
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.decoder import load_decoder
+from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import ZOO, find_model
 from fewstep.tasks.models.noise_families import FlowMatching
+from fewstep.tasks.sampling.compile import compile_schedule
+from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.noise import starting_noise
+from fewstep.tasks.sampling.scheduler import FewStepScheduler
 from fewstep.tasks.training.autoencoder import (
     build_autoencoder,
     check_latents,
@@ -53,6 +66,7 @@ TRANSFORMER = {
     "sample_size": 4,
     "patch_size": 1,
     "in_channels": 2,
+    "out_channels": 2,
     "num_layers": 2,
     "num_attention_heads": 2,
     "attention_head_dim": 8,
@@ -340,6 +354,26 @@ def test_diffusers_own_parts_make_the_same_images_of_an_entry(kind: str, tmp_pat
     lambdas = [worker.files.noise.lambda_at(float(t)) for t in scheduler.timesteps]
     ours = worker.sample(preset("ddim", [*lambdas, math.inf]).to_json(), 0, 0, 3)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_diffusers_pipeline_of_transformers_samples_an_entry_with_our_scheduler(tmp_path: Path) -> None:
+    out = tmp_path / "tiny-lfm"
+    with torch.inference_mode(False):
+        train_entry(_tiny("transformer"), out, tmp_path / "checkpoints")
+    pipe = DiffusionPipeline.from_pretrained(str(out), torch_dtype=torch.float32)
+    assert isinstance(pipe, DiTPipeline)
+    schedule = preset("ddim", [-math.inf, -1.0, 1.5, math.inf])
+    pipe.scheduler = FewStepScheduler.from_schedules(schedule, pipe.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {"guidance_scale": 1.0, "num_inference_steps": 3, "output_type": "pt"}
+    theirs = pipe([0, 1, 2], generator=torch.Generator().manual_seed(0), **arguments).images
+    files = find_model(str(out))
+    x = torch.randn(3, *files.shape, generator=torch.Generator().manual_seed(0))
+    denoiser = Denoiser(files, conditions=Conditions(labels="balanced"))
+    program = Program(compile_schedule(schedule, files.noise, files.prediction_type), "cpu")
+    ours = load_decoder(files, "cpu")(program(denoiser.on(range(3)), x))
+    torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), torch.as_tensor(theirs), rtol=0, atol=1e-5)
 
 
 def test_networks_that_do_not_fit_are_refused_before_anything_is_trained(digits: Dataset) -> None:
