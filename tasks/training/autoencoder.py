@@ -7,6 +7,7 @@ perceptual and adversarial terms.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,16 @@ def encode_once(vae: Any, images: Tensor, mirrors: bool = False, device: str = "
     if mirrors:
         other_mean, other_std = encode(vae, images.flip(-1), device)
         mean, std = torch.cat([mean, other_mean]), torch.cat([std, other_std])
-    return Latents(mean, std, float(vae.config.scaling_factor), mirrors)
+    return Latents(mean, std, float(vae.config.scaling_factor), mirrors, _name(vae))
+
+
+def _name(vae: Any) -> str:
+    """Content address of the weights: 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, value in vae.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def train_network(
         answer = network(lesson.shown, lesson.time, None if label is None else label.to(device)).sample
         return nn.functional.mse_loss(answer, lesson.answer)
 
-    return fit(network, loss, recipe, folder, every, progress), objective.scheduler
+    return fit(network, loss, recipe, folder, every, progress, examples.source), objective.scheduler
 
 
 def draw_batch(

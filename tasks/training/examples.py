@@ -12,7 +12,9 @@ from torch import Tensor
 
 
 class Examples(Protocol):
-    """N examples of the data."""
+    """N examples of the data; `source` names the weights that made them, empty for the data themselves."""
+
+    source: str
 
     def __len__(self) -> int:
         """N."""
@@ -25,7 +27,7 @@ class Pixels:
     """The images."""
 
     def __init__(self, images: Tensor) -> None:
-        self.images = images
+        self.images, self.source = images, ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -43,8 +45,8 @@ class Latents:
     not the mirrored latent.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, scale: float, mirrors: bool = False) -> None:
-        self.mean, self.std, self.scale = mean, std, scale
+    def __init__(self, mean: Tensor, std: Tensor, scale: float, mirrors: bool = False, source: str = "") -> None:
+        self.mean, self.std, self.scale, self.source = mean, std, scale, source
         self._count = len(mean) // 2 if mirrors else len(mean)
 
     def __len__(self) -> int:

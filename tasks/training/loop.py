@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fewstep.errors import ConfigurationError
 from fewstep.tasks.training.recipe import Optimisation
 
 Progress = Callable[[int, int, float], None]
@@ -30,11 +31,13 @@ def fit(
     folder: Path,
     every: int = 500,
     progress: Progress | None = None,
+    source: str = "",
 ) -> M:
     """Minimise `loss` from the start or from `folder`'s checkpoint; return the averaged model in evaluation mode.
 
     `loss(generator)` is the loss of `model` on one batch, a function of the generator's state (on the CPU).
-    `progress(step, steps, mean loss)` is called every `every` steps, after the checkpoint is on disk.
+    `progress(step, steps, mean loss)` is called every `every` steps, after the checkpoint is on disk. `source` names
+    what the data were made by. ConfigurationError where the checkpoint's data were made by another.
     """
     model.train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -44,6 +47,11 @@ def fit(
     if (folder / CHECKPOINT).exists():
         device = next(model.parameters()).device
         state = torch.load(folder / CHECKPOINT, map_location=device, weights_only=True)
+        if state.get("source", "") != source:
+            raise ConfigurationError(
+                f"the checkpoint in {folder} was trained on the latents of another autoencoder: "
+                "give another folder for checkpoints, or remove it"
+            )
         # Called `unet` before there were other networks.
         model.load_state_dict(state["model"] if "model" in state else state["unet"])
         average.load_state_dict(state["average"])
@@ -63,7 +71,7 @@ def fit(
         losses.append(value.item())
         if (step + 1) % every == 0 or step + 1 == plan.steps:
             state = {"model": model.state_dict(), "average": average.state_dict(), "step": step + 1}
-            _save(folder / CHECKPOINT, state | {"optimizer": optimizer.state_dict()})
+            _save(folder / CHECKPOINT, state | {"optimizer": optimizer.state_dict(), "source": source})
             if progress:
                 progress(step + 1, plan.steps, sum(losses) / len(losses))
             losses.clear()

@@ -160,6 +160,16 @@ def test_a_killed_and_resumed_flow_equals_an_uninterrupted_one(
     assert _same(resumed, whole)
 
 
+def test_a_flow_is_not_resumed_on_the_latents_of_another_autoencoder(
+    digits: Dataset, images: Tensor, vae: Any, tmp_path: Path
+) -> None:
+    labels = torch.from_numpy(digits.labels)
+    train_network(_tiny(), encode_once(vae, images), labels, tmp_path)
+    other = build_autoencoder(_autoencoder(seed=1)).eval()
+    with pytest.raises(ConfigurationError, match="another autoencoder"):
+        train_network(_tiny(), encode_once(other, images), labels, tmp_path)
+
+
 def test_the_autoencoder_learns(digits: Dataset, images: Tensor, tmp_path: Path) -> None:
     losses: list[float] = []
     recipe = _autoencoder(steps=90, batch=32, learning_rate=5e-3)
