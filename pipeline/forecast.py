@@ -14,7 +14,7 @@ from fewstep.pipeline.settings import ExecutionSettings
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.quantization import QuantizationConfig
-from fewstep.tasks.worker import Worker, WorkerSettings
+from fewstep.tasks.worker import Worker
 
 SECONDS = 1.0
 # The fewest trajectories that a config of the space asks for; a pass forward and back, in calls.
@@ -68,18 +68,7 @@ def _calibrations(study: Study) -> dict[str, int]:
 def measured_rate(study: Study, execution: ExecutionSettings) -> float:
     """Denoiser calls (images) a second of one worker, measured for about a second."""
     threads = torch.get_num_threads()
-    s = study.settings
-    worker = Worker(
-        WorkerSettings(
-            s.model,
-            s.features,
-            execution.device,
-            1,
-            conditions=s.conditions,
-            statistics=s.statistics,
-            quantized=s.quantized,
-        )
-    )
+    worker = Worker(study.worker_settings(execution.device, threads=1))
     text = study.teacher.model_copy(update={"name": ""}).to_json()
     worker.sample(text, 0, 0, min(worker.batch, 8))
     worker.denoiser.calls, begun = 0, time.perf_counter()

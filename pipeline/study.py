@@ -131,11 +131,31 @@ class Study:
         row = StudyRecord(s.study, datetime.now(UTC), s.model_dump_json(), s.model, self.files.hash, versions)
         self.store.studies.append([row])
 
+    @property
+    def _calibration(self) -> str:
+        """The schedule (JSON) that configs are calibrated under, empty where none is searched."""
+        return self.scope.calibration.to_json() if self.scope.calibration else ""
+
+    def worker_settings(self, device: str, threads: int = 0) -> WorkerSettings:
+        """What a worker of this study holds."""
+        s = self.settings
+        return WorkerSettings(
+            s.model,
+            s.features,
+            device,
+            threads,
+            conditions=s.conditions,
+            statistics=s.statistics,
+            quantized=s.quantized,
+            calibration=self._calibration,
+            # Actors have a working directory of their own.
+            cache=str(self.cache.resolve()) if self._calibration else "",
+        )
+
     @contextmanager
     def driver(self, execution: ExecutionSettings, on_record: OnRecord | None = None) -> Iterator[Driver]:
         """Hold the lease, workers and writer for as long as the block lasts."""
         s = self.settings
-        calibration = self.scope.calibration.to_json() if self.scope.calibration else ""
         with Lease(self.root):
             evaluator = Evaluator(
                 s.study,
@@ -146,20 +166,9 @@ class Study:
                 self.teacher,
                 s.conditions,
                 s.statistics,
-                calibration,
+                self._calibration,
             )
-            worker = WorkerSettings(
-                s.model,
-                s.features,
-                execution.device,
-                conditions=s.conditions,
-                statistics=s.statistics,
-                quantized=s.quantized,
-                calibration=calibration,
-                # Actors have a working directory of their own.
-                cache=str(self.cache.resolve()) if calibration else "",
-            )
-            executor = make_executor(execution, worker)
+            executor = make_executor(execution, self.worker_settings(execution.device))
             try:
                 where = {"study": s.study}
                 order = max((r.order for r in self.store.evaluations.records(where)), default=-1) + 1
