@@ -65,7 +65,7 @@ def save_front(table: pd.DataFrame, path: str | Path, level: Level | None = None
     _label(axes, "denoiser calls per image (NFE)", value_title(rows), bool((rows["value"] > 0).all()))
     axes.set_xticks(sorted(set(rows["nfe"])))
     _legend(axes, first=FOUND)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def save_convergence(df: pd.DataFrame, path: str | Path) -> Path:
@@ -78,7 +78,7 @@ def save_convergence(df: pd.DataFrame, path: str | Path) -> Path:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     _legend(axes)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def save_schedules(schedules: Sequence[tuple[str, SolverSchedule]], path: str | Path) -> Path:
@@ -98,7 +98,7 @@ def save_schedules(schedules: Sequence[tuple[str, SolverSchedule]], path: str | 
     ticks, texts = ticks_of(span)
     rows[-1].set_xticks(ticks, texts)
     rows[-1].set_xlabel("λ = half log-SNR, noise to image")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_schedule(axes: Axes, picture: Picture) -> None:
@@ -159,7 +159,7 @@ def _legend(axes: Axes, first: str = "") -> None:
         axes.legend(*zip(*entries, strict=True), frameon=False, fontsize=9)
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
         raise ConfigurationError(f"cannot draw to {path}: name the file .png, .svg or .pdf")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fewstep.dashboards.drawings import _save
+from fewstep.dashboards.drawings import save_figure
 from fewstep.dashboards.lines import ACCENT, MUTED
 
 
@@ -34,4 +34,4 @@ def draw_temporal(text: str, path: Path) -> Path:
     left.set(xlabel="timestep", ylabel="relative error", yscale="log", title="Temporal features")
     right.set(xlabel="timestep", ylabel="1 − cosine similarity", yscale="log")
     left.legend(fontsize=6)
-    return _save(figure, path)
+    return save_figure(figure, path)

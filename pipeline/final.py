@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.climb import Climb
@@ -101,9 +102,9 @@ def report_rows(state: Climb, records: Sequence[EvaluationRecord]) -> list[Row]:
 
 
 def results_csv(
-    rows: Sequence[Row], command: str, seeds: dict[str, int], notes: Mapping[str, str] = MappingProxyType({})
+    rows: Sequence[Any], command: str, seeds: dict[str, int], notes: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The table as CSV under `#` lines that say how it was made, and what its columns mean where `notes` say it."""
+    """Rows, dataclasses of one kind, as CSV under `#` lines that say how they were made; `notes` explain columns."""
     out = io.StringIO()
     out.writelines(f"# {name}: {value}\n" for name, value in (provenance(command, seeds) | dict(notes)).items())
     writer = csv.writer(out, lineterminator="\n")

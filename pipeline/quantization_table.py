@@ -6,8 +6,6 @@ evaluations too, so the same command goes on after a kill.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.evaluation import Candidate, Evaluator
 from fewstep.pipeline.executors.base import Executor
-from fewstep.pipeline.final import provenance
+from fewstep.pipeline.final import provenance, results_csv
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
 from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings
@@ -72,6 +70,15 @@ class TableSettings(BaseModel):
         seed = self.seed + REPORT_SEED_OFFSET
         return Rung("report", "moments", self.images, seed), Rung("distance", "distance", self.paired_images, seed)
 
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Seeds by name, for the header of a table."""
+        return {"report": self.rungs[0].seed}
+
+    def folder(self, cache: Path, files: ModelFiles, config: QuantizationConfig) -> Path:
+        """Where the quantised network of a config is kept."""
+        return cache / Recipe(config, self.schedule, self.conditions).key(files)
+
 
 @dataclass(frozen=True)
 class QuantizationRow:
@@ -97,6 +104,16 @@ class QuantizationRow:
     calibration_calls: int
     calibration_seconds: float
     schedule: str
+
+
+@dataclass(frozen=True)
+class TemporalRow:
+    """Errors of one method's temporal features at one timestep."""
+
+    method: str
+    time: float
+    cosine: float
+    relative_error: float
 
 
 @dataclass(frozen=True)
@@ -131,8 +148,7 @@ def run(
     full = 4 * sum(p.numel() for p in exact.network.module.parameters())
     rows, temporal = [], {}
     for name, config in configs.items():
-        recipe = None if config is None else Recipe(config, settings.schedule, settings.conditions)
-        folder = None if recipe is None else cache / recipe.key(files)
+        folder = None if config is None else settings.folder(cache, files, config)
         temporal[name] = [] if folder is None else _temporal(files, exact, settings.schedule, folder)
         rows.append(_row(name, settings, full, folder, found[name], temporal[name]))
         if folder is not None:
@@ -182,7 +198,7 @@ def _evaluate(
     for name, config in configs.items():
         if config is None or config in missing.values():
             continue
-        if config in wanted or not _is_stored(cache, files, settings, config):
+        if config in wanted or not (settings.folder(cache, files, config) / DESCRIPTION).is_file():
             missing[name] = config
     if work or missing:
         worker = WorkerSettings(
@@ -206,11 +222,6 @@ def _evaluate(
         name: [known[evaluator.key(schedule, rung, config)] for rung in settings.rungs]
         for name, config in configs.items()
     }
-
-
-def _is_stored(cache: Path, files: ModelFiles, settings: TableSettings, config: QuantizationConfig) -> bool:
-    recipe = Recipe(config, settings.schedule, settings.conditions)
-    return (cache / recipe.key(files) / DESCRIPTION).is_file()
 
 
 def calibrate(executor: Executor, configs: dict[str, QuantizationConfig], tell: Tell | None = None) -> None:
@@ -290,24 +301,13 @@ def _mean(values: Sequence[float], empty: float = 0.0) -> float:
 
 def table_csv(table: Table, command: str, settings: TableSettings) -> str:
     """The rows as CSV under `#` lines that say how they were made."""
-    seeds = {"report": settings.rungs[0].seed}
-    return _csv([asdict(row) for row in table.rows], command, seeds)
+    return results_csv(table.rows, command, settings.seeds)
 
 
 def temporal_csv(table: Table, command: str, settings: TableSettings) -> str:
     """Temporal features' errors: a row a method and timestep."""
-    rows = [{"method": name, **asdict(error)} for name, errors in table.temporal.items() for error in errors]
-    return _csv(rows, command, {"report": settings.rungs[0].seed})
-
-
-def _csv(rows: Sequence[dict[str, object]], command: str, seeds: dict[str, int]) -> str:
-    out = io.StringIO()
-    out.writelines(f"# {name}: {value}\n" for name, value in provenance(command, seeds).items())
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: "" if v is None else f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return out.getvalue()
+    rows = [TemporalRow(name, **asdict(error)) for name, errors in table.temporal.items() for error in errors]
+    return results_csv(rows, command, settings.seeds)
 
 
 def markdown(table: Table, command: str, settings: TableSettings) -> str:
@@ -322,7 +322,7 @@ def markdown(table: Table, command: str, settings: TableSettings) -> str:
             f"| {row.method} | {row.value:.2f}{ends} | {row.paired_pixel:.4f} | {row.temporal_error:.4f} "
             f"| {row.size_ratio:.3f} |"
         )
-    made = "; ".join(f"{k}: {v}" for k, v in provenance(command, {"report": settings.rungs[0].seed}).items())
+    made = "; ".join(f"{k}: {v}" for k, v in provenance(command, settings.seeds).items())
     note = (
         f"{settings.images:,} images at {settings.schedule.nfe} calls, lower is better; paired error: root mean square "
         f"difference to the full-precision images of the same noise, {settings.paired_images:,} images; temporal "

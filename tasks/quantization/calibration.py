@@ -7,13 +7,10 @@ part, then the ranges of activations. A killed calibration goes on after the las
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fewstep.errors import DataError, EvaluationError, ModelError
@@ -45,7 +42,11 @@ def rounding_key(config: QuantizationConfig, identity: str) -> str:
             "fsc": "none",
         }
     )
-    return hashlib.sha256(f"{SCHEMA_VERSION}\n{identity}\n{same.model_dump_json()}".encode()).hexdigest()[:16]
+    return _key(same, identity)
+
+
+def _key(config: QuantizationConfig, identity: str) -> str:
+    return hashlib.sha256(f"{SCHEMA_VERSION}\n{identity}\n{config.model_dump_json()}".encode()).hexdigest()[:16]
 
 
 class Calibration:
@@ -65,17 +66,15 @@ class Calibration:
         self.network, self.config, self.data = network, network.config, data
         self.progress = progress or (lambda _, __, ___: None)
         self.losses: dict[str, float] = {}
-        self._path = path = None
         if not all(bool(torch.isfinite(value).all()) for value in data.values()):
             raise EvaluationError("the calibration data are not finite: use a schedule that does not explode")
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._path = folder / f"rounding-{rounding_key(self.config, identity)}.safetensors"
-            # Fitted layers know their activations too: everything in the config counts.
-            whole = hashlib.sha256(f"{SCHEMA_VERSION}\n{identity}\n{self.config.hash}".encode()).hexdigest()[:16]
-            path = folder / f"descent-{whole}.safetensors"
-        self._kept = Kept(path if self.config.solver == "descent" else None)
-        self._known = self._load()
+        descent = self.config.solver == "descent"
+        # Fitted layers know their activations too: there everything in the config counts.
+        key = _key(self.config, identity) if descent else rounding_key(self.config, identity)
+        name = f"{'descent' if descent else 'rounding'}-{key}.safetensors"
+        self._kept = Kept(None if folder is None else folder / name)
+        if not descent:
+            self._restore()
 
     def run(self) -> None:
         """Everything; the network is then quantised, switched on and ready."""
@@ -98,7 +97,7 @@ class Calibration:
         network.switch(weights=False, activations="off")
         if config.tib in ("tiar", "table") and network.time_layers:
             self._tiar()
-            self._keep()
+            self._keep(network.time_layers)
         if config.tib == "table" and network.time_layers:
             self._tabulate()
         if config.tib != "layers":
@@ -106,9 +105,9 @@ class Calibration:
         done += 1
         self.progress("rounding", done, count)
         for unit in units:
-            if not all(name in self._known for name in self._names(unit)):
+            if not all(name in self._kept for name in self._names(unit)):
                 self._reconstruct(unit)
-                self._keep(unit)
+                self._keep(self._names(unit))
             for layer in unit.layers:
                 layer.on = True
             done += 1
@@ -150,7 +149,7 @@ class Calibration:
         network, config = self.network, self.config
         assert network.graph is not None
         learned = {n: network.layers[n] for n in network.time_layers if network.plans[n].bits != FULL_PRECISION}
-        if not learned or all(name in self._known for name in learned):
+        if not learned or all(name in self._kept for name in learned):
             return
         block, given = TimeBlock(network.graph, network.layers), moments_of_block(self.data)
         target = self.time_features(block, given)
@@ -221,34 +220,21 @@ class Calibration:
         ours = {id(layer): name for name, layer in self.network.layers.items()}
         return [ours[id(layer)] for layer in unit.layers]
 
-    def _keep(self, unit: Unit | None = None) -> None:
-        names = self._names(unit) if unit else self.network.time_layers
+    def _keep(self, names: Iterable[str]) -> None:
         for name in names:
-            for i, part in enumerate(self.network.layers[name].parts):
-                self._known.setdefault(name, {})[i] = part.codes
-        if self._path is None:
-            return
-        flat = {f"{name}:{i}": codes.cpu() for name, parts in self._known.items() for i, codes in parts.items()}
-        aside = self._path.with_suffix(f".{os.getpid()}.tmp")
-        with aside.open("wb") as file:
-            file.write(save({key: codes.contiguous() for key, codes in flat.items()}))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self._path)
+            parts = self.network.layers[name].parts
+            self._kept.keep(name, {str(i): part.codes for i, part in enumerate(parts)})
 
-    def _load(self) -> dict[str, dict[int, Tensor]]:
-        if self._path is None or not self._path.is_file():
-            return {}
-        known: dict[str, dict[int, Tensor]] = {}
+    def _restore(self) -> None:
+        """Put back the codes that AdaRound found before; DataError, and nothing changed, where they do not fit."""
+        found = {}
         try:
-            for key, codes in load_file(self._path).items():
-                name, _, i = key.rpartition(":")
-                known.setdefault(name, {})[int(i)] = codes
-            found = {self.network.layers[name]: [parts[i] for i in range(len(parts))] for name, parts in known.items()}
-            for layer, pieces in found.items():
-                layer.check_codes(pieces)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise DataError(f"{self._path} is damaged ({error}): delete it to calibrate anew") from error
+            for name in self._kept:
+                parts = self._kept[name]
+                layer = self.network.layers[name]
+                found[layer] = [parts[str(i)] for i in range(len(parts))]
+                layer.check_codes(found[layer])
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{self._kept.path} is damaged ({error}): delete it to calibrate anew") from error
         for layer, pieces in found.items():
             layer.set_codes(pieces)
-        return known

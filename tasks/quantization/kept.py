@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -30,6 +30,9 @@ class Kept:
 
     def __contains__(self, part: str) -> bool:
         return part in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
 
     def __getitem__(self, part: str) -> dict[str, Tensor]:
         return self._parts[part]

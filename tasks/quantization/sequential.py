@@ -21,22 +21,20 @@ from torch import Tensor, nn
 
 from fewstep.errors import DataError
 from fewstep.search_spaces.quantization import FULL_PRECISION
+from fewstep.tasks.quantization.activations import ActivationQuantizer
 from fewstep.tasks.quantization.descent import Fit, LayerProblem, Moments, chosen_rows
 from fewstep.tasks.quantization.kept import Kept
 from fewstep.tasks.quantization.layers import QuantizedLayer
 from fewstep.tasks.quantization.network import QuantizedNetwork, caller
 from fewstep.tasks.quantization.tracing import TimeBlock, layer_of
 from fewstep.tasks.quantization.trajectories import Batch, batches
+from fewstep.tasks.quantization.units import Reached
 
 BATCH = 64
 LEAST_ROWS = 16_384
 # What an activation's grids are kept as.
 GRIDS = ("scale", "zero", "times")
 Done = Callable[[], None]
-
-
-class _Reached(Exception):  # noqa: N818 - control flow, not an error
-    pass
 
 
 def fit_layer(
@@ -96,6 +94,16 @@ def restore(layer: QuantizedLayer, state: Mapping[str, Tensor]) -> None:
         layer.activation.mode = "on"
 
 
+def _ranged(quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
+    """x as the quantiser gives it, once it has found its range on it."""
+    quantizer.mode = "observe"
+    quantizer(x)
+    quantizer.close()
+    quantizer.mode = "on"
+    quantized: Tensor = quantizer(x)
+    return quantized
+
+
 class Sequential:
     """The fit of all layers of a network on given data; `kept` holds what is finished."""
 
@@ -142,7 +150,7 @@ class Sequential:
                     network.clock.set(given["time"], given.get("labels"))
                     block(given)
                     x = seen[name][0]
-                    x = self._ranged(layer, [x])[0] if layer.activation is not None else x
+                    x = x if layer.activation is None else _ranged(layer.activation, x)
                     if layer.bits != FULL_PRECISION and len(x) == count and not layer.is_convolution:
                         fit_layer(layer, x, exact[name], self.config.sweeps * 5, self.config.restarts, rows)
                     self.kept.keep(name, state_of(layer))
@@ -151,18 +159,6 @@ class Sequential:
             for handle in handles:
                 handle.remove()
             network.switch(activations="off")
-
-    @staticmethod
-    def _ranged(layer: QuantizedLayer, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The inputs as the layer's activation quantiser gives them, once it has seen them all."""
-        quantizer = layer.activation
-        assert quantizer is not None
-        quantizer.mode = "observe"
-        for x in inputs:
-            quantizer(x)
-        quantizer.close()
-        quantizer.mode = "on"
-        return [quantizer(x) for x in inputs]
 
     @torch.no_grad()
     def fit_layers(self, names: Sequence[str], done: Done) -> None:
@@ -226,12 +222,12 @@ class Sequential:
         def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             rows.append(layer.windows(arguments[0], partial(self._chosen, name)))
             if len(rows) % self.calls[name] == 0:
-                raise _Reached
+                raise Reached
 
         handle = layer.register_forward_pre_hook(keep)
         try:
             for batch in batches(self.data, BATCH):
-                with suppress(_Reached):
+                with suppress(Reached):
                     caller(self.network.module)(**batch)
         finally:
             handle.remove()

@@ -35,8 +35,8 @@ class Unit:
     layers: tuple[QuantizedLayer, ...]
 
 
-class _Reached(Exception):  # noqa: N818 - control flow, not an error
-    pass
+class Reached(Exception):  # noqa: N818 - control flow, not an error
+    """Ends a forward pass at the place that was wanted."""
 
 
 def find_units(network: QuantizedNetwork, blocks: bool, time_too: bool) -> list[Unit]:
@@ -68,11 +68,11 @@ def passes(network: QuantizedNetwork, unit: Unit, data: Batch, size: int, output
     def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not outputs:
             found.append((arguments, named))
-            raise _Reached
+            raise Reached
 
     def after(_: nn.Module, __: Any, output: Any) -> None:
         found.append(output)
-        raise _Reached
+        raise Reached
 
     first = unit.module.register_forward_pre_hook(before, with_kwargs=True)
     second = unit.module.register_forward_hook(after)
@@ -80,7 +80,7 @@ def passes(network: QuantizedNetwork, unit: Unit, data: Batch, size: int, output
         for batch in batches(data, size):
             try:
                 caller(network.module)(**batch)
-            except _Reached:
+            except Reached:
                 yield found.pop()
     finally:
         first.remove()

@@ -33,7 +33,7 @@ def test_a_picture_is_written_where_it_is_asked_for_and_is_the_same_every_time(s
 
 def test_each_method_is_a_line_by_rising_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(quantization, "_save", lambda figure, path: drawn.append(figure) or path)
+    monkeypatch.setattr(quantization, "save_figure", lambda figure, path: drawn.append(figure) or path)
     draw_temporal(TEXT, tmp_path / "temporal.png")
     (figure,) = drawn
     left, right = figure.axes
