@@ -24,6 +24,7 @@ def _register() -> None:
         baseline,
         compare,
         doctor,
+        edit,
         evaluate,
         export,
         quantization_table,
@@ -54,6 +55,7 @@ def _register() -> None:
     ):
         app.command(module.NAME)(module.command)
     app.add_typer(schedule.app, name=schedule.NAME)
+    app.add_typer(edit.app, name=edit.NAME)
 
 
 def main() -> None:

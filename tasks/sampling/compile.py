@@ -72,7 +72,9 @@ def _residual(point: _Point, e: EmpiricalStatistics) -> Array:
     return np.asarray((point.sigma * point.eps - e.l[e.nearest(point.lambda_)] * point.node) / point.alpha, np.float64)
 
 
-class _Compiler:
+class Compiler:
+    """Walks a schedule once and writes down each step as a row; parts of it may be overridden, as by editing."""
+
     def __init__(
         self, schedule: SolverSchedule, noise: NoiseSchedule, output: str, statistics: ModelStatistics | None
     ) -> None:
@@ -277,4 +279,4 @@ def compile_schedule(
             f"the schedule starts at lambda = {first:.6g}, this model's noise at "
             f"{noise.lambda_start:.6g}: fit the schedule to this model's range first"
         )
-    return _Compiler(schedule, noise, output, statistics).run()
+    return Compiler(schedule, noise, output, statistics).run()

@@ -1,0 +1,1 @@
+"""Edits of images without training: invert to a step, move across a boundary once, generate from there."""

@@ -1,0 +1,367 @@
+"""Everything that one attribute's edits need, made when it is first asked for: examples, boundaries, originals, judge.
+
+The three parts of the data never mix: boundaries see `fit`, a search sees `search`, and `report` is for what is told.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.errors import ConfigurationError, DataError
+from fewstep.search_spaces.edit import BoundaryConfig, EditConfig, Way
+from fewstep.search_spaces.schedule import MIN_GAP
+from fewstep.tasks.data import Dataset
+from fewstep.tasks.editing.attributes import Attribute, Part, joined, load_part, parse_attribute, side
+from fewstep.tasks.editing.boundary import MIN_EXAMPLES, Boundary, Place, fit_boundary
+from fewstep.tasks.editing.coder import load_encoder
+from fewstep.tasks.editing.edit import Editor
+from fewstep.tasks.editing.inversion import Inverter, LatentCache
+from fewstep.tasks.editing.judge import Judge, load_judge, load_own_judge
+from fewstep.tasks.editing.measures import Identities, Surroundings, frechet, mean, proportion
+from fewstep.tasks.editing.path import segment, towards_noise
+from fewstep.tasks.editing.radius import Radius, radius
+from fewstep.tasks.editing.subject import EditSubject
+from fewstep.tasks.metrics.extractor import make_extractor
+from fewstep.tasks.metrics.features import FeatureExtractor
+from fewstep.tasks.metrics.frechet import FrechetReference
+from fewstep.tasks.metrics.interval import Interval
+from fewstep.tasks.metrics.moments import Moments
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.decoder import load_decoder
+from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.files import find_model
+
+PIXELS_PER_BATCH = 50_000
+# Sampled images of each part come from seeds that no other part uses.
+SEEDS: dict[Part, int] = {"fit": 2_000_000, "search": 3_000_000, "report": 4_000_000}
+REFERENCE_IMAGES = 3000
+
+
+@dataclass(frozen=True, eq=False)
+class Originals:
+    """What is edited, and numbers it: clean images (N, C, H, W) that lack the attribute, and their places in a part."""
+
+    images: Tensor
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EditFigures:
+    """What `Bench.evaluate` found; intervals are of 95%."""
+
+    success: Interval
+    identity: Interval
+    identity_pixels: Interval
+    identity_features: Interval
+    nfe: int
+    images: int
+    accuracy_z: float
+    accuracy_h: float
+    denoiser_calls: int
+
+    def metrics(self) -> dict[str, float]:
+        """As numbers by name, for a record."""
+        found = {
+            "nfe": float(self.nfe),
+            "images": float(self.images),
+            "accuracy_z": self.accuracy_z,
+            "accuracy_h": self.accuracy_h,
+        }
+        for name in ("success", "identity", "identity_pixels", "identity_features"):
+            interval: Interval = getattr(self, name)
+            found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        return found
+
+
+class Bench:
+    """One subject on one device. Results follow from the subject and what is asked, not from what is cached."""
+
+    def __init__(
+        self,
+        subject: EditSubject,
+        denoiser: Denoiser,
+        decode: Callable[[Tensor], Tensor],
+        cache: Path | None,
+        batch: int = 0,
+    ) -> None:
+        self.subject, self.files, self.cache = subject, denoiser.files, cache
+        if subject.source == "text" and not self.files.text:
+            raise ConfigurationError(f"model {self.files.name} takes no prompts: use --source images or samples")
+        if subject.source != "text" and self.files.text:
+            raise ConfigurationError(
+                f"model {self.files.name} takes prompts: edits of images and samples are for models without; use "
+                "--source text"
+            )
+        pixels = self.files.channels * self.files.size**2
+        scale = 1 if denoiser.device == "cpu" else 8
+        self.batch = batch or max(8, min(250, scale * PIXELS_PER_BATCH // pixels))
+        self._decode, self._denoisers = decode, {"": denoiser}
+        self._latents = LatentCache(None if cache is None else cache / "latents")
+        self._boundaries: dict[tuple[str, float, str], Boundary] = {}
+        self._originals: dict[tuple[Part, int], Originals] = {}
+        self._identities: dict[tuple[Part, int], Identities] = {}
+
+    # -- denoisers ------------------------------------------------------------------------------------
+
+    def denoiser(self, prompt: str = "") -> Denoiser:
+        """The denoiser, under a prompt where the model takes one; all share one network."""
+        if prompt not in self._denoisers:
+            own = copy.copy(self._denoisers[""])
+            own.conditions = Conditions(prompts=prompt, guidance=self.subject.guidance)
+            own.calls = 0
+            self._denoisers[prompt] = own
+        return self._denoisers[prompt]
+
+    @property
+    def calls(self) -> int:
+        """Denoiser calls so far."""
+        return sum(d.calls for d in self._denoisers.values())
+
+    def editor(self, prompt: str = "") -> Editor:
+        """The editor under a prompt."""
+        return Editor(self.denoiser(prompt), self._decode, self.batch)
+
+    def inverter(self, prompt: str = "") -> Inverter:
+        """The inverter under a prompt."""
+        return Inverter(self.denoiser(prompt), self._latents, self.batch)
+
+    # -- data -----------------------------------------------------------------------------------------
+
+    def part(self, part: Part) -> Dataset:
+        """One part of the subject's data."""
+        return load_part(self.subject.data, part, self.files.channels, self.files.size)
+
+    @cached_property
+    def _fit_data(self) -> Dataset:
+        return self.part("fit")
+
+    @cached_property
+    def attribute(self) -> Attribute:
+        """The attribute; for text, class 1 of two: what the positive prompt makes."""
+        if self.subject.source == "text":
+            return Attribute(self.subject.attribute or "prompted", (1,), (0,))
+        return parse_attribute(self.subject.attribute, self.subject.data, self._fit_data.classes)
+
+    def examples(self, positive: bool) -> Tensor:
+        """Images of one side that boundaries are fitted to."""
+        if self.subject.source == "text":
+            return self._prompted(positive, "fit", self.subject.examples)
+        labels = self.attribute.positive if positive else self.attribute.negative
+        return side(self._fit_data, labels, self.subject.examples, self.attribute.name, MIN_EXAMPLES).images
+
+    def _prompt(self, positive: bool) -> str:
+        return self.subject.positive_prompt if positive else self.subject.negative_prompt
+
+    def _prompted(self, positive: bool, part: Part, count: int) -> Tensor:
+        """Samples of one of the two prompts, all the way to images."""
+        return self._samples(self._prompt(positive), part, count)
+
+    def _samples(self, prompt: str, part: Part, count: int) -> Tensor:
+        """Samples of a prompt, all the way to images: through the middle, as an edit that moves nothing."""
+        noise, way = self.files.noise, self.subject.fit_way
+        config = EditConfig(step=0.5 * (noise.lambda_start + noise.lambda_end), inversion=way, generation=way)
+        z = self._sampled(config.step, way, prompt, part, count)
+        return self.editor(prompt).reconstructed(z, config, self.subject.seed + SEEDS[part])
+
+    def _sampled(self, step: float, way: Way, prompt: str, part: Part, count: int) -> Tensor:
+        # Several seeds would make one image of one number; the prompts' sides share theirs on purpose.
+        seed = self.subject.seed + SEEDS[part]
+        editor = self.editor(prompt)
+        named = way if isinstance(way, str) else way.hash
+        text = f"sampled {self.files.hash} {editor.denoiser.conditions.hash} {seed} {count} {step} {named}"
+        key = hashlib.sha256(text.encode()).hexdigest()[:32]
+        return self._latents.get(key, lambda: editor.sampled_latents(step, way, seed, 0, count))
+
+    # -- latents and boundaries -----------------------------------------------------------------------
+
+    def example_latents(self, positive: bool, latent: str, step: float) -> Tensor:
+        """z or h (examples, ...) of one side at a step."""
+        if self.subject.source == "text":
+            prompt = self._prompt(positive)
+            z = self._sampled(step, self.subject.fit_way, prompt, "fit", self.subject.examples)
+            return z if latent == "z" else self.inverter(prompt).h(z, step)
+        z = self.inverter().z(self.encode(self.examples(positive)), step, self.subject.fit_way)
+        return z if latent == "z" else self.inverter().h(z, step)
+
+    @cached_property
+    def _encoder(self) -> Callable[[Tensor], Tensor]:
+        return load_encoder(self.files, self.denoiser().device)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """What the network denoises, of images (N, C, H, W)."""
+        return torch.cat([self._encoder(part).cpu() for part in torch.split(images, self.batch)])
+
+    def boundary(self, latent: str, step: float, config: BoundaryConfig) -> Boundary:
+        """The boundary in one latent at one step, fitted when it is first asked for."""
+        key = (latent, step, config.model_dump_json())
+        if key not in self._boundaries:
+            if config.images > self.subject.examples:
+                raise ConfigurationError(
+                    f"a boundary of {config.images} images a side needs as many examples, there are "
+                    f"{self.subject.examples}: give --examples"
+                )
+            with_it, without = (self.example_latents(side, latent, step)[: config.images] for side in (True, False))
+            place = Place(
+                self.attribute.name,
+                latent,
+                step,
+                self.files.noise.time(step),
+                self.files.name,
+                self.files.hash,
+                self.subject.fit_way if isinstance(self.subject.fit_way, str) else self.subject.fit_way.hash,
+            )
+            self._boundaries[key] = fit_boundary(with_it, without, config, place)
+        return self._boundaries[key]
+
+    def boundaries(self, config: EditConfig) -> dict[str, Boundary]:
+        """The boundaries that a config uses, by latent."""
+        used = [latent for latent, on in (("z", config.uses_z), ("h", config.uses_h)) if on]
+        return {latent: self.boundary(latent, config.step, config.boundary) for latent in used}
+
+    # -- what is edited -------------------------------------------------------------------------------
+
+    def originals(self, part: Part, count: int) -> Originals:
+        """Up to `count` images of a part that lack the attribute; DataError where there are fewer than 2."""
+        key = (part, count)
+        if key not in self._originals:
+            self._originals[key] = self._find_originals(part, count)
+        return self._originals[key]
+
+    def _find_originals(self, part: Part, count: int) -> Originals:
+        name = self.attribute.name
+        if self.subject.source == "images":
+            images = side(self.part(part), self.attribute.negative, count, name, 2).images
+            return Originals(images, tuple(range(len(images))))
+        # Samples are of any class: those that the judge already gives the attribute are left out.
+        images = self._samples(self.subject.prompt, part, 2 * count)
+        lacks = np.isin(self.judge.labels(images).numpy(), self.attribute.negative)
+        places = np.flatnonzero(lacks)[:count]
+        if len(places) < 2:
+            raise DataError(f"{name}: {len(places)} of {2 * count} samples lack the attribute: give more --images")
+        return Originals(images[torch.from_numpy(places)], tuple(int(i) for i in places))
+
+    def latents(self, originals: Originals, part: Part, config: EditConfig) -> Tensor:
+        """z (N, ...) of the originals at the config's step, by its `inversion`."""
+        if self.subject.source == "images":
+            return self.inverter().z(self.encode(originals.images), config.step, config.inversion)
+        most = max(originals.places) + 1
+        z = self._sampled(config.step, config.inversion, self.subject.prompt, part, most)
+        return z[list(originals.places)]
+
+    def radii(self, steps: Sequence[float], count: int) -> list[Radius]:
+        """Radii of sampled latents and of inverted images of every class, of the fit's part, at some steps."""
+        if self.subject.source == "text":
+            raise ConfigurationError("radii compare inverted images with samples: text has none to invert, give --step")
+        images = self.encode(torch.from_numpy(self._fit_data.images[:count]))
+        noise, way = self.files.noise, self.subject.fit_way
+        return [
+            radius(s, noise, self._sampled(s, way, "", "fit", len(images)), self.inverter().z(images, s, way))
+            for s in steps
+        ]
+
+    def edit(self, part: Part, count: int, config: EditConfig) -> Tensor:
+        """The edits (N, C, H, W) of a part's originals."""
+        originals = self.originals(part, count)
+        z, boundaries = self.latents(originals, part, config), self.boundaries(config)
+        seed = self.subject.seed + SEEDS[part]
+        return self.editor(self.subject.prompt).edited(z, config, boundaries, seed, originals.places)
+
+    def nfe(self, config: EditConfig) -> int:
+        """Denoiser calls of one edit: the way to the step, and the way back."""
+        noise = self.files.noise
+        back = segment(config.generation, noise, config.step).nfe
+        if self.subject.source == "images":
+            return back + towards_noise(segment(config.inversion, noise, config.step), noise).nfe
+        if config.step - noise.lambda_start < MIN_GAP:
+            return back
+        return back + segment(config.inversion, noise, noise.lambda_start, config.step).nfe
+
+    # -- measures -------------------------------------------------------------------------------------
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The independent classifier."""
+        device = self.denoiser().device
+        if self.subject.judge:
+            return load_own_judge(Path(self.subject.judge), device)
+        if self.cache is None:
+            raise ConfigurationError("a judge is trained and kept: this bench has no folder for it")
+        if self.subject.source == "text":
+            seen, unseen = self._prompted_data("search"), self._prompted_data("fit")
+        else:
+            seen, unseen = joined(self._fit_data, self.part("search")), self.part("report")
+        return load_judge(seen, unseen, self.cache, device, self.subject.judge_steps)
+
+    def _prompted_data(self, part: Part) -> Dataset:
+        sides = [self._prompted(positive, part, self.subject.examples).numpy() for positive in (False, True)]
+        labels = np.repeat([0, 1], [len(s) for s in sides]).astype(np.int64)
+        return Dataset("prompts", np.concatenate(sides), labels, ("without", "with"), "", "samples of two prompts")
+
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        """The features of identity and of the Frechet distance."""
+        return make_extractor(self.subject.features, self.files, self.denoiser().device)
+
+    @cached_property
+    def surroundings(self) -> Surroundings:
+        """What is not the attribute."""
+        return Surroundings.of(self.examples(True), self.examples(False), self.extractor)
+
+    def identities(self, part: Part, count: int) -> Identities:
+        """Identity of edits of a part's originals."""
+        key = (part, count)
+        if key not in self._identities:
+            self._identities[key] = Identities(self.originals(part, count).images, self.surroundings)
+        return self._identities[key]
+
+    @cached_property
+    def reference(self) -> FrechetReference:
+        """Moments of real images that have the attribute, of the fit's part."""
+        if self.subject.source == "text":
+            return FrechetReference.of(Moments.of(self.extractor(self.examples(True))))
+        real = side(self._fit_data, self.attribute.positive, REFERENCE_IMAGES, self.attribute.name, MIN_EXAMPLES)
+        return FrechetReference.of(Moments.of(self.extractor(real.images)))
+
+    def evaluate(self, part: Part, count: int, config: EditConfig, edited: Tensor | None = None) -> EditFigures:
+        """Success and identity of a config's edits (made here, unless they are given) on `count` images of a part."""
+        calls = self.calls
+        images = self.edit(part, count, config) if edited is None else edited
+        hits = np.isin(self.judge.labels(images).numpy(), self.attribute.positive)
+        identity = self.identities(part, count)(images)
+        accuracy = {latent: b.facts.accuracy for latent, b in self.boundaries(config).items()}
+        return EditFigures(
+            proportion(hits),
+            mean(identity.both),
+            mean(identity.pixels),
+            mean(identity.features),
+            self.nfe(config),
+            len(images),
+            accuracy.get("z", float("nan")),
+            accuracy.get("h", float("nan")),
+            self.calls - calls,
+        )
+
+    def frechet(self, images: Tensor) -> Interval:
+        """Frechet distance of images (N, C, H, W) to real ones that have the attribute."""
+        return frechet(self.extractor(images), self.reference)
+
+
+def make_bench(subject: EditSubject, cache: Path | None, device: str = "cpu") -> Bench:
+    """The bench of a subject; ConfigurationError or ModelError where the model cannot be edited that way."""
+    from fewstep.tasks.worker import check_device
+
+    check_device(device)
+    files = find_model(subject.model)
+    conditions = Conditions(prompts=subject.prompt, guidance=subject.guidance) if files.text else Conditions()
+    if files.text and not subject.prompt:
+        raise ConfigurationError(f"model {files.name} takes prompts: use --source text and give the three prompts")
+    return Bench(subject, Denoiser(files, device, conditions), load_decoder(files, device), cache)
