@@ -22,6 +22,7 @@ app = typer.Typer(
 def _register() -> None:
     from fewstep.pipeline.commands import (
         baseline,
+        bound,
         compare,
         doctor,
         edit,
@@ -49,6 +50,7 @@ def _register() -> None:
         quantization_table,
         statistics,
         train,
+        bound,
         zoo,
         report,
         doctor,

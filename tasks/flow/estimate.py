@@ -9,7 +9,8 @@
   network was not trained on, is an upper bound of the error; what it exceeds it by (E|v - u|^2, of the order of the
   latents' size) does not shrink with training, and without v nothing says how large it is. The loss of any other
   field is at least that part as well, so the difference of the two losses from the same points is a lower bound of
-  the error: useful where the other network is clearly better.
+  the error: useful where the other network is clearly better. For the law of the training images v has a closed form
+  (`posteriors.py`), and the error an unbiased estimate.
 
 Shapes: images (B, C, H, W), latents (B, c, h, w) as the flow sees them (scaled), squared norms summed over an image.
 Noise and times are functions of (seed, index, count).
@@ -137,6 +138,22 @@ def flow_matching_loss(
         return loss, None
     excess = _mean([torch.cat(cell) for cell in differences])
     return loss, Estimate(max(0.0, excess.value), max(0.0, excess.low), loss.high, excess.count)
+
+
+@torch.no_grad()
+def velocity_error(
+    fields: Fields, exact: Fields, latents: Tensor, seed: int = 0, times: int = 32, batch: int = 32
+) -> tuple[Estimate, tuple[float, ...]]:
+    """int_0^1 E|v_hat - v|^2 dt where v is known, unbiased; and e at the midpoint of each of the `times` cells.
+
+    `exact` is v of the law that the latents are drawn from.
+    """
+    squares: list[list[Tensor]] = [[] for _ in range(times)]
+    for t, indices, x, _ in path_points(latents, seed, times, batch):
+        difference = fields(indices)(x, t) - exact(indices)(x, t)
+        squares[min(int(t * times), times - 1)].append(difference.double().square().flatten(1).sum(1))
+    cells = [torch.cat(cell) for cell in squares]
+    return _mean(cells), tuple(float(cell.mean()) for cell in cells)
 
 
 def path_points(

@@ -5,7 +5,9 @@ W^+ x returns z; the decoder W z + o misses r and is off by o, so E|x - D(E(x))|
 
 The truth comes by other ways than the bound: a Gaussian under an affine error stays Gaussian, its two moments follow
 a linear ODE and the distance is Bures' (Olkin & Pukelsheim 1982); in one latent dimension the flow is monotone, so
-that samples have the quantiles of the noise they start from and W2 is the distance of quantile functions.
+that samples have the quantiles of the noise they start from and W2 is the distance of quantile functions. In more
+dimensions a mixture whose means differ along the first, with an error and a decoder that keep that one apart from
+the others, is a product of the two, and so are its samples: squared distances of products in orthogonal spaces add.
 """
 
 from __future__ import annotations
@@ -91,7 +93,38 @@ class LinearCase:
             return self.by_moments()
         if self.latents.dim == 1:
             return self.by_quantiles()
-        raise ConfigurationError("the true distance is known for one Gaussian with an affine error, or in 1-D latents")
+        if self.separates:
+            return self.by_parts()
+        raise ConfigurationError(
+            "the true distance is known for one Gaussian with an affine error, in 1-D latents, or where the first "
+            "latent stands apart from the others"
+        )
+
+    @property
+    def separates(self) -> bool:
+        """Whether mixture, affine error and decoder keep the first latent apart from the others."""
+        means, W, error = self.latents.means, self.decoder.W, self.error
+        if not isinstance(error, Affine) or self.latents.dim < 2:
+            return False
+        mixed = [*error.A[0, 1:], *error.A[1:, 0], *(W[:, 0] @ W[:, 1:]), *np.ptp(means[:, 1:], axis=0)]
+        return bool(np.allclose(mixed, 0, atol=1e-12))
+
+    def by_parts(self) -> float:
+        """The root of the sum of the squares: the first latent by quantiles, the others by moments."""
+        z, error, W, o = self.latents, cast(Affine, self.error), self.decoder.W, self.decoder.o
+        first = W[:, :1]
+        along = first[:, 0] * float(first[:, 0] @ o / (first[:, 0] @ first[:, 0]))
+        line = LinearCase(
+            LatentMixture(z.weights, z.means[:, :1], z.stds[:1]),
+            LinearDecoder(first, along),
+            Affine(error.A[:1, :1], error.b[:1]),
+        )
+        others = LinearCase(
+            LatentMixture([1.0], z.means[:1, 1:], z.stds[1:]),
+            LinearDecoder(W[:, 1:], o - along, self.decoder.R),
+            Affine(error.A[1:, 1:], error.b[1:]),
+        )
+        return float(np.hypot(line.by_quantiles(), others.by_moments()))
 
     def by_moments(self) -> float:
         """Bures' distance of the Gaussians of data and decoded samples."""

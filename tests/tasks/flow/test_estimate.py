@@ -22,7 +22,7 @@ from fewstep.tasks.flow.estimate import (
     reconstruction_error,
 )
 from fewstep.tasks.flow.linear_case import LinearCase, LinearDecoder
-from fewstep.tasks.flow.lipschitz import decoder_lipschitz, singular_values, velocity_lipschitz
+from fewstep.tasks.flow.lipschitz import decoder_lipschitz, singular_values, velocity_profile
 from fewstep.tasks.flow.mixture import LatentMixture, Wave
 from fewstep.tasks.flow.ode import Velocity
 from fewstep.tasks.models.denoiser import Denoiser
@@ -96,7 +96,7 @@ def test_intervals_shrink_and_batches_do_not_matter() -> None:
 def test_the_velocitys_constant_is_a_lower_estimate() -> None:
     """And can be a bad one: the field is steepest between the modes, where hardly any of the data's path lies."""
     bound = CASE.bound()
-    found = velocity_lipschitz(learned_field, latents_of(200), times=20, iterations=2)
+    found = velocity_profile(learned_field, latents_of(200), times=20, iterations=2).constant
     assert 0.4 * bound.velocity < found.value == found.low <= bound.velocity
     assert found.high == math.inf
 
@@ -175,7 +175,7 @@ def test_the_terms_of_a_known_case() -> None:
     terms = TrainedTerms(
         squared,
         decoder_lipschitz(decode, latents[:8], iterations=2),
-        velocity_lipschitz(learned_field, latents[:40], times=10, iterations=2),
+        velocity_profile(learned_field, latents[:40], times=10, iterations=2).constant,
         loss,
         excess,
     )
