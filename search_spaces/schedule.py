@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 from pydantic import model_validator as check
 
 from fewstep.errors import ScheduleError
+from fewstep.search_spaces.corrections import Corrections
 from fewstep.search_spaces.formula import Formula, Part
 
 SCHEMA_VERSION: Final = 1
@@ -81,10 +82,11 @@ class SolverSchedule(Part):
     about the call at the starting noise: `model` makes it; `zero_x0` takes the noise itself for eps and
     `mean_x0` the mean training image for x0 (no call). `guidance` is the scale of classifier-free guidance
     the schedule was found for; `skips` multiplies the network's skip tensors, from the first that is
-    concatenated to the last. `name` and `provenance` say where it comes from and are not hashed.
+    concatenated to the last; `corrections` are what a refinement added to its tables. `name` and `provenance`
+    say where it comes from and are not hashed.
     """
 
-    _omitted: ClassVar[frozenset[str]] = frozenset({"guidance", "skips", "threshold"})
+    _omitted: ClassVar[frozenset[str]] = frozenset({"guidance", "skips", "threshold", "corrections"})
 
     schema_version: Literal[1] = SCHEMA_VERSION
     lambdas: tuple[Lambda, ...] = Field(min_length=2, max_length=MAX_STEPS + 1)
@@ -93,6 +95,7 @@ class SolverSchedule(Part):
     guidance: float | None = Field(None, ge=0, allow_inf_nan=False)
     skips: tuple[Annotated[float, Field(ge=0, le=2)], ...] = ()
     threshold: Threshold | None = None
+    corrections: Corrections | None = None
     name: str = ""
     provenance: dict[str, Any] = Field(default_factory=dict)
 
@@ -114,6 +117,8 @@ class SolverSchedule(Part):
                 )
         for i, step in enumerate(self.steps):
             self._check_step(i, step)
+        if self.corrections is not None:
+            self.corrections.check_nodes(self.nodes)
         return self
 
     def _check_step(self, i: int, step: Step) -> None:
@@ -151,10 +156,15 @@ class SolverSchedule(Part):
                 )
 
     @property
+    def nodes(self) -> int:
+        """Number of points that a compiled table has a row for: those that the denoiser may be called at."""
+        extra = sum(step.implicit for step in self.steps) + (self.steps[-1].corrector is not None)
+        return len(self.steps) + extra
+
+    @property
     def nfe(self) -> int:
         """Number of denoiser calls for one image: steps, implicit correctors, one for a corrected last step."""
-        extra = sum(step.implicit for step in self.steps) + (self.steps[-1].corrector is not None)
-        return len(self.steps) - (self.first_call != "model") + extra
+        return self.nodes - (self.first_call != "model")
 
     @property
     def needs_statistics(self) -> bool:

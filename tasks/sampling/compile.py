@@ -86,8 +86,7 @@ class Compiler:
             raise ScheduleError("the schedule uses empirical model statistics: give the model's --statistics")
         if schedule.first_call == "mean_x0" and self.mean is None:
             raise ScheduleError("the schedule starts from the mean training image: give the model's --statistics")
-        last = schedule.steps[-1].corrector is not None
-        self.K = len(schedule.steps) + sum(step.implicit for step in schedule.steps) + last
+        self.K = schedule.nodes
         size = 2 * self.K + 2
         self.pixels = self.empirical.shape if per_pixel and self.empirical else ()
         self.basis = np.eye(size).reshape(size, size, *(1,) * len(self.pixels))
@@ -98,6 +97,7 @@ class Compiler:
         self.scales: list[float] = []
         self.clean: list[tuple[float, float]] = []
         self.units: list[float] = []
+        self.nodes: list[_Point] = []
 
     def point(self, lambda_: float) -> _Point:
         """A new node at `lambda_`, where the denoiser is called (but at an analytic first call)."""
@@ -117,13 +117,22 @@ class Compiler:
             scale = self.noise.prior_scale(lambda_)
             eps = node / scale
             x0 = (1 - sigma / scale) / alpha * node if scale != sigma else 0.0 * node
-        self.times.append(self.noise.time(lambda_))
+        self.times.append(self.told(n, lambda_))
         self.scales.append(self.noise.input_scale(lambda_))
         self.called.append(not analytic)
         self.clean.append((0.0, 1.0) if analytic else (means.x0_x, means.x0_o))
         # A score is as much smaller than eps as sigma is large: coefficients are judged as if of eps.
         self.units.append(1.0 if analytic else max(1.0, abs(means.eps_o)))
-        return _Point(lambda_, alpha, sigma, node, node, x0, eps)
+        self.nodes.append(_Point(lambda_, alpha, sigma, node, node, x0, eps))
+        return self.nodes[-1]
+
+    def told(self, n: int, lambda_: float) -> float:
+        """The time that call n is told: that of `lambda_`, or of the shifted one, never before the start."""
+        shifts = self.schedule.corrections.shifts if self.schedule.corrections else ()
+        shift = shifts[n] if shifts else 0.0
+        if not shift:
+            return self.noise.time(lambda_)
+        return self.noise.time(max(lambda_ + shift, min(lambda_, self.noise.lambda_start)))
 
     def run(self) -> SolverTables:
         lambdas, steps = self.schedule.lambdas, self.schedule.steps
@@ -220,8 +229,23 @@ class Compiler:
             out = out - weight * self.derivative(k, derivative.points, formula.start, outputs)
         return np.asarray(out, np.float64)
 
+    def corrected(self, k: int) -> Array:
+        """Row k with what the schedule's corrections add to it."""
+        row, more = self.rows[k], self.schedule.corrections
+        if more is None:
+            return row
+        end = self.nodes[k + 1].lambda_ if k + 1 < self.K else self.schedule.lambdas[-1]
+        radius = math.hypot(*self.noise.alpha_sigma(end))
+        for j, point in enumerate(self.nodes[: k + 1]):
+            if more.points and more.points[k][j]:
+                row = row + more.points[k][j] * radius / math.hypot(point.alpha, point.sigma) * point.node
+            if more.outputs and more.outputs[k][j]:
+                row = row + more.outputs[k][j] * radius * point.eps
+        return row
+
     def tables(self) -> SolverTables:
         shape = (2 * self.K + 2, *self.pixels)
+        self.rows = [self.corrected(k) for k in range(self.K)]
         table = np.stack([np.broadcast_to(row, shape) for row in self.rows])
         linear = table[:, :-1].copy()
         linear[:, self.K : 2 * self.K] /= np.reshape(self.units, (-1, *(1,) * len(self.pixels)))
