@@ -38,6 +38,9 @@ def command(
     device: Device = "cpu",
     csv: Annotated[Path | None, typer.Option(help="write the table here")] = None,
     plot: Annotated[Path | None, typer.Option(help="with --mixtures: picture of the tightness (.png, .svg)")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="with a model: put the table between this file's bound markers")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """How far samples can be from the data: reconstruction error + decoder's constant times the flow's error.
@@ -49,11 +52,13 @@ def command(
     if (model is None) == (mixtures == 0):
         raise ConfigurationError("give either a model or --mixtures COUNT")
     if model is None:
+        if markdown is not None:
+            raise ConfigurationError("--markdown shows the terms of a model: leave it out with --mixtures")
         _mixtures(mixtures, seed, csv, plot, as_json)
         return
     if plot is not None:
         raise ConfigurationError("--plot draws the tightness of --mixtures: leave it out for a model")
-    from fewstep.pipeline.final import results_csv, write_text
+    from fewstep.pipeline.final import insert_between_markers, results_csv, write_text
     from fewstep.tasks.flow.trained import Plan, find_data, measure
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.worker import check_device
@@ -67,6 +72,8 @@ def command(
     if csv is not None:
         notes = {"interval": INTERVAL, **{f"note {i + 1}": note for i, note in enumerate(found.notes)}}
         write_text(csv, results_csv(found.terms, _typed(), {"noise": seed}, notes))
+    if markdown is not None:
+        insert_between_markers(markdown, _markdown(found.terms, found.notes), "bound")
     if as_json:
         print_json({"model": files.name, "terms": [_finite(asdict(t)) for t in found.terms], "notes": found.notes})
         return
@@ -113,22 +120,34 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
+def _cells(term: Term) -> tuple[str, str, str, str, str]:
+    """A line for people: term, images, value, interval, what the truth is."""
+    from fewstep.tasks.flow.trained import CERTIFIED, PLUG_IN, UNBIASED
+
+    words = {CERTIFIED: "certified: at most this", UNBIASED: "near this", PLUG_IN: "not certified"}
+    law = f"{term.count:,} {term.law}" if term.count else ""
+    ends = "" if term.low == term.high else f"{_figure(term.low)} to {_figure(term.high)}"
+    return term.term, law, _figure(term.value, term.log10), ends, words.get(term.says, f"{term.says} this")
+
+
+HEAD = ("term", "images", "value", "95% interval", "the truth is")
+
+
+def _markdown(terms: tuple[Term, ...], notes: tuple[str, ...]) -> str:
+    lines = ["| " + " | ".join(HEAD) + " |", "|---|---|---:|---|---|"]
+    lines += ["| " + " | ".join(_cells(term)) + " |" for term in terms]
+    return "\n".join([*lines, "", f"`{_typed()}`", *(f"\nNote: {note}." for note in notes)])
+
+
 def _print(name: str, terms: tuple[Term, ...], notes: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fewstep.tasks.flow.trained import CERTIFIED, PLUG_IN, UNBIASED
-
     table = Table(title=f"Wasserstein-2 bound of {name}; distances are norms of images in [-1, 1]")
-    for column in ("term", "from", "value", "95% interval", "the truth is"):
+    for column in HEAD:
         table.add_column(column, justify="right" if column == "value" else "left")
-    words = {CERTIFIED: "certified: at most this", UNBIASED: "near this", PLUG_IN: "not certified"}
     for term in terms:
-        law = f"{term.count:,} {term.law}" if term.count else ""
-        value = _figure(term.value, term.log10)
-        ends = "" if term.low == term.high else f"{_figure(term.low)} to {_figure(term.high)}"
-        style = "bold" if term.term.startswith("bound") else None
-        table.add_row(term.term, law, value, ends, words.get(term.says, f"{term.says} this"), style=style)
+        table.add_row(*_cells(term), style="bold" if term.term.startswith("bound") else None)
     Console().print(table)
     for note in notes:
         typer.echo(f"note: {note}")

@@ -136,9 +136,12 @@ def test_a_model_of_pixels_has_no_decoder_to_bound(run: Run) -> None:
     assert "predicts a flow's velocity" in note
 
 
-def test_people_get_a_table(run: Run, latent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_get_a_table(run: Run, latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    out = run("bound", latent, *QUICK).out
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- bound:begin -->\n<!-- bound:end -->\nbelow\n")
+    out = run("bound", latent, *QUICK, "--markdown", page).out
+    assert "| velocity error | 24 training |" in page.read_text()
     for words in ("Wasserstein-2 bound", "reconstruction", "certified: at most", "not certified"):
         assert words in out
 
@@ -166,6 +169,7 @@ def test_a_folder_of_images_is_held_out(run: Run, latent: Path, tmp_path: Path) 
         ((), "either a model or --mixtures"),
         (("digits-ddpm", "--mixtures", 3), "either a model or --mixtures"),
         (("digits-ddpm", "--plot", "x.png"), "--plot draws the tightness"),
+        (("--mixtures", 3, "--markdown", "x.md"), "--markdown shows"),
         (("digits-ddpm", "--images", 10), "at least two for each time"),
         (("digits-ddpm", "--labels", "3"), "without labels"),
         (("digits-ddpm", "--data", "fashion"), "fashion"),
