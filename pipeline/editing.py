@@ -87,9 +87,19 @@ def load_fit(folder: Path) -> tuple[EditSubject, EditConfig, dict[str, Boundary]
 
 
 def at_strength(config: EditConfig, strength: float) -> EditConfig:
-    """The config with `strength` for every latent that it uses."""
-    z, h = strength if config.uses_z else 0.0, strength if config.uses_h else 0.0
+    """The config at another strength of z (of h, where only h is moved).
+
+    Where the config has strengths of both, h keeps its ratio to z; where it has none, both get the same.
+    """
+    own = config.strength_z if config.uses_z else config.strength_h
+    ratio = config.strength_h / own if own and config.uses_h else 1.0
+    z, h = strength if config.uses_z else 0.0, strength * ratio if config.uses_h else 0.0
     return config.model_copy(update={"strength_z": z, "strength_h": h})
+
+
+def strength_of(config: EditConfig) -> float:
+    """The strength that `at_strength` would have to be told for the config as it is."""
+    return config.strength_z if config.uses_z else config.strength_h
 
 
 @dataclass(frozen=True)

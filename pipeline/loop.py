@@ -7,15 +7,45 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any, Protocol
 
-from fewstep.pipeline.climb import Climb
-from fewstep.pipeline.evaluation import Candidate, Evaluator
+from fewstep.pipeline.evaluation import Candidate
 from fewstep.pipeline.executors.base import Executor
 from fewstep.pipeline.rungs import Rung
-from fewstep.storage.records import EvaluationRecord, EventRecord
+from fewstep.storage.records import EvaluationRecord, EventRecord, MomentsRecord
 from fewstep.storage.store import Store
+from fewstep.tasks.worker import Task, TaskResult
 
 OnRecord = Callable[[EvaluationRecord], None]
+
+
+class Evaluates(Protocol):
+    """Turns work into tasks and their results into records: `Evaluator`, or that of edits."""
+
+    study: str
+
+    @property
+    def key(self) -> Callable[..., str]:
+        """Content address of an evaluation."""
+
+    def plan(self, candidate: Any, rung: Rung) -> list[Task]:
+        """Tasks of an evaluation."""
+
+    def absorb(self, result: TaskResult, order: int) -> tuple[EvaluationRecord | None, list[MomentsRecord]]:
+        """The record, once the last task is in, and the moments that came with this one."""
+
+
+class Searches(Protocol):
+    """Knows what was found and what to try next: a `Climb`, or the search of edits."""
+
+    def next_work(self) -> tuple[Any, Rung] | None:
+        """The next evaluation; None where nothing is left to do before more results come in."""
+
+    def enter_finals(self) -> bool:
+        """With nothing in flight, queue the finals; False once they are over."""
+
+    def learn(self, record: EvaluationRecord) -> None:
+        """Take in a record."""
 
 
 @dataclass
@@ -36,7 +66,7 @@ class Driver:
 
     def __init__(
         self,
-        evaluator: Evaluator,
+        evaluator: Evaluates,
         executor: Executor,
         store: Store,
         order: int = 0,
@@ -81,7 +111,7 @@ class Driver:
         self.event_order += 1
 
 
-def search(state: Climb, driver: Driver) -> None:
+def search(state: Searches, driver: Driver) -> None:
     """Run a search to its end: until the budget is spent and the finals are over."""
     begun = time.perf_counter()
     executor = driver.executor

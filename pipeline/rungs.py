@@ -12,17 +12,17 @@ from fewstep.pipeline.settings import SearchSettings
 
 @dataclass(frozen=True)
 class Rung:
-    """One kind of evaluation: `distance` to the teacher or `moments` for the Frechet distance, on how many images."""
+    """One kind of evaluation on how many images: `distance` to the teacher, `moments` for Frechet's, or `edit`."""
 
     name: str
-    kind: Literal["distance", "moments"]
+    kind: Literal["distance", "moments", "edit"]
     images: int
     seed: int
 
     @property
     def metric(self) -> str:
         """Name of the figure that decides at this rung."""
-        return "teacher-distance" if self.kind == "distance" else "frechet"
+        return {"distance": "teacher-distance", "moments": "frechet", "edit": "imbalance"}[self.kind]
 
 
 def ladder(settings: SearchSettings) -> tuple[Rung, Rung, Rung, Rung]:

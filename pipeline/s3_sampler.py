@@ -48,7 +48,7 @@ class S3Options:
     guided: bool = True
 
 
-class _Recorder:
+class Recorder:
     """A trial that answers anything and remembers what could be asked."""
 
     def __init__(self, answers: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class _Recorder:
 
 def distributions(space: SolverSpace) -> dict[str, BaseDistribution]:
     """Every parameter that a member of the space can have."""
-    recorder = _Recorder({"nfe": max(space.nfes), "first_call": "zero_x0", "end": "epsilon"})
+    recorder = Recorder({"nfe": max(space.nfes), "first_call": "zero_x0", "end": "epsilon"})
     space.suggest(recorder)
     return recorder.space
 

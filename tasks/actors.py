@@ -6,7 +6,8 @@ import os
 
 import ray
 
-from fewstep.tasks.worker import Task, TaskResult, Worker, WorkerSettings
+from fewstep.tasks.editing.worker import make_worker
+from fewstep.tasks.worker import Task, TaskResult, WorkerSettings
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -14,7 +15,7 @@ class WorkerActor:
     """A `Worker` in a process of its own. Restarts are the driver's business: it must see and record them."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self._worker = Worker(settings)
+        self._worker = make_worker(settings)
 
     def run(self, task: Task) -> TaskResult:
         """Run a task."""

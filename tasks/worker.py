@@ -42,7 +42,8 @@ class WorkerSettings:
     `conditions` are what every image is asked for; `statistics` a file of the model's statistics, or empty.
     `quantized` is the folder of a quantised network that samples in the model's place. `calibration` is the
     schedule (JSON) under which the configs of tasks are calibrated, `cache` the folder that keeps what was.
-    `runtime` says whether quantised networks imitate integers in floating point or run in them.
+    `runtime` says whether quantised networks imitate integers in floating point or run in them. `edits` is
+    the subject (JSON) of a worker that edits.
     """
 
     model: str
@@ -55,6 +56,7 @@ class WorkerSettings:
     calibration: str = ""
     cache: str = ""
     runtime: Literal["reference", "integer"] = "reference"
+    edits: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,19 @@ class Task:
     `moments` returns feature moments of each group of GROUP images (start must be a multiple of it),
     `distance` the paired distances to the teacher's samples from the same noise, `images` the pixels.
     With `quantization` (a config's JSON) the network is quantised that way; the teacher is always sampled in
-    full precision. `calibrate` only sees to it that the cache holds that network.
+    full precision. `calibrate` only sees to it that the cache holds that network. `edit` is for workers of
+    `tasks.editing.worker`, and measures the edit whose JSON is in the field of that name.
     """
 
     key: str
-    kind: Literal["moments", "distance", "images", "calibrate"]
+    kind: Literal["moments", "distance", "images", "calibrate", "edit"]
     schedule: str
     seed: int
     start: int
     count: int
     teacher: str = ""
     quantization: str = ""
+    edit: str = ""
 
 
 @dataclass(frozen=True)

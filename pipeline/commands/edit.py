@@ -30,6 +30,9 @@ PositivePrompt = Annotated[str, typer.Option("--positive-prompt", help="text: th
 NegativePrompt = Annotated[str, typer.Option("--negative-prompt", help="text: the prompt that does not")]
 JudgeFolder = Annotated[str, typer.Option("--judge", help="folder of a classifier of your own that judges success")]
 JudgeSteps = Annotated[int, typer.Option("--judge-steps", min=1, help="training steps of the judge, where it is made")]
+Schedules = Annotated[
+    list[Path] | None, typer.Option("--schedule", help="a schedule's file to try for the way back; may be repeated")
+]
 Work = Annotated[Path | None, typer.Option("--work", help="keeps inversions and judges; by default in ~/.cache")]
 
 
@@ -109,7 +112,6 @@ def apply_command(
     images: Annotated[Path | None, typer.Option(help="a folder of your own, instead of held-out ones")] = None,
     count: Annotated[int, typer.Option(min=2, help="how many images")] = 100,
     no_judge: Annotated[bool, typer.Option("--no-judge", help="only make images")] = False,
-    tracking_uri: Annotated[str | None, typer.Option(help="log figures and the grid to this MLflow server")] = None,
     work: Work = None,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -129,8 +131,6 @@ def apply_command(
         applied = editing.apply(bench, config, asked, count, "report", judged=not no_judge)
     files = editing.write_images(originals, applied, out)
     figures = editing.figures_of(applied)
-    if tracking_uri:
-        pass
     if as_json:
         print_json({"folder": out, "images": len(originals), "strengths": figures, "files": files})
         return
@@ -162,3 +162,219 @@ def _window(text: str) -> tuple[float, float]:
         return float(low), float(high if colon else "1")
     except ValueError:
         raise ConfigurationError(f"eta window {text!r}: give shares of the way, as 0:0.5") from None
+
+
+@app.command("search")
+def search_command(
+    out: Annotated[Path, typer.Option("--out", help="directory of the search")],
+    model: Annotated[str, typer.Option("--model", help="a bundled model's name or a diffusers directory")] = "",
+    data: Data = "",
+    attribute: AttributeName = "",
+    step: Annotated[str, typer.Option(help="the one edit step, or auto: the search chooses among --steps")] = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="how many edit steps, even in time")] = 12,
+    schedule: Schedules = None,
+    keep: Annotated[str, typer.Option(help="decisions that are not searched, comma-separated")] = "",
+    sampler: Annotated[str, typer.Option(help="nsgaii, tpe or random (Optuna)")] = "nsgaii",
+    population: Annotated[int, typer.Option(min=2, help="of NSGA-II")] = 20,
+    budget: Annotated[int, typer.Option(min=1, help="denoiser calls of screened edits")] = 100_000,
+    most_calls: Annotated[int, typer.Option(min=0, help="bound on the calls of what is chosen; 0: none")] = 0,
+    screen_images: Annotated[int, typer.Option(min=2, help="images that an edit is first tried on")] = 64,
+    final_images: Annotated[int, typer.Option(min=2, help="images that the front is judged on")] = 200,
+    report_images: Annotated[int, typer.Option(min=2, help="held-out images of the report")] = 500,
+    examples: Examples = 200,
+    fit_way: FitWay = "dpm-solver-2m/uniform-t@10",
+    source: SourceOption = "images",
+    prompt: Prompt = "",
+    positive_prompt: PositivePrompt = "",
+    negative_prompt: NegativePrompt = "",
+    guidance: Guidance = 1.0,
+    features: Features = "auto",
+    judge: JudgeFolder = "",
+    judge_steps: JudgeSteps = 2500,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the search in --out")] = False,
+    executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
+    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
+    address: Annotated[str | None, typer.Option(help="join the Ray cluster at this address")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server; by default a file in --out")] = None,
+    work: Work = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Search edits for success, identity and few calls at once, and report the choice on images nothing has seen."""
+    from fewstep.errors import ConfigurationError
+    from fewstep.pipeline import editing, editing_table
+    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.editing_study import EditStudy
+    from fewstep.tasks.editing.bench import make_bench
+
+    cache = work or editing.cache_folder()
+    execution = _execution(executor=executor, workers=workers, address=address, device=device)
+    if resume:
+        study = EditStudy.load(out, cache)
+    else:
+        subject = _subject(
+            model=model, source=source, data=data, attribute=attribute, prompt=prompt,
+            positive_prompt=positive_prompt, negative_prompt=negative_prompt, guidance=guidance, fit_way=fit_way,
+            examples=examples, features=features, judge=judge, judge_steps=judge_steps, seed=seed,
+        )  # fmt: skip
+        settings = _settings(
+            subject, step=step, steps=steps, schedules=schedule or [], keep=keep, sampler=sampler,
+            population=population, budget=budget, most_calls=most_calls, screen_images=screen_images,
+            final_images=final_images, report_images=report_images,
+        )  # fmt: skip
+        study = EditStudy(out, settings, cache)
+        if study.exists:
+            raise ConfigurationError(f"{out} holds a study already: add --resume to go on, or choose another --out")
+    state = study.run(execution, None if as_json else _tell)
+    files = study.publish(state, _command_line())
+    found = state.chosen()
+    assert found is not None
+    config = found.candidate.config
+    (record,) = study.measure([("found", config)], state.report, execution)
+    bench = make_bench(study.settings.subject, cache, device)
+    # What was found is tried, and reported as it is.
+    editing.fit(bench, config, out, force=True)
+    pictures = editing_table.strength_pictures(bench, config)
+    files["grid.png"] = editing_table.draw(pictures, out / "grid.png")
+    uri = _track(study, files, tracking_uri)
+    figures = record.metrics
+    if as_json:
+        print_json({"folder": out, "edit": config.model_dump(), "figures": figures, "files": files, "tracking": uri})
+        return
+    typer.echo(
+        f"found: success {figures['success']:.2f} ({figures['success_low']:.2f} to {figures['success_high']:.2f}), "
+        f"identity {figures['identity']:.2f}, {figures['nfe']:.0f} calls, t = {bench.files.noise.time(config.step):.0f}"
+        f", {config.latent}; apply it with `fewstep edit apply --boundary {out}`"
+    )
+
+
+@app.command("table")
+def table_command(
+    model: Model,
+    data: Annotated[str, typer.Option("--data", help="data set name, or a folder of classes")],
+    attributes: Annotated[str, typer.Option(help="comma-separated; several classes of a side with +, as A+B/C")],
+    out: Annotated[Path, typer.Option("--out", help="searches that are kept; the same command goes on from there")],
+    steps: Annotated[int, typer.Option(min=1, help="how many edit steps, even in time")] = 12,
+    schedule: Schedules = None,
+    sampler: Annotated[str, typer.Option(help="nsgaii, tpe or random (Optuna)")] = "nsgaii",
+    budget: Annotated[int, typer.Option(min=1, help="denoiser calls of screened edits, an attribute")] = 100_000,
+    most_calls: Annotated[int, typer.Option(min=0, help="bound on the calls of what is chosen; 0: none")] = 40,
+    screen_images: Annotated[int, typer.Option(min=2, help="images that an edit is first tried on")] = 64,
+    final_images: Annotated[int, typer.Option(min=2, help="images that the front is judged on")] = 200,
+    report_images: Annotated[int, typer.Option(min=2, help="held-out images of the comparison")] = 500,
+    sweep_images: Annotated[int, typer.Option(min=2, help="held-out images of each edit step")] = 200,
+    examples: Examples = 200,
+    fit_way: FitWay = "dpm-solver-2m/uniform-t@10",
+    judge: JudgeFolder = "",
+    judge_steps: JudgeSteps = 2500,
+    seed: Seed = 0,
+    csv: Annotated[Path | None, typer.Option(help="copy the comparison here")] = None,
+    steps_csv: Annotated[Path | None, typer.Option(help="copy the sweep over edit steps here")] = None,
+    plot: Annotated[Path | None, typer.Option(help="picture of originals and edits")] = None,
+    executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
+    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
+    work: Work = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Search each attribute, then compare the choice with the published setting and with every other edit step."""
+    from dataclasses import asdict
+
+    from fewstep.pipeline import editing, editing_table
+    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.final import write_text
+
+    execution = _execution(executor=executor, workers=workers, address=None, device=device)
+    results = []
+    for name in (part.strip().replace("+", ",") for part in attributes.split(",") if part.strip()):
+        subject = _subject(
+            model=model, data=data, attribute=name, fit_way=fit_way, examples=examples, judge=judge,
+            judge_steps=judge_steps, seed=seed,
+        )  # fmt: skip
+        settings = _settings(
+            subject, step="auto", steps=steps, schedules=schedule or [], keep="", sampler=sampler, population=20,
+            budget=budget, most_calls=most_calls, screen_images=screen_images, final_images=final_images,
+            report_images=report_images,
+        )  # fmt: skip
+        folder = out / name.replace("/", "-vs-").replace(",", "+")
+        tell = None if as_json else _tell
+        cache = work or editing.cache_folder()
+        results.append(editing_table.run_attribute(folder, settings, execution, cache, sweep_images, tell))
+        texts = {
+            "edits.csv": editing_table.edits_csv(results, _command_line(), seed),
+            "steps.csv": editing_table.steps_csv(results, _command_line(), seed),
+        }
+        files = {file: write_text(out / file, text) for file, text in texts.items()}
+    for target, file in ((csv, "edits.csv"), (steps_csv, "steps.csv")):
+        if target is not None:
+            write_text(target, texts[file])
+    picture = plot or out / "edits.png"
+    files["edits.png"] = editing_table.draw([p for r in results for p in r.pictures], picture)
+    rows = [row for r in results for row in r.rows]
+    if as_json:
+        print_json({"rows": [asdict(r) for r in rows], "steps": [asdict(s) for r in results for s in r.steps]})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row.attribute:14} {row.method:20} {row.nfe:3} calls  success {row.success:.2f}  identity "
+            f"{row.identity:.2f}  {row.metric} {row.frechet:.2f}"
+        )
+
+
+def _settings(subject: Any, **given: Any) -> Any:
+    from fewstep.errors import ConfigurationError
+    from fewstep.pipeline import editing
+    from fewstep.pipeline.editing_settings import EditSettings
+    from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
+    from fewstep.search_spaces.schedule import load_schedule
+    from fewstep.tasks.models.files import find_model
+
+    if not subject.model:
+        raise ConfigurationError("say which model to edit with: --model NAME or --model DIRECTORY")
+    noise = find_model(subject.model).noise
+    grid = editing.step_grid(noise, given.pop("steps"))
+    step = given.pop("step")
+    chosen = grid if step == editing.AUTO else (editing.parse_step(step, noise),)
+    base = EditConfig.build(step=_base_step(chosen, noise), boundary=BoundaryConfig(images=subject.examples))
+    kept = tuple(part.strip() for part in given.pop("keep").split(",") if part.strip())
+    schedules = tuple(load_schedule(path) for path in given.pop("schedules"))
+    name = f"edit-{subject.attribute or 'prompted'}"
+    fields = {"study": name, "subject": subject, "steps": chosen, "base": base, "kept": kept, "schedules": schedules}
+    return EditSettings.build(**fields, **given)
+
+
+def _base_step(steps: tuple[float, ...], noise: Any) -> float:
+    """The step nearest to the middle of the model's time, the published one."""
+    middle = 0.5 * (noise.time(noise.lambda_start) + noise.time(noise.lambda_end))
+    return min(steps, key=lambda s: abs(noise.time(s) - middle))
+
+
+def _command_line() -> str:
+    import sys
+
+    return "fewstep " + " ".join(sys.argv[1:])
+
+
+def _tell(record: Any) -> None:
+    figures = record.metrics
+    text = record.error or (
+        f"success {figures['success']:.2f}  identity {figures['identity']:.2f}  {figures['nfe']:.0f} calls"
+    )
+    typer.echo(f"{record.study}  {record.rung:7} {record.trial:4} {record.origin:20} {text}")
+
+
+def _track(study: Any, files: dict[str, Path], uri: str | None) -> str:
+    """Log the search to MLflow; a warning where the server refuses, since nothing is lost."""
+    import sys
+
+    from fewstep.errors import StorageError, TrackingError
+    from fewstep.pipeline.editing_state import FINALS, SCREEN
+    from fewstep.storage.tracking import default_tracking_uri, sync
+
+    target = uri or default_tracking_uri(study.root)
+    try:
+        sync(study.store, study.settings.study, target, artifacts=files, rung=SCREEN, front_rung=FINALS)
+    except (TrackingError, StorageError) as error:
+        print(f"warning: {' '.join(str(error).split())}; the search in {study.root} is whole", file=sys.stderr)
+    return str(target)

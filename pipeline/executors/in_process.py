@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 from fewstep.pipeline.executors.base import ExecutorEvent
-from fewstep.tasks.worker import Task, TaskResult, Worker, WorkerSettings
+from fewstep.tasks.editing.worker import make_worker
+from fewstep.tasks.worker import Task, TaskResult, WorkerSettings
 
 
 class InProcessExecutor:
@@ -14,7 +15,7 @@ class InProcessExecutor:
     capacity = 1
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self._worker = Worker(settings)
+        self._worker = make_worker(settings)
         self._queue: deque[Task] = deque()
 
     @property

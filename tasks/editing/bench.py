@@ -56,12 +56,17 @@ class Originals:
 
 @dataclass(frozen=True)
 class EditFigures:
-    """What `Bench.evaluate` found; intervals are of 95%."""
+    """What `Bench.evaluate` found; intervals are of 95%. `difference` is the root mean square one to the originals.
+
+    The Frechet distance, to real images that have the attribute, is there for the report alone.
+    """
 
     success: Interval
     identity: Interval
     identity_pixels: Interval
     identity_features: Interval
+    frechet: Interval | None
+    difference: float
     nfe: int
     images: int
     accuracy_z: float
@@ -75,9 +80,12 @@ class EditFigures:
             "images": float(self.images),
             "accuracy_z": self.accuracy_z,
             "accuracy_h": self.accuracy_h,
+            "difference": self.difference,
         }
-        for name in ("success", "identity", "identity_pixels", "identity_features"):
-            interval: Interval = getattr(self, name)
+        for name in ("success", "identity", "identity_pixels", "identity_features", "frechet"):
+            interval: Interval | None = getattr(self, name)
+            if interval is None:
+                continue
             found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
         return found
 
@@ -343,12 +351,18 @@ class Bench:
             mean(identity.both),
             mean(identity.pixels),
             mean(identity.features),
+            self.frechet(images) if part == "report" else None,
+            float((images - self.originals(part, count).images).double().square().mean().sqrt()),
             self.nfe(config),
             len(images),
             accuracy.get("z", float("nan")),
             accuracy.get("h", float("nan")),
             self.calls - calls,
         )
+
+    def real(self, count: int) -> Tensor:
+        """Up to `count` real images of the report's part that have the attribute."""
+        return side(self.part("report"), self.attribute.positive, count, self.attribute.name, 2).images
 
     def frechet(self, images: Tensor) -> Interval:
         """Frechet distance of images (N, C, H, W) to real ones that have the attribute."""

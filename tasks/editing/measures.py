@@ -5,10 +5,11 @@
     identity_features  1 - d / d0, d the distance to the original's features, the attribute's direction left out
     identity           the mean of the two
 
-d0 is the mean d between two originals, so identity is 1 for an untouched image and 0 for another image of the same
-classes. The change region is where the attribute shows: the half of the pixels in which the two sides' examples differ
-most, by standardised mean difference; the attribute's direction is the difference of their mean features. Both come
-from the examples of the fit, never from the edits. Shapes: images (N, C, H, W); features (N, D).
+d0 is the mean d between an original and an unrelated real image that has the attribute, so identity is 1 for an
+untouched image, and 0 for the trivial edit that puts any image of the wanted class in its place. The change region is
+where the attribute shows: the half of the pixels in which the two sides' examples differ most, by standardised mean
+difference; the attribute's direction is the difference of their mean features. Both come from the examples of the fit,
+never from the edits. Shapes: images (N, C, H, W); features (N, D).
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ class Surroundings:
 
     outside: Tensor
     direction: Array
+    unrelated: Tensor
     extractor: FeatureExtractor
 
     @classmethod
     def of(cls, positive: Tensor, negative: Tensor, extractor: FeatureExtractor) -> Surroundings:
         """From the examples of both sides."""
-        return cls(outside_region(positive, negative), _direction(extractor(positive), extractor(negative)), extractor)
+        direction = _direction(extractor(positive), extractor(negative))
+        return cls(outside_region(positive, negative), direction, positive, extractor)
 
     def across(self, images: Tensor) -> Array:
         """Features (N, D) without their part along the attribute's direction."""
@@ -93,9 +96,9 @@ class Identities:
             raise DataError(f"{len(originals)} images to edit: identity is measured against others, give at least 2")
         self._originals, self._surroundings = originals, surroundings
         self._features = surroundings.across(originals)
-        neighbours = torch.roll(originals, 1, 0)
-        self._pixel_unit = float(surroundings.pixel_distance(originals, neighbours).mean())
-        self._feature_unit = float(np.linalg.norm(self._features - np.roll(self._features, 1, 0), axis=1).mean())
+        others = surroundings.unrelated[torch.arange(len(originals)) % len(surroundings.unrelated)]
+        self._pixel_unit = float(surroundings.pixel_distance(originals, others).mean())
+        self._feature_unit = float(np.linalg.norm(self._features - surroundings.across(others), axis=1).mean())
 
     def __call__(self, edited: Tensor) -> Identity:
         """Identity of the edits of all the originals, in their order."""

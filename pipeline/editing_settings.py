@@ -1,0 +1,52 @@
+"""What a search of edits is asked for: one frozen record, from which with its records it can always go on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.edit import EditConfig
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.editing.subject import EditSubject
+
+EditSampler = Literal["nsgaii", "tpe", "random"]
+
+
+class EditSettings(BaseModel):
+    """A search of edits of one subject.
+
+    `budget` is in denoiser calls of the edits that are screened; boundaries, finals and the report are not counted.
+    `steps` are the edit steps (lambdas) to choose among. `schedules` are offered besides the presets for the way back;
+    decisions in `kept` stay as in `base`. `most_calls` bounds the calls of what is chosen, 0: no bound.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    study: str
+    subject: EditSubject
+    steps: tuple[float, ...] = Field(min_length=1)
+    base: EditConfig
+    schedules: tuple[SolverSchedule, ...] = ()
+    kept: tuple[str, ...] = ()
+    sampler: EditSampler = "nsgaii"
+    population: PositiveInt = 20
+    seed: NonNegativeInt = 0
+    budget: PositiveInt = 100_000
+    screen_images: int = Field(64, ge=2)
+    final_images: int = Field(200, ge=2)
+    report_images: int = Field(500, ge=2)
+    finalists: PositiveInt = 10
+    most_calls: NonNegativeInt = 0
+
+    @classmethod
+    def build(cls, **fields: Any) -> EditSettings:
+        """Construct; ConfigurationError with the first problem instead of pydantic's error."""
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(p) for p in first["loc"])
+            message = str(first["msg"]).removeprefix("Value error, ")
+            raise ConfigurationError(f"{where}: {message}" if where else message) from None

@@ -1,0 +1,161 @@
+"""What a search of edits knows and wants next: success, identity and calls at once, on a Pareto front.
+
+A function of its settings and its records, in order, as every search: replaying the records of a killed one gives the
+state it had.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fewstep.pipeline.editing_evaluation import (
+    REPORT,
+    EditCandidate,
+    Objectives,
+    balance,
+    candidate_of,
+    edit_candidate,
+    objectives,
+)
+from fewstep.pipeline.editing_proposer import EditProposer
+from fewstep.pipeline.editing_settings import EditSettings
+from fewstep.pipeline.pareto import front
+from fewstep.pipeline.rungs import Rung
+from fewstep.search_spaces.edit_space import EditSpace
+from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.models.files import ModelFiles
+
+SCREEN, FINALS = "screen", "finals"
+
+
+@dataclass
+class EditTrial:
+    """One edit and what was found of it, by rung."""
+
+    candidate: EditCandidate
+    records: dict[str, EvaluationRecord] = field(default_factory=dict)
+
+    def objectives(self, rung: str) -> Objectives | None:
+        """Its objectives at a rung, where it has them."""
+        return objectives(self.records.get(rung))
+
+
+class EditState:
+    """What `pipeline/loop.py` drives."""
+
+    def __init__(self, settings: EditSettings, space: EditSpace, files: ModelFiles) -> None:
+        self.settings, self.files = settings, files
+        seed = settings.subject.seed
+        self.screen = Rung(SCREEN, "edit", settings.screen_images, seed)
+        self.finals = Rung(FINALS, "edit", settings.final_images, seed)
+        self.report = Rung(REPORT, "edit", settings.report_images, seed)
+        self.proposer = EditProposer(settings, space, files)
+        self.trials: dict[int, EditTrial] = {}
+        self.spent = 0
+        self._seen: set[str] = set()
+        self._pending: deque[tuple[EditCandidate, Rung]] = deque()
+        self._finals_due = True
+
+    @classmethod
+    def replay(
+        cls, settings: EditSettings, space: EditSpace, files: ModelFiles, records: Sequence[EvaluationRecord]
+    ) -> EditState:
+        """The state after `records`, whatever was under way when they end."""
+        state = cls(settings, space, files)
+        for record in records:
+            if record.trial not in state.trials:
+                state._adopt(candidate_of(record, files))
+            state.trials[record.trial].records.setdefault(record.rung, record)
+        told = [(t.candidate, t.objectives(SCREEN), SCREEN in t.records) for _, t in sorted(state.trials.items())]
+        state.proposer.restore(told)
+        if any(r.rung == FINALS for r in records):
+            state.enter_finals()
+        return state
+
+    def next_work(self) -> tuple[EditCandidate, Rung] | None:
+        """The next evaluation to run; None where nothing is left to do before more results come in."""
+        if self._pending:
+            return self._pending.popleft()
+        if self.spent >= self.settings.budget or not self._finals_due:
+            return None
+        candidate = self.proposer.propose(self._seen)
+        if candidate is None:
+            return None
+        self._adopt(candidate)
+        return candidate, self.screen
+
+    def enter_finals(self) -> bool:
+        """With the budget spent and nothing in flight, queue the front's members; False once they are over."""
+        due, self._finals_due = self._finals_due, False
+        if due:
+            for trial in self.finalists():
+                if FINALS not in trial.records:
+                    self._pending.append((trial.candidate, self.finals))
+        return bool(self._pending)
+
+    def learn(self, record: EvaluationRecord) -> None:
+        """Take in a record."""
+        trial = self.trials[record.trial]
+        if record.rung not in trial.records:
+            trial.records[record.rung] = record
+            if record.rung == SCREEN:
+                self.proposer.tell(trial.candidate, objectives(record))
+
+    def finalists(self) -> list[EditTrial]:
+        """The best balanced edit at each number of calls on the screened front, `finalists` of them at most."""
+        members = self.front(SCREEN)
+        by_balance = sorted(members, key=lambda t: -self._balance(t, SCREEN))
+        allowed = [t for t in by_balance if self._allowed(t, SCREEN)]
+        # Half of them for what is chosen, the rest for the front's spread.
+        chosen = dict.fromkeys(id(t) for t in allowed[: (self.settings.finalists + 1) // 2])
+        spread = self._front(members, SCREEN, self.settings.finalists)
+        chosen |= dict.fromkeys(id(t) for t in spread)
+        by_id = {id(t): t for t in members}
+        return [by_id[key] for key in chosen][: self.settings.finalists]
+
+    def front(self, rung: str) -> list[EditTrial]:
+        """Trials at a rung that no other one dominates."""
+        return self._front([t for _, t in sorted(self.trials.items())], rung, 0)
+
+    @staticmethod
+    def _front(trials: Sequence[EditTrial], rung: str, most: int) -> list[EditTrial]:
+        having = [(t, values) for t in trials if (values := t.objectives(rung)) is not None]
+        return [having[i][0] for i in front([values for _, values in having], most)] if having else []
+
+    def chosen(self, most_calls: int | None = None) -> EditTrial | None:
+        """The best balanced finalist within the bound on calls; None where there is none."""
+        most = self.settings.most_calls if most_calls is None else most_calls
+        finals = [t for t in self.trials.values() if t.objectives(FINALS) is not None]
+        allowed = [t for t in finals if self._allowed(t, FINALS, most)]
+        return max(allowed, key=lambda t: (self._balance(t, FINALS), -t.candidate.trial), default=None)
+
+    def _allowed(self, trial: EditTrial, rung: str, most: int | None = None) -> bool:
+        bound = self.settings.most_calls if most is None else most
+        return not bound or trial.records[rung].metrics["nfe"] <= bound
+
+    @staticmethod
+    def _balance(trial: EditTrial, rung: str) -> float:
+        figures = trial.records[rung].metrics
+        return balance(figures["success"], figures["identity"])
+
+    def _adopt(self, candidate: EditCandidate) -> None:
+        self.trials[candidate.trial] = EditTrial(candidate)
+        self._seen.add(candidate.hash)
+        # The way to the step costs about as much as its name says; what counts is that a replay counts alike.
+        self.spent += self.settings.screen_images * (candidate.schedule.nfe + calls_to(candidate, self.files))
+
+
+def calls_to(candidate: EditCandidate, files: ModelFiles) -> int:
+    """Denoiser calls from the clean image to the edit step."""
+    from fewstep.tasks.editing.path import segment, towards_noise
+
+    config = candidate.config
+    return towards_noise(segment(config.inversion, files.noise, config.step), files.noise).nfe
+
+
+def restated(trial: EditTrial, files: ModelFiles, origin: str) -> EditCandidate:
+    """The same edit under another origin, for the report."""
+    c = trial.candidate
+    return edit_candidate(c.trial, c.config, origin, c.parameters, files)

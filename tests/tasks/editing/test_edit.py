@@ -1,0 +1,136 @@
+"""Edits on the digits model: identity at strength 0, one move at one call, caches that change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.errors import ConfigurationError, DataError, EvaluationError, ModelError
+from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
+from fewstep.tasks.editing.bench import Bench
+from fewstep.tasks.editing.edit import Editor
+from fewstep.tasks.editing.inversion import Inverter, LatentCache
+from fewstep.tasks.editing.latents import captured, shifted
+from fewstep.tasks.models.denoiser import Denoiser
+
+WAY = "dpm-solver-2m/uniform-t@8"
+
+
+def config(bench: Bench, t: float = 500.0, **fields: object) -> EditConfig:
+    given = {"inversion": WAY, "generation": "dpmpp-2m/uniform-t@8", "boundary": BoundaryConfig(images=40)}
+    return EditConfig.build(step=bench.files.noise.lambda_at(t), **given | fields)
+
+
+@pytest.mark.parametrize("latent", ["z", "h", "both"])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_strength_0_is_exactly_the_reconstruction(bench: Bench, latent: str, rescale: bool) -> None:
+    still = config(bench, latent=latent, rescale=rescale, eta=0.5)
+    z = bench.latents(bench.originals("search", 6), "search", still)
+    editor = bench.editor()
+    assert torch.equal(editor.edited(z, still, bench.boundaries(still), 3), editor.reconstructed(z, still, 3))
+
+
+def test_reconstruction_comes_close_and_closer_with_calls(bench: Bench) -> None:
+    originals = bench.originals("search", 12)
+    errors = []
+    for calls in (6, 24):
+        way = f"dpm-solver-2m/uniform-t@{calls}"
+        found = bench.edit("search", 12, config(bench, inversion=way, generation=way))
+        errors.append(float((found - originals.images).square().mean().sqrt()))
+    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.1
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_h_is_moved_once_by_exactly_what_is_asked(bench: Bench, digits: Denoiser, guided: bool) -> None:
+    """Every call's bottleneck is watched: the first differs by the shift, later ones only through x."""
+    seen: list[Tensor] = []
+    module = digits.network.module
+    z = torch.randn(3, *digits.files.shape, generator=torch.Generator().manual_seed(0))
+    edit = config(bench, latent="h", strength_h=4.0)
+    boundaries = bench.boundaries(edit)
+    editor = Editor(digits, lambda x: x, 2 if guided else 8)
+    plain: list[Tensor] = []
+    for found, asked in ((plain, edit.model_copy(update={"strength_h": 0.0})), (seen, edit)):
+        conv = module.conv_norm_out.register_forward_hook(lambda *_: None)
+        handle = module.up_blocks[0].register_forward_pre_hook(
+            lambda _, args, kwargs, found=found: found.append((args[0] if args else kwargs["hidden_states"]).clone()),
+            with_kwargs=True,
+        )
+        editor.edited(z, asked, boundaries)
+        handle.remove()
+        conv.remove()
+    assert len(seen) == len(plain) == 8 * (2 if guided else 1)
+    shift = boundaries["h"].move(4.0)
+    assert torch.allclose(seen[0] - plain[0], shift.expand_as(seen[0]), atol=1e-5)
+    spread = boundaries["h"].spread
+    moved = boundaries["h"].distance(seen[0]) - boundaries["h"].distance(plain[0])
+    assert torch.allclose(moved, torch.full_like(moved, 4.0 * spread), rtol=1e-4, atol=1e-4)
+
+
+def test_shifts_and_captures_leave_no_hook(digits: Denoiser) -> None:
+    block = digits.network.module.mid_block
+    x = torch.zeros(2, *digits.files.shape)
+    with captured(digits.network.module) as seen:
+        digits(x, 10.0)
+    with pytest.raises(ModelError, match="bottlenecks"), shifted(digits.network.module, torch.zeros(1, 1, 1)):
+        digits(x, 10.0)
+    assert seen.h(2).shape[0] == 2
+    assert not block._forward_hooks
+    with pytest.raises(ModelError, match="no middle block"), captured(torch.nn.Linear(2, 2)):
+        pass
+
+
+def test_edits_do_not_depend_on_batches(bench: Bench, digits: Denoiser) -> None:
+    edit = config(bench, strength_z=3.0, eta=0.7)
+    z = bench.latents(bench.originals("search", 9), "search", edit)
+    whole, parts = (Editor(digits, lambda x: x, batch).edited(z, edit, bench.boundaries(edit), 5) for batch in (9, 2))
+    assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def test_inversions_are_kept_and_addressed_by_all_that_decides(digits: Denoiser, tmp_path: Path) -> None:
+    x, step = torch.zeros(3, *digits.files.shape), digits.files.noise.lambda_at(400.0)
+    inverter = Inverter(digits, LatentCache(tmp_path), 8)
+    first = inverter.z(x, step, WAY)
+    before = digits.calls
+    assert torch.equal(Inverter(digits, LatentCache(tmp_path), 8).z(x, step, WAY), first)
+    assert digits.calls == before
+    inverter.z(x + 0.1, step, WAY)
+    inverter.z(x, step - 0.1, WAY)
+    inverter.z(x, step, "ddim/uniform-t@8")
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    damaged = next(iter(tmp_path.glob("*.safetensors")))
+    damaged.write_bytes(b"torn")
+    with pytest.raises(DataError, match="delete it to invert again"):
+        LatentCache(tmp_path).get(damaged.stem, lambda: x)
+
+
+def test_the_edit_shows_the_attribute_and_more_of_it_with_strength(bench: Bench) -> None:
+    """Fours become nines: what the whole is for."""
+    success = []
+    for strength in (0.0, 3.0, 6.0):
+        edit = config(bench, t=600.0, strength_z=strength, boundary=BoundaryConfig(C=1e-3, images=40))
+        figures = bench.evaluate("report", 30, edit)
+        success.append(figures.success.value)
+        if not strength:
+            assert figures.identity.value > 0.7
+    assert success[0] < 0.15
+    assert success[2] > 0.6
+    assert success[0] < success[1] <= success[2] + 0.1
+
+
+def test_what_does_not_fit_is_refused(bench: Bench) -> None:
+    edit = config(bench, strength_z=3.0)
+    z = bench.latents(bench.originals("search", 4), "search", edit)
+    with pytest.raises(ConfigurationError, match="no boundary of z"):
+        bench.editor().edited(z, edit, {})
+    elsewhere = bench.boundaries(config(bench, t=300.0))
+    with pytest.raises(ConfigurationError, match="fit it at the edit's step"):
+        bench.editor().edited(z, edit, elsewhere)
+    with pytest.raises(EvaluationError, match="not finite"):
+        bench.editor().edited(z * float("nan"), edit, bench.boundaries(edit))
+    with pytest.raises(ConfigurationError, match="needs as many examples"):
+        bench.boundaries(config(bench, boundary=BoundaryConfig(images=41)))
