@@ -1,0 +1,111 @@
+"""`fewstep peers`: other ways to few steps on the same model, through the same evaluation, in one table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from fewstep.errors import ConfigurationError
+from fewstep.pipeline.commands.options import (
+    AsJson,
+    Device,
+    Features,
+    Guidance,
+    Labels,
+    Model,
+    Reference,
+    Seed,
+    conditions,
+    print_json,
+)
+from fewstep.pipeline.settings import parse_nfes
+
+NAME = "peers"
+METHODS = "presets,gits,ld3,s4s,gas"
+
+
+def command(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="tables that keep every result; the same command goes on from there")],
+    methods: Annotated[
+        str,
+        typer.Option(help=f"of {METHODS},random,tpe,nsgaii,cmaes,evolution; comma-separated"),
+    ] = METHODS,
+    nfe: Annotated[str, typer.Option(help="denoiser calls, as 3-6 or 3,5,8")] = "3-6,8,10",
+    found: Annotated[
+        Path | None, typer.Option(help="schedule file or study folder: judged as it is, and refined")
+    ] = None,
+    screen_images: Annotated[int, typer.Option(min=2, help="images by which each method's best is chosen")] = 2000,
+    report_images: Annotated[int, typer.Option(min=2, help="images of the table")] = 10_000,
+    teacher: Annotated[str, typer.Option(help="what the learned ones learn from, as PRESET/GRID@CALLS")] = (
+        "unipc-2-bh2/karras-zero@64"
+    ),
+    distance: Annotated[str, typer.Option(help="of the learned ones: network, pixel or features")] = "network",
+    iterations: Annotated[int, typer.Option(min=1, help="steps of Adam of each learned one")] = 300,
+    budget: Annotated[int, typer.Option(min=1, help="denoiser calls of each search at each NFE")] = 100_000,
+    seed: Seed = 0,
+    features: Features = "auto",
+    reference: Reference = "auto",
+    labels: Labels = "none",
+    guidance: Guidance = 1.0,
+    csv: Annotated[Path | None, typer.Option(help="copy the table here")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast the denoiser calls, run nothing")] = False,
+    executor: Annotated[str, typer.Option(help="ray or in-process, for the evaluations")] = "in-process",
+    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
+    address: Annotated[str | None, typer.Option(help="join the Ray cluster at this address")] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Stock presets, GITS, LD3, S4S and GAS, and searches by other samplers: quality, and the calls each took.
+
+    Each method's best is chosen on --seed and reported on other noise. Nothing is computed twice: killed, the same
+    command goes on.
+    """
+    from fewstep.pipeline import peers
+    from fewstep.pipeline.commands.search import _execution, _warm_start
+    from fewstep.pipeline.final import results_csv, write_text
+    from fewstep.tasks.refinement.plan import RefinePlan
+
+    try:
+        settings = peers.PeersSettings(
+            model=model,
+            features=features,
+            reference=reference,
+            conditions=conditions(labels, guidance),
+            methods=tuple(part.strip() for part in methods.split(",") if part.strip()),
+            nfes=parse_nfes(nfe),
+            screen_images=screen_images,
+            report_images=report_images,
+            teacher=teacher,
+            plan=RefinePlan.build(distance=distance, iterations=iterations, seed=seed),
+            budget=budget,
+            found=_warm_start(found) or (),
+            seed=seed,
+        )
+    except ValidationError as error:
+        raise ConfigurationError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+    if dry_run:
+        most = peers.calls(settings)
+        print_json({"calls": most}) if as_json else typer.echo(f"at most {most:,} denoiser calls")
+        return
+    execution = _execution(executor=executor, workers=workers, address=address, device=device)
+    table = peers.Peers(settings, out, execution, tell=None if as_json else typer.echo)
+    rows = table.run()
+    command_line = "fewstep " + " ".join(sys.argv[1:])
+    notes = {"calls": "denoiser calls that finding the schedule took, a backward one as two"}
+    text = results_csv(rows, command_line, settings.seeds, notes)
+    files = [write_text(path, text) for path in (out / "peers.csv", csv) if path is not None]
+    if as_json:
+        print_json({"rows": [vars(row) for row in rows], "files": files})
+        return
+    for row in rows:
+        typer.echo(_line(row))
+
+
+def _line(row: Any) -> str:
+    ends = f"({row.low:.3f} to {row.high:.3f})" if row.low is not None else ""
+    return f"{row.method:10} NFE {row.nfe:<3} {row.metric} {row.value:.3f} {ends}  {row.calls:,} calls  {row.schedule}"

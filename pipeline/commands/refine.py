@@ -1,0 +1,120 @@
+"""`fewstep refine`: tune a schedule's times and coefficients by gradient against a many-step teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewstep.pipeline.commands.options import (
+    AsJson,
+    Device,
+    Features,
+    Guidance,
+    Labels,
+    Model,
+    Reference,
+    Seed,
+    Statistics,
+    conditions,
+    print_json,
+)
+
+NAME = "refine"
+Parts = Annotated[str, typer.Option(help="what is tuned, comma-separated: times, relaxations, shifts, points, outputs")]
+ALL_PARTS = "times,relaxations,shifts,points,outputs"
+
+
+def command(
+    schedule: Annotated[str, typer.Argument(help="a schedule's JSON file, or PRESET/GRID@CALLS")],
+    model: Model,
+    to: Annotated[Path | None, typer.Option("--to", help="where the refined schedule is written")] = None,
+    out: Annotated[Path, typer.Option(help="progress and tables; the same command goes on from there")] = Path(
+        "runs/refinement"
+    ),
+    teacher: Annotated[str, typer.Option(help="PRESET/GRID@CALLS, or a schedule's file")] = (
+        "unipc-2-bh2/karras-zero@64"
+    ),
+    parts: Parts = ALL_PARTS,
+    window: Annotated[int, typer.Option(min=0, help="newest calls whose coefficients are tuned; 0: all")] = 0,
+    distance: Annotated[str, typer.Option(help="network (its own middle block), pixel or features")] = "network",
+    images: Annotated[int, typer.Option(min=2, help="noises that are tuned on")] = 256,
+    validation: Annotated[int, typer.Option(min=2, help="noises that choose among iterates")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="noises an iteration")] = 16,
+    iterations: Annotated[int, typer.Option(min=1, help="steps of Adam")] = 300,
+    speed: Annotated[float, typer.Option(help="all step sizes times this")] = 1.0,
+    judge_images: Annotated[int, typer.Option(min=2, help="images that start and results are judged on")] = 2000,
+    seed: Seed = 0,
+    features: Features = "auto",
+    reference: Reference = "auto",
+    labels: Labels = "none",
+    guidance: Guidance = 1.0,
+    statistics: Statistics = "",
+    executor: Annotated[str, typer.Option(help="ray or in-process, for the judgement")] = "in-process",
+    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
+    device: Device = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast the denoiser calls, run nothing")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tune a schedule to its teacher, judge it by Frechet distance on --seed, keep the start unless it is beaten.
+
+    A backward pass through a denoiser call counts as two calls. Killed, the same command goes on.
+    """
+    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.final import write_text
+    from fewstep.pipeline.refinement import judge, published, refine
+    from fewstep.pipeline.single import Subject
+    from fewstep.pipeline.study import parse_teacher
+    from fewstep.tasks.models.files import find_model
+    from fewstep.tasks.refinement.plan import RefinePlan
+
+    files = find_model(model)
+    start, many = parse_teacher(schedule, files), parse_teacher(teacher, files)
+    plan = RefinePlan.build(
+        parts=tuple(part.strip() for part in parts.split(",") if part.strip()),
+        window=window,
+        distance=distance,
+        images=images,
+        validation=validation,
+        batch=batch,
+        iterations=iterations,
+        speed=speed,
+        seed=seed,
+    )
+    most = plan.calls(start.nfe, many.nfe)
+    if dry_run:
+        _say({"refinement_calls_at_most": most, "judging_calls": 3 * judge_images * start.nfe}, as_json)
+        return
+    subject = Subject(model, features, reference, conditions(labels, guidance), statistics)
+    execution = _execution(executor=executor, workers=workers, address=None, device=device)
+    refined = refine(subject, start, many, plan, out, device, None if as_json else _tell)
+    judged = judge(subject, refined, judge_images, seed, out, execution)
+    name = f"{start.name or start.hash}, refined" if judged.kind != "start" else start.name
+    path = to or out / "schedules" / f"{start.hash}-refined.json"
+    write_text(path, published(judged, name).to_json(indent=2) + "\n")
+    values = {kind: r.value for kind, r in zip(("start", "best", "averaged"), judged.records, strict=True)}
+    _say(
+        {
+            **values,
+            "metric": judged.records[0].features,
+            "kept": judged.kind,
+            "refinement_calls": refined.cost.calls,
+            "judging_calls": judged.judging_calls,
+            "schedule": str(path),
+        },
+        as_json,
+    )
+
+
+def _tell(check: Any) -> None:
+    typer.echo(f"iteration {check.iteration:5}  loss {check.loss:.5g}, of the average {check.averaged:.5g}")
+
+
+def _say(figures: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(figures)
+        return
+    for name, value in figures.items():
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else value
+        typer.echo(f"{name.replace('_', ' '):26} {text}")

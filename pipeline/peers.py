@@ -1,0 +1,316 @@
+"""Other ways to few steps on one model, each through the same evaluation: screened on search seeds, then reported.
+
+`presets`: stock solvers on every grid. `gits`: times by dynamic programming, under every stock solver. `ld3`: times
+and told times by gradient. `s4s`: coefficients of a window of outputs besides (what S4S alternates is tuned at once).
+`gas`: corrections of all coefficients, from DPM-Solver++ 3M. The learned ones start from the best stock schedule at
+that number of calls and share one teacher, one distance and one plan with our own refinement, so that only what is
+tuned differs. `random`, `tpe`, `nsgaii`, `cmaes` and `evolution` (the published search) are searches by the engine of
+`fewstep search`, with `budget` calls at each NFE. `found` are schedules from elsewhere, `refined` what their
+refinement gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
+
+from fewstep.errors import ConfigurationError
+from fewstep.pipeline.baseline import GRIDS_TO_ZERO, BaselineSettings, entries
+from fewstep.pipeline.evaluation import content_key
+from fewstep.pipeline.loop import OnRecord, search
+from fewstep.pipeline.refinement import judge, refine
+from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings, SearchSettings
+from fewstep.pipeline.single import Subject, evaluate_missing
+from fewstep.pipeline.study import Study, parse_teacher
+from fewstep.search_spaces.presets import SEARCH_PRESETS, preset
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.refinement.gits import POINTS, SAMPLES, WEIGHTS, Trajectories
+from fewstep.tasks.refinement.parameters import PARTS, Part
+from fewstep.tasks.refinement.plan import RefinePlan
+
+STUDY = "peers"
+LEARNED: dict[str, tuple[tuple[Part, ...], int]] = {
+    "ld3": (("times", "shifts"), 0),
+    "s4s": (("times", "shifts", "outputs"), 3),
+    "gas": (("times", "shifts", "points", "outputs"), 0),
+}
+SEARCHED = ("random", "tpe", "nsgaii", "cmaes", "evolution")
+METHODS = ("presets", "gits", *LEARNED, *SEARCHED)
+DEFAULT_METHODS = ("presets", "gits", *LEARNED)
+GAS_START = "dpmpp-3m"
+# What searches start from, and the solvers that GITS and DEIS were published with.
+SOLVERS = (*SEARCH_PRESETS, "deis-3", "ipndm-4")
+Tell = Callable[[str], None]
+
+
+class PeersSettings(BaseModel):
+    """Everything that decides what a table of peers holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    features: str = "auto"
+    reference: str = "auto"
+    conditions: Conditions = Field(default_factory=Conditions)
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    nfes: tuple[int, ...] = (3, 4, 5, 6, 8, 10)
+    grids: tuple[str, ...] = GRIDS_TO_ZERO
+    screen_images: PositiveInt = 2000
+    report_images: PositiveInt = 10_000
+    teacher: str = "unipc-2-bh2/karras-zero@64"
+    plan: RefinePlan = Field(default_factory=RefinePlan)
+    budget: PositiveInt = Field(100_000, description="denoiser calls of each search at each NFE")
+    found: tuple[str, ...] = Field((), description="schedules (JSON) to be judged beside the peers, and refined")
+    seed: NonNegativeInt = 0
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in METHODS]
+        if unknown or not names:
+            raise ValueError(
+                f"unknown method {unknown[0] if unknown else '(none)'!r}: choose from {', '.join(METHODS)}"
+            )
+        # The best stock schedule is where the learned ones start.
+        return tuple(dict.fromkeys(("presets", *names)))
+
+    @property
+    def subject(self) -> Subject:
+        """Model, features, reference and conditions."""
+        return Subject(self.model, self.features, self.reference, self.conditions)
+
+    @property
+    def screen(self) -> Rung:
+        """Where each method's best is chosen."""
+        return Rung("search", "moments", self.screen_images, self.seed)
+
+    @property
+    def report(self) -> Rung:
+        """Where the chosen ones are judged, on noise that chose nothing."""
+        return Rung("report", "moments", self.report_images, self.seed + REPORT_SEED_OFFSET)
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Seed of each rung and of refinement's noise."""
+        return {"search": self.screen.seed, "refinement": self.plan.noise_seed, "report": self.report.seed}
+
+
+@dataclass(frozen=True)
+class PeerRow:
+    """A line of the table: the report's value with its 95% interval, and the value that the choice was made by.
+
+    `calls` are the denoiser calls that finding the schedule took, a backward one as two, the report's not among them.
+    """
+
+    model: str
+    method: str
+    nfe: int
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    images: int
+    schedule: str
+    searched: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one method chose at one NFE, by which value, at which cost."""
+
+    method: str
+    schedule: SolverSchedule
+    value: float
+    calls: int
+
+
+class Peers:
+    """One table in the making. Everything it computes is kept under `root` and computed once."""
+
+    def __init__(
+        self,
+        settings: PeersSettings,
+        root: Path,
+        execution: ExecutionSettings,
+        on_record: OnRecord | None = None,
+        tell: Tell | None = None,
+    ) -> None:
+        self.settings, self.root, self.execution = settings, root, execution
+        self._on_record, self._tell = on_record, tell or (lambda text: None)
+        self.files = find_model(settings.model)
+        self.teacher = parse_teacher(settings.teacher, self.files)
+        self._trajectories: Trajectories | None = None
+        self._stock: dict[int, tuple[Choice, dict[str, float], dict[str, SolverSchedule]]] = {}
+
+    def run(self) -> list[PeerRow]:
+        """All methods at every NFE, then the report."""
+        choices = [choice for nfe in self.settings.nfes for choice in self.at(nfe)]
+        records = self._evaluated([(c.schedule, f"peer:{c.method}") for c in choices], self.settings.report)
+        return [_row(choice, records[choice.schedule.hash]) for choice in choices]
+
+    def at(self, nfe: int) -> list[Choice]:
+        """What every method chooses at one NFE, none of it reported yet."""
+        s, found = self.settings, []
+        for method in s.methods:
+            if method == "presets":
+                found.append(self.stock(nfe))
+            elif method == "gits":
+                found.append(self.gits(nfe))
+            elif method in LEARNED:
+                found.append(self.learned(method, nfe))
+            else:
+                found.append(self.searched(method, nfe))
+            self._tell(f"{method:10} NFE {nfe:<3} {found[-1].value:.3f} for {found[-1].calls:,} calls")
+        for schedule in (SolverSchedule.from_json(text) for text in s.found):
+            if schedule.nfe == nfe:
+                found += self.given(schedule)
+        return found
+
+    # -- each method ----------------------------------------------------------------------------------
+
+    def stock(self, nfe: int) -> Choice:
+        """The best of all presets on all grids, chosen by the search seeds."""
+        if nfe not in self._stock:
+            s = self.settings
+            wanted = BaselineSettings(model=s.model, presets=SOLVERS, grids=s.grids, nfes=(nfe,))
+            schedules = {x.hash: x for group in entries(wanted).values() for x in group}
+            choice, values = self._best("presets", list(schedules.values()), 0)
+            self._stock[nfe] = choice, values, schedules
+        return self._stock[nfe][0]
+
+    def gits(self, nfe: int) -> Choice:
+        """Dynamic programming's times under every stock solver, with and without a last jump to sigma = 0."""
+        if self._trajectories is None:
+            denoiser = Denoiser(self.files, self.execution.device, self.settings.conditions)
+            seed = self.settings.plan.noise_seed
+            key = content_key(model=self.files.hash, conditions=self.settings.conditions.hash, seed=seed)
+            path = self.root / "gits" / f"{key}.safetensors"
+            self._trajectories = Trajectories(denoiser, seed, path=path)
+        schedules = [
+            preset(solver, times).model_copy(update={"name": f"{solver}/{name}"})
+            for name, times in self._trajectories.grids(nfe).items()
+            for solver in SOLVERS
+        ]
+        unique = {s.hash: s for s in reversed(schedules)}
+        return self._best("gits", list(unique.values()), self._trajectories.calls)[0]
+
+    def learned(self, method: str, nfe: int) -> Choice:
+        """What gradients make of the best stock schedule, tuning what the method tunes."""
+        stock = self.stock(nfe)
+        parts, window = LEARNED[method]
+        start = stock.schedule
+        if method == "gas":
+            _, values, schedules = self._stock[nfe]
+            ours = {h: v for h, v in values.items() if schedules[h].name.startswith(f"{GAS_START}/")}
+            # Where presets coincide only the first of them is there.
+            start = schedules[min(ours, key=lambda h: ours[h])] if ours else start
+        return self._refined(
+            method, start, self.settings.plan.model_copy(update={"parts": parts, "window": window}), stock.calls
+        )
+
+    def given(self, schedule: SolverSchedule) -> list[Choice]:
+        """A schedule from elsewhere, and what refining all of it gives; what finding it cost is not known here."""
+        found = self._best("found", [schedule], 0)[0]
+        plan = self.settings.plan.model_copy(update={"parts": PARTS, "window": 0})
+        both = [found, self._refined("refined", schedule, plan, 0)]
+        for choice in both:
+            self._tell(f"{choice.method:10} NFE {schedule.nfe:<3} {choice.value:.3f} for {choice.calls:,} calls")
+        return both
+
+    def searched(self, sampler: str, nfe: int) -> Choice:
+        """The best of a search by `fewstep search`'s engine with that sampler, at this NFE alone."""
+        from fewstep.pipeline.final import winner
+        from fewstep.pipeline.state import SearchState
+
+        s = self.settings
+        settings = SearchSettings.build(
+            study=f"{STUDY}-{sampler}-{nfe}",
+            model=s.model,
+            features=s.features,
+            reference=s.reference,
+            conditions=s.conditions,
+            nfes=(nfe,),
+            sampler=sampler,
+            seed=s.seed,
+            budget=s.budget,
+            teacher=s.teacher,
+            finalist_images=max(s.screen_images, 1001),
+        )
+        study = Study(self.root / "searches" / f"{sampler}-{nfe}", settings)
+        if study.exists and Study.load(study.root).settings != settings:
+            raise ConfigurationError(f"{study.root} holds a search with other settings: choose another --out")
+        with study.driver(self.execution, self._on_record) as driver:
+            if not study.exists:
+                study.create()
+            state = study.state(driver)
+            assert isinstance(state, SearchState)
+            search(state, driver)
+            best = winner(state, nfe)
+        if best is None:
+            raise ConfigurationError(f"the search by {sampler} found nothing at NFE {nfe}: give a larger --budget")
+        calls = sum(r.denoiser_calls for r in study.store.evaluations.records({"study": settings.study}))
+        return self._best(sampler, [best.candidate.schedule], calls)[0]
+
+    # -- evaluations ----------------------------------------------------------------------------------
+
+    def _refined(self, method: str, start: SolverSchedule, plan: RefinePlan, calls: int) -> Choice:
+        s = self.settings
+        refined = refine(s.subject, start, self.teacher, plan, self.root, self.execution.device)
+        judged = judge(s.subject, refined, s.screen_images, s.seed, self.root, self.execution, STUDY, self._on_record)
+        values = [r.value for r in judged.records if r.value is not None]
+        name = f"{method} from {start.name or start.hash}" if judged.kind != "start" else start.name
+        chosen = judged.chosen.model_copy(update={"name": name})
+        return Choice(method, chosen, min(values), calls + refined.cost.calls + judged.judging_calls)
+
+    def _best(self, method: str, schedules: Sequence[SolverSchedule], calls: int) -> tuple[Choice, dict[str, float]]:
+        """The best by the screen, and all values by hash; the screen's calls are added to the cost."""
+        screen = self.settings.screen
+        records = self._evaluated([(s, f"peer:{method}") for s in schedules], screen)
+        values = {h: r.value for h, r in records.items() if r.value is not None}
+        if not values:
+            raise ConfigurationError(
+                f"no schedule of {method} could be evaluated: {next(iter(records.values())).error}"
+            )
+        best = min(schedules, key=lambda s: values.get(s.hash, float("inf")))
+        cost = calls + sum(s.nfe for s in schedules) * screen.images
+        return Choice(method, best, values[best.hash], cost), values
+
+    def _evaluated(self, work: Sequence[tuple[SolverSchedule, str]], rung: Rung) -> dict[str, EvaluationRecord]:
+        s = self.settings
+        records = evaluate_missing(s.subject, work, rung, self.root, self.execution, STUDY, self._on_record)
+        return {r.candidate: r for r in records}
+
+
+def _row(choice: Choice, record: EvaluationRecord) -> PeerRow:
+    from fewstep.pipeline.final import row_of
+
+    row = row_of(record, choice.method, choice.schedule.name or choice.schedule.hash)
+    return PeerRow(**vars(row), searched=choice.value, calls=choice.calls)
+
+
+def calls(settings: PeersSettings) -> int:
+    """Denoiser calls from nothing, at most."""
+    teacher = parse_teacher(settings.teacher, find_model(settings.model)).nfe
+    found = [SolverSchedule.from_json(text).nfe for text in settings.found]
+    total = (POINTS - 1) * SAMPLES if "gits" in settings.methods else 0
+    for nfe in settings.nfes:
+        learned = settings.plan.calls(nfe, teacher) + 3 * nfe * settings.screen_images
+        for method in settings.methods:
+            if method == "presets":
+                total += len(SOLVERS) * len(settings.grids) * nfe * settings.screen_images
+            elif method == "gits":
+                total += 2 * len(WEIGHTS) * len(SOLVERS) * nfe * settings.screen_images
+            else:
+                total += learned if method in LEARNED else settings.budget
+        total += sum(n == nfe for n in found) * (learned + nfe * settings.screen_images)
+        total += (len(settings.methods) + 2 * sum(n == nfe for n in found)) * nfe * settings.report_images
+    return total

@@ -1,0 +1,106 @@
+"""Refine one schedule and judge what came of it on noise that tuned nothing: the start stays unless it is beaten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep.errors import ConfigurationError
+from fewstep.pipeline.evaluation import content_key
+from fewstep.pipeline.loop import OnRecord
+from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline.settings import ExecutionSettings
+from fewstep.pipeline.single import STUDY, Subject, evaluate_missing
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.models.statistics import ModelStatistics
+from fewstep.tasks.refinement.plan import RefinePlan
+from fewstep.tasks.refinement.tune import OnCheck, Refined, Refinement
+
+KINDS = ("start", "best", "averaged")
+FOLDER = "refinements"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A refinement and the Frechet distances (search seeds) of start, best and averaged iterate, in this order."""
+
+    refined: Refined
+    records: tuple[EvaluationRecord, ...]
+    chosen: SolverSchedule
+    kind: str
+
+    @property
+    def judging_calls(self) -> int:
+        """Denoiser calls of the judgement from nothing; what coincides is judged once."""
+        return sum({r.candidate: r.nfe * r.images for r in self.records}.values())
+
+
+def refine(
+    subject: Subject,
+    schedule: SolverSchedule,
+    teacher: SolverSchedule,
+    plan: RefinePlan,
+    root: Path,
+    device: str = "cpu",
+    on_check: OnCheck | None = None,
+) -> Refined:
+    """Tune a schedule; progress lies under `root`, and the same call goes on from there.
+
+    ConfigurationError where the teacher makes no more calls than the schedule.
+    """
+    if teacher.nfe <= schedule.nfe:
+        raise ConfigurationError(
+            f"the teacher makes {teacher.nfe} calls, the schedule {schedule.nfe}: give a teacher that makes more"
+        )
+    files = find_model(subject.model, subject.quantized)
+    statistics = ModelStatistics.load_for(Path(subject.statistics), files) if subject.statistics else None
+    key = content_key(
+        model=files.hash,
+        conditions=subject.conditions.hash,
+        statistics=statistics.hash if statistics else "",
+        schedule=schedule.hash,
+        teacher=teacher.hash,
+        plan=plan.model_dump_json(),
+    )
+    denoiser = Denoiser(files, device, subject.conditions)
+    return Refinement(schedule, teacher, denoiser, plan, statistics, root / FOLDER / key).run(on_check)
+
+
+def judge(
+    subject: Subject,
+    refined: Refined,
+    images: int,
+    seed: int,
+    root: Path,
+    execution: ExecutionSettings,
+    study: str = STUDY,
+    on_record: OnRecord | None = None,
+) -> Judged:
+    """Start, best and averaged iterate on the same `images` of `seed`; the start is kept where nothing beats it."""
+    schedules = (refined.start, refined.best, refined.averaged)
+    work = [(s, f"refinement:{kind}") for s, kind in zip(schedules, KINDS, strict=True)]
+    records = evaluate_missing(
+        subject, work, Rung("search", "moments", images, seed), root, execution, study, on_record
+    )
+    values = [(r.value, i) for i, r in enumerate(records) if r.status == "complete" and r.value is not None]
+    best = min(values)[1] if values else 0
+    return Judged(refined, tuple(records), schedules[best], KINDS[best])
+
+
+def published(judged: Judged, name: str) -> SolverSchedule:
+    """The chosen schedule under a name, with what was done and what it reached in its provenance."""
+    refined, record = judged.refined, judged.records[KINDS.index(judged.kind)]
+    figures = {
+        "metric": record.features,
+        "value": record.value,
+        "images": record.images,
+        "search_seed": record.seed,
+        "model": record.model,
+        "model_hash": record.model_hash,
+        "refinement_calls": refined.cost.calls,
+    }
+    note = judged.chosen.provenance.get("refinement", {"refined_from": refined.start.hash, "iterate": "start"})
+    return judged.chosen.model_copy(update={"name": name, "provenance": {"refinement": note, **figures}})

@@ -1,0 +1,70 @@
+"""What a refinement is asked to do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from fewstep.errors import ConfigurationError
+from fewstep.tasks.refinement.parameters import PARTS, Part
+
+Rate = Annotated[float, Field(gt=0, le=1)]
+# Step sizes of Adam. Times and told times are in units of log gaps and lambda, corrections of coefficients near 1.
+RATES: dict[Part, float] = {"times": 0.02, "relaxations": 0.02, "shifts": 0.02, "points": 0.002, "outputs": 0.002}
+# Training and validation noise, apart from every search (small seeds) and every report (theirs plus 1,000,003).
+SEED_OFFSET = 3_000_017
+
+
+class RefinePlan(BaseModel):
+    """Everything that decides what a refinement computes.
+
+    `images` + `validation` noises are sampled by the teacher once; each iteration sees `batch` of the former. Adam's
+    rates fall to zero along a cosine; gradients are cut to norm 1. `average` is the weight that the moving average of
+    the iterates keeps at each one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parts: tuple[Part, ...] = PARTS
+    window: NonNegativeInt = Field(0, description="newest calls whose coefficients are corrected; 0: all")
+    distance: Literal["pixel", "network", "features"] = "network"
+    images: PositiveInt = 256
+    validation: PositiveInt = 128
+    batch: PositiveInt = 16
+    iterations: PositiveInt = 300
+    check_every: PositiveInt = 50
+    average: float = Field(0.95, ge=0, lt=1)
+    speed: float = Field(1.0, gt=0, le=100, description="all of Adam's rates times this")
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if not self.parts:
+            raise ValueError(f"nothing to tune: choose from {', '.join(PARTS)}")
+        if self.batch > self.images:
+            raise ValueError(f"a batch of {self.batch} needs as many images, there are {self.images}")
+        return self
+
+    @classmethod
+    def build(cls, **fields: Any) -> RefinePlan:
+        """Construct; ConfigurationError with the first problem instead of pydantic's error."""
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(p) for p in first["loc"])
+            message = str(first["msg"]).removeprefix("Value error, ")
+            raise ConfigurationError(f"{where}: {message}" if where else message) from None
+
+    @property
+    def noise_seed(self) -> int:
+        """Seed of the noises that the refinement sees."""
+        return self.seed + SEED_OFFSET
+
+    def calls(self, nfe: int, teacher_nfe: int) -> int:
+        """Denoiser calls at most, a backward one as two: pairs, iterations and checks."""
+        look = int(self.distance == "network")
+        pairs = (self.images + self.validation) * (teacher_nfe + look)
+        checks = 2 * (2 + self.iterations // self.check_every)
+        return pairs + 3 * self.iterations * self.batch * (nfe + look) + checks * self.validation * (nfe + look)

@@ -1,0 +1,277 @@
+"""Tune a schedule to its teacher: pairs once, then small batches by Adam, judged on noise that tuned nothing.
+
+What comes back are schedules to be judged by something better than the loss: the iterate that did best on the
+validation noise, and the average of the iterates that did. The start is always the caller's to keep.
+Sources: LD3 (2405.15506), GAS (2510.17699).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fewstep.errors import DataError, EvaluationError, ScheduleError
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.statistics import ModelStatistics
+from fewstep.tasks.quantization.kept import Kept
+from fewstep.tasks.refinement.distances import Distance
+from fewstep.tasks.refinement.execute import Cost, counted, run
+from fewstep.tasks.refinement.parameters import Parameters
+from fewstep.tasks.refinement.plan import RATES, RefinePlan
+from fewstep.tasks.refinement.tables import TablesOf
+from fewstep.tasks.sampling.compile import SolverTables, compile_schedule
+from fewstep.tasks.sampling.execute import Program
+from fewstep.tasks.sampling.noise import starting_noise
+
+Array = npt.NDArray[np.float64]
+OnCheck = Callable[["Check"], None]
+LARGEST_NORM = 1.0
+SAMPLED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Check:
+    """Losses on the validation noise after `iteration` steps: of the iterate, and of the average."""
+
+    iteration: int
+    loss: float
+    averaged: float
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What a refinement leaves. `best` may be the start, where nothing did better."""
+
+    start: SolverSchedule
+    best: SolverSchedule
+    averaged: SolverSchedule
+    checks: tuple[Check, ...]
+    cost: Cost
+
+    @property
+    def gain(self) -> float:
+        """Share of the start's loss that the better of the two has lost."""
+        return 1.0 - min(min(c.loss, c.averaged) for c in self.checks) / self.checks[0].loss
+
+
+class Refinement:
+    """One schedule, its teacher and the denoiser that both run. With a `folder`, it goes on where it was killed."""
+
+    def __init__(
+        self,
+        schedule: SolverSchedule,
+        teacher: SolverSchedule,
+        denoiser: Denoiser,
+        plan: RefinePlan,
+        statistics: ModelStatistics | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        files = denoiser.files
+        self.schedule, self.teacher, self.denoiser, self.plan = schedule, teacher, denoiser, plan
+        self.parameters = Parameters(schedule, plan.parts, plan.window)
+
+        def compile_(candidate: SolverSchedule) -> SolverTables:
+            return compile_schedule(candidate, files.noise, files.prediction_type, statistics)
+
+        self._compile = compile_
+        self.tables = TablesOf(self.parameters, compile_)
+        self.distance = Distance(plan.distance, denoiser, plan.noise_seed)
+        # The distance counts into the same sums.
+        self.cost = self.distance.cost
+        self._kept = Kept(folder / "progress.safetensors" if folder else None)
+        self._checks: list[Check] = []
+
+    # -- pairs ----------------------------------------------------------------------------------------
+
+    def _pairs(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Noise (N, ...), the teacher's samples and their features, all of images 0 .. N - 1."""
+        plan, files = self.plan, self.denoiser.files
+        count = plan.images + plan.validation
+        noise = starting_noise(plan.noise_seed, 0, count, files.shape, self.denoiser.device)
+        if "pairs" in self._kept:
+            held = self._kept["pairs"]
+            if len(held["target"]) != count:
+                raise DataError(f"{self._kept.path} holds {len(held['target'])} pairs, not {count}: delete it")
+            seen = held.get("seen")
+            target = held["target"].to(noise)
+            return noise, target, None if seen is None else seen.to(noise)
+        program = Program(self._compile(self.teacher), self.denoiser.device)
+        targets, features = [], []
+        with torch.no_grad():
+            for start in range(0, count, SAMPLED_AT_ONCE):
+                indices = range(start, min(start + SAMPLED_AT_ONCE, count))
+                call = counted(self._on(indices, self.teacher), self.cost)
+                x = noise[indices.start : indices.stop] * program.tables.prior_scale
+                targets.append(program(call, x))
+                found = self.distance.features(targets[-1], indices)
+                features += [] if found is None else [found]
+        target, seen = torch.cat(targets), torch.cat(features) if features else None
+        if not bool(torch.isfinite(target).all()):
+            raise EvaluationError(
+                f"the teacher {self.teacher.name or self.teacher.hash} made values that are not finite"
+            )
+        self._kept.keep("pairs", {"target": target, **({} if seen is None else {"seen": seen})})
+        self._keep_cost()
+        return noise, target, seen
+
+    def _on(self, indices: range | list[int], schedule: SolverSchedule) -> Callable[..., Tensor]:
+        return self.denoiser.on(indices, schedule.guidance, schedule.skips)
+
+    def _keep_cost(self) -> None:
+        self._kept.keep("cost", {"calls": torch.tensor([self.cost.forward, self.cost.backward])})
+
+    # -- losses ---------------------------------------------------------------------------------------
+
+    def _loss(self, theta: Tensor, indices: list[int], pairs: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        noise, target, seen = pairs
+        at = torch.tensor(indices, device=noise.device)
+        numbers = self.tables(theta)
+        fixed = self.tables.tables(theta.detach().cpu().numpy())
+        call = counted(self._on(indices, self.schedule), self.cost)
+        samples = run(numbers, fixed, call, noise[at])
+        distances: Tensor = self.distance(samples, target[at], None if seen is None else seen[at], indices)
+        return distances.double().mean()
+
+    @torch.no_grad()
+    def _validate(self, theta: Array, pairs: tuple[Tensor, Tensor, Tensor | None]) -> float:
+        """Mean loss on the validation noise; inf where the schedule does not compile or explodes."""
+        first, total = self.plan.images, 0.0
+        try:
+            for start in range(first, first + self.plan.validation, SAMPLED_AT_ONCE):
+                indices = list(range(start, min(start + SAMPLED_AT_ONCE, first + self.plan.validation)))
+                total += float(self._loss(torch.from_numpy(theta), indices, pairs)) * len(indices)
+        except ScheduleError:
+            return math.inf
+        return total / self.plan.validation if math.isfinite(total) else math.inf
+
+    # -- the descent ----------------------------------------------------------------------------------
+
+    def run(self, on_check: OnCheck | None = None) -> Refined:
+        """Tune to the end; `on_check` hears of every check. EvaluationError where already the start explodes."""
+        if "cost" in self._kept:
+            forward, backward = self._kept["cost"]["calls"].tolist()
+            self.cost.forward, self.cost.backward = int(forward), int(backward)
+        pairs = self._pairs()
+        plan = self.plan
+        theta = torch.from_numpy(self.parameters.start.copy()).requires_grad_()
+        blocks = [theta.detach()[b.slice].clone().requires_grad_() for b in self.parameters.blocks]
+        rates = [plan.speed * RATES[b.part] for b in self.parameters.blocks]
+        optimizer = torch.optim.Adam([{"params": [b], "lr": r} for b, r in zip(blocks, rates, strict=True)])
+        average, best, smoothest = (self.parameters.start.copy() for _ in range(3))
+        begun = 0
+        if "state" in self._kept:
+            state = self._kept["state"]
+            begun = int(state["iteration"])
+            average, best, smoothest = (state[name].numpy() for name in ("average", "best", "smoothest"))
+            self._restore(optimizer, blocks, state)
+            self._checks = [Check(int(i), float(a), float(b)) for i, a, b in state["checks"]]
+        if not self._checks:
+            loss = self._validate(self.parameters.start, pairs)
+            if not math.isfinite(loss):
+                raise EvaluationError(f"schedule {self.schedule.hash} made values that are not finite")
+            self._checks.append(Check(0, loss, loss))
+        for iteration in range(begun, plan.iterations):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * iteration / plan.iterations))
+            optimizer.zero_grad()
+            if not self._step(blocks, optimizer, iteration, pairs):
+                break
+            at = torch.cat([b.detach() for b in blocks]).numpy()
+            average = plan.average * average + (1 - plan.average) * at
+            if (iteration + 1) % plan.check_every == 0 or iteration + 1 == plan.iterations:
+                check = Check(iteration + 1, self._validate(at, pairs), self._validate(average, pairs))
+                best = at.copy() if check.loss < min(c.loss for c in self._checks) else best
+                smoothest = average.copy() if check.averaged < min(c.averaged for c in self._checks) else smoothest
+                self._checks.append(check)
+                self._keep(iteration + 1, optimizer, blocks, average, best, smoothest)
+                if on_check:
+                    on_check(check)
+        found, smooth = self._named(best, "best"), self._named(smoothest, "averaged")
+        return Refined(self.schedule, found, smooth, tuple(self._checks), self.cost)
+
+    def _step(
+        self,
+        blocks: list[Tensor],
+        optimizer: torch.optim.Optimizer,
+        iteration: int,
+        pairs: tuple[Tensor, Tensor, Tensor | None],
+    ) -> bool:
+        """One step of Adam; False where nothing finite can be stepped along any more."""
+        try:
+            loss = self._loss(torch.cat(blocks), self._batch(iteration), pairs)
+        except ScheduleError:
+            return False
+        if not bool(torch.isfinite(loss)):
+            return False
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(blocks, LARGEST_NORM)
+        if bool(torch.isfinite(norm)):
+            optimizer.step()
+        return True
+
+    def _batch(self, iteration: int) -> list[int]:
+        """Images of an iteration: passes over all of them, each in an order of its own, whatever came before."""
+        plan = self.plan
+        a_pass = plan.images // plan.batch
+        bits = np.random.Philox(key=np.array([plan.noise_seed, iteration // a_pass], np.uint64))
+        order = np.random.Generator(bits).permutation(plan.images)
+        at = iteration % a_pass * plan.batch
+        return [int(i) for i in order[at : at + plan.batch]]
+
+    # -- on disk --------------------------------------------------------------------------------------
+
+    def _keep(
+        self,
+        iteration: int,
+        optimizer: torch.optim.Optimizer,
+        blocks: list[Tensor],
+        average: Array,
+        best: Array,
+        smoothest: Array,
+    ) -> None:
+        moments: dict[str, Tensor] = {}
+        for i, block in enumerate(blocks):
+            state = optimizer.state[block]
+            moments |= {f"value{i}": block, f"first{i}": state["exp_avg"], f"second{i}": state["exp_avg_sq"]}
+        checks = torch.tensor([[c.iteration, c.loss, c.averaged] for c in self._checks], dtype=torch.float64)
+        arrays = {"average": average, "best": best, "smoothest": smoothest}
+        self._kept.keep(
+            "state",
+            {
+                "iteration": torch.tensor(iteration),
+                "checks": checks,
+                **{name: torch.from_numpy(value) for name, value in arrays.items()},
+                **moments,
+            },
+        )
+        self._keep_cost()
+
+    @staticmethod
+    def _restore(optimizer: torch.optim.Optimizer, blocks: list[Tensor], state: dict[str, Tensor]) -> None:
+        for i, block in enumerate(blocks):
+            block.data.copy_(state[f"value{i}"])
+            optimizer.state[block] = {
+                "step": state["iteration"].to(torch.float32),
+                "exp_avg": state[f"first{i}"].clone(),
+                "exp_avg_sq": state[f"second{i}"].clone(),
+            }
+
+    def _named(self, theta: Array, kind: str) -> SolverSchedule:
+        """The schedule at a vector, checked, with a note of where it comes from."""
+        found = self.parameters.schedule_at(theta)
+        origin = {
+            "refined_from": self.schedule.hash,
+            "teacher": self.teacher.hash,
+            "iterate": kind,
+            "plan": self.plan.model_dump(mode="json"),
+        }
+        fields = found.model_dump(exclude={"provenance"}) | {"provenance": {"refinement": origin}}
+        return SolverSchedule.build(**fields)
