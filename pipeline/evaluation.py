@@ -18,19 +18,21 @@ import numpy as np
 from fewstep import __version__
 from fewstep.errors import EvaluationError
 from fewstep.pipeline.rungs import Rung
+from fewstep.search_spaces.ode import OdeSettings, Sampler
 from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.metrics.extractor import make_extractor
 from fewstep.tasks.metrics.frechet import FrechetReference
-from fewstep.tasks.metrics.interval import frechet_interval
+from fewstep.tasks.metrics.interval import frechet_interval, share_interval
 from fewstep.tasks.metrics.moments import Moments, merge_all
 from fewstep.tasks.metrics.reference import load_reference
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ModelFiles
+from fewstep.tasks.models.judge import judge_hash
 from fewstep.tasks.models.statistics import ModelStatistics
-from fewstep.tasks.worker import GROUP, Task, TaskResult
+from fewstep.tasks.worker import CALLS, GROUP, RIGHT, Task, TaskResult
 
 IMAGES_PER_TASK = 1000
 CONFIDENCE = 0.95
@@ -56,9 +58,32 @@ class Candidate:
         return content_key(schedule=self.schedule.hash, quantization=self.quantization.hash)[:16]
 
 
+@dataclass(frozen=True)
+class OdeCandidate:
+    """An ODE solver under evaluation, as a candidate that no search proposes."""
+
+    trial: int
+    schedule: OdeSettings
+    origin: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    quantization: None = None
+
+    @property
+    def hash(self) -> str:
+        """Content address: 16 hex digits."""
+        return self.schedule.hash
+
+
+def candidate_from(trial: int, sampler: Sampler, origin: str) -> Candidate | OdeCandidate:
+    """The candidate of a schedule or of an ODE solver."""
+    if isinstance(sampler, OdeSettings):
+        return OdeCandidate(trial, sampler, origin)
+    return Candidate(trial, sampler, origin)
+
+
 @dataclass
 class _Pending:
-    candidate: Candidate
+    candidate: Candidate | OdeCandidate
     rung: Rung
     base: str
     missing: set[int]
@@ -92,9 +117,14 @@ class Evaluator:
         statistics: str = "",
         calibration: str = "",
         runtime: str = "reference",
+        judge: str = "",
     ) -> None:
-        """`calibration` is the schedule (JSON) under which the quantisations of candidates are calibrated."""
+        """`calibration` is the schedule (JSON) under which the quantisations of candidates are calibrated.
+
+        With a `judge` records hold `accuracy`, the share of images that show the label they were asked for.
+        """
         self._runtime = runtime
+        self._judge_hash = judge_hash(judge) if judge else ""
         self.study, self.files, self.store, self.teacher = study, files, store, teacher
         self._calibration_hash = hashlib.sha256(calibration.encode()).hexdigest()[:16]
         self._conditions_hash = conditions.hash if conditions else ""
@@ -105,11 +135,12 @@ class Evaluator:
         self.reference = FrechetReference.of(moments)
         self._pending: dict[str, _Pending] = {}
         self._moments: dict[str, dict[int, Moments]] = {}
+        self._sums: dict[str, dict[int, dict[str, float]]] = {}
         # This process is the only writer: what it did not find at the start or write itself is not there.
         self._stored = set(store.moments.read(columns=["base"]).column("base").to_pylist())
         self._teacher_json = teacher.to_json() if teacher else ""
 
-    def key(self, schedule: SolverSchedule, rung: Rung, quantization: QuantizationConfig | None = None) -> str:
+    def key(self, schedule: Sampler, rung: Rung, quantization: QuantizationConfig | None = None) -> str:
         """Content address of one evaluation."""
         teacher = self.teacher.hash if rung.kind == "distance" and self.teacher else ""
         return content_key(
@@ -120,13 +151,11 @@ class Evaluator:
             teacher=teacher,
         )
 
-    def base(self, schedule: SolverSchedule, rung: Rung, quantization: QuantizationConfig | None = None) -> str:
+    def base(self, schedule: Sampler, rung: Rung, quantization: QuantizationConfig | None = None) -> str:
         """Content address of the moments, whatever their number."""
         return content_key(**self._made_by(schedule, rung, quantization))
 
-    def _made_by(
-        self, schedule: SolverSchedule, rung: Rung, quantization: QuantizationConfig | None
-    ) -> dict[str, object]:
+    def _made_by(self, schedule: Sampler, rung: Rung, quantization: QuantizationConfig | None) -> dict[str, object]:
         """What decides about each image's features. Conditions and statistics count where there are any."""
         parts: dict[str, object] = {
             "model": self.files.hash,
@@ -140,11 +169,13 @@ class Evaluator:
             parts["statistics"] = self._statistics_hash
         if self._runtime != "reference":
             parts["runtime"] = self._runtime
+        if self._judge_hash:
+            parts["judge"] = self._judge_hash
         if quantization is not None:
             parts["quantization"] = f"{quantization.hash} {self._calibration_hash}"
         return parts
 
-    def plan(self, candidate: Candidate, rung: Rung) -> list[Task]:
+    def plan(self, candidate: Candidate | OdeCandidate, rung: Rung) -> list[Task]:
         """Tasks still to be run; `absorb` returns the record when the last of them is in.
 
         Never empty: where every image is known already, the last group is run again.
@@ -173,11 +204,11 @@ class Evaluator:
         self._pending[key] = _Pending(candidate, rung, base, {t.start for t in tasks})
         return tasks
 
-    def calls(self, schedule: SolverSchedule, rung: Rung) -> int:
+    def calls(self, schedule: Sampler, rung: Rung) -> int:
         """Denoiser calls that an evaluation from nothing costs, the teacher not counted."""
         return schedule.nfe * rung.images
 
-    def groups(self, schedule: SolverSchedule, rung: Rung) -> list[Moments]:
+    def groups(self, schedule: Sampler, rung: Rung) -> list[Moments]:
         """The stored moments of an evaluation's groups of GROUP images, in order; KeyError where one is missing."""
         known = self._known(self.base(schedule, rung))
         return [known[start] for start in range(0, rung.images - GROUP + 1, GROUP)]
@@ -186,8 +217,9 @@ class Evaluator:
         if base not in self._moments:
             rows = self.store.moments.records(where={"base": base}) if base in self._stored else []
             self._moments[base] = {r.start: Moments.from_bytes(r.mean, r.scatter, r.count, r.dim) for r in rows}
+            self._sums[base] = {r.start: r.sums for r in rows}
             for oldest in list(self._moments)[:-RECENT]:
-                del self._moments[oldest]
+                del self._moments[oldest], self._sums[oldest]
         return self._moments[base]
 
     @staticmethod
@@ -224,6 +256,7 @@ class Evaluator:
                     value, low, high, metrics = self._score_distance(pending)
                 else:
                     value, low, high = self._score_frechet(pending)
+                    metrics = self._of_sums(pending)
             except EvaluationError as error:
                 pending.error, value, low, high = str(error), None, None, None
         schedule, rung = pending.candidate.schedule, pending.rung
@@ -234,7 +267,7 @@ class Evaluator:
             key=key,
             candidate=pending.candidate.hash,
             candidate_json=schedule.to_json(),
-            nfe=schedule.nfe,
+            nfe=_calls_of(schedule, metrics),
             rung=rung.name,
             origin=pending.candidate.origin,
             model=self.files.name,
@@ -279,9 +312,25 @@ class Evaluator:
                 continue
             mean, scatter = moments.to_bytes()
             self._stored.add(base)
-            records.append(MomentsRecord(base, at, moments.count, moments.dim, mean, scatter))
-            known[at] = moments
+            sums = result.sums[i] if result.sums else {}
+            records.append(MomentsRecord(base, at, moments.count, moments.dim, mean, scatter, sums))
+            known[at], self._sums[base][at] = moments, sums
         return records
+
+    def _of_sums(self, pending: _Pending) -> dict[str, float]:
+        """Mean NFE, and the judge's accuracy with its interval, from the sums of all groups where they are known."""
+        self._known(pending.base)
+        known = self._sums[pending.base]
+        fresh = {start + i * GROUP: sums for start, r in pending.results.items() for i, sums in enumerate(r.sums)}
+        images = pending.rung.images
+        groups = [(known | fresh).get(start, {}) for start in range(0, images, GROUP)]
+        found = {}
+        if all(CALLS in sums for sums in groups):
+            found["nfe"] = sum(sums[CALLS] for sums in groups) / images
+        if all(RIGHT in sums for sums in groups):
+            share = share_interval(round(sum(sums[RIGHT] for sums in groups)), images, CONFIDENCE)
+            found |= {"accuracy": share.value, "accuracy_low": share.low, "accuracy_high": share.high}
+        return found
 
     def _score_frechet(self, pending: _Pending) -> tuple[float, float | None, float | None]:
         fresh = {
@@ -295,6 +344,11 @@ class Evaluator:
         if interval is None:
             return self.reference.distance(merge_all(groups)), None, None
         return interval.value, interval.low, interval.high
+
+
+def _calls_of(sampler: Sampler, metrics: dict[str, float]) -> int:
+    """NFE of a record: a schedule's own, an ODE solver's as counted, to the nearest whole number."""
+    return round(metrics.get("nfe", sampler.nfe)) if isinstance(sampler, OdeSettings) else sampler.nfe
 
 
 def _runs(starts: list[int], images: int) -> list[tuple[int, int]]:

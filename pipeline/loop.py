@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from fewstep.pipeline.evaluation import Candidate
+from fewstep.pipeline.evaluation import Candidate, OdeCandidate
 from fewstep.pipeline.executors.base import Executor
 from fewstep.pipeline.rungs import Rung
 from fewstep.storage.records import EvaluationRecord, EventRecord, MomentsRecord
@@ -77,7 +77,7 @@ class Driver:
         self.order, self.event_order, self.clock = order, event_order, Clock()
         self._on_record = on_record
 
-    def submit(self, candidate: Candidate, rung: Rung) -> None:
+    def submit(self, candidate: Candidate | OdeCandidate, rung: Rung) -> None:
         """Start an evaluation: its tasks go to the executor."""
         for task in self.evaluator.plan(candidate, rung):
             self.executor.submit(task)
@@ -128,7 +128,7 @@ def search(state: Searches, driver: Driver) -> None:
     driver.clock.total += time.perf_counter() - begun
 
 
-def evaluate_all(work: Iterable[tuple[Candidate, Rung]], driver: Driver) -> list[EvaluationRecord]:
+def evaluate_all(work: Iterable[tuple[Candidate | OdeCandidate, Rung]], driver: Driver) -> list[EvaluationRecord]:
     """Evaluate a fixed list, such as the report; records in the order in which they finish."""
     begun = time.perf_counter()
     waiting = list(work)[::-1]

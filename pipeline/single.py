@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.pipeline.evaluation import Candidate, Evaluator
+from fewstep.pipeline.evaluation import Evaluator, candidate_from
 from fewstep.pipeline.final import Row, row_of
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
 from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import ExecutionSettings
 from fewstep.pipeline.study import make_executor
-from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.ode import Sampler
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
@@ -30,7 +30,8 @@ STUDY = "evaluations"
 class Subject:
     """What is evaluated: a model, its features and reference, what it is asked for.
 
-    `quantized` is the folder of a quantised network that takes the place of the model's own, `runtime` how it runs.
+    `quantized` is the folder of a quantised network that takes the place of the model's own, `runtime` how it runs;
+    `judge` the classifier that says whether images show their labels, or empty.
     """
 
     model: str
@@ -40,11 +41,12 @@ class Subject:
     statistics: str = ""
     quantized: str = ""
     runtime: Literal["reference", "integer"] = "reference"
+    judge: str = ""
 
 
 def evaluate(
     subject: Subject,
-    schedules: list[SolverSchedule],
+    schedules: list[Sampler],
     images: int,
     seed: int,
     root: Path,
@@ -61,7 +63,7 @@ def evaluate(
 
 def evaluate_missing(
     subject: Subject,
-    schedules: Sequence[tuple[SolverSchedule, str]],
+    schedules: Sequence[tuple[Sampler, str]],
     rung: Rung,
     root: Path,
     execution: ExecutionSettings,
@@ -84,12 +86,13 @@ def evaluate_missing(
             conditions=subject.conditions,
             statistics=subject.statistics,
             runtime=subject.runtime,
+            judge=subject.judge,
         )
         past = store.evaluations.records(where={"study": study})
         known = {r.key: r for r in past if r.status == "complete"}
         missing = {evaluator.key(s, rung): (s, origin) for s, origin in schedules}
         work = [
-            (Candidate(len(past) + i, s, origin), rung)
+            (candidate_from(len(past) + i, s, origin), rung)
             for i, (key, (s, origin)) in enumerate(missing.items())
             if key not in known
         ]
@@ -102,6 +105,7 @@ def evaluate_missing(
                 statistics=subject.statistics,
                 quantized=subject.quantized,
                 runtime=subject.runtime,
+                judge=subject.judge,
             )
             executor = make_executor(execution, worker)
             try:
@@ -115,7 +119,7 @@ def evaluate_missing(
 
 def compare(
     subject: Subject,
-    pair: tuple[SolverSchedule, SolverSchedule],
+    pair: tuple[Sampler, Sampler],
     images: int,
     seed: int,
     root: Path,
@@ -140,6 +144,7 @@ def compare(
         conditions=subject.conditions,
         statistics=subject.statistics,
         runtime=subject.runtime,
+        judge=subject.judge,
     )
     first, second = (evaluator.groups(schedule, rung) for schedule in pair)
     found = paired_difference(evaluator.reference, first, second)

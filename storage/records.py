@@ -209,10 +209,13 @@ class MomentsRecord(Record):
     """dim numbers."""
     scatter: bytes
     """dim * (dim + 1) / 2 numbers: the packed upper triangle."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Further sums over these images by name, such as their denoiser calls; empty in rows of version 1."""
 
     table: ClassVar[str] = "moments"
-    schema_version: ClassVar[int] = 1
+    schema_version: ClassVar[int] = 2
     unique: ClassVar[tuple[str, ...]] = ("base", "start")
+    defaults: ClassVar[Mapping[str, object]] = {"sums": "{}"}
     # Large: at 2,048 dimensions a row is 17 MB, and 128 of them overflow Arrow's 32-bit offsets.
     schema: ClassVar[pa.Schema] = _schema(
         {
@@ -222,6 +225,7 @@ class MomentsRecord(Record):
             "dim": pa.int64(),
             "mean": pa.large_binary(),
             "scatter": pa.large_binary(),
+            "sums": pa.string(),
         }
     )
 

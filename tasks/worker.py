@@ -7,9 +7,10 @@ depend on the task alone: batches are cut at absolute image indices, inside grou
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,22 +18,29 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, EvaluationError, FewstepError
+from fewstep.search_spaces.ode import OdeSettings, parse_sampler
 from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.flow.ode import OdeSampler
 from fewstep.tasks.metrics.extractor import make_extractor
 from fewstep.tasks.metrics.features import FeatureExtractor
 from fewstep.tasks.metrics.moments import Moments
-from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.conditions import NO_LABEL, Conditions
 from fewstep.tasks.models.decoder import load_decoder
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
+from fewstep.tasks.models.judge import load_judge
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.noise import starting_noise
 
+# From noise and image indices to what the network makes.
+Make = Callable[[Tensor, range], Tensor]
 PIXELS_PER_BATCH = 50_000
 GROUP = 250
+# Names of a group's sums.
+CALLS, RIGHT = "denoiser_calls", "right"
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,8 @@ class WorkerSettings:
     `conditions` are what every image is asked for; `statistics` a file of the model's statistics, or empty.
     `quantized` is the folder of a quantised network that samples in the model's place. `calibration` is the
     schedule (JSON) under which the configs of tasks are calibrated, `cache` the folder that keeps what was.
-    `runtime` says whether quantised networks imitate integers in floating point or run in them. `edits` is
+    `runtime` says whether quantised networks imitate integers in floating point or run in them. `judge` is the
+    classifier that says whether images show the labels that were asked for, or empty. `edits` is
     the subject (JSON) of a worker that edits.
     """
 
@@ -57,13 +66,14 @@ class WorkerSettings:
     cache: str = ""
     runtime: Literal["reference", "integer"] = "reference"
     edits: str = ""
+    judge: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One unit of work: images start .. start + count - 1 under `seed`, sampled by a schedule.
+    """One unit of work: images start .. start + count - 1 under `seed`, sampled by a schedule or an ODE solver (JSON).
 
-    `moments` returns feature moments of each group of GROUP images (start must be a multiple of it),
+    `moments` returns feature moments and sums of each group of GROUP images (start must be a multiple of it),
     `distance` the paired distances to the teacher's samples from the same noise, `images` the pixels.
     With `quantization` (a config's JSON) the network is quantised that way; the teacher is always sampled in
     full precision. `calibrate` only sees to it that the cache holds that network. `edit` is for workers of
@@ -85,12 +95,14 @@ class Task:
 class TaskResult:
     """What came of a task. Denoiser calls include the teacher's where it had to be sampled first.
 
+    `sums` are, for each group, its denoiser calls and with a judge how many images show their label.
     `metrics` are figures of the quantised network that the task asked for: `size_bytes` (packed weights),
     `bit_operations_a_call`, `parameters` and `multiply_adds_a_call`, the last three for one image.
     """
 
     task: Task
     moments: tuple[Moments, ...] = ()
+    sums: tuple[dict[str, float], ...] = ()
     pixel: npt.NDArray[np.float64] | None = None
     feature: npt.NDArray[np.float64] | None = None
     images: npt.NDArray[np.float32] | None = None
@@ -154,6 +166,9 @@ class Worker:
         self.batch = max(8, min(GROUP, scale * PIXELS_PER_BATCH // pixels))
         if settings.quantized:
             self.denoiser = self._quantized(settings.quantized)
+        self.judge = load_judge(settings.judge, self.files, settings.device) if settings.judge else None
+        if self.judge is not None and settings.conditions.labels == NO_LABEL:
+            raise ConfigurationError("a judge needs labels to look for: give --labels balanced or one label")
         self._teacher: dict[tuple[str, int, int, int], tuple[Tensor, npt.NDArray[np.float64]]] = {}
         self._variant: tuple[str, Denoiser] | None = None
         self._variant_metrics: dict[str, float] = {}
@@ -215,13 +230,24 @@ class Worker:
             self._variant_metrics = network_metrics(folder)
         return self._variant[1]
 
-    def _moments(self, task: Task) -> dict[str, tuple[Moments, ...]]:
-        groups = []
+    def _moments(self, task: Task) -> dict[str, tuple[Any, ...]]:
+        groups, sums = [], []
         for start in range(task.start, task.start + task.count, GROUP):
             count = min(GROUP, task.start + task.count - start)
-            images = self.sample(task.schedule, task.seed, start, count, self._denoiser_of(task))
+            denoiser = self._denoiser_of(task)
+            calls = denoiser.calls
+            images = self.sample(task.schedule, task.seed, start, count, denoiser)
             groups.append(Moments.of(self.extractor(images)))
-        return {"moments": tuple(groups)}
+            sums.append({CALLS: float(denoiser.calls - calls)} | self._judged(images, start))
+        return {"moments": tuple(groups), "sums": tuple(sums)}
+
+    def _judged(self, images: Tensor, start: int) -> dict[str, float]:
+        """How many of the images start, start + 1, ... the judge takes for what they were asked to be."""
+        if self.judge is None:
+            return {}
+        classes = self.files.null_label or 0
+        asked = [self.settings.conditions.label(start + i, classes) for i in range(len(images))]
+        return {RIGHT: float((self.judge.labels(images) == torch.tensor(asked)).sum())}
 
     def _distance(self, task: Task) -> dict[str, npt.NDArray[np.float64]]:
         target, target_features = self._teacher_samples(task)
@@ -246,18 +272,32 @@ class Worker:
         return self._teacher[key]
 
     @torch.inference_mode()
-    def sample(self, schedule: str, seed: int, start: int, count: int, denoiser: Denoiser | None = None) -> Tensor:
-        """Samples (count, C, H, W) of a schedule's JSON, clipped to [-1, 1]; EvaluationError if not finite."""
-        parsed = SolverSchedule.from_json(schedule)
-        tables = compile_schedule(parsed, self.files.noise, self.files.prediction_type, self.statistics)
-        program = Program(tables, self.device)
+    def sample(self, sampler: str, seed: int, start: int, count: int, denoiser: Denoiser | None = None) -> Tensor:
+        """Samples (count, C, H, W) of a schedule's or an ODE solver's JSON, clipped to [-1, 1].
+
+        Raises EvaluationError where they are not finite.
+        """
+        parsed, by = parse_sampler(sampler), denoiser or self.denoiser
+        make = self._by_ode(parsed, by) if isinstance(parsed, OdeSettings) else self._by_tables(parsed, by)
         batches = []
         for first in range(start, start + count, self.batch):
             size = min(self.batch, start + count - first)
-            x = starting_noise(seed, first, size, self.shape, self.device) * tables.prior_scale
-            on = (denoiser or self.denoiser).on(range(first, first + size), parsed.guidance, parsed.skips)
-            batches.append(self.decode(program(on, x)))
+            noise = starting_noise(seed, first, size, self.shape, self.device)
+            batches.append(self.decode(make(noise, range(first, first + size))))
         images = torch.cat(batches)
         if not bool(torch.isfinite(images).all()):
             raise EvaluationError(f"schedule {parsed.hash} made values that are not finite: its steps explode")
         return images.clamp(-1, 1)
+
+    def _by_tables(self, schedule: SolverSchedule, denoiser: Denoiser) -> Make:
+        tables = compile_schedule(schedule, self.files.noise, self.files.prediction_type, self.statistics)
+        program = Program(tables, self.device)
+
+        def make(noise: Tensor, indices: range) -> Tensor:
+            return program(denoiser.on(indices, schedule.guidance, schedule.skips), noise * tables.prior_scale)
+
+        return make
+
+    def _by_ode(self, settings: OdeSettings, denoiser: Denoiser) -> Make:
+        sampler = OdeSampler.of(denoiser, settings, settings.guidance)
+        return lambda noise, indices: sampler(noise, indices).x

@@ -1,4 +1,4 @@
-"""`fewstep evaluate`: the Frechet distance of one schedule on a model, with its interval."""
+"""`fewstep evaluate`: the Frechet distance of one schedule or ODE solver on a model, with its interval."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fewstep.pipeline.commands.options import (
     Device,
     Features,
     Guidance,
+    JudgeName,
     Labels,
     Model,
     NegativePrompt,
@@ -32,7 +33,12 @@ NAME = "evaluate"
 
 def command(
     model: Model,
-    schedule: Annotated[str, typer.Option(help="a schedule's JSON file, or PRESET/GRID@CALLS")],
+    schedule: Annotated[str | None, typer.Option(help="a schedule's JSON file, or PRESET/GRID@CALLS")] = None,
+    ode: Annotated[
+        str | None, typer.Option(help="an ODE solver instead: dopri5 (adaptive), or euler, midpoint, heun as heun@6")
+    ] = None,
+    rtol: Annotated[float, typer.Option(help="dopri5's relative tolerance")] = 1e-5,
+    atol: Annotated[float, typer.Option(help="dopri5's absolute tolerance")] = 1e-5,
     images: Annotated[int, typer.Option(min=2, help="how many images to sample")] = 5000,
     out: Annotated[Path, typer.Option(help="tables that keep the result and its moments")] = Path("runs/evaluations"),
     seed: Seed = 1_000_003,
@@ -45,6 +51,7 @@ def command(
     classifier: Classifier = "",
     classifier_scale: ClassifierScale = 0.0,
     statistics: Statistics = "",
+    judge: JudgeName = "",
     quantized: Quantized = "",
     integer: Annotated[bool, typer.Option("--integer", help="run the quantised network in 8-bit integers")] = False,
     executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
@@ -52,25 +59,35 @@ def command(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a schedule. The same evaluation is never computed twice; more images compute only the new ones."""
+    """Evaluate a schedule or an ODE solver.
+
+    The same evaluation is never computed twice; more images compute only the new ones.
+    """
     from fewstep.pipeline.commands.search import _execution
     from fewstep.pipeline.single import Subject, evaluate
     from fewstep.pipeline.study import parse_teacher
+    from fewstep.search_spaces.ode import parse_ode
     from fewstep.tasks.models.files import find_model
 
+    if (schedule is None) == (ode is None):
+        raise ConfigurationError("say what to evaluate: --schedule FILE or PRESET/GRID@CALLS, or --ode SOLVER")
     execution = _execution(executor=executor, workers=workers, address=None, device=device)
     asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale)
     if integer and not quantized:
         raise ConfigurationError("--integer runs a quantised network: give its folder as --quantized")
     runtime: Literal["reference", "integer"] = "integer" if integer else "reference"
-    subject = Subject(model, features, reference, asked, statistics, quantized, runtime)
-    (record,) = evaluate(subject, [parse_teacher(schedule, find_model(model))], images, seed, out, execution)
+    if integer and ode == "dopri5":
+        raise ConfigurationError("integers run at one time a batch, dopri5 at one an image: leave --integer out")
+    subject = Subject(model, features, reference, asked, statistics, quantized, runtime, judge)
+    sampler = parse_ode(ode, atol, rtol) if ode is not None else parse_teacher(str(schedule), find_model(model))
+    (record,) = evaluate(subject, [sampler], images, seed, out, execution)
+    nfe = record.metrics.get("nfe", record.nfe)
     if as_json:
         print_json(
             {
                 "model": record.model,
                 "schedule": record.candidate,
-                "nfe": record.nfe,
+                "nfe": nfe,
                 "metric": record.features,
                 "value": record.value,
                 "low": record.low,
@@ -78,8 +95,12 @@ def command(
                 "images": record.images,
                 "seed": record.seed,
                 "denoiser_calls": record.denoiser_calls,
+                **{name: value for name, value in record.metrics.items() if name.startswith("accuracy")},
             }
         )
         return
     ends = "" if record.low is None else f" ({record.low:.4f} to {record.high:.4f})"
-    typer.echo(f"{record.features} {record.value:.4f}{ends} at NFE {record.nfe}, {record.images:,} images")
+    typer.echo(f"{record.features} {record.value:.4f}{ends} at NFE {nfe:g}, {record.images:,} images")
+    if "accuracy" in record.metrics:
+        low, high = record.metrics["accuracy_low"], record.metrics["accuracy_high"]
+        typer.echo(f"accuracy {record.metrics['accuracy']:.4f} ({low:.4f} to {high:.4f}) by judge {judge}")

@@ -25,6 +25,9 @@ Classifier = Annotated[str, typer.Option("--classifier", help="folder of a class
 ClassifierScale = Annotated[float, typer.Option("--classifier-scale", min=0, help="scale of classifier guidance")]
 Statistics = Annotated[str, typer.Option("--statistics", help="file made by `fewstep statistics`")]
 Quantized = Annotated[str, typer.Option("--quantized", help="folder made by `fewstep quantize`: sample with it")]
+JudgeName = Annotated[
+    str, typer.Option("--judge", help="classifier that counts images which show their label: a name or a folder")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object for scripts")]
 
 

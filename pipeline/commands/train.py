@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,11 @@ NAME = "train"
 
 def command(
     recipe: Annotated[
-        str, typer.Argument(help="digits-ddpm, digits-edm, fashion-ddpm, fashion-lfm or fashion-lfm-dit")
+        str,
+        typer.Argument(
+            help="digits-ddpm, digits-edm, fashion-ddpm, fashion-lfm or fashion-lfm-dit; or a judge of images: "
+            "fashion-judge, digits-judge"
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="model directory to write [default: models/RECIPE]")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="where checkpoints are kept")] = None,
@@ -32,8 +36,30 @@ def command(
     import torch
 
     from fewstep.tasks.training.entry import train_entry
+    from fewstep.tasks.training.judge import JUDGE_RECIPES, train_judge
     from fewstep.tasks.training.recipes import training_recipe
 
+    begun = time.monotonic()
+
+    def show(stage: str, step: int, total: int, loss: float) -> None:
+        if not as_json:
+            typer.echo(f"{stage} step {step}/{total}  loss {loss:.4f}  {time.monotonic() - begun:.0f} s")
+
+    def finish(target: Path, figures: dict[str, Any]) -> None:
+        if as_json:
+            print_json({"folder": target, **figures})
+        else:
+            typer.echo(f"{target}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
+
+    if threads:
+        torch.set_num_threads(threads)
+    if recipe in JUDGE_RECIPES:
+        if autoencoder_steps is not None:
+            raise ConfigurationError(f"{recipe} has no autoencoder: leave --autoencoder-steps out")
+        judge = JUDGE_RECIPES[recipe].model_copy(update={} if steps is None else {"steps": steps})
+        folder = out or Path("models") / recipe
+        finish(folder, train_judge(judge, folder, device, show))
+        return
     chosen = training_recipe(recipe)
     if steps is not None:
         chosen = chosen.model_copy(update={"steps": steps})
@@ -42,18 +68,6 @@ def command(
             raise ConfigurationError(f"{recipe} has no autoencoder: leave --autoencoder-steps out")
         fewer = chosen.autoencoder.model_copy(update={"steps": autoencoder_steps})
         chosen = chosen.model_copy(update={"autoencoder": fewer})
-    if threads:
-        torch.set_num_threads(threads)
     target = out or Path("models") / chosen.name
     kept = checkpoints or Path.home() / ".cache" / "fewstep" / "checkpoints" / chosen.name
-    begun = time.monotonic()
-
-    def show(stage: str, step: int, total: int, loss: float) -> None:
-        if not as_json:
-            typer.echo(f"{stage} step {step}/{total}  loss {loss:.4f}  {time.monotonic() - begun:.0f} s")
-
-    figures = train_entry(chosen, target, kept, device, show)
-    if as_json:
-        print_json({"folder": target, **figures})
-    else:
-        typer.echo(f"{target}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
+    finish(target, train_entry(chosen, target, kept, device, show))

@@ -1,4 +1,6 @@
-"""Sample any model with torchdiffeq's solvers: the many-step teacher, and baselines that owe nothing to our tables.
+"""Sample any model with ODE solvers: the many-step teacher, and baselines that owe nothing to our tables.
+
+The solvers are torchdiffeq's, but for dopri5 with steps of each image's own: that one is `dopri5.py`.
 
 Every model is integrated as a flow y_t = (1 - t) x0 + t eps from t = 1 to 0 along v = E[eps - x0 | y_t]. A state x
 of another family maps to y = x / (alpha + sigma) at t = sigma / (alpha + sigma), where lambda is the same, so its
@@ -16,66 +18,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, EvaluationError
+from fewstep.search_spaces.ode import ADAPTIVE, FIXED_CALLS, OdeSettings
+from fewstep.tasks.flow.dopri5 import RowVelocity, integrate_each
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.noise_families import FlowMatching
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.sampling.compile import START_RANGE
 
+__all__ = ["OdeSampler", "OdeSamples", "OdeSettings"]
+
 Velocity = Callable[[Tensor, float], Tensor]
-On = Callable[[Sequence[int]], Callable[[Tensor, float], Tensor]]
-ADAPTIVE = "dopri5"
-# Our name, torchdiffeq's name, calls a step.
-FIXED = {"euler": ("euler", 1), "midpoint": ("midpoint", 2), "heun": ("heun2", 2)}
-
-
-@dataclass(frozen=True)
-class OdeSettings:
-    """Solver and accuracy.
-
-    `method` is dopri5 (adaptive, to `atol` + `rtol` |y| in root mean square over an image's entries, in at most
-    `max_steps` steps) or euler, midpoint or heun in a fixed number of `steps`, on equal steps of t (bent by a flow's
-    shift) or on falling `times` in [0, 1], one more than steps. `control` is for dopri5: `image` integrates each
-    image alone, so that its sample and its NFE depend on nothing else; `batch` takes common steps which are as short
-    as the worst image needs, faster, but samples then depend on the batch, within the tolerance.
-    """
-
-    method: str = ADAPTIVE
-    steps: int = 0
-    times: tuple[float, ...] = ()
-    atol: float = 1e-5
-    rtol: float = 1e-5
-    control: Literal["image", "batch"] = "image"
-    max_steps: int = 10_000
-
-    def __post_init__(self) -> None:
-        if self.method != ADAPTIVE and self.method not in FIXED:
-            known = ", ".join([ADAPTIVE, *FIXED])
-            raise ConfigurationError(f"unknown ODE method {self.method!r}: choose one of {known}")
-        if self.method == ADAPTIVE:
-            if self.steps or self.times:
-                raise ConfigurationError(
-                    f"{ADAPTIVE} chooses its own steps: leave out steps and times, give atol, rtol"
-                )
-            if not (self.atol > 0 and self.rtol > 0 and self.max_steps > 0):
-                raise ConfigurationError(
-                    f"atol = {self.atol}, rtol = {self.rtol}, max_steps = {self.max_steps}: all must be positive"
-                )
-        elif self.times:
-            falling = all(a > b for a, b in zip(self.times, self.times[1:], strict=False))
-            if not (len(self.times) > 1 and falling and self.times[-1] >= 0 and self.times[0] <= 1):
-                raise ConfigurationError(f"times {self.times}: give two or more that fall within [0, 1]")
-            if self.steps not in (0, len(self.times) - 1):
-                raise ConfigurationError(f"steps = {self.steps} but {len(self.times)} times: leave one of them out")
-        elif self.steps < 1:
-            raise ConfigurationError(f"steps = {self.steps}: {self.method} needs at least one step, or times")
-        if self.control not in ("image", "batch"):
-            raise ConfigurationError(f"unknown control {self.control!r}: choose image or batch")
+# The denoiser of a list of image indices. For dopri5 with control `image` it is told a time for each image, (B,).
+On = Callable[[Sequence[int]], Callable[[Tensor, float | Tensor], Tensor]]
+TORCHDIFFEQ = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +58,10 @@ def flow_time(noise: NoiseSchedule, lambda_: float) -> float:
 
 
 def model_velocity(
-    denoiser: Callable[[Tensor, float], Tensor], noise: NoiseSchedule, output: str, dtype: torch.dtype | None = None
+    denoiser: Callable[[Tensor, float | Tensor], Tensor] | Callable[[Tensor, float], Tensor],
+    noise: NoiseSchedule,
+    output: str,
+    dtype: torch.dtype | None = None,
 ) -> Velocity:
     """v(y, t) of a denoiser with raw outputs of the type `output`, which is called in `dtype` (y's own)."""
 
@@ -108,6 +71,29 @@ def model_velocity(
         means = noise.output_map(output, lambda_)
         raw = denoiser((x * noise.input_scale(lambda_)).to(dtype or y.dtype), noise.time(lambda_))
         return (means.eps_x - means.x0_x) * x + (means.eps_o - means.x0_o) * raw.to(y.dtype)
+
+    return v
+
+
+def velocity_of_each(
+    on: On, indices: Sequence[int], noise: NoiseSchedule, output: str, dtype: torch.dtype
+) -> RowVelocity:
+    """The same where every image has a time of its own; `indices` are those of the whole batch."""
+    held: tuple[list[int], Callable[[Tensor, float | Tensor], Tensor]] | None = None
+
+    def v(y: Tensor, t: Tensor, rows: list[int]) -> Tensor:
+        nonlocal held
+        if held is None or held[0] != rows:
+            held = list(rows), on([indices[row] for row in rows])
+        facts = []
+        for lambda_ in map(lambda_of, t.tolist()):
+            means = noise.output_map(output, lambda_)
+            weights = means.eps_x - means.x0_x, means.eps_o - means.x0_o
+            facts.append((sum(noise.alpha_sigma(lambda_)), noise.input_scale(lambda_), *weights, noise.time(lambda_)))
+        table = torch.tensor(facts, dtype=torch.float64, device=y.device)
+        scale, given, of_x, of_raw = (table[:, i].reshape(-1, *(1,) * (y.ndim - 1)) for i in range(4))
+        x = scale * y
+        return of_x * x + of_raw * held[1]((given * x).to(dtype), table[:, 4]).to(y.dtype)
 
     return v
 
@@ -156,7 +142,7 @@ def integrate(velocity: Velocity, y: Tensor, times: Sequence[float], settings: O
         else:
             # Only the two ends are kept, whatever the number of steps.
             options = {"grid_constructor": lambda *_: grid}
-            solution = odeint(func, y, two, method=FIXED[settings.method][0], options=options)
+            solution = odeint(func, y, two, method=TORCHDIFFEQ[settings.method], options=options)
     except AssertionError as error:  # torchdiffeq's only way to say so
         raise EvaluationError(f"{settings.method} gave up between t = {first:g} and {last:g}: {error}") from error
     out: Tensor = solution[-1]
@@ -192,7 +178,7 @@ class OdeSampler:
         """Denoiser calls an image, None where the solver decides."""
         if self.settings.method == ADAPTIVE:
             return None
-        return FIXED[self.settings.method][1] * (len(self._solved) - 1) + len(self.times) - len(self._solved)
+        return FIXED_CALLS[self.settings.method] * (len(self._solved) - 1) + len(self.times) - len(self._solved)
 
     @torch.inference_mode()
     def __call__(self, noise: Tensor, indices: Sequence[int] | None = None) -> OdeSamples:
@@ -203,25 +189,23 @@ class OdeSampler:
         indices = range(len(noise)) if indices is None else indices
         if len(indices) != len(noise):
             raise ConfigurationError(f"{len(noise)} noises for {len(indices)} image indices: give one of each an image")
-        alone = self.settings.method == ADAPTIVE and self.settings.control == "image"
-        size = 1 if alone else max(1, len(noise))
-        parts, nfe = [noise[:0]], []
-        for i in range(0, len(noise), size):
-            x, calls = self._batch(noise[i : i + size], indices[i : i + size])
-            parts.append(x)
-            nfe += [calls] * len(x)
-        return OdeSamples(torch.cat(parts), tuple(nfe))
-
-    def _batch(self, noise: Tensor, indices: Sequence[int]) -> tuple[Tensor, int]:
-        velocity = model_velocity(self.on(indices), self.noise, self.output, noise.dtype)
+        if not len(noise):
+            return OdeSamples(noise, ())
         first = lambda_of(self.times[0])
         y = noise.double() * (self.noise.prior_scale(first) / sum(self.noise.alpha_sigma(first)))
-        calls = 0
-        if len(self._solved) > 1:
-            y, calls = integrate(velocity, y, self._solved, self.settings)
+        nfe = [0] * len(noise)
+        each = velocity_of_each(self.on, indices, self.noise, self.output, noise.dtype)
+        together = model_velocity(self.on(indices), self.noise, self.output, noise.dtype)
+        s = self.settings
+        if s.method == ADAPTIVE and s.control == "image":
+            y, nfe = integrate_each(each, y, self._solved[0], self._solved[-1], s.atol, s.rtol, s.max_steps)
+        elif len(self._solved) > 1:
+            y, calls = integrate(together, y, self._solved, s)
+            nfe = [calls] * len(noise)
         if len(self._solved) < len(self.times):
             t = self._solved[-1]
-            y, calls = y - t * velocity(y, t), calls + 1
+            y, nfe = y - t * together(y, t), [calls + 1 for calls in nfe]
         if not bool(torch.isfinite(y).all()):
-            raise EvaluationError(f"{self.settings.method} made values that are not finite: its steps explode")
-        return (sum(self.noise.alpha_sigma(lambda_of(self.times[-1]))) * y).to(noise.dtype), calls
+            raise EvaluationError(f"{s.method} made values that are not finite: its steps explode")
+        x = (sum(self.noise.alpha_sigma(lambda_of(self.times[-1]))) * y).to(noise.dtype)
+        return OdeSamples(x, tuple(nfe))

@@ -68,6 +68,19 @@ def paired_difference(
     return Interval(value, value - half, value + half)
 
 
+def share_interval(count: int, of: int, level: float = 0.95) -> Interval:
+    """`count` / `of` with Wilson's interval for a share (Wilson 1927), which stays within [0, 1].
+
+    Raises ConfigurationError for another level, or where `count` is not within 0 and `of`.
+    """
+    if not (0 <= count <= of and of > 0 and 0.0 < level < 1.0):
+        raise ConfigurationError(f"a share needs 0 <= count <= of and a level in (0, 1); got {count} of {of}, {level}")
+    share, z = count / of, float(scipy.stats.norm.ppf((1.0 + level) / 2.0))
+    centre = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z / (1 + z * z / of) * float(np.sqrt(share * (1 - share) / of + z * z / (4 * of * of)))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
 def _distances(
     reference: FrechetReference, groups: Sequence[Moments]
 ) -> tuple[float, np.ndarray[tuple[int], np.dtype[np.float64]]]:

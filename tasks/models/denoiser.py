@@ -1,6 +1,7 @@
 """Give a network the one interface the samplers use: (x, time) -> raw output, for a batch of image indices.
 
-Shapes: x and output (B, C, H, W) float32; time is one Python number for the whole batch.
+Shapes: x and output (B, C, H, W) float32; time is one Python number for the whole batch, or a tensor (B,) with one for
+each image.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewstep.errors import ConfigurationError
 from fewstep.tasks.models.classifier import load_classifier
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ModelFiles
@@ -38,7 +40,7 @@ class Denoiser:
 
     def on(
         self, indices: Sequence[int], guidance: float | None = None, skips: Sequence[float] = ()
-    ) -> Callable[[Tensor, float], Tensor]:
+    ) -> Callable[[Tensor, float | Tensor], Tensor]:
         """The denoiser for the images `indices`; `guidance` goes before the conditions' own scale.
 
         A guided call runs the network on twice the batch.
@@ -52,17 +54,24 @@ class Denoiser:
         if scale != 1 and condition is not None and null is not None:
             doubled = torch.cat([null, condition])
 
-        def call(x: Tensor, time: float) -> Tensor:
+        def call(x: Tensor, time: float | Tensor) -> Tensor:
             self.calls += len(x)
             # A tensor: diffusers cuts a Python float to a whole step.
-            told = torch.tensor(time, dtype=torch.float32, device=x.device)
+            told = torch.as_tensor(time, dtype=torch.float32, device=x.device)
             with scaled_skips(self.network.module, skips):
                 if scale == 1:
                     output = self.network(x, told, condition)
                 else:
-                    without, with_ = self.network(torch.cat([x, x]), told, doubled).chunk(2)
+                    twice = torch.cat([told, told]) if told.ndim else told
+                    without, with_ = self.network(torch.cat([x, x]), twice, doubled).chunk(2)
                     output = without + scale * (with_ - without)
-            return output if self._classifier is None else self._guided(x, time, output, indices)
+            if self._classifier is None:
+                return output
+            if isinstance(time, Tensor):
+                raise ConfigurationError(
+                    "classifier guidance needs one time for the whole batch: use a schedule or a fixed-step ODE solver"
+                )
+            return self._guided(x, time, output, indices)
 
         return call
 

@@ -96,6 +96,12 @@ def test_golden_files_of_every_version_open(record):
         assert getattr(stored, record.unique[0]) == "golden"
 
 
+def test_golden_moments_have_their_sums_or_none():
+    (old,), (new,) = (Table(MomentsRecord, GOLDEN / "moments" / version).records() for version in ("v1", "v2"))
+    assert old.sums == {}
+    assert new.sums == {"denoiser_calls": 21500.0, "right": 241.0}
+
+
 def test_the_golden_evaluation_has_its_values():
     (stored,) = Table(EvaluationRecord, GOLDEN / "evaluations" / "v1").records()
     assert stored.value == 1.25

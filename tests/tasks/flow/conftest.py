@@ -51,17 +51,21 @@ class Mixture:
         means = noise.output_map(output, lambda_)
         return (x0 - means.x0_x * x) / means.x0_o
 
-    def denoiser(self, noise: NoiseSchedule, output: str) -> Callable[[Tensor, float], Tensor]:
-        """As a model's network would be called: scaled input and the told time."""
+    def denoiser(self, noise: NoiseSchedule, output: str) -> Callable[[Tensor, float | Tensor], Tensor]:
+        """As a model's network would be called: scaled input and the told time, or one for each image."""
 
-        def call(x: Tensor, time: float) -> Tensor:
+        def call(x: Tensor, time: float | Tensor) -> Tensor:
+            if isinstance(time, Tensor):
+                return torch.cat([call(x[i : i + 1], float(time[i])) for i in range(len(x))])
             self.calls.append((len(x), time))
             lambda_ = noise.lambda_at(time)
             return self.raw(x / noise.input_scale(lambda_), output, noise, lambda_)
 
         return call
 
-    def on(self, noise: NoiseSchedule, output: str) -> Callable[[Sequence[int]], Callable[[Tensor, float], Tensor]]:
+    def on(
+        self, noise: NoiseSchedule, output: str
+    ) -> Callable[[Sequence[int]], Callable[[Tensor, float | Tensor], Tensor]]:
         """The same for any image indices."""
         return lambda _: self.denoiser(noise, output)
 
