@@ -84,7 +84,8 @@ class Distance:
         finally:
             hook.remove()
         seen: Tensor = found[0]
-        return torch.nn.functional.normalize(seen, dim=1) * float(seen.shape[1]) ** 0.5
+        unit: Tensor = torch.nn.functional.normalize(seen, dim=1)
+        return unit * seen.shape[1] ** 0.5
 
     def _classified(self) -> Features:
         folder = self._denoiser.files.root / "classifier"

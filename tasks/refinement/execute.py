@@ -5,13 +5,14 @@ Shapes: x (B, C, H, W); a table's numbers are float64 tensors, as `TablesOf` mak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fewstep.search_spaces.schedule import Threshold
+from fewstep.tasks.refinement.tables import Numbers
 from fewstep.tasks.sampling.compile import SolverTables
 from fewstep.tasks.sampling.execute import Term, combine, threshold
 
@@ -43,16 +44,16 @@ def counted(denoiser: Call, cost: Cost) -> Call:
     return call
 
 
-def run(numbers: Mapping[str, Tensor], tables: SolverTables, denoiser: Call, noise: Tensor) -> Tensor:
+def run(numbers: Numbers, tables: SolverTables, denoiser: Call, noise: Tensor) -> Tensor:
     """From standard normal noise to samples, same shape. `tables` says what is not differentiated."""
-    held: list[Tensor] = [noise * numbers["prior_scale"].to(noise)]
-    P, Q, bias = numbers["P"], numbers["Q"], numbers["bias"]
+    held: list[Tensor] = [noise * numbers.prior_scale.to(noise)]
+    P, Q, bias = numbers.P, numbers.Q, numbers.bias
     for k, called in enumerate(tables.called):
         node = held[2 * k]
         if called:
-            scale = numbers["input_scales"][k].to(node)
-            output = denoiser(node * scale, numbers["times"][k])
-            held.append(_limited(tables.threshold, numbers["clean"][k].to(node), node, output))
+            scale = numbers.input_scales[k].to(node)
+            output = denoiser(node * scale, numbers.times[k])
+            held.append(_limited(tables.threshold, numbers.clean[k].to(node), node, output))
         else:
             held.append(torch.zeros_like(node))
         terms = [(2 * j + i, table[k, j]) for j in range(k, -1, -1) for i, table in enumerate((P, Q))]

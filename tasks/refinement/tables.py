@@ -10,6 +10,7 @@ Shapes: theta (n,); values (m,), all arrays of the tables one after the other; j
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,19 @@ Compile = Callable[[SolverSchedule], SolverTables]
 # The cube root of float64's precision, where truncation and rounding of a central difference are equal.
 DIFFERENCE = 6e-6
 FIELDS = ("P", "Q", "times", "input_scales", "prior_scale", "clean", "bias")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What `SolverTables` holds, as tensors: P and Q (K, K, ...), times and scales K scalars, clean (K, 2), bias."""
+
+    P: Tensor
+    Q: Tensor
+    times: tuple[Tensor, ...]
+    input_scales: tuple[Tensor, ...]
+    prior_scale: Tensor
+    clean: Tensor
+    bias: Tensor
 
 
 def packed(tables: SolverTables) -> list[Array]:
@@ -80,8 +94,8 @@ class TablesOf:
                         column[offset + k * width : offset + (k + 1) * width] = (ours[k] - base[k]).ravel()
                     offset += ours.size
 
-    def __call__(self, theta: Tensor) -> dict[str, Tensor]:
-        """The tables' numbers by field, as float64 tensors on theta's device that carry its gradient."""
+    def __call__(self, theta: Tensor) -> Numbers:
+        """The tables' numbers as float64 tensors on theta's device that carry its gradient."""
         flat = _Values.apply(theta, self)
         shapes = [part.shape for part in packed(self.tables(_numbers(theta)))]
         fields, offset = {}, 0
@@ -89,7 +103,13 @@ class TablesOf:
             size = int(np.prod(shape))
             fields[name] = flat[offset : offset + size].reshape(shape)
             offset += size
-        return fields
+        times, scales = list(fields["times"].unbind()), list(fields["input_scales"].unbind())
+        # The first point stays where it is. Saying so spares the way back through its call.
+        scales[0] = scales[0].detach()
+        if not any(block.part == "shifts" for block in self.parameters.blocks):
+            times[0] = times[0].detach()
+        prior = fields["prior_scale"].detach()
+        return Numbers(fields["P"], fields["Q"], tuple(times), tuple(scales), prior, fields["clean"], fields["bias"])
 
 
 def _numbers(theta: Tensor) -> Array:

@@ -1,0 +1,109 @@
+"""A refinement of the bundled digits model: better on noise it never saw, resumable to the bit, counted to the call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.refinement.plan import RefinePlan
+from fewstep.tasks.refinement.tune import Check, Refined, Refinement
+from fewstep.tasks.sampling.compile import compile_schedule
+from fewstep.tasks.sampling.execute import Program
+from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.sampling.noise import starting_noise
+
+FILES = find_model("digits-ddpm")
+START = preset_on_grid("dpmpp-2m/karras-zero", FILES.noise, 3)
+TEACHER = preset_on_grid("unipc-2-bh2/karras-zero", FILES.noise, 16)
+PLAN = RefinePlan(images=32, validation=16, batch=8, iterations=24, check_every=8, distance="pixel", speed=2.0)
+
+
+def _samples(schedule: SolverSchedule, denoiser: Denoiser, seed: int, count: int) -> torch.Tensor:
+    tables = compile_schedule(schedule, FILES.noise, FILES.prediction_type)
+    with torch.no_grad():
+        return Program(tables)(denoiser.on(range(count)), starting_noise(seed, 0, count, FILES.shape))
+
+
+@pytest.fixture(scope="module")
+def refined() -> Refined:
+    return Refinement(START, TEACHER, Denoiser(FILES), PLAN).run()
+
+
+def test_the_distance_to_the_teacher_falls_on_fresh_noise(refined: Refined) -> None:
+    denoiser, seed = Denoiser(FILES), 77
+    target = _samples(TEACHER, denoiser, seed, 48)
+    before, after = (
+        float((_samples(s, denoiser, seed, 48) - target).square().mean()) for s in (refined.start, refined.best)
+    )
+    assert after < 0.7 * before
+    assert refined.gain > 0.3
+
+
+def test_checks_are_the_mean_square_distance_of_what_comes_back(refined: Refined) -> None:
+    denoiser, seed = Denoiser(FILES), PLAN.noise_seed
+    count = PLAN.images + PLAN.validation
+    target = _samples(TEACHER, denoiser, seed, count)
+    for schedule, expected in (
+        (refined.start, refined.checks[0].loss),
+        (refined.best, min(c.loss for c in refined.checks)),
+        (refined.averaged, min(c.averaged for c in refined.checks)),
+    ):
+        held_out = (_samples(schedule, denoiser, seed, count) - target)[PLAN.images :]
+        assert float(held_out.square().mean()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_every_call_is_counted(refined: Refined) -> None:
+    checks = len(refined.checks) * 2 - 1  # the start is checked once
+    forward = 48 * TEACHER.nfe + 24 * 8 * 3 + checks * 16 * 3
+    assert refined.cost.forward == forward
+    assert refined.cost.backward == 24 * 8 * 3
+    assert refined.cost.calls <= PLAN.calls(START.nfe, TEACHER.nfe)
+
+
+def test_a_killed_refinement_goes_on_to_the_same_end(refined: Refined, tmp_path: Path) -> None:
+    def kill(check: Check) -> None:
+        if check.iteration == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Refinement(START, TEACHER, Denoiser(FILES), PLAN, folder=tmp_path).run(kill)
+    denoiser = Denoiser(FILES)
+    again = Refinement(START, TEACHER, denoiser, PLAN, folder=tmp_path).run()
+    assert (again.best.hash, again.averaged.hash) == (refined.best.hash, refined.averaged.hash)
+    assert (again.checks, again.cost) == (refined.checks, refined.cost)
+    assert denoiser.calls == 8 * 8 * 3 + 2 * 16 * 3, "only the last third was left to do"
+    third = Denoiser(FILES)
+    assert Refinement(START, TEACHER, third, PLAN, folder=tmp_path).run().best.hash == refined.best.hash
+    assert third.calls == 0
+
+
+def test_a_refined_schedule_is_a_schedule_file_with_its_origin(refined: Refined) -> None:
+    again = SolverSchedule.from_json(refined.best.to_json())
+    assert again.hash == refined.best.hash != START.hash
+    assert again.nfe == START.nfe
+    assert again.provenance["refinement"]["refined_from"] == START.hash
+    denoiser = Denoiser(FILES)
+    assert torch.equal(_samples(again, denoiser, 5, 4), _samples(refined.best, denoiser, 5, 4))
+
+
+def test_the_networks_own_features_are_a_distance_that_costs_a_call() -> None:
+    plan = PLAN.model_copy(update={"distance": "network", "iterations": 2, "check_every": 2, "parts": ("times",)})
+    denoiser = Denoiser(FILES)
+    found = Refinement(START, TEACHER, denoiser, plan).run()
+    assert found.cost.forward == denoiser.calls == 48 * (TEACHER.nfe + 1) + 2 * 8 * 4 + 3 * 16 * 4
+    # The first call of three sees nothing that times could change; the look at the samples goes back too.
+    assert found.cost.backward == 2 * 8 * 3
+    assert all(c.loss > 0 for c in found.checks)
+
+
+def test_bad_plans_say_what_to_do() -> None:
+    with pytest.raises(ConfigurationError, match="needs as many images"):
+        RefinePlan.build(batch=64, images=32)
+    with pytest.raises(ConfigurationError, match="parts"):
+        RefinePlan.build(parts=("colours",))
