@@ -19,36 +19,38 @@ from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.editing_evaluation import SAMPLER_NOTE, EditCandidate, Objectives, edit_candidate
 from fewstep.pipeline.editing_settings import EditSettings
 from fewstep.pipeline.s3_sampler import Recorder
-from fewstep.search_spaces.edit import EditConfig
+from fewstep.search_spaces.edit import PUBLISHED, EditConfig
 from fewstep.search_spaces.edit_space import EditSpace
 from fewstep.tasks.models.files import ModelFiles
 
 ATTEMPTS = 40
 OBJECTIVES = 3
-SEED_STRENGTHS = (2.0, 4.0, 6.0)
-SEED_WAYS = (
-    ("ddim/uniform-t@40", "ddim/uniform-t@40"),
-    ("dpm-solver-2m/uniform-t@10", "dpmpp-2m/uniform-t@10"),
-)
+STOCK_STRENGTHS = (2.0, 4.0, 6.0)
+FAST = ("dpm-solver-2m/uniform-t@10", "dpmpp-2m/uniform-t@10")
+# (strength, C): a small C brings the normal towards the difference of the sides' means.
+FAST_EDITS = ((3.0, 1.0), (5.0, 1.0), (3.0, 0.01))
 
 
 def seeds(space: EditSpace) -> list[EditConfig]:
-    """Edits to begin with: z alone and z with h at some strengths, by the published calls and by far fewer."""
+    """Edits to begin with: by the published calls at the base's step, then by far fewer at four steps.
+
+    All move z, since h alone is known to do little; the sampler tries the rest.
+    """
     found: dict[str, EditConfig] = {}
-    for inversion, generation in SEED_WAYS:
-        for strength in SEED_STRENGTHS:
-            for latent in ("z", "both"):
-                wanted = space.base.model_copy(
-                    update={
-                        "latent": latent,
-                        "strength_z": strength,
-                        "strength_h": strength if latent == "both" else 0.0,
-                        "inversion": inversion,
-                        "generation": generation,
-                    }
-                )
-                config = space.config(space.values(wanted))
-                found.setdefault(config.hash, config)
+
+    def add(**changes: object) -> None:
+        config = space.config(space.values(space.base.model_copy(update={"latent": "z", "strength_h": 0.0, **changes})))
+        found.setdefault(config.hash, config)
+
+    for strength in STOCK_STRENGTHS:
+        add(strength_z=strength, inversion=PUBLISHED, generation=PUBLISHED)
+    # From the second step on: at the very start there is next to no image left.
+    later = sorted(space.steps)[1:] or list(space.steps)
+    steps = [later[round(i * (len(later) - 1) / 4)] for i in range(4)]
+    for strength, C in FAST_EDITS:
+        for step in steps:
+            boundary = space.base.boundary.model_copy(update={"C": C})
+            add(step=step, strength_z=strength, inversion=FAST[0], generation=FAST[1], boundary=boundary)
     return list(found.values())
 
 
@@ -106,6 +108,14 @@ class EditProposer:
                     system_attrs=note,
                 )
             )
+        self._restore_parents([n for c, _, _ in candidates for n in c.parameters.get(SAMPLER_NOTE, {}).values()])
+
+    def _restore_parents(self, generations: Sequence[int]) -> None:
+        """NSGA-II settles a generation's parents when it first asks for them, and from then on has them in order."""
+        sampler = self._sampler(0)
+        if isinstance(sampler, NSGAIISampler):
+            for generation in range(1, max(generations, default=0) + 1):
+                sampler.get_parent_population(self._study, generation)
 
     def _ask(self, fixed: EditConfig | None, origin: str) -> EditCandidate | None:
         number = len(self._study.get_trials(deepcopy=False))

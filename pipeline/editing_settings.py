@@ -18,7 +18,7 @@ class EditSettings(BaseModel):
     """A search of edits of one subject.
 
     `budget` is in denoiser calls of the edits that are screened; boundaries, finals and the report are not counted.
-    `steps` are the edit steps (lambdas) to choose among. `schedules` are offered besides the presets for the way back;
+    `steps` are the edit steps (lambdas) to choose among. `schedules` are offered besides the presets as ways;
     decisions in `kept` stay as in `base`. `most_calls` bounds the calls of what is chosen, 0: no bound.
     """
 
@@ -30,14 +30,14 @@ class EditSettings(BaseModel):
     base: EditConfig
     schedules: tuple[SolverSchedule, ...] = ()
     kept: tuple[str, ...] = ()
-    sampler: EditSampler = "nsgaii"
+    sampler: EditSampler = "tpe"
     population: PositiveInt = 20
     seed: NonNegativeInt = 0
     budget: PositiveInt = 100_000
     screen_images: int = Field(64, ge=2)
     final_images: int = Field(200, ge=2)
     report_images: int = Field(500, ge=2)
-    finalists: PositiveInt = 10
+    finalists: PositiveInt = 8
     most_calls: NonNegativeInt = 0
 
     @classmethod

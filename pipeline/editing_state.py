@@ -104,16 +104,12 @@ class EditState:
                 self.proposer.tell(trial.candidate, objectives(record))
 
     def finalists(self) -> list[EditTrial]:
-        """The best balanced edit at each number of calls on the screened front, `finalists` of them at most."""
-        members = self.front(SCREEN)
-        by_balance = sorted(members, key=lambda t: -self._balance(t, SCREEN))
-        allowed = [t for t in by_balance if self._allowed(t, SCREEN)]
-        # Half of them for what is chosen, the rest for the front's spread.
-        chosen = dict.fromkeys(id(t) for t in allowed[: (self.settings.finalists + 1) // 2])
-        spread = self._front(members, SCREEN, self.settings.finalists)
-        chosen |= dict.fromkeys(id(t) for t in spread)
-        by_id = {id(t): t for t in members}
-        return [by_id[key] for key in chosen][: self.settings.finalists]
+        """Who is judged again: of the front within the bound on calls, the best balanced, then the most spread out."""
+        members = [t for t in self.front(SCREEN) if self._allowed(t, SCREEN)]
+        most = self.settings.finalists
+        balanced = sorted(members, key=lambda t: -self._balance(t, SCREEN))[: (most + 1) // 2]
+        spread = self._front(members, SCREEN, most)
+        return list({t.candidate.trial: t for t in [*balanced, *spread]}.values())[:most]
 
     def front(self, rung: str) -> list[EditTrial]:
         """Trials at a rung that no other one dominates."""

@@ -30,6 +30,7 @@ INVERSION_CALLS = (4, 6, 8, 10, 14, 20, 28, 40)
 GENERATION_CALLS = (3, 4, 5, 6, 8, 10, 14, 20, 28, 40)
 STRENGTH = Range(0.5, 8.0)
 ETAS = (0.0, 0.25, 0.5, 1.0)
+WINDOWS = {"all": (0.0, 1.0), "first-half": (0.0, 0.5), "second-half": (0.5, 1.0), "first-quarter": (0.0, 0.25)}
 DECISIONS = ("step", "latent", "strength", "inversion", "generation", "eta", "rescale", "boundary")
 FLAG = Choice((False, True))
 
@@ -38,7 +39,7 @@ FLAG = Choice((False, True))
 class EditSpace:
     """Edits at one of `steps` (lambdas), with boundaries from up to `examples` images a side.
 
-    `schedules` are solver schedules that may be stretched over the way back instead of a preset. `kept` are decisions
+    `schedules` are solver schedules that may be stretched over either way instead of a preset. `kept` are decisions
     that stay as `base` has them.
     """
 
@@ -59,16 +60,20 @@ class EditSpace:
     def decisions(self) -> dict[str, Decision]:
         """What is searched, by parameter."""
         counts = sorted({max(8, self.examples // 4), max(8, self.examples // 2), self.examples})
+        schedules = [schedule.hash for schedule in self.schedules]
         groups: dict[str, dict[str, Decision]] = {
             "step": {"step": Choice(self.steps)},
             "latent": {"latent": Choice(("z", "h", "both"))},
             "strength": {"strength_z": STRENGTH, "strength_h": STRENGTH},
-            "inversion": {"inversion": Choice(INVERSIONS), "inversion_calls": Choice(INVERSION_CALLS)},
+            "inversion": {
+                "inversion": Choice((*INVERSIONS, *schedules)),
+                "inversion_calls": Choice(INVERSION_CALLS),
+            },
             "generation": {
-                "generation": Choice((*GENERATIONS, *(s.hash for s in self.schedules))),
+                "generation": Choice((*GENERATIONS, *schedules)),
                 "generation_calls": Choice(GENERATION_CALLS),
             },
-            "eta": {"eta": Choice(ETAS), "eta_from": Choice((0.0, 0.25, 0.5)), "eta_length": Choice((0.25, 0.5, 1.0))},
+            "eta": {"eta": Choice(ETAS), "eta_window": Choice(tuple(WINDOWS))},
             "rescale": {"rescale": FLAG},
             "boundary": {"C": Range(1e-4, 10.0, log=True), "standardise": FLAG, "images": Choice(tuple(counts))},
         }
@@ -87,9 +92,7 @@ class EditSpace:
         base = self.base
         latent = values.get("latent", base.latent)
         eta = values.get("eta", base.eta)
-        window = base.eta_window
-        if "eta_from" in values:
-            window = (values["eta_from"], min(1.0, values["eta_from"] + values["eta_length"]))
+        window = WINDOWS[values["eta_window"]] if "eta_window" in values else base.eta_window
         boundary = base.boundary
         if "C" in values:
             boundary = boundary.model_copy(update={name: values[name] for name in ("C", "standardise", "images")})
@@ -115,8 +118,7 @@ class EditSpace:
             "strength_z": config.strength_z or STRENGTH.low,
             "strength_h": config.strength_h or STRENGTH.low,
             "eta": config.eta,
-            "eta_from": config.eta_window[0],
-            "eta_length": config.eta_window[1] - config.eta_window[0],
+            "eta_window": next((name for name, ends in WINDOWS.items() if ends == config.eta_window), ""),
             "rescale": config.rescale,
             **config.boundary.model_dump(),
         }

@@ -31,7 +31,8 @@ NegativePrompt = Annotated[str, typer.Option("--negative-prompt", help="text: th
 JudgeFolder = Annotated[str, typer.Option("--judge", help="folder of a classifier of your own that judges success")]
 JudgeSteps = Annotated[int, typer.Option("--judge-steps", min=1, help="training steps of the judge, where it is made")]
 Schedules = Annotated[
-    list[Path] | None, typer.Option("--schedule", help="a schedule's file to try for the way back; may be repeated")
+    list[Path] | None,
+    typer.Option("--schedule", help="a schedule's file to try as a way besides presets; may be repeated"),
 ]
 Work = Annotated[Path | None, typer.Option("--work", help="keeps inversions and judges; by default in ~/.cache")]
 
@@ -174,7 +175,7 @@ def search_command(
     steps: Annotated[int, typer.Option(min=1, help="how many edit steps, even in time")] = 12,
     schedule: Schedules = None,
     keep: Annotated[str, typer.Option(help="decisions that are not searched, comma-separated")] = "",
-    sampler: Annotated[str, typer.Option(help="nsgaii, tpe or random (Optuna)")] = "nsgaii",
+    sampler: Annotated[str, typer.Option(help="tpe, nsgaii or random (Optuna)")] = "tpe",
     population: Annotated[int, typer.Option(min=2, help="of NSGA-II")] = 20,
     budget: Annotated[int, typer.Option(min=1, help="denoiser calls of screened edits")] = 100_000,
     most_calls: Annotated[int, typer.Option(min=0, help="bound on the calls of what is chosen; 0: none")] = 0,
@@ -257,7 +258,7 @@ def table_command(
     out: Annotated[Path, typer.Option("--out", help="searches that are kept; the same command goes on from there")],
     steps: Annotated[int, typer.Option(min=1, help="how many edit steps, even in time")] = 12,
     schedule: Schedules = None,
-    sampler: Annotated[str, typer.Option(help="nsgaii, tpe or random (Optuna)")] = "nsgaii",
+    sampler: Annotated[str, typer.Option(help="tpe, nsgaii or random (Optuna)")] = "tpe",
     budget: Annotated[int, typer.Option(min=1, help="denoiser calls of screened edits, an attribute")] = 100_000,
     most_calls: Annotated[int, typer.Option(min=0, help="bound on the calls of what is chosen; 0: none")] = 40,
     screen_images: Annotated[int, typer.Option(min=2, help="images that an edit is first tried on")] = 64,

@@ -4,8 +4,8 @@ BoundaryDiffusion ties the step to the mixing of the chain and observes that inv
 sampled ones; its program never looks for the step. The criteria here are this project's own. Radii are mean norms of
 z over sqrt(D (alpha^2 + sigma^2)), so that pure noise has 1:
 
-    shell   the cleanest step from which on, towards noise, the sampled radius stays within `tolerance` of 1: there the
-            chain has mixed, as far as the radius tells
+    shell   the cleanest step from which on, towards noise, the sampled radius stays within `tolerance` of that at the
+            noisiest step: there the chain has mixed, as far as the radius tells
     peak    the step at which inverted latents lie deepest inside the shell of the sampled ones
     gap     the noisiest step from which on, towards clean, |r_sampled - r_inverted| stays within `tolerance`
 
@@ -60,7 +60,7 @@ def radius(step: float, noise: NoiseSchedule, sampled: Tensor, inverted: Tensor)
 def critical_step(radii: Sequence[Radius], criterion: Criterion = "shell", tolerance: float = TOLERANCE) -> Radius:
     """The critical step among those looked at, in any order.
 
-    Where no step is within the tolerance, it is the noisiest one for `shell`, the cleanest for `gap`.
+    Where no other step is within the tolerance, it is the noisiest one for `shell`, the cleanest for `gap`.
     ConfigurationError without any step or for an unknown criterion.
     """
     if not radii:
@@ -68,8 +68,8 @@ def critical_step(radii: Sequence[Radius], criterion: Criterion = "shell", toler
     from_noise = sorted(radii, key=lambda r: r.step)
     match criterion:
         case "shell":
-            mixed = list(takewhile(lambda r: abs(r.sampled - 1) <= tolerance, from_noise))
-            return mixed[-1] if mixed else from_noise[0]
+            shell = from_noise[0].sampled
+            return list(takewhile(lambda r: abs(r.sampled - shell) <= tolerance, from_noise))[-1]
         case "peak":
             return max(from_noise, key=lambda r: r.gap)
         case "gap":

@@ -1,0 +1,171 @@
+"""`fewstep edit`: the whole way on the digits model, by text, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.tasks.models.classifier import SmallClassifier
+from fewstep.tasks.models.files import ZOO
+
+JUDGE = ZOO / "digits-ddpm" / "classifier"
+WAYS = ("--inversion", "dpm-solver-2m/uniform-t@6", "--generation", "dpmpp-2m/uniform-t@6")
+Run = Callable[..., Any]
+
+
+def fit(run: Run, out: Path, *more: object) -> Any:
+    asked = ("--model", "digits-ddpm", "--data", "digits", "--attribute", "nine", "--examples", 24, "--judge", JUDGE)
+    fast = ("--fit-way", "dpm-solver-2m/uniform-t@6", "--work", out.parent / "work")
+    return run("edit", "fit", *asked, *fast, *WAYS, "--out", out, "--json", *more)
+
+
+def test_fit_then_apply(run: Run, tmp_path: Path) -> None:
+    told = fit(run, tmp_path / "nine", "--step", 600).json
+    assert told["time"] == pytest.approx(600)
+    assert set(told["boundaries"]) == {"z", "h"}
+    assert all(0.6 < fact["accuracy"] <= 1 for fact in told["boundaries"].values())
+    applied = run(
+        "edit", "apply", "--boundary", tmp_path / "nine", "--out", tmp_path / "edited", "--strengths", "0,6",
+        "--count", 12, "--work", tmp_path / "work", "--json",
+    ).json  # fmt: skip
+    still, strong = applied["strengths"]
+    assert strong["success"] > still["success"]
+    assert still["identity"] > strong["identity"]
+    assert (still["nfe"], applied["images"]) == (12, 12)
+    assert len(list((tmp_path / "edited" / "strength_6").glob("*.png"))) == 12
+    assert Image.open(applied["files"]["grid.png"]).size[0] > 300
+
+
+def test_own_images_are_edited_and_of_another_size_refused(run: Run, tmp_path: Path) -> None:
+    fit(run, tmp_path / "nine", "--step", "lambda=-1.5", "--latent", "z")
+    apply = ("edit", "apply", "--boundary", tmp_path / "nine", "--out", tmp_path / "own", "--work", tmp_path / "work")
+    for side, name in ((8, "right"), (16, "wrong")):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.fromarray(np.full((side, side), 60 * i, np.uint8)).save(tmp_path / name / f"{i}.png")
+    told = run(*apply, "--images", tmp_path / "right", "--strengths", "2", "--json").json
+    assert told["images"] == 3
+    run(*apply, "--images", tmp_path / "wrong").refused("16x16", "8x8")
+
+
+def test_the_step_is_found_where_none_is_given(run: Run, tmp_path: Path) -> None:
+    told = fit(run, tmp_path / "nine", "--latent", "z").json
+    assert 0 < told["time"] < 999
+    assert json.loads((tmp_path / "nine" / "edit.json").read_text())["step"] == told["step"]
+
+
+@pytest.mark.slow
+def test_search_table_and_apply_of_what_was_found(run: Run, tmp_path: Path) -> None:
+    small = (
+        "--budget", 300, "--screen-images", 4, "--final-images", 6, "--report-images", 8, "--examples", 12,
+        "--fit-way", "dpm-solver-2m/uniform-t@4", "--steps", 4, "--judge", JUDGE, "--work", tmp_path / "work",
+    )  # fmt: skip
+    asked = ("--model", "digits-ddpm", "--data", "digits")
+    search = ("edit", "search", *asked, "--attribute", "nine", "--out", tmp_path / "s", *small)
+    told = run(*search, "--json").json
+    assert {"success", "identity", "frechet"} <= set(told["figures"])
+    assert all(Path(path).is_file() for path in told["files"].values())
+    run(*search).refused("--resume")
+    assert (
+        run("edit", "search", "--resume", "--out", tmp_path / "s", "--work", tmp_path / "work", "--json").json["edit"]
+        == told["edit"]
+    )
+    run(
+        "edit", "apply", "--boundary", tmp_path / "s", "--out", tmp_path / "a", "--no-judge", "--count", 3,
+        "--strengths", "1", "--work", tmp_path / "work",
+    )  # fmt: skip
+    assert (tmp_path / "a" / "grid.png").is_file()
+    table = (
+        "edit", "table", *asked, "--attributes", "nine,7/1", "--out", tmp_path / "t", *small, "--sweep-images", 4,
+        "--most-calls", 0,
+        "--csv", tmp_path / "e.csv", "--steps-csv", tmp_path / "c.csv", "--plot", tmp_path / "e.png",
+    )  # fmt: skip
+    rows = run(*table, "--json").json["rows"]
+    assert {r["method"] for r in rows} == {"none", "found", "found-by-ddim-40+40", "published", "real"}
+    assert {r["attribute"] for r in rows} == {"nine", "7-vs-1"}
+    text = (tmp_path / "c.csv").read_text()
+    assert text.startswith("# command: fewstep edit table")
+    steps = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    assert {"found", "shell", "peak", "gap", "t=300", "t=700", "T", "none", "sweep"} <= {s["role"] for s in steps}
+    best = min(float(s["below_best"]) for s in steps if s["role"] == "sweep" and s["attribute"] == "nine")
+    assert best == 0
+    # Everything is known by now: the same command only reads.
+    assert run(*table, "--json").json["rows"] == rows
+
+
+def test_text_edits_come_from_two_prompts(run: Run, tmp_path: Path, tiny_stable_diffusion: Path) -> None:
+    torch.manual_seed(0)
+    judge = SmallClassifier(3, 16, 2, width=8, feature_dim=8)
+    with torch.no_grad():
+        judge.head.weight.zero_()
+        judge.head.bias.copy_(torch.tensor([1.0, 0.0]))
+    # Nothing that an untrained pipeline makes has the attribute.
+    judge.save(tmp_path / "features")
+    asked = (
+        "--model", tiny_stable_diffusion, "--source", "text", "--prompt", "a cat", "--positive-prompt", "a red cat",
+        "--negative-prompt", "a blue cat", "--guidance", 2, "--features", tmp_path / "features", "--examples", 10,
+        "--judge", tmp_path / "features", "--fit-way", "ddim/uniform-t@3", "--work", tmp_path / "work",
+        "--inversion", "ddim/uniform-t@3", "--generation", "ddim/uniform-t@3", "--step", 400,
+    )  # fmt: skip
+    told = run("edit", "fit", *asked, "--out", tmp_path / "fit", "--force", "--json").json
+    assert set(told["boundaries"]) == {"z", "h"}
+    applied = run(
+        "edit", "apply", "--boundary", tmp_path / "fit", "--out", tmp_path / "a", "--count", 4, "--strengths", "0,8",
+        "--work", tmp_path / "work", "--json",
+    ).json  # fmt: skip
+    still, strong = (
+        np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "a" / f"strength_{s}").glob("*"))])
+        for s in (0, 8)
+    )
+    assert still.shape == (4, 16, 16, 3)
+    assert np.abs(still.astype(int) - strong).max() > 5
+    assert applied["strengths"][0]["identity"] == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--attribute", "wings"), ("unknown attribute 'wings'", "nine")),
+        (("--step", "soon"), ("step 'soon'", "lambda=-1.2")),
+        (("--step", "5000"), ("outside the model's range",)),
+        (("--data", "fashion"), ("1x28x28", "1x8x8")),
+        (("--source", "text"), ("prompts",)),
+        (("--inversion", "ddim"), ("ddim",)),
+        (("--examples", 100_000), ()),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, more: tuple[object, ...], words: object) -> None:
+    answer = fit(run, tmp_path / "nine", "--step", 500, "--latent", "z", *more)
+    if more[0] == "--examples":
+        # More than there are: the boundary is made of all there are.
+        assert answer.code == 0
+        return
+    answer.refused(*words)  # type: ignore[misc]
+    assert not (tmp_path / "nine").exists()
+
+
+def test_inseparable_sides_need_force(run: Run, tmp_path: Path) -> None:
+    """One class cut in two at random."""
+    from sklearn.datasets import load_digits
+
+    images = load_digits().images
+    for name, start in (("a", 0), ("b", 1)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(60):
+            pixels = np.asarray(images[2 * i + start] * 15, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i:03d}.png")
+    asked = (
+        "edit", "fit", "--model", "digits-ddpm", "--data", tmp_path / "data", "--attribute", "a/b", "--step", 500,
+        "--latent", "z", "--examples", 20, "--fit-way", "ddim/uniform-t@3", "--work", tmp_path / "work", "--out",
+        tmp_path / "f",
+    )  # fmt: skip
+    run(*asked).refused("near chance", "--force")
+    assert run(*asked, "--force", "--json").json["boundaries"]["z"]["accuracy"] <= 0.6
