@@ -43,8 +43,10 @@ class QuantizationConfig(BaseModel):
     momentum: float = Field(0.95, ge=0, lt=1, description="of the moving average `ema`")
     percentile: float = Field(99.9, gt=50, le=100)
     # How weights are rounded.
-    solver: Literal["adaround", "descent"] = Field(
-        "descent", description="Adam on rounding variables, or integer least squares layer after layer"
+    solver: Literal["adaround", "descent", "hybrid"] = Field(
+        "descent",
+        description="Adam on rounding variables, or integer least squares layer after layer; "
+        "hybrid: least squares for the temporal information block, Adam for the rest",
     )
     sweeps: PositiveInt = Field(6, description="of coordinate descent over a layer's codes, at most")
     restarts: NonNegativeInt = Field(30, description="perturbed descents of the temporal information block's layers")

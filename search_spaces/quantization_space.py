@@ -67,7 +67,7 @@ class QuantizationSpace:
             "percentile": Range(99.0, 99.99),
             "reconstruction": Choice(("none", "layer", "block") if learnt else ("none",)),
             "tib": Choice(("nearest", "layers", "tiar", "table") if learnt else ("nearest", "table")),
-            "solver": Choice(("descent", "adaround")),
+            "solver": Choice(("descent", "adaround", "hybrid")),
             "tib_bits": Choice((None, 4, 6, 8)),
             "fsc": Choice(("none", "tib", "all")),
             "images": Range(16, 256, log=True, whole=True),
@@ -119,7 +119,7 @@ class QuantizationSpace:
         activations = bool(values["activation_bits"] != FULL_PRECISION)
         learnt = bool(values["reconstruction"] != "none")
         block = bool(values["tib"] in ("tiar", "table"))
-        descent = values["solver"] == "descent"
+        descent, adaround = values["solver"] == "descent", values["solver"] == "adaround"
         match name:
             case "matmuls" | "granularity" | "activation_range" | "fsc":
                 return activations
@@ -132,13 +132,13 @@ class QuantizationSpace:
             case "iterations" | "rate":
                 return learnt and not descent
             case "tiar_iterations" | "tiar_rate":
-                return block and not descent
+                return block and adaround
             case "rounding_weight" | "warmup":
-                return (learnt or block) and not descent
+                return (learnt and not descent) or (block and adaround)
             case "sweeps":
-                return (learnt or block) and descent
+                return (learnt and descent) or (block and not adaround)
             case "restarts":
-                return block and descent
+                return block and not adaround
             case "images" | "steps":
                 return activations or learnt or block
             case _:
@@ -148,6 +148,10 @@ class QuantizationSpace:
         """Write one behaviour one way, once `name` is decided."""
         if name == "tib" and values["tib"] == "layers" and values["reconstruction"] == "none":
             values["tib"] = "nearest"
+        if name == "solver" and values[name] == "hybrid" and values["tib"] not in ("tiar", "table"):
+            values[name] = "adaround"
+        if name == "solver" and values[name] == "hybrid" and values["reconstruction"] == "none":
+            values[name] = "descent"
         if name == "solver" and values[name] == "descent" and values["reconstruction"] == "layer":
             # Descent goes layer after layer in any case.
             values["reconstruction"] = "block"

@@ -68,13 +68,14 @@ class Calibration:
         self.losses: dict[str, float] = {}
         if not all(bool(torch.isfinite(value).all()) for value in data.values()):
             raise EvaluationError("the calibration data are not finite: use a schedule that does not explode")
-        descent = self.config.solver == "descent"
+        solver = self.config.solver
         # Fitted layers know their activations too: there everything in the config counts.
-        key = _key(self.config, identity) if descent else rounding_key(self.config, identity)
-        name = f"{'descent' if descent else 'rounding'}-{key}.safetensors"
-        self._kept = Kept(None if folder is None else folder / name)
-        if not descent:
-            self._restore()
+        fitted = self._file(folder, f"descent-{_key(self.config, identity)}")
+        self._fitted = Kept(fitted if solver != "adaround" else None)
+        alone = rounding_key(self.config, identity) if solver == "adaround" else _key(self.config, identity)
+        rounded = self._file(folder, f"rounding-{alone}")
+        self._kept = Kept(rounded if solver != "descent" else None)
+        self._restore()
 
     def run(self) -> None:
         """Everything; the network is then quantised, switched on and ready."""
@@ -96,8 +97,11 @@ class Calibration:
         network.detach()
         network.switch(weights=False, activations="off")
         if config.tib in ("tiar", "table") and network.time_layers:
-            self._tiar()
-            self._keep(network.time_layers)
+            if config.solver == "hybrid":
+                Sequential(network, self._mixed(), self._fitted).fit_time_block(moments_of_block(self.data))
+            else:
+                self._tiar()
+                self._keep(network.time_layers)
         if config.tib == "table" and network.time_layers:
             self._tabulate()
         if config.tib != "layers":
@@ -119,7 +123,7 @@ class Calibration:
         config, network = self.config, self.network
         network.detach()
         network.switch(weights=False, activations="off")
-        fit, apart = Sequential(network, self._mixed(), self._kept), config.tib != "layers"
+        fit, apart = Sequential(network, self._mixed(), self._fitted), config.tib != "layers"
         rest = [name for name in fit.order if not apart or network.plans[name].role != "time"]
         rest = rest if config.reconstruction != "none" else []
         done, count = 0, len(rest) + 1
@@ -215,6 +219,10 @@ class Calibration:
         return {name: value[order] for name, value in self.data.items()}
 
     # -- disk -----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _file(folder: Path | None, name: str) -> Path | None:
+        return None if folder is None else folder / f"{name}.safetensors"
 
     def _names(self, unit: Unit) -> list[str]:
         ours = {id(layer): name for name, layer in self.network.layers.items()}

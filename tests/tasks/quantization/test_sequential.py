@@ -140,6 +140,26 @@ def test_every_treatment_of_the_block_works(tib: str, fsc: str, wrapped: Make, i
     assert error(network, twin, inputs()) < 0.5 * float(output(twin, inputs()).norm())
 
 
+def test_the_hybrid_fits_the_block_by_descent_and_rounds_the_rest_by_adam(
+    wrapped: Make, inputs: Make, tmp_path: Path
+) -> None:
+    adam = {"iterations": 3, "rate": 0.1, "batch": 8}
+    hybrid, _ = wrapped("w3a8-tfmq-paper", **(QUICK | adam | {"solver": "hybrid"}))
+    run = Calibration(hybrid, inputs(), tmp_path)
+    run.run()
+    fitted, _ = wrapped("w3a8-tfmq-paper", **QUICK)
+    Calibration(fitted, inputs()).run()
+    others = changed(hybrid, everything(fitted))
+    assert others and not others & set(hybrid.time_layers)
+    assert run.losses and "time" not in run.losses
+    # Both parts are read back.
+    again, _ = wrapped("w3a8-tfmq-paper", **(QUICK | adam | {"solver": "hybrid"}))
+    second = Calibration(again, inputs(), tmp_path)
+    second.run()
+    assert not second.losses
+    assert same(everything(again), everything(hybrid))
+
+
 def test_without_reconstruction_the_rest_stays_at_nearest(wrapped: Make, inputs: Make) -> None:
     network, _ = wrapped("w3a8-tfmq-paper", **QUICK, reconstruction="none")
     before = everything(network)
