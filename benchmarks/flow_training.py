@@ -48,7 +48,7 @@ from fewstep.tasks.worker import Worker, WorkerSettings
 
 PIXELS = "fashion-ddpm"
 RESULTS = Path("docs/results")
-TABLES = (RESULTS / "fashion_presets.csv", RESULTS / "fashion_flow.csv")
+TABLES = (RESULTS / "fashion_presets.csv", RESULTS / "fashion_front.csv", RESULTS / "fashion_flow.csv")
 NFES = (3, 4, 5, 6, 8, 10)
 MEASURED = ("ddim/uniform-t-zero", "dpmpp-2m/uniform-t-zero", "unipc-2-bh2/uniform-t-zero")
 REPORT_SEED = 1_000_003
@@ -139,33 +139,40 @@ class Known:
 def from_tables(files: ModelFiles, tables: Sequence[Path]) -> list[Known]:
     """The model's rows whose schedule can be built again."""
     stored = [load_schedule(p) for p in sorted((RESULTS / "schedules").glob("*.json"))]
-    by_hash = {s.hash: s for s in stored}
     found = []
     for table in tables:
         if not table.is_file():
             continue
         with table.open() as lines:
             for row in csv.DictReader(line for line in lines if not line.startswith("#")):
-                schedule = _again(row, files, by_hash)
+                schedule = _again(row, files, stored)
                 if schedule is not None and schedule.nfe <= max(NFES):
                     distance, images = float(row["value"]), int(row["images"])
                     found.append(Known(schedule, row["schedule"], distance, row["metric"], images))
     return found
 
 
-def _again(row: dict[str, str], files: ModelFiles, stored: dict[str, SolverSchedule]) -> SolverSchedule | None:
-    """The schedule of a table's row, None for another model's, a guided one or one that is not kept."""
-    unguided = row.get("guidance", "") in ("", "1", "1.0") and row.get("labels", "balanced") in ("", "balanced")
-    if row["model"] != files.name or not unguided:
+def _again(row: dict[str, str], files: ModelFiles, stored: Sequence[SolverSchedule]) -> SolverSchedule | None:
+    """The schedule of a table's row, with its guidance; None for another model's, or one that is not kept."""
+    if row["model"] != files.name or row.get("setting", "conditional") != "conditional":
         return None
-    name = row["schedule"]
-    schedule = stored.get(name) or next((s for s in stored.values() if s.name == name), None)
+    name, nfe = row["schedule"], float(row["nfe"])
+    same = [s for s in stored if name in (s.hash, s.name) and s.nfe == nfe]
+    schedule = same[0] if len({s.hash for s in same}) == 1 else None
     if schedule is None and "/" in name and "@" not in name:
         try:
-            schedule = preset_on_grid(name, files.noise, int(row["nfe"]))
+            schedule = preset_on_grid(name, files.noise, round(nfe))
         except ConfigurationError:
             return None
-    return schedule if schedule is not None and schedule.nfe == int(row["nfe"]) else None
+    if schedule is None or schedule.nfe != nfe:
+        return None
+    guidance = float(row.get("guidance") or 1.0)
+    return schedule if guidance == 1.0 else schedule.model_copy(update={"guidance": guidance})
+
+
+def evaluations(schedule: SolverSchedule) -> int:
+    """How often the network is evaluated for an image."""
+    return schedule.nfe * (1 if schedule.guidance in (None, 0.0, 1.0) else 2)
 
 
 def measured(model: str, files: ModelFiles, images: int, out: Path) -> list[Known]:
@@ -182,9 +189,9 @@ def measured(model: str, files: ModelFiles, images: int, out: Path) -> list[Know
 
 
 def cheapest(known: Sequence[Known], target: float) -> Known | None:
-    """Of the schedules that reach the target the one of fewest calls, then of least distance."""
+    """Of the schedules that reach the target the one of fewest evaluations, then of least distance."""
     good = [k for k in known if k.distance <= target]
-    return min(good, key=lambda k: (k.schedule.nfe, k.distance)) if good else None
+    return min(good, key=lambda k: (evaluations(k.schedule), k.distance)) if good else None
 
 
 def seconds_of(runs: dict[str, tuple[Worker, SolverSchedule]], rounds: int) -> dict[str, float]:
@@ -232,7 +239,13 @@ def sampling(model: str, options: argparse.Namespace) -> None:
         took = seconds_of({kind: (workers[kind], k.schedule) for kind, k in chosen.items()}, options.rounds)
         entry: dict[str, Any] = {"target": target, "ratio": took["latent"] / took["pixel"]}
         for kind, k in chosen.items():
-            entry[kind] = {"schedule": k.name, "nfe": k.schedule.nfe, "fid": k.distance, "seconds": took[kind]}
+            entry[kind] = {
+                "schedule": k.name,
+                "nfe": k.schedule.nfe,
+                "guidance": k.schedule.guidance,
+                "fid": k.distance,
+                "seconds": took[kind],
+            }
         targets.append(entry)
     first = known["pixel"][0]
     emit(
