@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -142,13 +142,14 @@ class Evaluator:
 
     def key(self, schedule: Sampler, rung: Rung, quantization: QuantizationConfig | None = None) -> str:
         """Content address of one evaluation."""
-        teacher = self.teacher.hash if rung.kind == "distance" and self.teacher else ""
+        teacher = self.teacher.hash if rung.kind in ("distance", "refine") and self.teacher else ""
         return content_key(
             **self._made_by(schedule, rung, quantization),
             images=rung.images,
             kind=rung.kind,
             reference=self.reference_hash,
             teacher=teacher,
+            **({"plan": rung.plan} if rung.plan else {}),
         )
 
     def base(self, schedule: Sampler, rung: Rung, quantization: QuantizationConfig | None = None) -> str:
@@ -185,6 +186,8 @@ class Evaluator:
         quantization = config.model_dump_json() if config else ""
         if rung.kind == "distance":
             tasks = [Task(key, "distance", text, rung.seed, 0, rung.images, self._teacher_json, quantization)]
+        elif rung.kind == "refine":
+            tasks = [Task(key, "refine", text, rung.seed, 0, rung.images, self._teacher_json, plan=rung.plan)]
         else:
             known = self._known(base)
             starts = [s for s in range(0, rung.images, GROUP) if not self._covers(known, s, rung.images)]
@@ -254,6 +257,8 @@ class Evaluator:
             try:
                 if pending.rung.kind == "distance":
                     value, low, high, metrics = self._score_distance(pending)
+                elif pending.rung.kind == "refine":
+                    value, metrics = self._take_refined(pending)
                 else:
                     value, low, high = self._score_frechet(pending)
                     metrics = self._of_sums(pending)
@@ -291,6 +296,14 @@ class Evaluator:
             finished_at=datetime.now(UTC),
             quantization=config.model_dump_json() if (config := pending.candidate.quantization) else "",
         )
+
+    def _take_refined(self, pending: _Pending) -> tuple[float, dict[str, float]]:
+        """The record of a refinement is about what came of it, not about its start."""
+        (result,) = pending.results.values()
+        if result.losses is None or isinstance(pending.candidate, OdeCandidate):
+            raise EvaluationError("a refinement came back without a schedule")
+        pending.candidate = replace(pending.candidate, schedule=SolverSchedule.from_json(result.refined))
+        return result.losses[1], {"loss_before": result.losses[0], "loss": result.losses[1]}
 
     def _score_distance(self, pending: _Pending) -> tuple[float, float, float, dict[str, float]]:
         (result,) = pending.results.values()

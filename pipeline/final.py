@@ -49,12 +49,13 @@ def winner(state: SearchState, nfe: int) -> Trial | None:
 
 
 def contenders(state: SearchState, nfe: int) -> dict[str, Trial]:
-    """By method name: the winner, and every preset on the grid where the search's judge liked it best."""
+    """By method name: the winner, and (unless the report leaves them out) every preset on its grid that judged best."""
     methods: dict[str, Trial] = {}
     found = winner(state, nfe)
     if found is not None:
         methods[FOUND] = found
-    by_hash = {t.candidate.schedule.hash: t for t in state.trials.values()}
+    # The first trial of a schedule: a refinement that failed still stands for its start.
+    by_hash = {t.candidate.schedule.hash: t for t in reversed(state.trials.values())}
     for solver in SEARCH_PRESETS:
         grids = [s.hash for name, s in state.presets[nfe].items() if name.startswith(f"{solver}/")]
         trials = [by_hash[h] for h in grids if h in by_hash]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from fewstep.pipeline.state import Trial
 
 ATTEMPTS = 40
+REFINED = "refine:"
+WARM_REFINED = "warm-start-refined"
 SEED_SOLVERS = ("unipc-2-bh2", "unipc-3-bh2", "dpmpp-3m")
 SEED_GRIDS = ("quadratic-zero", "uniform-lambda-zero", "karras-zero", "uniform-t-zero")
 
@@ -41,6 +43,16 @@ def analytic_first_steps(noise: NoiseSchedule, nfe: int) -> list[Genome]:
     names = [f"{solver}/{where}" for where in SEED_GRIDS for solver in SEED_SOLVERS]
     schedules = [preset_on_grid(name, noise, nfe + 1).model_copy(update={"first_call": "zero_x0"}) for name in names]
     return list(dict.fromkeys(to_genome(schedule) for schedule in schedules)) if nfe > 1 else []
+
+
+def is_refined(origin: str) -> bool:
+    """Whether a candidate came from a refinement in this search."""
+    return origin.startswith(REFINED)
+
+
+def is_outside(origin: str) -> bool:
+    """Whether a candidate's tables lie outside the space that is searched, so that the sampler learns nothing of it."""
+    return is_refined(origin) or origin == WARM_REFINED
 
 
 def _attributes(candidate: Candidate) -> dict[str, Any]:
@@ -101,24 +113,33 @@ class Proposer:
         self.space.suggest(trial)
         return self._register(trial, schedule, origin)
 
+    def admit(self, schedule: SolverSchedule, origin: str) -> Candidate:
+        """A schedule that is judged beside the others but lies outside the space: the sampler learns nothing of it."""
+        trial = self._ask({})
+        self._study.tell(trial, state=TrialState.FAIL)
+        return Candidate(trial.number, schedule, origin)
+
     def report(self, candidate: Candidate, value: float, step: int) -> None:
         """An intermediate value: what the trial scored at rung number `step`."""
-        self._trials[candidate.trial].report(value, step)
+        if not is_outside(candidate.origin):
+            self._trials[candidate.trial].report(value, step)
 
     def tell(self, candidate: Candidate, state: TrialState, objective: float | None) -> None:
         """Finish a trial."""
+        if is_outside(candidate.origin):
+            return
         values = objective if state == TrialState.COMPLETE else None
         self._study.tell(candidate.trial, values=values, state=state)
 
     def restore(self, trials: Mapping[int, Trial], objective: Callable[[Trial], float | None]) -> list[Trial]:
         """Rebuild the study from a search's trials; those whose objective is not known yet come back.
 
-        Numbers without a trial were refused proposals.
+        Numbers without a trial were refused proposals, those of refined schedules mean nothing to the sampler.
         """
         untold = []
         for number in range(max(trials, default=-1) + 1):
             trial = trials.get(number)
-            if trial is None:
+            if trial is None or is_outside(trial.candidate.origin):
                 self._study.add_trial(create_trial(state=TrialState.FAIL))
                 continue
             parameters = trial.candidate.parameters

@@ -12,17 +12,22 @@ from fewstep.pipeline.settings import SearchSettings
 
 @dataclass(frozen=True)
 class Rung:
-    """One kind of evaluation on how many images: `distance` to the teacher, `moments` for Frechet's, or `edit`."""
+    """One kind of evaluation on how many images: `distance` to a teacher, `moments` for Frechet's, `edit`, `refine`.
+
+    `plan` (JSON) says what a refinement does.
+    """
 
     name: str
-    kind: Literal["distance", "moments", "edit"]
+    kind: Literal["distance", "moments", "edit", "refine"]
     images: int
     seed: int
+    plan: str = ""
 
     @property
     def metric(self) -> str:
         """Name of the figure that decides at this rung."""
-        return {"distance": "teacher-distance", "moments": "frechet", "edit": "imbalance"}[self.kind]
+        names = {"distance": "teacher-distance", "moments": "frechet", "edit": "imbalance", "refine": "refinement-loss"}
+        return names[self.kind]
 
 
 def ladder(settings: SearchSettings) -> tuple[Rung, Rung, Rung, Rung]:

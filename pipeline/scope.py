@@ -25,7 +25,8 @@ class Scope:
     """The space of a search on a model's own range, and what its schedules are compiled with.
 
     Where quantisation is searched, `quantization` is its space and `calibration` the schedule along which all
-    networks are calibrated; where only quantisation is, that is also the schedule of every candidate.
+    networks are calibrated; where only quantisation is, that is also the schedule of every candidate. `teacher_nfe`
+    are the calls of the teacher that elites are refined to.
     """
 
     noise: NoiseSchedule
@@ -34,6 +35,7 @@ class Scope:
     statistics: ModelStatistics | None = None
     quantization: QuantizationSpace | None = None
     calibration: SolverSchedule | None = None
+    teacher_nfe: int = 0
 
     @classmethod
     def of(cls, settings: SearchSettings, files: ModelFiles) -> Scope:

@@ -18,12 +18,14 @@ from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.refinement.plan import RefinePlan
 
 SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "cmaes")
 # What the schedules' samplers are to the other spaces: these are searched on their Pareto front.
 FRONT_SAMPLERS = ("s3", "evolution")
 SPACES = ("schedule", "quantization", "joint")
 REPORT_SEED_OFFSET = 1_000_003
+LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
 
 
 class SearchSettings(BaseModel):
@@ -47,12 +49,15 @@ class SearchSettings(BaseModel):
     keep: float = Field(0.25, gt=0, le=1, description="share of candidates that the screen lets through")
     preset_grids: PositiveInt = Field(2, description="grids of each preset that the screen lets through")
     report_images: PositiveInt = 10_000
+    report_presets: bool = Field(True, description="whether the report judges presets beside the found schedules")
     conditions: Conditions = Field(default_factory=Conditions, description="labels or prompts, and guidance")
     statistics: str = Field("", description="file of the model's statistics")
     decisions: tuple[str, ...] = Field((), description="decisions searched besides the usual ones")
     guidance_range: tuple[float, float] | None = Field(None, description="lowest and highest searched guidance")
     quantized: str = Field("", description="folder of a quantised network that samples in the model's place")
     warm_start: tuple[str, ...] = Field((), description="schedules (JSON) that the search starts from")
+    refine: float = Field(0.0, ge=0, le=0.9, description="share of the budget that tunes elites by gradient")
+    refined_elites: PositiveInt = Field(2, description="schedules of each NFE that this share is divided among")
     space: Literal["schedule", "quantization", "joint"] = Field("schedule", description="what is searched")
     base_schedule: str = Field("", description="schedule (JSON) that quantised networks are calibrated with")
     calibration_iterations: NonNegativeInt = Field(200, description="most iterations of reconstruction for one unit")
@@ -76,6 +81,21 @@ class SearchSettings(BaseModel):
         if self.guidance_range and not 0 <= self.guidance_range[0] < self.guidance_range[1]:
             raise ValueError(f"guidance range {self.guidance_range}: give a lower and a higher scale, as 1:8")
         return self
+
+    @model_validator(mode="after")
+    def _can_refine(self) -> Self:
+        if self.refine and (self.space != "schedule" or self.quantized):
+            raise ValueError("gradients tune schedules of networks that are not quantised: leave --refine away")
+        return self
+
+    def refine_plan(self, nfe: int, teacher_nfe: int) -> RefinePlan:
+        """As many iterations as a schedule's part of the refinements' share pays, at least LEAST_ITERATIONS."""
+        most = self.refine * self.budget / (len(self.nfes) * self.refined_elites)
+        plans = [
+            RefinePlan(images=128, validation=64, iterations=n, check_every=25, seed=self.seed)
+            for n in range(LEAST_ITERATIONS, MOST_ITERATIONS + 1, 25)
+        ]
+        return next((p for p in reversed(plans) if p.calls(nfe, teacher_nfe) <= most), plans[0])
 
     @model_validator(mode="after")
     def _fits_its_space(self) -> Self:

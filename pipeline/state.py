@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from optuna.trial import TrialState
 
-from fewstep.pipeline.climb import WARM, Climb, Trial, Work
+from fewstep.pipeline.climb import WARM, Climb, Trial, Work, candidate_of
 from fewstep.pipeline.evaluation import Candidate
-from fewstep.pipeline.proposer import Proposer
-from fewstep.pipeline.rungs import promoted
+from fewstep.pipeline.proposer import REFINED, WARM_REFINED, Proposer, is_refined
+from fewstep.pipeline.rungs import Rung, promoted
 from fewstep.pipeline.s3_sampler import OnRefit
 from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
@@ -33,6 +33,7 @@ class SearchState(Climb):
 
     def __init__(self, settings: SearchSettings, scope: Scope, on_refit: OnRefit | None = None) -> None:
         super().__init__(settings)
+        self._teacher_nfe = scope.teacher_nfe
         self.proposer = Proposer(settings, scope, on_refit)
         self.presets = {nfe: all_presets(scope.noise, nfe) for nfe in settings.nfes}
         warm = [SolverSchedule.from_json(text) for text in settings.warm_start]
@@ -61,6 +62,8 @@ class SearchState(Climb):
     def _next_candidate(self) -> Candidate | None:
         if self._waiting_presets:
             origin, schedule = self._waiting_presets.popleft()
+            if schedule.corrections is not None:
+                return self.proposer.admit(schedule, WARM_REFINED)
             return self.proposer.enlist(schedule, origin)
         return self.proposer.propose(self._hungriest, set(self._by_hash)) if self._may_propose else None
 
@@ -69,6 +72,66 @@ class SearchState(Climb):
 
     def _drop_known(self) -> None:
         self._waiting_presets = deque(p for p in self._waiting_presets if p[1].hash not in self._by_hash)
+
+    # -- refinement -----------------------------------------------------------------------------------
+
+    def next_work(self) -> Work | None:
+        """As any search; once the searched share of the budget is spent, elites are refined before more is tried."""
+        if not self._pending and (work := self._next_refinement()):
+            return work
+        return super().next_work()
+
+    def _next_refinement(self) -> Work | None:
+        """The best judged schedule that was not refined yet, of the NFE with the fewest refinements."""
+        s = self.settings
+        searched = self.spent >= (1 - s.refine) * s.budget and not self._waiting_presets
+        if not (s.refine and searched and self._may_propose):
+            return None
+        starts = {origin.partition(":")[2] for t in self.trials.values() if is_refined(origin := t.candidate.origin)}
+        elites = {
+            nfe: [t for t in self.best(nfe, self.judge) if not is_refined(t.candidate.origin)][: s.refined_elites]
+            for nfe in s.nfes
+        }
+        waiting = {nfe: [t for t in trials if t.candidate.hash not in starts] for nfe, trials in elites.items()}
+        done = {nfe: self._refinements(nfe) for nfe in s.nfes}
+        open_ = [nfe for nfe in s.nfes if waiting[nfe] and done[nfe] < s.refined_elites]
+        if not open_:
+            return None
+        nfe = min(open_, key=lambda n: (done[n], n))
+        elite = waiting[nfe][0].candidate
+        candidate = self.proposer.admit(elite.schedule, f"{REFINED}{elite.hash}")
+        self._adopt(candidate)
+        return candidate, self._refinement(nfe)
+
+    def _refinements(self, nfe: int) -> int:
+        found = [t.candidate for t in self.trials.values()]
+        return sum(is_refined(c.origin) and c.schedule.nfe == nfe for c in found)
+
+    def _refinement(self, nfe: int) -> Rung:
+        plan = self.settings.refine_plan(nfe, self._teacher_nfe)
+        return Rung("refine", "refine", plan.images + plan.validation, plan.noise_seed, plan.model_dump_json())
+
+    def _adopt(self, candidate: Candidate) -> None:
+        if not is_refined(candidate.origin):
+            super()._adopt(candidate)
+            return
+        # Under way it is known by its start, which has a trial of its own.
+        nfe = candidate.schedule.nfe
+        self.trials[candidate.trial] = Trial(candidate)
+        self._by_hash.setdefault(candidate.hash, candidate.trial)
+        self._committed[nfe] += self.settings.refine_plan(nfe, self._teacher_nfe).calls(nfe, self._teacher_nfe)
+
+    def _take_refined(self, trial: Trial, record: EvaluationRecord) -> None:
+        """What came of a refinement goes straight to the judge, unless it is what it started from."""
+        if record.status != "complete":
+            self._finish(trial, TrialState.FAIL)
+            return
+        trial.candidate = candidate_of(record)
+        known = self._by_hash.setdefault(trial.candidate.hash, trial.candidate.trial)
+        if known == trial.candidate.trial:
+            self._promote(trial)
+        else:
+            self._finish(trial, TrialState.PRUNED)
 
     # -- what was learned -----------------------------------------------------------------------------
 
@@ -92,7 +155,9 @@ class SearchState(Climb):
 
     def _decide(self, trial: Trial, record: EvaluationRecord) -> None:
         complete = record.status == "complete" and record.value is not None
-        if record.rung == self.judge.name:
+        if record.rung == "refine":
+            self._take_refined(trial, record)
+        elif record.rung == self.judge.name:
             self._finish(trial, TrialState.COMPLETE if complete else TrialState.FAIL)
         elif record.rung == self.screen.name:
             if record.value is not None:
@@ -101,7 +166,7 @@ class SearchState(Climb):
                 self._finish(trial, TrialState.FAIL)
             if record.origin.startswith("preset:"):
                 self._promote_presets(record)
-            elif record.origin == WARM and complete:
+            elif record.origin in (WARM, WARM_REFINED) and complete:
                 self._promote(trial)
             elif record.value is not None and complete:
                 if promoted(record.value, self._screened[record.nfe], self.settings.keep):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -84,7 +84,7 @@ class Study:
                 f"the schedules to start from have NFE {sorted(set(warm))}, the search NFE {list(settings.nfes)}: "
                 "give one of the same number of calls"
             )
-        self.scope = Scope.of(settings, self.files)
+        self.scope = replace(Scope.of(settings, self.files), teacher_nfe=self.teacher.nfe)
 
     @classmethod
     def load(cls, root: Path) -> Study:

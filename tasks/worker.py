@@ -77,11 +77,12 @@ class Task:
     `distance` the paired distances to the teacher's samples from the same noise, `images` the pixels.
     With `quantization` (a config's JSON) the network is quantised that way; the teacher is always sampled in
     full precision. `calibrate` only sees to it that the cache holds that network. `edit` is for workers of
-    `tasks.editing.worker`, and measures the edit whose JSON is in the field of that name.
+    `tasks.editing.worker`, and measures the edit whose JSON is in the field of that name. `refine` tunes the schedule
+    to the teacher by the `plan` (JSON), on noise of the plan's own.
     """
 
     key: str
-    kind: Literal["moments", "distance", "images", "calibrate", "edit"]
+    kind: Literal["moments", "distance", "images", "calibrate", "edit", "refine"]
     schedule: str
     seed: int
     start: int
@@ -89,6 +90,7 @@ class Task:
     teacher: str = ""
     quantization: str = ""
     edit: str = ""
+    plan: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class TaskResult:
     `sums` are, for each group, its denoiser calls and with a judge how many images show their label.
     `metrics` are figures of the quantised network that the task asked for: `size_bytes` (packed weights),
     `bit_operations_a_call`, `parameters` and `multiply_adds_a_call`, the last three for one image.
+    `refined` is a tuned schedule (JSON), `losses` its start's and its own; its backward passes count as two calls each.
     """
 
     task: Task
@@ -112,6 +115,8 @@ class TaskResult:
     error: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    refined: str = ""
+    losses: tuple[float, float] | None = None
 
 
 def check_device(device: str) -> None:
@@ -255,6 +260,17 @@ class Worker:
         pixel = (images - target).double().square().mean(dim=(1, 2, 3)).sqrt().cpu().numpy()
         feature = np.linalg.norm(self.extractor(images) - target_features, axis=1)
         return {"pixel": np.asarray(pixel, np.float64), "feature": feature}
+
+    def _refine(self, task: Task) -> dict[str, Any]:
+        from fewstep.tasks.refinement.plan import RefinePlan
+        from fewstep.tasks.refinement.tune import Refinement
+
+        pair = SolverSchedule.from_json(task.schedule), SolverSchedule.from_json(task.teacher)
+        plan = RefinePlan.model_validate_json(task.plan)
+        found = Refinement(*pair, self._exact, plan, self.statistics).run()
+        self._past_calls += 2 * found.cost.backward
+        schedule, loss = found.better
+        return {"refined": schedule.to_json(), "losses": (found.checks[0].loss, loss)}
 
     def _images(self, task: Task) -> dict[str, npt.NDArray[np.float32]]:
         images = self.sample(task.schedule, task.seed, task.start, task.count, self._denoiser_of(task))

@@ -48,6 +48,9 @@ def command(
     decisions: Annotated[str | None, typer.Option(help=f"search also: {', '.join(EXTRA_DECISIONS)}")] = None,
     quantized: Annotated[str | None, typer.Option(help="folder made by `fewstep quantize`: search for it")] = None,
     warm_start: Annotated[Path | None, typer.Option(help="schedule file or study folder to start from")] = None,
+    refine: Annotated[
+        float | None, typer.Option(help="share of the budget that tunes the best by gradient, as 0.3 [default: 0]")
+    ] = None,
     calibration_iterations: Annotated[
         int | None, typer.Option(min=0, help="most iterations that a searched network's reconstruction may take")
     ] = None,
@@ -70,6 +73,7 @@ def command(
     chosen: dict[str, Any] = {
         "model": model,
         "space": space,
+        "refine": refine,
         "calibration_iterations": calibration_iterations,
         "front": front,
         "nfes": parse_nfes(nfe) if nfe else None,

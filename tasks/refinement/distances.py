@@ -11,6 +11,7 @@ Shapes: samples (B, C, H, W); distances (B,).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -85,7 +86,7 @@ class Distance:
             hook.remove()
         seen: Tensor = found[0]
         unit: Tensor = torch.nn.functional.normalize(seen, dim=1)
-        return unit * seen.shape[1] ** 0.5
+        return unit * math.sqrt(seen.shape[1])
 
     def _classified(self) -> Features:
         folder = self._denoiser.files.root / "classifier"

@@ -57,9 +57,15 @@ class Refined:
     cost: Cost
 
     @property
+    def better(self) -> tuple[SolverSchedule, float]:
+        """Best or averaged iterate, whichever has the lower validation loss, and that loss."""
+        losses = min(c.loss for c in self.checks), min(c.averaged for c in self.checks)
+        return (self.best, losses[0]) if losses[0] <= losses[1] else (self.averaged, losses[1])
+
+    @property
     def gain(self) -> float:
         """Share of the start's loss that the better of the two has lost."""
-        return 1.0 - min(min(c.loss, c.averaged) for c in self.checks) / self.checks[0].loss
+        return 1.0 - self.better[1] / self.checks[0].loss
 
 
 class Refinement:
