@@ -117,7 +117,7 @@ def fashion_lfm() -> TrainingRecipe:
             "num_class_embeds": 11,
         },
         objective="flow",
-        steps=15_000,
+        steps=8_000,
         batch=128,
         learning_rate=1e-3,
         warmup=500,
