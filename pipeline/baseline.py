@@ -129,7 +129,7 @@ def run(
     on_skip: Skip | None = None,
 ) -> Baseline:
     """Screen, then judge the best grid of each preset at each NFE and the teacher; goes on where a kill left it."""
-    register(settings, root)
+    register(settings, settings.model, root)
     screen, report = settings.rungs
     table = entries(settings, on_skip)
 
@@ -202,11 +202,11 @@ def _tables(
     return Baseline(first, [*second, *last])
 
 
-def register(settings: BaselineSettings, root: Path) -> None:
-    """Write the study's row where the settings are new; ConfigurationError where the directory holds a search."""
+def register(settings: BaseModel, model: str, root: Path, study: str = STUDY) -> None:
+    """Write the study's row where the settings are new; ConfigurationError where the directory holds another study."""
     store = Store(root)
     past = store.studies.records()
-    others = [r.study for r in past if r.study != STUDY]
+    others = [r.study for r in past if r.study != study]
     if others:
         raise ConfigurationError(f"{root} holds the study {others[-1]!r}: choose another --out")
     text = settings.model_dump_json()
@@ -214,5 +214,5 @@ def register(settings: BaselineSettings, root: Path) -> None:
         return
     libraries = {name: version(name) for name in ("torch", "diffusers", "ray")}
     versions = {"fewstep": __version__, "python": platform.python_version(), **libraries}
-    files = find_model(settings.model)
-    store.studies.append([StudyRecord(STUDY, datetime.now(UTC), text, settings.model, files.hash, versions)])
+    files = find_model(model)
+    store.studies.append([StudyRecord(study, datetime.now(UTC), text, model, files.hash, versions)])

@@ -33,7 +33,7 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
     calibrations: dict[str, int] = {}
     if s.space == "schedule":
         final_calls = sum(nfe * growth * s.finalists for nfe in s.nfes)
-        report_calls = sum(nfe * report.images * (1 + len(SEARCH_PRESETS)) for nfe in s.nfes)
+        report_calls = sum(nfe * report.images * (1 + s.report_presets * len(SEARCH_PRESETS)) for nfe in s.nfes)
     else:
         final_calls = max(s.nfes) * growth * s.front
         report_calls = (max(s.nfes) * s.front + sum(s.nfes) * (1 + len(NAMES))) * report.images

@@ -22,7 +22,36 @@ def digits_demo() -> SearchSettings:
     )
 
 
-RECIPES = {"digits-demo": digits_demo}
+def fashion_flow() -> SearchSettings:
+    """The latent flow without labels, 3 to 10 calls. `fewstep flow-table` compares what it finds with all peers."""
+    return SearchSettings.build(
+        study="fashion-flow",
+        model="fashion-lfm",
+        nfes=(3, 4, 5, 6, 8, 10),
+        budget=500_000,
+        teacher="unipc-2-bh2/karras-zero@40",
+        distance_images=64,
+        frechet_images=500,
+        finalist_images=2000,
+        finalists=3,
+        keep=0.2,
+        preset_grids=1,
+        report_images=2000,
+        report_presets=False,
+    )
+
+
+def fashion_flow_guided() -> SearchSettings:
+    """The same with labels, every class alike, the scale of guidance among the decisions."""
+    fields = fashion_flow().model_dump() | {
+        "study": "fashion-flow-guided",
+        "conditions": {"labels": "balanced", "guidance": 1.5},
+        "guidance_range": (1.0, 2.0),
+    }
+    return SearchSettings.build(**fields)
+
+
+RECIPES = {"digits-demo": digits_demo, "fashion-flow": fashion_flow, "fashion-flow-guided": fashion_flow_guided}
 
 
 def search_recipe(name: str) -> SearchSettings:

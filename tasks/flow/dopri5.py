@@ -57,7 +57,7 @@ def integrate_each(
     f = velocity(y, t, rows)
     h = _first_step(velocity, y, t, f, rows, atol, rtol)
     for _ in range(max_steps):
-        if bool((t - h >= t).any()) or not bool(torch.isfinite(y).all()):
+        if not bool((t - h < t).all()) or not bool(torch.isfinite(y).all()):
             raise EvaluationError(
                 f"dopri5 gave up at t = {float(t.min()):g}: steps shrink to nothing or values explode"
             )

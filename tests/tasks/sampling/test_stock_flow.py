@@ -1,0 +1,73 @@
+"""Schedules of diffusers' flow schedulers: the same samples as their own loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+
+from fewstep.errors import ConfigurationError, ModelError
+from fewstep.tasks.models.noise_families import FlowMatching
+from fewstep.tasks.sampling.compile import compile_schedule
+from fewstep.tasks.sampling.execute import sample
+from fewstep.tasks.sampling.stock_flow import is_stock_flow, stock_schedule
+
+EULER, HEUN = FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+
+
+def _denoiser(x: torch.Tensor, time: float) -> torch.Tensor:
+    """A velocity that bends in state and time, so that a wrong time or order shows."""
+    t = time / 1000
+    return torch.tanh(1.7 * x) * (1 + t) - 0.3 * x * x * t
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "calls"),
+    [
+        (EULER, {}, 1),
+        (EULER, {}, 7),
+        (EULER, {"shift": 3.0}, 4),
+        (EULER, {"use_karras_sigmas": True}, 5),
+        (EULER, {"use_exponential_sigmas": True}, 5),
+        (EULER, {"use_beta_sigmas": True}, 6),
+        (EULER, {"shift": 2.0, "shift_terminal": 0.02}, 5),
+        (HEUN, {}, 3),
+        (HEUN, {"shift": 3.0}, 7),
+    ],
+)
+def test_samples_are_those_of_the_stock_loop(kind: Any, config: dict[str, Any], calls: int) -> None:
+    scheduler = kind(**config)
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    schedule = stock_schedule(dict(scheduler.config) | {"_class_name": kind.__name__}, calls)
+    assert schedule.nfe == calls
+    # A sigma of 1 - 1e-7 is as good as pure noise, which it starts from here too.
+    tables = compile_schedule(schedule, FlowMatching(1000.0), "flow_prediction")
+    ours = sample(tables, _denoiser, x * tables.prior_scale)
+    scheduler.set_timesteps((calls + 1) // 2 if kind is HEUN else calls)
+    theirs = x
+    for time in scheduler.timesteps:
+        theirs = scheduler.step(_denoiser(theirs, float(time)), time, theirs, return_dict=False)[0]
+    torch.testing.assert_close(ours, theirs.double(), rtol=0, atol=2e-6)
+
+
+def test_it_says_which_scheduler_it_is() -> None:
+    config = {"_class_name": "FlowMatchHeunDiscreteScheduler"}
+    assert is_stock_flow(config, "heun")
+    assert not is_stock_flow(config, "euler")
+    assert not is_stock_flow({"_class_name": "DDIMScheduler"}, "euler")
+
+
+def test_what_is_no_schedule_is_refused() -> None:
+    name = EULER.__name__
+    with pytest.raises(ModelError, match="DDIMScheduler is not a flow scheduler"):
+        stock_schedule({"_class_name": "DDIMScheduler"}, 4)
+    with pytest.raises(ConfigurationError, match="an odd number"):
+        stock_schedule({"_class_name": HEUN.__name__}, 4)
+    with pytest.raises(ConfigurationError, match="deterministic"):
+        stock_schedule({"_class_name": name, "stochastic_sampling": True}, 4)
+    with pytest.raises(ConfigurationError, match="diffusers says"):
+        stock_schedule({"_class_name": name, "use_dynamic_shifting": True}, 4)
+    with pytest.raises(ConfigurationError, match="do not fall"):
+        stock_schedule({"_class_name": name, "invert_sigmas": True}, 4)
