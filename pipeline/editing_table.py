@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.errors import ConfigurationError
 from fewstep.pipeline.editing import at_strength, found_step, step_grid, strength_of
 from fewstep.pipeline.editing_evaluation import REPORT, balance
 from fewstep.pipeline.editing_settings import EditSettings
 from fewstep.pipeline.editing_state import SCREEN, EditState
 from fewstep.pipeline.editing_study import EditStudy, way_name
-from fewstep.pipeline.final import results_csv
+from fewstep.pipeline.final import provenance, results_csv
 from fewstep.pipeline.grids_of_images import COLUMNS, write_grid
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.rungs import Rung
@@ -31,12 +32,13 @@ from fewstep.tasks.editing.measures import frechet
 from fewstep.tasks.editing.radius import CRITERIA, Radius, critical_step
 
 NONE, FOUND, DDIM, STOCK, REAL = "none", "found", "found-by-ddim-40+40", "published", "real"
+CHOOSING = (FOUND, *CRITERIA)
 COMPARED_TIMES = (300.0, 500.0, 700.0)
 NOTES = {
     "success": "share of edited images that an independent classifier gives a class of the attribute; Wilson's "
     "interval",
     "identity": "1: untouched, 0: an unrelated real image with the attribute; mean of pixels outside the change region "
-    "and of features across the attribute's direction",
+    "and of features across the attribute's direction; normal interval over the images",
     "methods": "none: strength 0; found: the search's choice; found-by-ddim-40+40: the same edit by DDIM's 40 + 40 "
     "calls; published: t = 500 by DDIM's 40 + 40 calls, C = 1, its strength and latents from the search; real: images "
     "that have the attribute",
@@ -121,14 +123,20 @@ def run_attribute(
     execution: ExecutionSettings,
     cache: Path,
     sweep_images: int,
+    command: str,
     on_record: OnRecord | None = None,
 ) -> AttributeResult:
-    """Search one attribute (or go on, or read what was found), compare, sweep over the steps."""
+    """Search one attribute (or go on, or read what was found), compare, sweep over the steps.
+
+    ConfigurationError where `root` holds a search with other settings.
+    """
     study = EditStudy(root, settings, cache)
-    if study.exists:
-        study = EditStudy.load(root, cache)
+    if study.exists and EditStudy.load(root, cache).settings != settings:
+        raise ConfigurationError(
+            f"{root} holds a search that was made with other options: give those, or choose another --out"
+        )
     state = study.run(execution, on_record)
-    study.publish(state, f"search of {settings.subject.attribute}")
+    study.publish(state, command)
     found = state.chosen()
     assert found is not None
     bench = make_bench(study.settings.subject, cache, execution.device)
@@ -328,3 +336,37 @@ def steps_csv(results: Sequence[AttributeResult], command: str, seed: int) -> st
         "radius": "mean norm over sqrt(D (alpha^2 + sigma^2)) of latents of samples and of inverted images",
     }
     return results_csv([row for r in results for row in r.steps], command, {"search and report": seed}, notes)
+
+
+def markdown(results: Sequence[AttributeResult], command: str, seed: int) -> str:
+    """Both tables for a page, and under them how they were made."""
+    rows = [row for r in results for row in r.rows]
+    lines = [
+        f"| attribute | method | calls | success | identity | {rows[0].metric} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        identity = (
+            "" if row.method == REAL else f"{row.identity:.2f} ({row.identity_low:.2f} to {row.identity_high:.2f})"
+        )
+        success = f"{row.success:.2f}"
+        if row.method != REAL:
+            success += f" ({row.success_low:.2f} to {row.success_high:.2f})"
+        ends = "" if row.frechet_low is None else f" ({row.frechet_low:.0f} to {row.frechet_high:.0f})"
+        calls = str(row.nfe) if row.nfe else ""
+        lines.append(f"| {row.attribute} | {row.method} | {calls} | {success} | {identity} | {row.frechet:.0f}{ends} |")
+    lines += ["", "Balance of the found edit at other steps, in brackets the time where the role chooses it:", ""]
+    roles = list(dict.fromkeys(s.role for r in results for s in r.steps if s.role != "sweep"))
+    lines += ["| attribute | best of the sweep | " + " | ".join(roles) + " |", "|---" * (len(roles) + 2) + "|"]
+    for result in results:
+        best = max((s for s in result.steps if s.role == "sweep"), key=lambda s: s.balance)
+        by_role = {s.role: s for s in result.steps if s.role != "sweep"}
+        cells = [f"{best.balance:.2f} ({best.time:.0f})"]
+        for role in roles:
+            step = by_role.get(role)
+            told = "" if step is None else f"{step.balance:.2f}"
+            cells.append(f"{told} ({step.time:.0f})" if step is not None and role in CHOOSING else told)
+        lines.append(f"| {best.attribute} | " + " | ".join(cells) + " |")
+    made = "; ".join(f"{k}: {v}" for k, v in (provenance(command, {"search and report": seed}) | NOTES).items())
+    images = f"{rows[0].images} images an attribute, {results[0].steps[0].images} for each step"
+    return "\n".join([*lines, "", f"Held-out images, {images}. {made}."])

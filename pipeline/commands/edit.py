@@ -28,7 +28,7 @@ FitWay = Annotated[str, typer.Option("--fit-way", help="how they are inverted: P
 Prompt = Annotated[str, typer.Option("--prompt", help="text: the prompt of what is edited")]
 PositivePrompt = Annotated[str, typer.Option("--positive-prompt", help="text: the prompt that has the attribute")]
 NegativePrompt = Annotated[str, typer.Option("--negative-prompt", help="text: the prompt that does not")]
-JudgeFolder = Annotated[str, typer.Option("--judge", help="folder of a classifier of your own that judges success")]
+JudgeFolder = Annotated[str, typer.Option("--judge", help="classifier that judges success: a name or a folder")]
 JudgeSteps = Annotated[int, typer.Option("--judge-steps", min=1, help="training steps of the judge, where it is made")]
 Schedules = Annotated[
     list[Path] | None,
@@ -273,6 +273,7 @@ def table_command(
     csv: Annotated[Path | None, typer.Option(help="copy the comparison here")] = None,
     steps_csv: Annotated[Path | None, typer.Option(help="copy the sweep over edit steps here")] = None,
     plot: Annotated[Path | None, typer.Option(help="picture of originals and edits")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="put both between this file's edits markers")] = None,
     executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
     work: Work = None,
@@ -284,7 +285,7 @@ def table_command(
 
     from fewstep.pipeline import editing, editing_table
     from fewstep.pipeline.commands.search import _execution
-    from fewstep.pipeline.final import write_text
+    from fewstep.pipeline.final import insert_between_markers, write_text
 
     execution = _execution(executor=executor, workers=workers, address=None, device=device)
     results = []
@@ -301,7 +302,9 @@ def table_command(
         folder = out / name.replace("/", "-vs-").replace(",", "+")
         tell = None if as_json else _tell
         cache = work or editing.cache_folder()
-        results.append(editing_table.run_attribute(folder, settings, execution, cache, sweep_images, tell))
+        results.append(
+            editing_table.run_attribute(folder, settings, execution, cache, sweep_images, _command_line(), tell)
+        )
         texts = {
             "edits.csv": editing_table.edits_csv(results, _command_line(), seed),
             "steps.csv": editing_table.steps_csv(results, _command_line(), seed),
@@ -310,6 +313,8 @@ def table_command(
     for target, file in ((csv, "edits.csv"), (steps_csv, "steps.csv")):
         if target is not None:
             write_text(target, texts[file])
+    if markdown is not None:
+        insert_between_markers(markdown, editing_table.markdown(results, _command_line(), seed), "edits")
     picture = plot or out / "edits.png"
     files["edits.png"] = editing_table.draw([p for r in results for p in r.pictures], picture)
     rows = [row for r in results for row in r.rows]

@@ -300,7 +300,7 @@ class Bench:
         """The independent classifier."""
         device = self.denoiser().device
         if self.subject.judge:
-            return load_own_judge(Path(self.subject.judge), device)
+            return load_own_judge(self.subject.judge, device)
         if self.cache is None:
             raise ConfigurationError("a judge is trained and kept: this bench has no folder for it")
         if self.subject.source == "text":

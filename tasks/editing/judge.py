@@ -16,8 +16,11 @@ from torch import Tensor
 
 from fewstep.errors import ConfigurationError
 from fewstep.tasks.data import Dataset
-from fewstep.tasks.models.classifier import SmallClassifier, load_classifier
+from fewstep.tasks.models.classifier import CONFIG_FILE, SmallClassifier, load_classifier
+from fewstep.tasks.models.judge import JudgeNetwork, find_judge
+from fewstep.tasks.models.judge import load_judge as load_bundled
 from fewstep.tasks.training.classifier import accuracy, train_classifier
+from fewstep.tasks.training.judge import CARD_FILE
 from fewstep.tasks.training.recipe import TrainingRecipe
 
 WIDTH, FEATURES, STEPS, BATCH, SEED = 24, 48, 2500, 128, 1009
@@ -28,7 +31,7 @@ ACCURACY_FILE = "accuracy.json"
 class Judge:
     """A classifier of images, and its accuracy on images that it has not seen."""
 
-    network: SmallClassifier
+    network: SmallClassifier | JudgeNetwork
     accuracy: float
 
     @torch.inference_mode()
@@ -71,6 +74,13 @@ def load_judge(seen: Dataset, unseen: Dataset, cache: Path, device: str, steps: 
     return Judge(network, found)
 
 
-def load_own_judge(folder: Path, device: str) -> Judge:
-    """A judge that the user brings: a saved classifier, its accuracy not known."""
-    return Judge(load_classifier(folder, device), float("nan"))
+def load_own_judge(judge: str, device: str) -> Judge:
+    """A bundled judge by name, or a saved classifier of either kind by folder; NaN where its accuracy is not known.
+
+    ConfigurationError or ModelError where it is not there or does not load.
+    """
+    folder = find_judge(judge)
+    card = folder / CARD_FILE
+    known = float(json.loads(card.read_text())["accuracy"]) if card.is_file() else float("nan")
+    small = "feature_dim" in json.loads((folder / CONFIG_FILE).read_text())
+    return Judge(load_classifier(folder, device) if small else load_bundled(judge, device=device), known)

@@ -18,7 +18,7 @@ class EditSubject(BaseModel):
     `source` says what is edited: `images` of `data`, inverted; `samples` of the model, on their way from noise; or
     `text`, samples of a text-to-image model under `prompt`. Boundaries are fitted to `examples` images a side: of the
     attribute's classes in `data`, inverted by `fit_way`, or, for text, samples under `positive_prompt` and
-    `negative_prompt`. `judge` is the folder of a classifier of the user's own.
+    `negative_prompt`. `judge` is a bundled judge's name, or the folder of a classifier of the user's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -85,10 +85,12 @@ def test_search_table_and_apply_of_what_was_found(run: Run, tmp_path: Path) -> N
     assert (tmp_path / "a" / "grid.png").is_file()
     table = (
         "edit", "table", *asked, "--attributes", "nine,7/1", "--out", tmp_path / "t", *small, "--sweep-images", 4,
-        "--most-calls", 0,
+        "--most-calls", 0, "--markdown", tmp_path / "page.md",
         "--csv", tmp_path / "e.csv", "--steps-csv", tmp_path / "c.csv", "--plot", tmp_path / "e.png",
     )  # fmt: skip
+    (tmp_path / "page.md").write_text("<!-- edits:begin -->\n<!-- edits:end -->\n")
     rows = run(*table, "--json").json["rows"]
+    assert (tmp_path / "page.md").read_text().count("| nine |") == 6
     assert {r["method"] for r in rows} == {"none", "found", "found-by-ddim-40+40", "published", "real"}
     assert {r["attribute"] for r in rows} == {"nine", "7-vs-1"}
     text = (tmp_path / "c.csv").read_text()
@@ -99,6 +101,7 @@ def test_search_table_and_apply_of_what_was_found(run: Run, tmp_path: Path) -> N
     assert best == 0
     # Everything is known by now: the same command only reads.
     assert run(*table, "--json").json["rows"] == rows
+    run(*table, "--steps", 5).refused("other options", "--out")
 
 
 def test_text_edits_come_from_two_prompts(run: Run, tmp_path: Path, tiny_stable_diffusion: Path) -> None:

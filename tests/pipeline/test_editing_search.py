@@ -113,6 +113,19 @@ def test_measures_are_computed_once_and_failures_are_told(toy: Path, tmp_path: P
         study.measure([("c", greedy)], rung, HERE)
 
 
+@pytest.mark.slow
+def test_ray_workers_give_the_same_figures(toy: Path, tmp_path: Path) -> None:
+    study = EditStudy(tmp_path / "s", settings(toy), tmp_path / "cache")
+    far = EditStudy(tmp_path / "ray", settings(toy), tmp_path / "cache-ray")
+    asked = [(str(s), study.settings.base.model_copy(update={"strength_z": s})) for s in (0.0, 3.0)]
+    rung = Rung("report", "edit", 5, 0)
+    near = study.measure(asked, rung, HERE)
+    away = far.measure(asked, rung, ExecutionSettings(executor="ray", workers=2))
+    assert [r.key for r in near] == [r.key for r in away]
+    for a, b in zip(near, away, strict=True):
+        assert a.metrics == pytest.approx(b.metrics, rel=1e-5, abs=1e-6)
+
+
 def test_a_result_nobody_waits_for_is_ignored_and_keys_name_what_decides(toy: Path) -> None:
     asked, files = settings(toy), find_model(str(toy))
     evaluator = EditEvaluator("s", asked.subject, files)

@@ -16,8 +16,11 @@ from torch import Tensor
 from fewstep.errors import ConfigurationError, DataError
 from fewstep.tasks.editing.attributes import load_part, parse_attribute, side
 from fewstep.tasks.editing.bench import Bench
+from fewstep.tasks.editing.judge import load_own_judge
 from fewstep.tasks.editing.measures import Identities, Surroundings, outside_region, proportion
 from fewstep.tasks.editing.radius import Radius, critical_step, mean_radius
+from fewstep.tasks.models.files import ZOO
+from fewstep.tasks.models.judge import JudgeNetwork
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 
 NOISE = DiscreteVP(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
@@ -139,3 +142,17 @@ def test_too_few_images_and_images_of_another_size_are_refused(tmp_path: Path) -
     assert len(folders.labels) == 4
     with pytest.raises(DataError, match="8x8, the model makes 16x16"):
         load_part(str(tmp_path), "report", 1, 16)
+
+
+def test_judges_of_either_kind_are_read(tmp_path: Path) -> None:
+    small = load_own_judge(str(ZOO / "digits-ddpm" / "classifier"), "cpu")
+    assert small.labels(torch.zeros(3, 1, 8, 8)).shape == (3,)
+    assert np.isnan(small.accuracy)
+    JudgeNetwork(1, 8, 10, width=4).save(tmp_path)
+    (tmp_path / "card.json").write_text('{"accuracy": 0.9}')
+    other = load_own_judge(str(tmp_path), "cpu")
+    assert (other.accuracy, len(other.labels(torch.zeros(2, 1, 8, 8)))) == (0.9, 2)
+    with pytest.raises(ConfigurationError, match="the judge takes 1x8x8"):
+        other.labels(torch.zeros(2, 1, 9, 9))
+    with pytest.raises(ConfigurationError, match="no judge"):
+        load_own_judge(str(tmp_path / "none"), "cpu")
