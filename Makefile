@@ -71,6 +71,7 @@ train-zoo: setup  ## train the bundled models again (long)
 	$(BIN)/fewstep train digits-ddpm --out $(ZOO)/digits-ddpm
 	$(BIN)/fewstep train digits-edm --out $(ZOO)/digits-edm
 	$(BIN)/fewstep train fashion-ddpm --out $(ZOO)/fashion-ddpm
+	$(BIN)/fewstep train fashion-lfm --out $(ZOO)/fashion-lfm
 
 clean:  ## remove what was built and cached (the environment and runs/ stay)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
