@@ -38,9 +38,10 @@ class Judge:
     def labels(self, images: Tensor) -> Tensor:
         """The most likely class (N,) of images (N, C, H, W) in [-1, 1]."""
         config = self.network.config
-        if tuple(images.shape[1:]) != (config["channels"], config["size"], config["size"]):
+        expected = (config["channels"], config["size"], config["size"])
+        if tuple(images.shape[1:]) != expected:
             raise ConfigurationError(
-                f"the judge takes {config['channels']}x{config['size']} images, got {tuple(images.shape[1:])}: "
+                f"the judge takes {expected[0]}x{expected[1]}x{expected[2]} images, got {tuple(images.shape[1:])}: "
                 "give images of the size it was trained on"
             )
         device = next(self.network.parameters()).device
