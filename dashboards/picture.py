@@ -148,6 +148,9 @@ def extras(schedule: SolverSchedule) -> str:
         kind, limit = schedule.threshold.kind, schedule.threshold.limit
         quantile = f" at quantile {schedule.threshold.quantile:g}" if kind == "dynamic" else ""
         parts.append(f"{kind} thresholding to {limit:g}{quantile}")
+    if schedule.corrections is not None:
+        corrected = schedule.corrections
+        parts.append(f"corrected by up to {corrected.largest:.2g}, told times by up to {corrected.largest_shift:.2g}")
     return ", ".join(parts)
 
 

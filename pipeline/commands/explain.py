@@ -1,0 +1,90 @@
+"""`fewstep explain`: which decision of a schedule bought what, as a table and a picture."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewstep.pipeline.commands.options import (
+    AsJson,
+    Device,
+    Features,
+    Guidance,
+    Labels,
+    Model,
+    Quantized,
+    Reference,
+    Seed,
+    Statistics,
+    conditions,
+    print_json,
+)
+
+NAME = "explain"
+
+
+def command(
+    schedule: Annotated[str, typer.Argument(help="the JSON file of a found or refined schedule")],
+    model: Model,
+    images: Annotated[int, typer.Option(min=750, help="images of each variant, a multiple of 250")] = 5000,
+    out: Annotated[Path, typer.Option(help="tables that keep the results; the same command goes on")] = Path(
+        "runs/explain"
+    ),
+    each_step: Annotated[bool, typer.Option(help="put back decisions of single steps too")] = True,
+    seed: Seed = 1_000_003,
+    features: Features = "auto",
+    reference: Reference = "auto",
+    labels: Labels = "none",
+    guidance: Guidance = 1.0,
+    statistics: Statistics = "",
+    quantized: Quantized = "",
+    csv: Annotated[Path | None, typer.Option(help="copy the table here")] = None,
+    plot: Annotated[Path | None, typer.Option(help="copy the picture here (.png, .svg or .pdf)")] = None,
+    executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
+    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Put back one decision at a time to the nearest stock schedule, and compare on the same noise.
+
+    A difference above 0 whose interval leaves out 0 says that the decision made images better.
+    """
+    from fewstep.dashboards.drawings import save_schedules
+    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.explain import explain
+    from fewstep.pipeline.final import results_csv, write_text
+    from fewstep.pipeline.single import Subject
+    from fewstep.pipeline.study import parse_teacher
+    from fewstep.tasks.models.files import find_model
+
+    found = parse_teacher(schedule, find_model(model, quantized))
+    subject = Subject(model, features, reference, conditions(labels, guidance), statistics, quantized)
+    execution = _execution(executor=executor, workers=workers, address=None, device=device)
+    tell = None if as_json else _tell
+    told = explain(found, subject, images, seed, out, execution, each_step, tell)
+    notes = {"difference": "of the schedule with that decision put back, minus the whole one, on the same noise"}
+    text = results_csv(told.rows, "fewstep " + " ".join(sys.argv[1:]), {"report": seed}, notes)
+    files = [write_text(path, text) for path in (out / "explain.csv", csv) if path is not None]
+    title = found.name or found.hash
+    pair = [(title, found), (f"{told.nearest.name}, the nearest preset", told.nearest)]
+    files += [save_schedules(pair, path) for path in (out / "explain.png", plot) if path is not None]
+    if as_json:
+        print_json({"rows": [vars(row) for row in told.rows], "nearest": told.nearest.name, "files": files})
+        return
+    for row in told.rows:
+        typer.echo(_line(row))
+    typer.echo(f"written: {', '.join(map(str, files))}")
+
+
+def _tell(record: Any) -> None:
+    value = "failed" if record.value is None else f"{record.value:.3f}"
+    typer.echo(f"{record.candidate}  NFE {record.nfe:<3} {value}")
+
+
+def _line(row: Any) -> str:
+    change = f"{row.was} -> {row.now}" if row.was or row.now else ""
+    ends = f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
+    return f"{row.decision:24} step {row.step:4} {row.metric} {row.value:8.3f}  {ends}  {change}"

@@ -1,0 +1,274 @@
+"""Refinement, peers and explanations through the pipeline: commands, resume, costs, what a search does with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewstep.errors import ConfigurationError
+from fewstep.pipeline import explain as explain_module
+from fewstep.pipeline.explain import nearest_preset, variants
+from fewstep.pipeline.peers import Peers, PeersSettings
+from fewstep.pipeline.peers import calls as peers_calls
+from fewstep.pipeline.proposer import is_refined
+from fewstep.pipeline.scope import Scope
+from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
+from fewstep.pipeline.state import SearchState
+from fewstep.pipeline.study import Study
+from fewstep.search_spaces.corrections import Corrections
+from fewstep.search_spaces.genome import to_genome
+from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.storage.store import Store
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.refinement.plan import RefinePlan
+from fewstep.tasks.sampling.grids import preset_on_grid
+
+HERE = ExecutionSettings(executor="in-process")
+TEACHER = "dpmpp-2m/uniform-t-zero@6"
+PLAN = {"images": 8, "validation": 4, "batch": 4, "iterations": 3, "check_every": 2}
+OPTIONS = ("--images", 8, "--validation", 4, "--batch", 4, "--iterations", 3, "--judge-images", 250)
+
+
+def _found(noise: Any) -> SolverSchedule:
+    """A member of the space that differs from every preset in times, an order, a corrector and its first call."""
+    schedule = preset_on_grid("unipc-2-bh2/karras-zero", noise, 4)
+    moved = tuple(v if math.isinf(v) or i in (0, 3) else v + 0.1 for i, v in enumerate(schedule.lambdas))
+    steps = (*schedule.steps[:2], schedule.steps[2].model_copy(update={"corrector": None}), schedule.steps[3])
+    found = schedule.model_copy(update={"lambdas": moved, "steps": steps, "first_call": "zero_x0", "name": "found"})
+    assert to_genome(found)
+    return found
+
+
+# -- refine ---------------------------------------------------------------------------------------------
+
+
+def test_refine_writes_a_schedule_counts_its_calls_and_goes_on(toy: Path, run: Callable[..., Any]) -> None:
+    start = "dpmpp-2m/karras-zero@3"
+    arguments = ("refine", start, "--model", toy, "--teacher", TEACHER, *OPTIONS, "--out", "r", "--json")
+    told = run(*arguments).json
+    # Pairs, iterations there and back, checks of the start and of both iterates at the end; a look costs a call.
+    checks = 1 + 2
+    assert told["refinement_calls"] == 12 * 7 + 3 * 3 * 4 * 4 + checks * 4 * 4
+    assert told["judging_calls"] <= 3 * 3 * 250
+    schedule = load_schedule(told["schedule"])
+    assert schedule.nfe == 3
+    assert schedule.provenance["refinement_calls"] == told["refinement_calls"]
+    best = min(told[kind] for kind in ("start", "best", "averaged"))
+    assert told[told["kept"]] == best == schedule.provenance["value"]
+    before = len(Store(Path("r")).evaluations.records())
+    assert run(*arguments).json == told
+    assert len(Store(Path("r")).evaluations.records()) == before
+    dry = run(*arguments, "--dry-run").json
+    assert dry["refinement_calls_at_most"] >= told["refinement_calls"]
+
+
+def test_refine_refuses_what_makes_no_sense(toy: Path, run: Callable[..., Any]) -> None:
+    asked = ("refine", "ddim/karras-zero@3", "--model", toy, "--out", "r")
+    run(*asked, "--teacher", "ddim/karras-zero@3").refused("teacher", "makes 3 calls", "more")
+    run(*asked, "--parts", "colours").refused("parts", "times")
+    run(*asked, "--distance", "taste").refused("distance", "network")
+
+
+# -- in a search ----------------------------------------------------------------------------------------
+
+
+def _settings(toy: Path, **changes: object) -> SearchSettings:
+    fields: dict[str, object] = {
+        "model": str(toy),
+        "sampler": "evolution",
+        "nfes": (3,),
+        "budget": 24_000,
+        "refine": 0.4,
+        "refined_elites": 1,
+        "distance_images": 8,
+        "frechet_images": 250,
+        "finalist_images": 500,
+        "finalists": 2,
+        "report_images": 250,
+        "teacher": TEACHER,
+        "preset_grids": 1,
+    }
+    return SearchSettings.build(**(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def refined_search(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = Study(tmp_path_factory.mktemp("refined") / "study", _settings(toy))
+    study.run(HERE, "test")
+    return study
+
+
+def test_a_search_refines_its_best_and_judges_what_comes_back(refined_search: Study) -> None:
+    records = refined_search.store.evaluations.records()
+    (refinement,) = [r for r in records if r.rung == "refine"]
+    judged = [r for r in records if r.rung == "frechet"]
+    start = refinement.origin.partition(":")[2]
+    values = {r.candidate: r.value for r in judged if r.order < refinement.order}
+    assert values[start] == min(v for v in values.values() if v is not None)
+    schedule = SolverSchedule.from_json(refinement.candidate_json)
+    assert schedule.hash == refinement.candidate != start
+    assert schedule.corrections is not None
+    assert refinement.metrics["loss"] < refinement.metrics["loss_before"]
+    plan = refined_search.settings.refine_plan(3, 6)
+    assert 0.8 * plan.calls(3, 6) <= refinement.denoiser_calls <= plan.calls(3, 6)
+    assert [r.candidate for r in judged if r.trial == refinement.trial] == [schedule.hash]
+    assert refinement.trial not in {r.trial for r in records if r.rung == "distance"}
+
+
+def test_a_search_with_a_refinement_resumes_to_the_same_state(refined_search: Study, toy: Path) -> None:
+    settings = refined_search.settings
+    scope = refined_search.scope
+    records = refined_search.store.evaluations.records()
+    whole = SearchState.replay(settings, scope, records)
+    (number,) = [n for n, t in whole.trials.items() if is_refined(t.candidate.origin)]
+    at = next(i for i, r in enumerate(records) if r.rung == "refine")
+    for cut in (at, at + 1, at + 2):
+        state = SearchState.replay(settings, scope, records[:cut])
+        work = state.next_work()
+        if cut <= at + 1:
+            assert work is not None
+            assert work[0].trial == number
+            assert work[1].name == ("refine" if cut == at else "frechet")
+        if cut == at + 1:
+            assert work is not None
+            assert work[0].hash == records[at].candidate
+    assert whole.next_work() is None
+    assert isinstance(scope, Scope)
+
+
+def test_refined_schedules_are_a_start_for_the_next_search(refined_search: Study, toy: Path) -> None:
+    (record,) = [r for r in refined_search.store.evaluations.records() if r.rung == "refine"]
+    settings = _settings(toy, warm_start=(record.candidate_json,), refine=0.0)
+    state = SearchState(settings, refined_search.scope)
+    seen = []
+    while (work := state.next_work()) is not None and len(seen) < 80:
+        seen.append(work[0])
+        if work[0].hash == record.candidate:
+            break
+    assert seen[-1].hash == record.candidate
+    assert [c.trial for c in seen] == list(range(len(seen)))
+
+
+def test_a_share_that_nothing_can_be_done_with_is_refused(toy: Path) -> None:
+    with pytest.raises(ConfigurationError, match="refine"):
+        _settings(toy, refine=1.5)
+    with pytest.raises(ConfigurationError, match="not quantised"):
+        _settings(toy, quantized="somewhere")
+
+
+# -- peers ----------------------------------------------------------------------------------------------
+
+
+def test_peers_are_chosen_on_search_seeds_and_their_calls_add_up(toy: Path, tmp_path: Path) -> None:
+    noise = find_model(str(toy)).noise
+    found = preset_on_grid("unipc-3-bh1/quadratic-zero", noise, 3)
+    settings = PeersSettings(
+        model=str(toy),
+        methods=("gits", "ld3", "random"),
+        nfes=(3,),
+        grids=("karras-zero",),
+        screen_images=250,
+        report_images=250,
+        teacher=TEACHER,
+        plan=RefinePlan.build(**PLAN),
+        budget=1500,
+        found=(found.to_json(),),
+    )
+    rows = Peers(settings, tmp_path, HERE).run()
+    assert [r.method for r in rows] == ["presets", "gits", "ld3", "random", "found", "refined"]
+    by_method = {r.method: r for r in rows}
+    records = Store(tmp_path).evaluations.records()
+    seeds = {r.rung: r.seed for r in records}
+    assert seeds == {"search": 0, "report": 1_000_003}
+    stock = [r.value for r in records if r.origin == "peer:presets" and r.rung == "search" and r.value is not None]
+    assert by_method["presets"].searched == min(stock)
+    assert by_method["presets"].calls == 250 * 3 * len(stock)
+    pairs, looks = 12 * 6, 12
+    learned = pairs + looks + (3 * 3 * 4 + (1 + 2 * 2) * 4) * (3 + 1)
+    extra = by_method["ld3"].calls - by_method["presets"].calls - learned
+    # The first call of the start is judged again with what came of it; where iterates coincide, once. LD3 tunes the
+    # first told time, so every call has a way back.
+    assert extra in (250 * 3, 2 * 250 * 3, 3 * 250 * 3)
+    assert by_method["found"].calls == 250 * 3
+    assert (by_method["gits"].calls - 60 * 256) in range(250 * 3, 54 * 250 * 3 + 1, 250 * 3)
+    assert by_method["random"].calls >= settings.budget
+    assert peers_calls(settings) > 60 * 256 + by_method["ld3"].calls
+    again = Peers(settings, tmp_path, HERE).run()
+    assert again == rows
+    assert len(Store(tmp_path).evaluations.records()) == len(records)
+
+
+def test_peers_command_forecasts_and_refuses(toy: Path, run: Callable[..., Any]) -> None:
+    asked = ("peers", "--model", toy, "--out", "p", "--nfe", 3)
+    assert run(*asked, "--dry-run", "--json").json["calls"] > 0
+    run(*asked, "--methods", "magic").refused("magic", "gits")
+
+
+# -- explain --------------------------------------------------------------------------------------------
+
+
+def test_each_variant_puts_one_decision_back() -> None:
+    noise = find_model("digits-ddpm").noise
+    schedule = _found(noise)
+    nearest, found = variants(schedule, noise)
+    assert nearest.name.startswith("unipc-2-bh2/karras-zero")
+    genome = to_genome(schedule)
+    names = {(v.decision, v.step) for v in found}
+    assert {("times", None), ("first call", None), ("corrector", None)} <= names
+    assert ("prediction", None) not in names, "nothing to put back there"
+    assert len({v.schedule.hash for v in found} | {schedule.hash}) == len(found) + 1
+    for variant in found:
+        other = to_genome(variant.schedule)
+        assert variant.schedule.nfe == schedule.nfe or variant.decision == "first call"
+        if variant.decision == "times":
+            assert other.genes == genome.genes
+            assert other.lambdas != genome.lambdas
+        elif variant.decision == "time":
+            assert sum(a != b for a, b in zip(other.lambdas, genome.lambdas, strict=True)) == 1
+        elif variant.decision == "corrector":
+            assert other.lambdas == genome.lambdas
+    first = next(v for v in found if v.decision == "first call")
+    assert first.schedule.nfe == schedule.nfe
+    assert first.schedule.first_call == "model"
+
+
+def test_corrections_are_one_decision_and_stay_with_the_others() -> None:
+    noise = find_model("digits-ddpm").noise
+    schedule = _found(noise)
+    corrections = Corrections(shifts=(0.0, 0.1, 0.1, 0.1))
+    _, found = variants(schedule.model_copy(update={"corrections": corrections}), noise, each_step=False)
+    plain = [v for v in found if v.decision == "refinement"]
+    assert [v.schedule.hash for v in plain] == [schedule.hash]
+    kept = [v.schedule.corrections for v in found if v.decision not in ("refinement", "first call")]
+    assert kept == [corrections] * len(kept)
+
+
+def test_a_preset_is_its_own_nearest_and_has_nothing_to_explain() -> None:
+    noise = find_model("digits-ddpm").noise
+    schedule = preset_on_grid("dpmpp-2m/quadratic-zero", noise, 5)
+    nearest, genome = nearest_preset(to_genome(schedule), noise)
+    assert nearest.hash == schedule.hash
+    assert genome == to_genome(schedule)
+    assert variants(schedule, noise)[1] == []
+    with pytest.raises(ConfigurationError, match="cannot explain"):
+        variants(preset_on_grid("ipndm-4/karras-zero", noise, 5), noise)
+
+
+def test_explain_writes_table_and_picture(toy: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = _found(find_model(str(toy)).noise)
+    Path("found.json").write_text(schedule.to_json())
+    told = run("explain", "found.json", "--model", toy, "--images", 750, "--no-each-step", "--out", "e", "--json").json
+    rows = told["rows"]
+    assert rows[0]["decision"] == "whole schedule"
+    assert (rows[0]["difference"], rows[0]["low"], rows[0]["high"]) == (0.0, 0.0, 0.0)
+    for row in rows[1:]:
+        assert row["difference"] == pytest.approx(row["value"] - rows[0]["value"], abs=1e-9)
+        assert row["low"] <= row["difference"] <= row["high"]
+    assert Path("e/explain.png").stat().st_size > 10_000
+    assert Path("e/explain.csv").read_text().count("\n") > len(rows)
+    assert explain_module.GENES
+    run("explain", "found.json", "--model", toy, "--images", 800).refused("800", "250")
