@@ -126,6 +126,9 @@ PROCEDURES: dict[str, dict[str, Any]] = {
     # The same with both reconstructions solved as integer least squares, and, as the authors' program does, a grid a
     # timestep for every activation.
     "tfmq": {},
+    # The temporal block of `tfmq`, AdaRound elsewhere on batches of 8: how far rounding variables travel is a matter of
+    # Adam's steps, not of the rows in each.
+    "hybrid": {"solver": "hybrid", "iterations": 1000, "batch": 8},
 }
 COVERAGES: dict[str, dict[str, Any]] = {
     # What the authors' program quantises; `paper` is what the paper says; `full` leaves nothing out.
