@@ -35,8 +35,9 @@ def fashion_flow() -> SearchSettings:
         finalist_images=2000,
         finalists=3,
         keep=0.2,
+        grids=("uniform-t-zero", "quadratic-zero", "karras-zero"),
         preset_grids=1,
-        report_images=2000,
+        report_images=1000,
         report_presets=False,
     )
 

@@ -18,12 +18,15 @@ from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.sampling.grids import SEARCH_GRIDS
 from fewstep.tasks.refinement.plan import RefinePlan
 
 SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "cmaes")
 # What the schedules' samplers are to the other spaces: these are searched on their Pareto front.
 FRONT_SAMPLERS = ("s3", "evolution")
 SPACES = ("schedule", "quantization", "joint")
+# What all candidates of an NFE are measured against is Euler's steps on this grid.
+BASELINE_GRID = "uniform-t-zero"
 REPORT_SEED_OFFSET = 1_000_003
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
 
@@ -47,6 +50,7 @@ class SearchSettings(BaseModel):
     finalist_images: PositiveInt = 3000
     finalists: PositiveInt = 3
     keep: float = Field(0.25, gt=0, le=1, description="share of candidates that the screen lets through")
+    grids: tuple[str, ...] = Field(SEARCH_GRIDS, description="grids that presets start on")
     preset_grids: PositiveInt = Field(2, description="grids of each preset that the screen lets through")
     report_images: PositiveInt = 10_000
     report_presets: bool = Field(True, description="whether the report judges presets beside the found schedules")
@@ -74,6 +78,10 @@ class SearchSettings(BaseModel):
             raise ValueError(
                 f"finalist_images {self.finalist_images} must exceed frechet_images {self.frechet_images}: "
                 "the finals extend the same images"
+            )
+        if BASELINE_GRID not in self.grids or not set(self.grids) <= set(SEARCH_GRIDS):
+            raise ValueError(
+                f"grids {', '.join(self.grids)}: choose from {', '.join(SEARCH_GRIDS)}, {BASELINE_GRID} among them"
             )
         unknown = [name for name in self.decisions if name not in EXTRA_DECISIONS]
         if unknown:

@@ -18,14 +18,14 @@ from fewstep.pipeline.proposer import REFINED, WARM_REFINED, Proposer, is_refine
 from fewstep.pipeline.rungs import Rung, promoted
 from fewstep.pipeline.s3_sampler import OnRefit
 from fewstep.pipeline.scope import Scope
-from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.settings import BASELINE_GRID, SearchSettings
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.sampling.grids import all_presets
 
 __all__ = ["BASELINE", "SearchState", "Trial", "Work"]
 
-BASELINE = "ddim/uniform-t-zero"
+BASELINE = f"ddim/{BASELINE_GRID}"
 
 
 class SearchState(Climb):
@@ -35,7 +35,7 @@ class SearchState(Climb):
         super().__init__(settings)
         self._teacher_nfe = scope.teacher_nfe
         self.proposer = Proposer(settings, scope, on_refit)
-        self.presets = {nfe: all_presets(scope.noise, nfe) for nfe in settings.nfes}
+        self.presets = {nfe: all_presets(scope.noise, nfe, settings.grids) for nfe in settings.nfes}
         warm = [SolverSchedule.from_json(text) for text in settings.warm_start]
         first = {s.hash: (WARM, s) for s in warm if s.nfe in settings.nfes}
         presets = {s.hash: (f"preset:{name}", s) for nfe in settings.nfes for name, s in self.presets[nfe].items()}

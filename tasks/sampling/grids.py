@@ -118,7 +118,7 @@ def preset_on_grid(name: str, noise: NoiseSchedule, nfe: int) -> SolverSchedule:
     return schedule.model_copy(update={"name": name})
 
 
-def all_presets(noise: NoiseSchedule, nfe: int) -> dict[str, SolverSchedule]:
-    """Every preset that a search starts from, on each of its grids, by name."""
-    names = [f"{solver}/{where}" for solver in SEARCH_PRESETS for where in SEARCH_GRIDS]
+def all_presets(noise: NoiseSchedule, nfe: int, grids: tuple[str, ...] = SEARCH_GRIDS) -> dict[str, SolverSchedule]:
+    """Every preset that a search starts from, on each of the grids, by name."""
+    names = [f"{solver}/{where}" for solver in SEARCH_PRESETS for where in grids]
     return {name: preset_on_grid(name, noise, nfe) for name in names}
