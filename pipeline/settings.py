@@ -18,8 +18,8 @@ from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 from fewstep.tasks.models.conditions import Conditions
-from fewstep.tasks.sampling.grids import SEARCH_GRIDS
 from fewstep.tasks.refinement.plan import RefinePlan
+from fewstep.tasks.sampling.grids import SEARCH_GRIDS
 
 SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "cmaes")
 # What the schedules' samplers are to the other spaces: these are searched on their Pareto front.
