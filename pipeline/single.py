@@ -75,7 +75,7 @@ def evaluate_missing(
     Failed evaluations come back as failed records, and are tried again the next time.
     """
     files, store = find_model(subject.model, subject.quantized), Store(root)
-    subject.conditions.check(files.null_label, files.text)
+    subject.conditions.check(files.null_label, files.text, files.shown)
     with Lease(root):
         evaluator = Evaluator(
             study,

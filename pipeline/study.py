@@ -77,7 +77,7 @@ class Study:
         self.store = Store(root)
         self.files = find_model(settings.model, settings.quantized)
         self.teacher = parse_teacher(settings.teacher, self.files)
-        settings.conditions.check(self.files.null_label, self.files.text)
+        settings.conditions.check(self.files.null_label, self.files.text, self.files.shown)
         warm = [SolverSchedule.from_json(text).nfe for text in settings.warm_start]
         if warm and not set(warm) & set(settings.nfes):
             raise ConfigurationError(

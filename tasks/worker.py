@@ -299,7 +299,8 @@ class Worker:
         for first in range(start, start + count, self.batch):
             size = min(self.batch, start + count - first)
             noise = starting_noise(seed, first, size, self.shape, self.device)
-            batches.append(self.decode(make(noise, range(first, first + size))))
+            indices = range(first, first + size)
+            batches.append(by.finish(self.decode(make(noise, indices)), indices))
         images = torch.cat(batches)
         if not bool(torch.isfinite(images).all()):
             raise EvaluationError(f"schedule {parsed.hash} made values that are not finite: its steps explode")

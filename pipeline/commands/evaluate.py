@@ -23,6 +23,8 @@ from fewstep.pipeline.commands.options import (
     Quantized,
     Reference,
     Seed,
+    Source,
+    SourceSeed,
     Statistics,
     conditions,
     print_json,
@@ -50,6 +52,8 @@ def command(
     negative_prompt: NegativePrompt = "",
     classifier: Classifier = "",
     classifier_scale: ClassifierScale = 0.0,
+    source: Source = "",
+    source_seed: SourceSeed = 0,
     statistics: Statistics = "",
     judge: JudgeName = "",
     quantized: Quantized = "",
@@ -72,7 +76,7 @@ def command(
     if (schedule is None) == (ode is None):
         raise ConfigurationError("say what to evaluate: --schedule FILE or PRESET/GRID@CALLS, or --ode SOLVER")
     execution = _execution(executor=executor, workers=workers, address=None, device=device)
-    asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale)
+    asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale, source, source_seed)
     if integer and not quantized:
         raise ConfigurationError("--integer runs a quantised network: give its folder as --quantized")
     runtime: Literal["reference", "integer"] = "integer" if integer else "reference"

@@ -23,6 +23,10 @@ Prompts = Annotated[Path | None, typer.Option("--prompts", help="file with one p
 NegativePrompt = Annotated[str, typer.Option("--negative-prompt", help="what guidance leads away from")]
 Classifier = Annotated[str, typer.Option("--classifier", help="folder of a classifier that guides to the labels")]
 ClassifierScale = Annotated[float, typer.Option("--classifier-scale", min=0, help="scale of classifier guidance")]
+Source = Annotated[
+    str, typer.Option("--source", help="for inpainting and layouts: part of the data set to be shown, test or train")
+]
+SourceSeed = Annotated[int, typer.Option("--source-seed", min=0, help="seed of the holes to paint")]
 Statistics = Annotated[str, typer.Option("--statistics", help="file made by `fewstep statistics`")]
 Quantized = Annotated[str, typer.Option("--quantized", help="folder made by `fewstep quantize`: sample with it")]
 JudgeName = Annotated[
@@ -38,8 +42,12 @@ def conditions(
     negative_prompt: str = "",
     classifier: str = "",
     classifier_scale: float = 0.0,
+    source: str = "",
+    source_seed: int = 0,
 ) -> Conditions:
     """What the options above ask a model for; DataError where the prompt file cannot be read."""
+    if source not in ("", "train", "test"):
+        raise ConfigurationError(f"unknown source {source!r}: give test or train")
     return Conditions(
         labels=labels,
         prompts=read_prompts(prompts),
@@ -47,6 +55,8 @@ def conditions(
         guidance=guidance,
         classifier=classifier,
         classifier_scale=classifier_scale,
+        source=source,
+        source_seed=source_seed,
     )
 
 

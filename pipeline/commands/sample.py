@@ -19,6 +19,8 @@ from fewstep.pipeline.commands.options import (
     Prompts,
     Quantized,
     Seed,
+    Source,
+    SourceSeed,
     Statistics,
     conditions,
     print_json,
@@ -39,6 +41,8 @@ def command(
     negative_prompt: NegativePrompt = "",
     classifier: Classifier = "",
     classifier_scale: ClassifierScale = 0.0,
+    source: Source = "",
+    source_seed: SourceSeed = 0,
     statistics: Statistics = "",
     quantized: Quantized = "",
     device: Device = "cpu",
@@ -53,7 +57,7 @@ def command(
     from fewstep.tasks.worker import Worker, WorkerSettings
 
     parsed = parse_teacher(schedule, find_model(model))
-    asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale)
+    asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale, source, source_seed)
     settings = WorkerSettings(model, device=device, conditions=asked, statistics=statistics, quantized=quantized)
     worker = Worker(settings, features=False)
     pixels = to_pixels(worker.sample(parsed.to_json(), seed, 0, count).cpu().numpy())

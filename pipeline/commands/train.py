@@ -18,8 +18,8 @@ def command(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="digits-ddpm, digits-edm, fashion-ddpm, fashion-lfm or fashion-lfm-dit; or a judge of images: "
-            "fashion-judge, digits-judge"
+            help="digits-ddpm, digits-edm, fashion-ddpm, fashion-lfm, fashion-lfm-dit, fashion-lfm-inpaint or "
+            "fashion-lfm-layout; or a judge of images: fashion-judge, digits-judge"
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="model directory to write [default: models/RECIPE]")] = None,
@@ -27,6 +27,9 @@ def command(
     steps: Annotated[int | None, typer.Option(min=1, help="other number of optimiser steps")] = None,
     autoencoder_steps: Annotated[
         int | None, typer.Option(min=1, help="other number of the autoencoder's steps, for latent models")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="folder of the entry that the recipe starts from [default: the zoo's]")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all")] = 0,
     device: Device = "cpu",
@@ -56,6 +59,8 @@ def command(
     if recipe in JUDGE_RECIPES:
         if autoencoder_steps is not None:
             raise ConfigurationError(f"{recipe} has no autoencoder: leave --autoencoder-steps out")
+        if start is not None:
+            raise ConfigurationError(f"{recipe} is trained from scratch: leave --from out")
         judge = JUDGE_RECIPES[recipe].model_copy(update={} if steps is None else {"steps": steps})
         folder = out or Path("models") / recipe
         finish(folder, train_judge(judge, folder, device, show))
@@ -64,10 +69,10 @@ def command(
     if steps is not None:
         chosen = chosen.model_copy(update={"steps": steps})
     if autoencoder_steps is not None:
-        if chosen.autoencoder is None:
-            raise ConfigurationError(f"{recipe} has no autoencoder: leave --autoencoder-steps out")
+        if chosen.autoencoder is None or chosen.starts_from is not None:
+            raise ConfigurationError(f"{recipe} trains no autoencoder: leave --autoencoder-steps out")
         fewer = chosen.autoencoder.model_copy(update={"steps": autoencoder_steps})
         chosen = chosen.model_copy(update={"autoencoder": fewer})
     target = out or Path("models") / chosen.name
     kept = checkpoints or Path.home() / ".cache" / "fewstep" / "checkpoints" / chosen.name
-    finish(target, train_entry(chosen, target, kept, device, show))
+    finish(target, train_entry(chosen, target, kept, device, show, start))

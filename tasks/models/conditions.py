@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_serializer
 
 from fewstep.errors import ConfigurationError, DataError
 
 NO_LABEL, BALANCED = "none", "balanced"
+Split = Literal["", "train", "test"]
 
 
 class Conditions(BaseModel):
@@ -20,7 +23,8 @@ class Conditions(BaseModel):
     `prompts` holds one prompt a line, as text; image i takes line i mod N. `guidance` is the scale of
     classifier-free guidance, null + scale (conditional - null); 1 asks the conditional model alone. A
     schedule's own guidance goes before it. `classifier` is the folder of a saved classifier whose gradient
-    guides towards the labels, by `classifier_scale`.
+    guides towards the labels, by `classifier_scale`. `source` is the part of a conditioned model's data set whose image
+    i mod N gives image i its known pixels or its layout; `source_seed` is what holes are drawn from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +35,16 @@ class Conditions(BaseModel):
     guidance: float = Field(1.0, ge=0, allow_inf_nan=False)
     classifier: str = ""
     classifier_scale: float = Field(0.0, ge=0, allow_inf_nan=False)
+    source: Split = ""
+    source_seed: NonNegativeInt = 0
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, dump: Callable[[Conditions], dict[str, Any]]) -> dict[str, Any]:
+        """Conditions without a source are written, and hashed, as before there were any."""
+        fields = dump(self)
+        if not self.source:
+            del fields["source"], fields["source_seed"]
+        return fields
 
     @cached_property
     def hash(self) -> str:
@@ -52,8 +66,15 @@ class Conditions(BaseModel):
             return index % classes
         return int(self.labels)
 
-    def check(self, classes: int | None, text: bool) -> None:
-        """ConfigurationError where a model with `classes` labels, or with `text`, cannot be asked for this."""
+    def check(self, classes: int | None, text: bool, shown: str = "") -> None:
+        """ConfigurationError where a model with `classes` labels, or with `text`, cannot be asked for this.
+
+        `shown` is the kind of a conditioned model, `inpaint` or `layout`.
+        """
+        if self.source and not shown:
+            raise ConfigurationError("this model is shown no images: leave --source out")
+        if shown and not self.source:
+            raise ConfigurationError(f"a model of kind {shown} is shown images: say which, as --source test")
         if self.labels != NO_LABEL and classes is None:
             raise ConfigurationError(
                 f"labels {self.labels!r}: this model was trained without labels; leave --labels out"

@@ -1,8 +1,9 @@
-"""From what the network makes to images: nothing to do for pixels, the autoencoder for latents."""
+"""From what the network makes to images and back: nothing to do for pixels, the autoencoder for latents."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,3 +26,24 @@ def load_decoder(files: ModelFiles, device: str) -> Callable[[Tensor], Tensor]:
         return images
 
     return decode
+
+
+def load_encoder(files: ModelFiles, device: str) -> Callable[[Tensor], Tensor]:
+    """A function from images (B, C, H, W) in [-1, 1] to scaled latents (B, c, h, w), the means of their posteriors."""
+    if files.vae_config is None:
+        return lambda images: images
+    from diffusers import AutoencoderKL
+
+    vae = frozen(load_part(AutoencoderKL, files.root / "vae", torch_dtype=torch.float32), device)
+    return encoder_of(vae)
+
+
+def encoder_of(vae: Any) -> Callable[[Tensor], Tensor]:
+    """The same for a loaded autoencoder."""
+    scale, shift = float(vae.config.scaling_factor), float(vae.config.get("shift_factor") or 0.0)
+
+    def encode(images: Tensor) -> Tensor:
+        mean: Tensor = vae.encode(images).latent_dist.mean
+        return (mean - shift) * scale
+
+    return encode

@@ -18,6 +18,7 @@ from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.networks import load_network
 from fewstep.tasks.models.skips import scaled_skips
+from fewstep.tasks.models.sources import Sources
 
 
 class Denoiser:
@@ -26,8 +27,9 @@ class Denoiser:
     def __init__(self, files: ModelFiles, device: str = "cpu", conditions: Conditions | None = None) -> None:
         self.files, self.device = files, device
         self.conditions = conditions or Conditions()
-        self.conditions.check(files.null_label, files.text)
+        self.conditions.check(files.null_label, files.text, files.shown)
         self.network = load_network(files, device)
+        self.sources = Sources(files, device, self.conditions) if files.condition else None
         self._classifier = None
         if self.conditions.classifier_scale:
             self._classifier = load_classifier(Path(self.conditions.classifier), device)
@@ -50,6 +52,8 @@ class Denoiser:
         null = self.network.null(self.conditions, len(indices))
         if not self.conditional or scale == 0:
             condition, scale = null, 1.0
+        # Guidance drops the label alone.
+        shown = None if self.sources is None else self.sources.shown(indices)
         doubled = condition
         if scale != 1 and condition is not None and null is not None:
             doubled = torch.cat([null, condition])
@@ -58,12 +62,13 @@ class Denoiser:
             self.calls += len(x)
             # A tensor: diffusers cuts a Python float to a whole step.
             told = torch.as_tensor(time, dtype=torch.float32, device=x.device)
+            seen = x if shown is None else torch.cat([x, shown], 1)
             with scaled_skips(self.network.module, skips):
                 if scale == 1:
-                    output = self.network(x, told, condition)
+                    output = self.network(seen, told, condition)
                 else:
                     twice = torch.cat([told, told]) if told.ndim else told
-                    without, with_ = self.network(torch.cat([x, x]), twice, doubled).chunk(2)
+                    without, with_ = self.network(torch.cat([seen, seen]), twice, doubled).chunk(2)
                     output = without + scale * (with_ - without)
             if self._classifier is None:
                 return output
@@ -78,6 +83,10 @@ class Denoiser:
     def __call__(self, x: Tensor, time: float) -> Tensor:
         """Raw output for the images 0 .. B - 1."""
         return self.on(range(len(x)))(x, time)
+
+    def finish(self, images: Tensor, indices: Sequence[int]) -> Tensor:
+        """Decoded images (B, C, H, W) with what was known of them put back."""
+        return images if self.sources is None else self.sources.finish(images, indices)
 
     def _guided(self, x: Tensor, time: float, output: Tensor, indices: Sequence[int]) -> Tensor:
         """Classifier guidance (2105.05233, algorithm 2), by a classifier of clean images.

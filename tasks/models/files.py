@@ -1,8 +1,9 @@
 """Find and check a model on disk without loading its network: what the driver needs to plan a search.
 
 Accepted: a zoo name, a diffusers pipeline directory (`unet/` or `transformer/`, `scheduler/`; with `vae/` the
-network works on latents, with `text_encoder/` and `tokenizer/` it takes prompts: StableDiffusionPipeline), or a
-bare UNet2DModel or DiTTransformer2DModel directory with a `scheduler_config.json` in it or in `scheduler/`.
+network works on latents, with `text_encoder/` and `tokenizer/` it takes prompts: StableDiffusionPipeline; with
+`condition/` it is shown a part of an image or a layout, in input channels behind its latents), or a bare UNet2DModel
+or DiTTransformer2DModel directory with a `scheduler_config.json` in it or in `scheduler/`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import ModelError
-from fewstep.tasks.models import from_diffusers
+from fewstep.tasks.models import condition_config, from_diffusers
+from fewstep.tasks.models.condition_config import ConditionConfig, read_condition
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 
 ZOO = Path(__file__).parent / "zoo"
@@ -69,12 +71,24 @@ class ModelFiles:
         folder = self.root / "vae"
         return _read_json(folder / "config.json") if folder.is_dir() else None
 
+    @cached_property
+    def condition(self) -> ConditionConfig | None:
+        """What the network is shown besides, None where nothing."""
+        folder = self.root / condition_config.FOLDER
+        return read_condition(folder) if folder.is_dir() else None
+
+    @property
+    def shown(self) -> str:
+        """Kind of what the network is shown, or empty."""
+        return self.condition.kind if self.condition else ""
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network denoises: images, or latents where there is an autoencoder."""
         size = self.unet_config["sample_size"]
         side = int(size[0] if isinstance(size, list | tuple) else size)
-        return int(self.unet_config["in_channels"]), side, side
+        shown = self.condition.channels if self.condition else 0
+        return int(self.unet_config["in_channels"]) - shown, side, side
 
     @property
     def channels(self) -> int:
@@ -128,7 +142,7 @@ class ModelFiles:
         """Content address of all weights and configurations: 16 hex digits."""
         digest = hashlib.sha256()
         parts = sorted(p for p in self.unet.iterdir() if p.suffix in (".safetensors", ".bin"))
-        others = [p for name in ("vae", *TEXT_PARTS) if (p := self.root / name).is_dir()]
+        others = [p for name in ("vae", condition_config.FOLDER, *TEXT_PARTS) if (p := self.root / name).is_dir()]
         more = sorted(p for folder in others for p in folder.iterdir() if p.is_file())
         for path in [self.unet / "config.json", self.scheduler / "scheduler_config.json", *parts, *more]:
             digest.update(path.name.encode())
@@ -185,16 +199,19 @@ def _check(files: ModelFiles) -> None:
     config = files.unet_config
     if config.get("_class_name") not in NETWORKS:
         raise ModelError(f"{files.unet}: {config.get('_class_name')!r} is not supported, use {' or '.join(NETWORKS)}")
-    answers = {config.get("in_channels")}
-    if files.transformer:
+    if files.condition is not None:
+        _check_condition(files)
+    shown = files.condition.channels if files.condition else 0
+    answers = {config.get("in_channels")} if not shown else {int(config.get("in_channels") or 0) - shown}
+    if files.transformer and not shown:
         # None means as many; with twice as many, the second half is a variance, which solvers do not ask for.
         answers |= {None, 2 * int(config.get("in_channels") or 0)}
-        if not isinstance(config.get("num_embeds_ada_norm"), int):
-            raise ModelError(f"{files.unet}: num_embeds_ada_norm is missing from config.json: it counts the labels")
+    if files.transformer and not isinstance(config.get("num_embeds_ada_norm"), int):
+        raise ModelError(f"{files.unet}: num_embeds_ada_norm is missing from config.json: it counts the labels")
     if config.get("out_channels") not in answers:
         raise ModelError(
             f"{files.unet}: {config.get('in_channels')} channels in and {config.get('out_channels')} out; "
-            "a denoiser has as many out as in (networks that take a mask or an image besides are not supported)"
+            f"a denoiser has as many out as in but for the {shown} that condition/config.json says it is shown"
         )
     if not isinstance(config.get("in_channels"), int):
         raise ModelError(f"{files.unet}: in_channels is missing from config.json: save the model with save_pretrained")
@@ -211,6 +228,17 @@ def _check(files: ModelFiles) -> None:
         raise ModelError(f"{files.root} takes prompts but has no {missing[0]}/: save the whole pipeline")
     if files.vae_config is not None and files.vae_config.get("_class_name") != "AutoencoderKL":
         raise ModelError(f"{files.root / 'vae'}: {files.vae_config.get('_class_name')!r} is no AutoencoderKL")
+
+
+def _check_condition(files: ModelFiles) -> None:
+    """A condition is for a network of latents with room for its channels."""
+    condition, folder = files.condition, files.root / condition_config.FOLDER
+    assert condition is not None
+    if files.text or files.vae_config is None:
+        raise ModelError(f"{folder}: only networks of latents that take no prompts are shown images")
+    latents = int(files.vae_config.get("latent_channels", 4))
+    if condition.kind == "inpaint" and condition.channels != latents + 1:
+        raise ModelError(f"{folder}: {condition.channels} channels; inpainting shows {latents} latents and one hole")
 
 
 def _check_meaning(files: ModelFiles) -> None:

@@ -75,7 +75,7 @@ def check_latents(recipe: TrainingRecipe, data: Dataset) -> None:
             raise ConfigurationError(f"the autoencoder makes {back} of {shape} images: take a side it can halve")
         shape = tuple(latent.shape[1:])
     side = recipe.network["sample_size"]
-    if (recipe.network["in_channels"], side, side) != shape:
+    if (recipe.channels, side, side) != shape:
         raise ConfigurationError(f"the data are {shape}, the network takes {side}x{side}: set in_channels, sample_size")
 
 
@@ -86,15 +86,17 @@ def encode(vae: Any, images: Tensor, device: str = "cpu") -> tuple[Tensor, Tenso
     return torch.cat([p.mean.cpu() for p in parts]), torch.cat([p.std.cpu() for p in parts])
 
 
-def encode_once(vae: Any, images: Tensor, mirrors: bool = False, device: str = "cpu") -> Latents:
+def encode_once(
+    vae: Any, images: Tensor, mirrors: bool = False, device: str = "cpu", scale: float | None = None
+) -> Latents:
     """The latents of all images, and of their mirrored ones; sets `scaling_factor` of the vae's configuration.
 
     Scaled latents have unit variance, over images, channels and places together: one number, as diffusers
-    keeps it. It is that of the images themselves, mirrored or not.
+    keeps it. It is that of the images themselves, mirrored or not. A vae that has its factor keeps that `scale`.
     """
     mean, std = encode(vae, images, device)
     variance = float(mean.double().var(correction=0) + std.double().square().mean())
-    vae.register_to_config(scaling_factor=variance**-0.5)
+    vae.register_to_config(scaling_factor=variance**-0.5 if scale is None else scale)
     if mirrors:
         other_mean, other_std = encode(vae, images.flip(-1), device)
         mean, std = torch.cat([mean, other_mean]), torch.cat([std, other_std])

@@ -22,17 +22,31 @@ A diffusers {kind} for {size}x{size} images: {_meaning(recipe)}.
 | trained on | {figures["trained_images"]:,} draws from {figures["reference_images"]:,} images |
 | labels | {"none" if recipe.label_dropout is None else f"dropped with probability {recipe.label_dropout}"} |
 | classifier accuracy | {figures["classifier_accuracy"]:.4f} on {figures["classifier_accuracy_on"]} |
-| made | {figures["date"]}, by `fewstep train {recipe.name}` |
+{_condition(recipe, figures)}| made | {figures["date"]}, by `fewstep train {recipe.name}` |
 {_latents(recipe, figures)}
 Data: {data.source}, licence {data.licence}. `reference.npz` holds the moments of the classifier's features on the
 data; the Frechet distance in this space is labelled `fid-{recipe.dataset}` and compares with no other.
 """
 
 
+def _condition(recipe: TrainingRecipe, figures: dict[str, Any]) -> str:
+    """Rows on where the network started and what it is shown."""
+    rows = ""
+    if "started_from" in figures:
+        rows += f"| started from | {figures['started_from']}, whose autoencoder it keeps |\n"
+    if recipe.condition is not None:
+        shown = {
+            "inpaint": "latents of the image without its hole, and the hole's share",
+            "layout": f"an embedded layout of {recipe.condition.classes} classes, trained with the network",
+        }
+        rows += f"| shown, in the last {recipe.condition.channels} input channels | {shown[recipe.condition.kind]} |\n"
+    return rows
+
+
 def _latents(recipe: TrainingRecipe, figures: dict[str, Any]) -> str:
     if recipe.autoencoder is None:
         return ""
-    channels, side = recipe.network["in_channels"], recipe.network["sample_size"]
+    channels, side = recipe.channels, recipe.network["sample_size"]
     return f"""
 It works on {channels}x{side}x{side} latents of the AutoencoderKL in `vae/`, which neither pads nor crops: an image's
 side is the latents' times two for each halving. `scaling_factor` in its config gives them unit variance.

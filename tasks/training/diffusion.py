@@ -1,18 +1,40 @@
-"""Train a diffusers UNet2DModel or DiTTransformer2DModel on images or latents."""
+"""Train a diffusers UNet2DModel or DiTTransformer2DModel on images or latents, shown a condition or not."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.tasks.training.examples import Examples
+from fewstep.tasks.models.image_condition import ImageCondition
+from fewstep.tasks.training.examples import Examples, Maps
 from fewstep.tasks.training.loop import Progress, fit
-from fewstep.tasks.training.networks import build_network
+from fewstep.tasks.training.networks import build_network, start_from
 from fewstep.tasks.training.objectives import objective_of
 from fewstep.tasks.training.recipe import TrainingRecipe
+
+
+class Trained(NamedTuple):
+    """The averaged network, its scheduler, and the averaged condition of a network that is shown one."""
+
+    network: Any
+    scheduler: Any
+    condition: ImageCondition | None = None
+
+
+class Shown(nn.Module):
+    """A network and its condition, which are trained as one."""
+
+    def __init__(self, network: Any, condition: ImageCondition) -> None:
+        super().__init__()
+        self.network, self.condition = network, condition
+
+    def forward(self, x: Tensor, maps: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
+        """The network's output (B, c, h, w) for latents (B, c, h, w) and maps (B, m, h, w)."""
+        output: Tensor = self.network(torch.cat([x, self.condition(maps)], 1), time, label).sample
+        return output
 
 
 def train_network(
@@ -23,28 +45,43 @@ def train_network(
     device: str = "cpu",
     every: int = 500,
     progress: Progress | None = None,
-) -> tuple[Any, Any]:
-    """Train from scratch or from `folder`'s checkpoint; return the averaged network and its scheduler.
+    start: Any = None,
+    maps: Maps | None = None,
+) -> Trained:
+    """Train from scratch, from the network `start` or from `folder`'s checkpoint.
 
-    `labels` (N,) are those of the examples. `progress(step, steps, mean loss)` is called every `every` steps,
-    after the checkpoint is on disk.
+    `labels` (N,) are those of the examples, `maps` what a recipe with a condition shows of them.
+    `progress(step, steps, mean loss)` is called every `every` steps, after the checkpoint is on disk.
     """
-    network = build_network(recipe).to(device)
+    network = build_network(recipe)
+    if start is not None:
+        start_from(network, start)
+    network.to(device)
     objective = objective_of(recipe)
+    source = examples.source
+    if maps is not None:
+        shown = Shown(network, maps.condition.to(device))
 
     def loss(rng: torch.Generator) -> Tensor:
-        x0, label = draw_batch(recipe, examples, labels, rng)
+        index, x0, label = draw_batch(recipe, examples, labels, rng)
         lesson = objective.draw(x0, rng, device)
-        answer = network(lesson.shown, lesson.time, None if label is None else label.to(device)).sample
+        told = None if label is None else label.to(device)
+        if maps is None:
+            answer = network(lesson.shown, lesson.time, told).sample
+        else:
+            answer = shown(lesson.shown, maps.draw(index, rng).to(device), lesson.time, told)
         return nn.functional.mse_loss(answer, lesson.answer)
 
-    return fit(network, loss, recipe, folder, every, progress, examples.source), objective.scheduler
+    if maps is None:
+        return Trained(fit(network, loss, recipe, folder, every, progress, source), objective.scheduler)
+    average = fit(shown, loss, recipe, folder, every, progress, source)
+    return Trained(average.network, objective.scheduler, average.condition)
 
 
 def draw_batch(
     recipe: TrainingRecipe, examples: Examples, labels: Tensor, rng: torch.Generator
-) -> tuple[Tensor, Tensor | None]:
-    """Examples (B, C, H, W) and their labels (B,), some of which are the null label; None without labels.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Numbers (B,) of examples, the examples (B, C, H, W), their labels (B,), some of them null; None without labels.
 
     A transformer is always told a label: without labels it is the null label.
     """
@@ -52,6 +89,7 @@ def draw_batch(
     mirrored = torch.rand(recipe.batch, generator=rng) < 0.5 if recipe.flip else None
     x0 = examples.draw(index, mirrored, rng)
     if recipe.label_dropout is None:
-        return x0, torch.full((recipe.batch,), recipe.null_label or 0) if recipe.transformer is not None else None
+        null = torch.full((recipe.batch,), recipe.null_label or 0)
+        return index, x0, null if recipe.transformer is not None else None
     dropped = torch.rand(recipe.batch, generator=rng) < recipe.label_dropout
-    return x0, torch.where(dropped, torch.tensor(recipe.null_label), labels[index])
+    return index, x0, torch.where(dropped, torch.tensor(recipe.null_label), labels[index])

@@ -1,6 +1,7 @@
 """From a recipe to a zoo entry: network, scheduler, classifier, reference moments, recipe and model card.
 
-With latents the autoencoder is trained first, and the data are encoded by it once.
+With latents the autoencoder is trained first, and the data are encoded by it once. A recipe that starts from another
+entry takes that one's autoencoder and first weights instead.
 """
 
 from __future__ import annotations
@@ -18,17 +19,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.errors import ConfigurationError
 from fewstep.tasks.data import Dataset, load_dataset
 from fewstep.tasks.metrics.features import ClassifierFeatures, FeatureExtractor
 from fewstep.tasks.metrics.frechet import FrechetReference
 from fewstep.tasks.metrics.moments import Moments, save_npz
 from fewstep.tasks.models.classifier import SmallClassifier, load_classifier
-from fewstep.tasks.models.files import find_model
+from fewstep.tasks.models.condition_config import FOLDER as CONDITION
+from fewstep.tasks.models.decoder import encoder_of
+from fewstep.tasks.models.files import ModelFiles, find_model
+from fewstep.tasks.models.image_condition import build_condition
+from fewstep.tasks.models.networks import load_network, load_part
 from fewstep.tasks.training.autoencoder import check_latents, encode_once, reconstruct, train_autoencoder
 from fewstep.tasks.training.card import model_card
 from fewstep.tasks.training.classifier import accuracy, train_classifier
 from fewstep.tasks.training.diffusion import train_network
-from fewstep.tasks.training.examples import Examples, Pixels
+from fewstep.tasks.training.examples import Examples, Maps, Pixels
 from fewstep.tasks.training.recipe import TrainingRecipe
 
 # Stage ("autoencoder" or "network"), step, steps, mean loss.
@@ -41,28 +47,48 @@ def train_entry(
     checkpoints: Path,
     device: str = "cpu",
     progress: StageProgress | None = None,
+    start: str | None = None,
 ) -> dict[str, Any]:
     """Train everything a zoo entry holds into `out`; resumes from `checkpoints`. Returns the card's figures.
 
-    Raises DataError where the data set is not installed, ConfigurationError where the networks do not fit it.
+    `start` is another place of the entry that the recipe starts from. Raises DataError where the data set is not
+    installed, ConfigurationError where the networks do not fit it, ModelError where the start is not there.
     """
+    if start is not None and recipe.starts_from is None:
+        raise ConfigurationError(f"{recipe.name} is trained from scratch: leave --from out")
+    begun = _start(recipe, start) if recipe.starts_from is not None else None
     data, held_out = load_dataset(recipe.dataset), load_dataset(recipe.dataset, "test")
     check_latents(recipe, data)
     tell = {s: partial(progress, s) if progress else None for s in ("autoencoder", "network")}
     examples: Examples = Pixels(torch.from_numpy(data.images))
-    vae = None
+    vae = maps = first = None
     if recipe.autoencoder is not None:
-        folder = checkpoints / "autoencoder"
-        vae = train_autoencoder(recipe.autoencoder, data, folder, device, progress=tell["autoencoder"])
+        if begun is not None:
+            vae = _autoencoder_of(begun, device)
+        else:
+            folder = checkpoints / "autoencoder"
+            vae = train_autoencoder(recipe.autoencoder, data, folder, device, progress=tell["autoencoder"])
         # Latents of the weights that are stored, not of those before they were rounded.
         vae = vae.to(getattr(torch, recipe.weights)).to(torch.float32)
-        examples = encode_once(vae, torch.from_numpy(data.images), recipe.flip, device)
+        scale = None if begun is None else float(vae.config.scaling_factor)
+        images = torch.from_numpy(data.images)
+        examples = encode_once(vae, images, recipe.flip, device, scale)
+        if recipe.condition is not None:
+            condition = build_condition(recipe.condition, recipe.seed)
+            side = recipe.network["sample_size"]
+            maps = Maps(condition, images, _on_cpu(vae, device), side, recipe.holes, recipe.seed)
+    if begun is not None:
+        first = load_network(begun, "cpu").module
     labels = torch.from_numpy(data.labels)
-    network, scheduler = train_network(recipe, examples, labels, checkpoints, device, progress=tell["network"])
+    network, scheduler, condition_trained = train_network(
+        recipe, examples, labels, checkpoints, device, progress=tell["network"], start=first, maps=maps
+    )
 
     kind = "unet" if recipe.transformer is None else "transformer"
     network.to(getattr(torch, recipe.weights)).save_pretrained(str(out / kind))
     scheduler.save_pretrained(str(out / "scheduler"))
+    if condition_trained is not None:
+        condition_trained.save(out / CONDITION)
     classifier = _classifier(recipe, data, out, device)
     extractor = ClassifierFeatures(classifier, f"fid-{recipe.dataset}")
     save_npz(out / "reference.npz", _moments(extractor, torch.from_numpy(data.images), device))
@@ -75,6 +101,8 @@ def train_entry(
         "trained_images": recipe.steps * recipe.batch,
         "date": datetime.now(UTC).date().isoformat(),
     }
+    if begun is not None:
+        figures["started_from"] = f"{recipe.starts_from} ({begun.hash})"
     if vae is not None:
         figures |= _autoencoder_figures(recipe, vae, extractor, held_out, device)
         vae.to(getattr(torch, recipe.weights)).save_pretrained(str(out / "vae"))
@@ -88,6 +116,30 @@ def train_entry(
     aside.write_text(json.dumps(index, indent=2) + "\n")
     os.replace(aside, out / "model_index.json")
     return figures
+
+
+def _start(recipe: TrainingRecipe, start: str | None) -> ModelFiles:
+    """The entry to start from; ConfigurationError where it makes something else than the recipe's network."""
+    files = find_model(start or str(recipe.starts_from))
+    side = recipe.network["sample_size"]
+    if files.shape != (recipe.channels, side, side) or (files.vae_config is None) != (recipe.autoencoder is None):
+        raise ConfigurationError(
+            f"{recipe.name} starts from {recipe.starts_from}, which {files.root} is not: it makes {files.shape}"
+        )
+    return files
+
+
+def _autoencoder_of(files: ModelFiles, device: str) -> Any:
+    from diffusers import AutoencoderKL
+
+    vae = load_part(AutoencoderKL, files.root / "vae", torch_dtype=torch.float32)
+    return vae.eval().requires_grad_(False).to(device)
+
+
+def _on_cpu(vae: Any, device: str) -> Callable[[Tensor], Tensor]:
+    """From images to scaled latents, both on the CPU."""
+    encode = encoder_of(vae)
+    return lambda images: encode(images.to(device)).cpu()
 
 
 def _pipeline(recipe: TrainingRecipe) -> str:

@@ -1,4 +1,5 @@
-"""What the network learns to make, a batch at a time: the images themselves, or latents that were encoded once.
+"""What the network learns to make, a batch at a time: the images themselves, or latents that were encoded once;
+and what a condition shows of them.
 
 Shapes: images (N, C, H, W); mean and std of a posterior (N, c, h, w); index and mirrored (B,).
 """
@@ -9,6 +10,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from fewstep.tasks.models.image_condition import Encode, ImageCondition
+from fewstep.tasks.models.masks import free_form_masks
+from fewstep.tasks.models.sources import SPLITS
+
+CHUNK = 500
 
 
 class Examples(Protocol):
@@ -58,3 +65,31 @@ class Latents:
             index = index + self._count * mirrored
         mean, std = self.mean[index], self.std[index]
         return self.scale * (mean + std * torch.randn(mean.shape, generator=rng))
+
+
+class Maps:
+    """What a condition shows of N images, made once: encoding a picture with a hole at every step costs more.
+
+    For inpainting each image has `holes` holes, drawn from (seed, number) alone; each draw takes one of them.
+    `maps` (M N, m, h, w) holds one hole of all images behind the other.
+    """
+
+    def __init__(
+        self, condition: ImageCondition, images: Tensor, encode: Encode, side: int, holes: int, seed: int
+    ) -> None:
+        self.condition = condition
+        self._count, self._holes = len(images), holes if condition.config.kind == "inpaint" else 1
+        parts = []
+        with torch.no_grad():
+            for number in range(self._holes):
+                for at in range(0, len(images), CHUNK):
+                    part = images[at : at + CHUNK]
+                    first = number * len(images) + at
+                    keys = [(seed, SPLITS["train"], i) for i in range(first, first + len(part))]
+                    parts.append(condition.maps(part, free_form_masks(images.shape[-1], keys), encode, side))
+        self.maps = torch.cat(parts)
+
+    def draw(self, index: Tensor, rng: torch.Generator) -> Tensor:
+        """Maps (B, m, h, w) of the images `index`."""
+        number = torch.randint(0, self._holes, (len(index),), generator=rng)
+        return self.maps[index + self._count * number]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewstep.errors import ConfigurationError
 from fewstep.tasks.training.recipe import TrainingRecipe
 
 
@@ -43,3 +44,28 @@ def _zero(layer: nn.Linear) -> None:
     layer.weight.zero_()
     if layer.bias is not None:
         layer.bias.zero_()
+
+
+@torch.no_grad()
+def start_from(network: Any, start: Any) -> None:
+    """Give a network the weights of another that differs at most in having fewer input channels.
+
+    The weights of further channels start at zero, so that the network first answers as the other does. Raises
+    ConfigurationError where anything else differs.
+    """
+    ours, theirs = network.state_dict(), start.state_dict()
+    first = "pos_embed.proj.weight" if "pos_embed.proj.weight" in ours else "conv_in.weight"
+    if ours.keys() != theirs.keys():
+        raise ConfigurationError("the network to start from is of another kind: give the entry that the recipe names")
+    for name, value in ours.items():
+        given = theirs[name]
+        if name == first and given.shape[1] <= value.shape[1] and given[:, :0].shape == value[:, :0].shape:
+            value.zero_()
+            value[:, : given.shape[1]] = given
+        elif given.shape == value.shape:
+            value.copy_(given)
+        else:
+            raise ConfigurationError(
+                f"the network to start from has {tuple(given.shape)} weights in {name}, this one {tuple(value.shape)}: "
+                "give the entry that the recipe names"
+            )

@@ -6,6 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+from fewstep.tasks.models.condition_config import ConditionConfig
+
 
 class Optimisation(BaseModel):
     """How one network is fitted: steps, batches, rates, and the seed that every draw follows from."""
@@ -48,6 +50,9 @@ class TrainingRecipe(Optimisation):
     sigma_log_std: float = Field(1.2, gt=0)
     label_dropout: float | None = Field(None, ge=0, lt=1, description="None trains without labels")
     flip: bool = False
+    condition: ConditionConfig | None = Field(None, description="what the network is shown besides, in its last inputs")
+    holes: PositiveInt = Field(1, description="holes an image, for inpainting")
+    starts_from: str | None = Field(None, description="zoo entry that gives the autoencoder and the first weights")
     weights: Literal["float32", "float16"] = "float16"
     features_of: str | None = Field(None, description="zoo entry whose classifier is taken instead of a new one")
     classifier_width: PositiveInt = 32
@@ -60,14 +65,21 @@ class TrainingRecipe(Optimisation):
             raise ValueError("give either `unet` or `transformer`")
         if self.label_dropout is not None and self.null_label is None:
             raise ValueError("a network that learns labels needs num_class_embeds: the classes and one null label")
-        if self.autoencoder and self.autoencoder.vae.get("latent_channels", 4) != self.network.get("in_channels"):
-            raise ValueError("in_channels of the network must be the autoencoder's latent_channels")
+        if self.condition and (self.autoencoder is None or self.flip or self.condition.dataset != self.dataset):
+            raise ValueError("a condition needs an autoencoder, images of `dataset` itself, and no flips")
+        if self.autoencoder and self.autoencoder.vae.get("latent_channels", 4) != self.channels:
+            raise ValueError("in_channels of the network must be the autoencoder's latent_channels and the condition's")
         return self
 
     @property
     def network(self) -> dict[str, Any]:
         """Arguments of the network, of either kind."""
         return self.unet or self.transformer or {}
+
+    @property
+    def channels(self) -> int:
+        """Channels of what the network makes."""
+        return int(self.network.get("in_channels", 0)) - (self.condition.channels if self.condition else 0)
 
     @property
     def null_label(self) -> int | None:

@@ -150,13 +150,13 @@ def test_a_killed_and_resumed_flow_equals_an_uninterrupted_one(
     recipe = _tiny(kind, flip=True)
     labels = torch.from_numpy(digits.labels)
     latents = encode_once(vae, images, mirrors=True)
-    whole, _ = train_network(recipe, latents, labels, tmp_path / "whole", every=8)
+    whole, *_ = train_network(recipe, latents, labels, tmp_path / "whole", every=8)
     torch.rand(7)  # Whatever else draws from the global generator meanwhile.
     for _ in range(2):
         with pytest.raises(_PowerCutError):
             train_network(recipe, latents, labels, tmp_path / "cut", every=8, progress=_cut)
     torch.rand(7)
-    resumed, _ = train_network(recipe, encode_once(vae, images, mirrors=True), labels, tmp_path / "cut", every=8)
+    resumed, *_ = train_network(recipe, encode_once(vae, images, mirrors=True), labels, tmp_path / "cut", every=8)
     assert _same(resumed, whole)
 
 
@@ -252,7 +252,7 @@ def test_the_velocity_leads_from_every_point_to_the_data_and_to_the_noise() -> N
 def test_labels_are_dropped_as_often_as_asked_and_never_changed(kind: str, digits: Dataset, images: Tensor) -> None:
     recipe = _tiny(kind, batch=4000)
     labels = torch.from_numpy(digits.labels)
-    x0, told = draw_batch(recipe, Pixels(images), labels, torch.Generator().manual_seed(0))
+    _, x0, told = draw_batch(recipe, Pixels(images), labels, torch.Generator().manual_seed(0))
     assert told is not None
     assert recipe.null_label == 10
     assert float((told == 10).float().mean()) == pytest.approx(0.3, abs=0.03)
@@ -260,10 +260,11 @@ def test_labels_are_dropped_as_often_as_asked_and_never_changed(kind: str, digit
     assert torch.equal(x0, images[index])
     kept = told != 10
     assert torch.equal(told[kept], labels[index][kept])
-    _, never = draw_batch(recipe.model_copy(update={"label_dropout": 0.0}), Pixels(images), labels, torch.Generator())
+    kept_all = recipe.model_copy(update={"label_dropout": 0.0})
+    _, _, never = draw_batch(kept_all, Pixels(images), labels, torch.Generator())
     assert never is not None
     assert never.max() < 10
-    _, without = draw_batch(
+    _, _, without = draw_batch(
         recipe.model_copy(update={"label_dropout": None}), Pixels(images), labels, torch.Generator()
     )
     if kind == "unet":
