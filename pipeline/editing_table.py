@@ -33,7 +33,7 @@ from fewstep.tasks.editing.radius import CRITERIA, Radius, critical_step
 
 NONE, FOUND, DDIM, STOCK, REAL = "none", "found", "found-by-ddim-40+40", "published", "real"
 CHOOSING = (FOUND, *CRITERIA)
-COMPARED_TIMES = (300.0, 500.0, 700.0)
+COMPARED_TIMES = (300.0, 700.0)
 NOTES = {
     "success": "share of edited images that an independent classifier gives a class of the attribute; Wilson's "
     "interval",
@@ -123,6 +123,7 @@ def run_attribute(
     execution: ExecutionSettings,
     cache: Path,
     sweep_images: int,
+    with_published: bool,
     command: str,
     on_record: OnRecord | None = None,
 ) -> AttributeResult:
@@ -131,7 +132,9 @@ def run_attribute(
     ConfigurationError where `root` holds a search with other settings.
     """
     study = EditStudy(root, settings, cache)
-    if study.exists and EditStudy.load(root, cache).settings != settings:
+    # How many images the report has decides about nothing before it.
+    free = {"report_images": settings.report_images}
+    if study.exists and EditStudy.load(root, cache).settings.model_copy(update=free) != settings:
         raise ConfigurationError(
             f"{root} holds a search that was made with other options: give those, or choose another --out"
         )
@@ -141,7 +144,8 @@ def run_attribute(
     assert found is not None
     bench = make_bench(study.settings.subject, cache, execution.device)
     config = found.candidate.config
-    rows = _compared(study, state, bench, config, execution, on_record)
+    stock = published(state) if with_published else None
+    rows = _compared(study, state, bench, config, stock, execution, on_record)
     steps = _swept(study, bench, config, sweep_images, execution, on_record)
     return AttributeResult(rows, steps, _pictures(bench, config))
 
@@ -151,6 +155,7 @@ def _compared(
     state: EditState,
     bench: Bench,
     found: EditConfig,
+    stock: EditConfig | None,
     execution: ExecutionSettings,
     on_record: OnRecord | None,
 ) -> list[EditRow]:
@@ -159,7 +164,6 @@ def _compared(
         (FOUND, found),
         (DDIM, found.model_copy(update={"inversion": PUBLISHED, "generation": PUBLISHED})),
     ]
-    stock = published(state)
     if stock is not None:
         methods.append((STOCK, stock))
     records = study.measure(methods, state.report, execution, on_record)

@@ -265,6 +265,9 @@ def table_command(
     final_images: Annotated[int, typer.Option(min=2, help="images that the front is judged on")] = 200,
     report_images: Annotated[int, typer.Option(min=2, help="held-out images of the comparison")] = 500,
     sweep_images: Annotated[int, typer.Option(min=2, help="held-out images of each edit step")] = 200,
+    published: Annotated[
+        bool, typer.Option("--published", help="add a row: t = 500 by DDIM's 40 + 40 calls at its best strength")
+    ] = False,
     examples: Examples = 200,
     fit_way: FitWay = "dpm-solver-2m/uniform-t@10",
     judge: JudgeFolder = "",
@@ -303,7 +306,9 @@ def table_command(
         tell = None if as_json else _tell
         cache = work or editing.cache_folder()
         results.append(
-            editing_table.run_attribute(folder, settings, execution, cache, sweep_images, _command_line(), tell)
+            editing_table.run_attribute(
+                folder, settings, execution, cache, sweep_images, published, _command_line(), tell
+            )
         )
         texts = {
             "edits.csv": editing_table.edits_csv(results, _command_line(), seed),

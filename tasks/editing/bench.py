@@ -22,7 +22,6 @@ from fewstep.search_spaces.schedule import MIN_GAP
 from fewstep.tasks.data import Dataset
 from fewstep.tasks.editing.attributes import Attribute, Part, joined, load_part, parse_attribute, side
 from fewstep.tasks.editing.boundary import MIN_EXAMPLES, Boundary, Place, fit_boundary
-from fewstep.tasks.editing.coder import load_encoder
 from fewstep.tasks.editing.edit import Editor
 from fewstep.tasks.editing.inversion import Inverter, LatentCache
 from fewstep.tasks.editing.judge import Judge, load_judge, load_own_judge
@@ -36,7 +35,7 @@ from fewstep.tasks.metrics.frechet import FrechetReference
 from fewstep.tasks.metrics.interval import Interval
 from fewstep.tasks.metrics.moments import Moments
 from fewstep.tasks.models.conditions import Conditions
-from fewstep.tasks.models.decoder import load_decoder
+from fewstep.tasks.models.decoder import load_decoder, load_encoder
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 
@@ -206,7 +205,9 @@ class Bench:
 
     def encode(self, images: Tensor) -> Tensor:
         """What the network denoises, of images (N, C, H, W)."""
-        return torch.cat([self._encoder(part).cpu() for part in torch.split(images, self.batch)])
+        device = self.denoiser().device
+        with torch.inference_mode():
+            return torch.cat([self._encoder(part.to(device)).cpu() for part in torch.split(images, self.batch)])
 
     def boundary(self, latent: str, step: float, config: BoundaryConfig) -> Boundary:
         """The boundary in one latent at one step, fitted when it is first asked for."""
@@ -375,6 +376,10 @@ def make_bench(subject: EditSubject, cache: Path | None, device: str = "cpu") ->
 
     check_device(device)
     files = find_model(subject.model)
+    if files.shown:
+        raise ConfigurationError(
+            f"model {files.name} is shown images ({files.shown}): edits are for models that are shown none"
+        )
     conditions = Conditions(prompts=subject.prompt, guidance=subject.guidance) if files.text else Conditions()
     if files.text and not subject.prompt:
         raise ConfigurationError(f"model {files.name} takes prompts: use --source text and give the three prompts")

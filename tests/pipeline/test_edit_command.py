@@ -85,7 +85,7 @@ def test_search_table_and_apply_of_what_was_found(run: Run, tmp_path: Path) -> N
     assert (tmp_path / "a" / "grid.png").is_file()
     table = (
         "edit", "table", *asked, "--attributes", "nine,7/1", "--out", tmp_path / "t", *small, "--sweep-images", 4,
-        "--most-calls", 0, "--markdown", tmp_path / "page.md",
+        "--most-calls", 0, "--published", "--markdown", tmp_path / "page.md",
         "--csv", tmp_path / "e.csv", "--steps-csv", tmp_path / "c.csv", "--plot", tmp_path / "e.png",
     )  # fmt: skip
     (tmp_path / "page.md").write_text("<!-- edits:begin -->\n<!-- edits:end -->\n")
