@@ -50,7 +50,7 @@ PIXELS = "fashion-ddpm"
 RESULTS = Path("docs/results")
 TABLES = (RESULTS / "fashion_presets.csv", RESULTS / "fashion_front.csv", RESULTS / "fashion_flow.csv")
 NFES = (3, 4, 5, 6, 8, 10)
-MEASURED = ("ddim/uniform-t-zero", "dpmpp-2m/uniform-t-zero", "unipc-2-bh2/uniform-t-zero")
+MEASURED = ("ddim/uniform-t-zero", "unipc-2-bh2/uniform-t-zero", "unipc-3-bh2/uniform-t-zero")
 REPORT_SEED = 1_000_003
 TIMED_IMAGES = 1000
 BALANCED = Conditions(labels="balanced")
@@ -175,9 +175,9 @@ def evaluations(schedule: SolverSchedule) -> int:
     return schedule.nfe * (1 if schedule.guidance in (None, 0.0, 1.0) else 2)
 
 
-def measured(model: str, files: ModelFiles, images: int, out: Path) -> list[Known]:
+def measured(model: str, files: ModelFiles, presets: Sequence[str], images: int, out: Path) -> list[Known]:
     """Presets evaluated in this run, or read back."""
-    schedules = {f"{name}@{n}": preset_on_grid(name, files.noise, n) for name in MEASURED for n in NFES}
+    schedules = {f"{name}@{n}": preset_on_grid(name, files.noise, n) for name in presets for n in NFES}
     execution = ExecutionSettings(executor="in-process")
     records = evaluate(
         Subject(model, conditions=BALANCED), list(schedules.values()), images, REPORT_SEED, out, execution
@@ -226,7 +226,7 @@ def sampling(model: str, options: argparse.Namespace) -> None:
     for kind, f in files.items():
         rows = from_tables(f, options.table)
         source[kind] = "tables" if rows else "measured in this run"
-        known[kind] = rows or measured(named[kind], f, options.images, options.out)
+        known[kind] = rows or measured(named[kind], f, options.measure, options.images, options.out)
     if len({(k.metric, k.images) for rows in known.values() for k in rows}) != 1:
         raise ConfigurationError("the two models' distances are of different features or numbers of images")
     strictest = max(min(k.distance for k in rows) for rows in known.values())
@@ -276,6 +276,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds; the median counts")
     parser.add_argument("--threads", type=int, default=1, help="threads, for all sides")
     parser.add_argument("--table", type=Path, nargs="*", default=TABLES, help="result tables with Frechet distances")
+    parser.add_argument("--measure", nargs="*", default=MEASURED, help="PRESET/GRID of models without a row")
     parser.add_argument("--images", type=int, default=10_000, help="images of a distance that is measured here")
     parser.add_argument("--out", type=Path, default=Path("runs/flow-training"), help="keeps what is measured here")
     parser.add_argument("--only", choices=("training", "sampling"), help="one of the two lines")
