@@ -1,7 +1,7 @@
 """Free-form holes: strokes of a round brush and boxes, a function of a key of integers alone.
 
 In the manner of "Free-Form Image Inpainting with Gated Convolution" (1806.03589, appendix B), at the sizes of small
-images: between a tenth and a half of an image is hidden, a quarter on average.
+images: a fifth of an image is hidden on average, between 7% and 36% of nine in ten.
 """
 
 from __future__ import annotations
