@@ -18,8 +18,8 @@ from fewstep.tasks.models.masks import free_form_masks
 
 # Part of a hole's key, so that an image of one part never has the hole of the other part's.
 SPLITS = {"train": 0, "test": 1}
-# How many batches' channels are kept: solvers ask for the same ones at every call.
-KEPT = 4
+# How many images' channels are kept: solvers ask for the same ones at every call.
+KEPT = 1000
 
 
 class Sources:
@@ -35,7 +35,7 @@ class Sources:
         shape = files.channels, files.size, files.size
         if self._images.shape[1:] != shape:
             raise ModelError(f"{files.root} makes {shape} images, its condition's data are {self._images.shape[1:]}")
-        self._shown: dict[tuple[int, ...], Tensor] = {}
+        self._shown: dict[int, Tensor] = {}
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """The images (B, C, H, W) that give what is known."""
@@ -50,16 +50,19 @@ class Sources:
     def shown(self, indices: Sequence[int]) -> Tensor:
         """What goes into the network behind the latents (B, E, h, w).
 
-        Kept by the whole batch: an encoder's last bits differ with its batch, which must not depend on what was asked
-        for before.
+        Images are encoded one by one: an encoder's last bits differ with its batch, and no image may depend on what
+        else is asked for.
         """
-        batch = tuple(indices)
-        if batch not in self._shown:
+        return torch.cat([self._of(i) for i in indices])
+
+    def _of(self, index: int) -> Tensor:
+        if index not in self._shown:
             if len(self._shown) == KEPT:
                 del self._shown[next(iter(self._shown))]
-            images, holes = self.images(batch), self.holes(batch)
-            self._shown[batch] = self.condition(self.condition.maps(images, holes, self._encode, self.files.shape[1]))
-        return self._shown[batch]
+            images, holes = self.images([index]), self.holes([index])
+            maps = self.condition.maps(images, holes, self._encode, self.files.shape[1])
+            self._shown[index] = self.condition(maps)
+        return self._shown[index]
 
     def finish(self, made: Tensor, indices: Sequence[int]) -> Tensor:
         """Images (B, C, H, W) that the network made, with known pixels put back."""
