@@ -72,6 +72,8 @@ train-zoo: setup  ## train the bundled models again (long)
 	$(BIN)/fewstep train digits-edm --out $(ZOO)/digits-edm
 	$(BIN)/fewstep train fashion-ddpm --out $(ZOO)/fashion-ddpm
 	$(BIN)/fewstep train fashion-lfm --out $(ZOO)/fashion-lfm
+	$(BIN)/fewstep train fashion-lfm-inpaint --from $(ZOO)/fashion-lfm --out $(ZOO)/fashion-lfm-inpaint
+	$(BIN)/fewstep train fashion-lfm-layout --from $(ZOO)/fashion-lfm --out $(ZOO)/fashion-lfm-layout
 
 clean:  ## remove what was built and cached (the environment and runs/ stay)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
