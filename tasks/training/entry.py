@@ -133,6 +133,8 @@ def _autoencoder_of(files: ModelFiles, device: str) -> Any:
     from diffusers import AutoencoderKL
 
     vae = load_part(AutoencoderKL, files.root / "vae", torch_dtype=torch.float32)
+    # diffusers would store where on this machine it was loaded from.
+    vae.register_to_config(_name_or_path=files.root.name)
     return vae.eval().requires_grad_(False).to(device)
 
 
