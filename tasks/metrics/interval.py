@@ -13,7 +13,7 @@ Source: Busing, Meijer, van der Leeden 1999, "Delete-m jackknife for unequal m",
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +66,25 @@ def paired_difference(
     value = value_a - value_b
     half = _half_width(value, left_out_a - left_out_b, counts, level)
     return Interval(value, value - half, value + half)
+
+
+def sums_interval(
+    statistic: Callable[[np.ndarray[tuple[int], np.dtype[np.float64]]], float],
+    groups: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
+    counts: Sequence[int],
+    level: float = 0.95,
+) -> Interval | None:
+    """A statistic of summed measures (M,), with its interval; None below 3 groups.
+
+    `groups` are the sums of G groups of images, `counts` how many images are in each. Cut at 0, as a distance's is.
+    Raises ConfigurationError for another level.
+    """
+    if len(groups) < MIN_GROUPS:
+        return None
+    total = np.sum(groups, axis=0)
+    value = statistic(total)
+    half = _half_width(value, np.array([statistic(total - g) for g in groups]), list(counts), level)
+    return Interval(value, max(0.0, value - half), value + half)
 
 
 def share_interval(count: int, of: int, level: float = 0.95) -> Interval:
