@@ -31,8 +31,9 @@ from fewstep.tasks.flow.estimate import (
     autoencoder,
     denoiser_fields,
     flow_matching_loss,
+    mean_over,
     reconstruction_error,
-    velocity_error,
+    velocity_errors,
 )
 from fewstep.tasks.flow.lipschitz import Profile, decoder_lipschitz, velocity_profile
 from fewstep.tasks.flow.posteriors import Fields, Posteriors, exact_fields
@@ -193,9 +194,9 @@ def measure(
     if splits.training is not None:
         say("velocity of the training images in closed form")
         exact = _exact(coder, splits.training, conditions, files.null_label, device)
-        found = velocity_error(fields, exact, latents[TRAINING], plan.seed, plan.times, plan.batch)
-        terms.append(_term("velocity error", TRAINING, found[0], UNBIASED))
-        terms += _bounds_of_error(means[TRAINING][0], found, decoder, profile)
+        cells = velocity_errors(fields, exact, latents[TRAINING], plan.seed, plan.times, plan.batch)
+        terms += _errors(cells)
+        terms += _bounds_of_error(means[TRAINING][0], cells, decoder, profile)
     else:
         notes.append("no velocity error without the training images: the loss stands in its place")
     diameter = 2 * math.sqrt(files.channels * files.size**2)
@@ -293,14 +294,22 @@ def _bounds(
     return lines
 
 
-def _bounds_of_error(
-    squared: Estimate, found: tuple[Estimate, tuple[float, ...]], decoder: Estimate, profile: Profile
-) -> list[Term]:
+def _errors(cells: list[Tensor]) -> list[Term]:
+    """The velocity's error over all times, and its mean within quarters of them, where the cells fill quarters."""
+    terms = [_term("velocity error", TRAINING, mean_over(cells), UNBIASED)]
+    quarter = len(cells) // 4 if len(cells) % 4 == 0 else 0
+    for k in range(4 if quarter else 0):
+        name = f"velocity error, t {k / 4:g} to {(k + 1) / 4:g}"
+        terms.append(_term(name, TRAINING, mean_over(cells[k * quarter : (k + 1) * quarter]), UNBIASED))
+    return terms
+
+
+def _bounds_of_error(squared: Estimate, cells: list[Tensor], decoder: Estimate, profile: Profile) -> list[Term]:
     """The theorem, its form without Young's inequality, and by profiles in t, with the velocity's error itself."""
-    error, cells = found
+    error = mean_over(cells)
     L = profile.constant.value
     three = [W2Bound(math.sqrt(s), decoder.value, L, e) for s, e in zip(_ends(squared), _ends(error), strict=True)]
-    latent = profile_latent(np.array(profile.growth), np.array(cells))
+    latent = profile_latent(np.array(profile.growth), np.array([float(cell.mean()) for cell in cells]))
     # The interval of the error alone, as if its profile grew as a whole.
     by_profile = [
         math.sqrt(s) + decoder.value * latent * (math.sqrt(e / error.value) if error.value else 0.0)

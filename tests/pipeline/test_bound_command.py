@@ -110,6 +110,8 @@ def test_a_latent_model_has_every_term(run: Run, latent: Path, tmp_path: Path) -
     for term in (r, loss, error):
         assert term["low"] < term["value"] < term["high"]
     assert error["value"] < loss["value"]
+    quarters = [terms[f"velocity error, t {k / 4:g} to {(k + 1) / 4:g}", law]["value"] for k in range(4)]
+    assert sum(quarters) / 4 == pytest.approx(error["value"])
     for of, through in (("loss", loss), ("error", error)):
         whole = terms[f"bound, sampled constants, {of}", law]
         made = r["value"] + decoder["value"] * math.sqrt(math.exp(1 + 2 * velocity["value"]) * through["value"])
