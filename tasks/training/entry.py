@@ -64,7 +64,7 @@ def train_entry(
     vae = maps = first = None
     if recipe.autoencoder is not None:
         if begun is not None:
-            vae = _autoencoder_of(begun, device)
+            vae = _autoencoder_of(begun, str(recipe.starts_from), device)
         else:
             folder = checkpoints / "autoencoder"
             vae = train_autoencoder(recipe.autoencoder, data, folder, device, progress=tell["autoencoder"])
@@ -129,12 +129,14 @@ def _start(recipe: TrainingRecipe, start: str | None) -> ModelFiles:
     return files
 
 
-def _autoencoder_of(files: ModelFiles, device: str) -> Any:
+def _autoencoder_of(files: ModelFiles, name: str, device: str) -> Any:
+    """The entry's autoencoder, frozen; its configuration names the entry and not where it lay."""
     from diffusers import AutoencoderKL
 
     vae = load_part(AutoencoderKL, files.root / "vae", torch_dtype=torch.float32)
     # diffusers would store where on this machine it was loaded from.
     vae.register_to_config(_name_or_path=files.root.name)
+    vae.register_to_config(_name_or_path=name)
     return vae.eval().requires_grad_(False).to(device)
 
 
