@@ -51,7 +51,7 @@ def refine(
 
     ConfigurationError where the teacher makes no more calls than the schedule.
     """
-    if teacher.nfe <= schedule.nfe:
+    if plan.distance != "reference" and teacher.nfe <= schedule.nfe:
         raise ConfigurationError(
             f"the teacher makes {teacher.nfe} calls, the schedule {schedule.nfe}: give a teacher that makes more"
         )
@@ -62,7 +62,7 @@ def refine(
         conditions=subject.conditions.hash,
         statistics=statistics.hash if statistics else "",
         schedule=schedule.hash,
-        teacher=teacher.hash,
+        teacher="" if plan.distance == "reference" else teacher.hash,
         plan=plan.model_dump_json(),
     )
     denoiser = Denoiser(files, device, subject.conditions)

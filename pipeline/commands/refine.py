@@ -38,7 +38,9 @@ def command(
     ),
     parts: Parts = ALL_PARTS,
     window: Annotated[int, typer.Option(min=0, help="newest calls whose coefficients are tuned; 0: all")] = 0,
-    distance: Annotated[str, typer.Option(help="network (its own middle block), pixel or features")] = "network",
+    distance: Annotated[
+        str, typer.Option(help="to the teacher by network (its middle block), pixel, features; or reference")
+    ] = "network",
     images: Annotated[int, typer.Option(min=2, help="noises that are tuned on")] = 256,
     validation: Annotated[int, typer.Option(min=2, help="noises that choose among iterates")] = 128,
     batch: Annotated[int, typer.Option(min=1, help="noises an iteration")] = 16,
@@ -57,7 +59,10 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast the denoiser calls, run nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tune a schedule to its teacher, judge it by Frechet distance on --seed, keep the start unless it is beaten.
+    """Tune a schedule, judge it by Frechet distance on --seed, keep the start unless it is beaten.
+
+    It is tuned to a many-step teacher from the same noise or, with --distance reference, without one to the Frechet
+    distance itself: a fine sampler is not always the better one, and no teacher leads past itself.
 
     A backward pass through a denoiser call counts as two calls. Killed, the same command goes on.
     """

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.refinement.execute import Cost, counted
 from fewstep.tasks.sampling.noise import image_noise
 
-Name = Literal["pixel", "network", "features"]
 Features = Callable[[Tensor, Sequence[int]], Tensor]
 # Half log-SNR of the noise under which the network looks at samples: edges are gone, shapes are not.
 LOOK_LAMBDA = 0.5
@@ -36,12 +35,10 @@ PIXEL_SHARE = 0.1
 
 
 class Distance:
-    """Mean square between features, and a share of the one between pixels; `extra` are calls a sample it costs."""
+    """Mean square between features, and a share of the one between pixels; what calls it needs go to `cost`."""
 
-    def __init__(self, name: str, denoiser: Denoiser, seed: int) -> None:
-        self.name, self._seed = name, seed
-        self._denoiser = denoiser
-        self.cost = Cost()
+    def __init__(self, name: str, denoiser: Denoiser, seed: int, cost: Cost) -> None:
+        self._seed, self._denoiser, self.cost = seed, denoiser, cost
         self._features: Features | None = None
         if name == "network":
             self._features = self._middle
@@ -49,11 +46,6 @@ class Distance:
             self._features = self._classified()
         elif name != "pixel":
             raise ConfigurationError(f"unknown distance {name!r}: choose pixel, network or features")
-
-    @property
-    def extra(self) -> int:
-        """Forward calls that one sample's features cost."""
-        return int(self.name == "network")
 
     def features(self, samples: Tensor, indices: Sequence[int]) -> Tensor | None:
         """Features (B, ...) of samples, None where only pixels count. `indices` name the samples' noise."""

@@ -8,8 +8,8 @@ Blocks of the vector theta, in this order, each only where it is tuned:
     points       corrections of P, row by row
     outputs      corrections of Q, row by row, within `window` of the newest calls where that is given
 
-The end of the vector leaves the schedule as it was: theta of `start` gives the same hash but for zeros written out.
-Sources: LD3 (2405.15506), section 4, for times and told times; GAS (2510.17699), section 3, for the corrections.
+`start` means the schedule as it was, within rounding. Sources: LD3 (2405.15506), section 4, for times and told times;
+GAS ("Generalized Adversarial Solver") for the corrections.
 """
 
 from __future__ import annotations

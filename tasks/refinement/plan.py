@@ -14,12 +14,15 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 RATES: dict[Part, float] = {"times": 0.02, "relaxations": 0.02, "shifts": 0.02, "points": 0.002, "outputs": 0.002}
 # Training and validation noise, apart from every search (small seeds) and every report (theirs plus 1,000,003).
 SEED_OFFSET = 3_000_017
+# Features that a batch joins for the distance to a reference: enough for a covariance, few enough to be of now.
+MEMORY = 512
 
 
 class RefinePlan(BaseModel):
     """Everything that decides what a refinement computes.
 
-    `images` + `validation` noises are sampled by the teacher once; each iteration sees `batch` of the former. Adam's
+    `images` + `validation` noises are sampled by the teacher once; each iteration sees `batch` of the former. With the
+    distance `reference` there is no teacher: iterations see new noise, `images` means nothing. Adam's
     rates fall to zero along a cosine; gradients are cut to norm 1. `average` is the weight that the moving average of
     the iterates keeps at each one.
     """
@@ -28,7 +31,7 @@ class RefinePlan(BaseModel):
 
     parts: tuple[Part, ...] = PARTS
     window: NonNegativeInt = Field(0, description="newest calls whose coefficients are corrected; 0: all")
-    distance: Literal["pixel", "network", "features"] = "network"
+    distance: Literal["network", "pixel", "features", "reference"] = "network"
     images: PositiveInt = 256
     validation: PositiveInt = 128
     batch: PositiveInt = 16
@@ -42,7 +45,11 @@ class RefinePlan(BaseModel):
     def _is_consistent(self) -> Self:
         if not self.parts:
             raise ValueError(f"nothing to tune: choose from {', '.join(PARTS)}")
-        if self.batch > self.images:
+        if self.distance == "reference" and self.batch >= MEMORY:
+            raise ValueError(
+                f"a batch of {self.batch} is too large for the distance 'reference': give up to {MEMORY - 1}"
+            )
+        if self.distance != "reference" and self.batch > self.images:
             raise ValueError(f"a batch of {self.batch} needs as many images, there are {self.images}")
         return self
 
@@ -64,7 +71,14 @@ class RefinePlan(BaseModel):
 
     def calls(self, nfe: int, teacher_nfe: int) -> int:
         """Denoiser calls at most, a backward one as two: pairs, iterations and checks."""
+        if self.distance == "reference":
+            memory = max(0, MEMORY - self.batch)
+            return nfe * (memory + 3 * self.iterations * self.batch + self._checks * self.validation)
         look = int(self.distance == "network")
         pairs = (self.images + self.validation) * (teacher_nfe + look)
-        checks = 2 * (2 + self.iterations // self.check_every)
-        return pairs + 3 * self.iterations * self.batch * (nfe + look) + checks * self.validation * (nfe + look)
+        return pairs + (nfe + look) * (3 * self.iterations * self.batch + self._checks * self.validation)
+
+    @property
+    def _checks(self) -> int:
+        """Losses on the validation noise at most: of the start, and of both iterates at each check."""
+        return 1 + 2 * -(-self.iterations // self.check_every)

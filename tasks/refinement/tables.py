@@ -53,11 +53,11 @@ class TablesOf:
     """theta -> tables with gradients. `compile_` compiles a schedule for the model at hand."""
 
     def __init__(self, parameters: Parameters, compile_: Compile) -> None:
-        self.parameters, self._compile = parameters, compile_
+        self.parameters, self.compile = parameters, compile_
 
     def tables(self, theta: Array) -> SolverTables:
         """The tables at a vector; ScheduleError where they do not compile."""
-        return self._compile(self.parameters.schedule_at(theta))
+        return self.compile(self.parameters.schedule_at(theta))
 
     def _values(self, theta: Array) -> Array:
         return np.concatenate([part.ravel() for part in packed(self.tables(theta))])
@@ -82,9 +82,9 @@ class TablesOf:
         if not directions:
             return
         at = self.parameters.schedule_at(theta)
-        without = packed(self._compile(at.model_copy(update={"corrections": None})))
+        without = packed(self.compile(at.model_copy(update={"corrections": None})))
         for block, j, rows, unit in directions:
-            with_ = packed(self._compile(at.model_copy(update={"corrections": unit.corrections})))
+            with_ = packed(self.compile(at.model_copy(update={"corrections": unit.corrections})))
             for k in rows:
                 column = columns[:, self.parameters.index(block, k, j)]
                 offset = 0

@@ -1,8 +1,8 @@
-"""Tune a schedule to its teacher: pairs once, then small batches by Adam, judged on noise that tuned nothing.
+"""Tune a schedule by gradient: small batches by Adam, judged on noise that tuned nothing.
 
 What comes back are schedules to be judged by something better than the loss: the iterate that did best on the
 validation noise, and the average of the iterates that did. The start is always the caller's to keep.
-Sources: LD3 (2405.15506), GAS (2510.17699).
+Sources: LD3 (2405.15506), GAS ("Generalized Adversarial Solver").
 """
 
 from __future__ import annotations
@@ -17,24 +17,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewstep.errors import DataError, EvaluationError, ScheduleError
+from fewstep.errors import ConfigurationError, EvaluationError, ScheduleError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.quantization.kept import Kept
-from fewstep.tasks.refinement.distances import Distance
-from fewstep.tasks.refinement.execute import Cost, counted, run
+from fewstep.tasks.refinement.execute import Cost
+from fewstep.tasks.refinement.objectives import Objective, ReferenceObjective, TeacherObjective
 from fewstep.tasks.refinement.parameters import Parameters
 from fewstep.tasks.refinement.plan import RATES, RefinePlan
 from fewstep.tasks.refinement.tables import TablesOf
 from fewstep.tasks.sampling.compile import SolverTables, compile_schedule
-from fewstep.tasks.sampling.execute import Program
-from fewstep.tasks.sampling.noise import starting_noise
 
 Array = npt.NDArray[np.float64]
 OnCheck = Callable[["Check"], None]
 LARGEST_NORM = 1.0
-SAMPLED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,15 @@ class Refined:
 
 
 class Refinement:
-    """One schedule, its teacher and the denoiser that both run. With a `folder`, it goes on where it was killed."""
+    """One schedule, its teacher (None for the distance `reference`), and the denoiser that both run.
+
+    With a `folder`, it goes on where it was killed.
+    """
 
     def __init__(
         self,
         schedule: SolverSchedule,
-        teacher: SolverSchedule,
+        teacher: SolverSchedule | None,
         denoiser: Denoiser,
         plan: RefinePlan,
         statistics: ModelStatistics | None = None,
@@ -87,76 +87,28 @@ class Refinement:
         def compile_(candidate: SolverSchedule) -> SolverTables:
             return compile_schedule(candidate, files.noise, files.prediction_type, statistics)
 
-        self._compile = compile_
-        self.tables = TablesOf(self.parameters, compile_)
-        self.distance = Distance(plan.distance, denoiser, plan.noise_seed)
-        # The distance counts into the same sums.
-        self.cost = self.distance.cost
+        self.cost = Cost()
+        common = TablesOf(self.parameters, compile_), denoiser, plan, self.cost
+        self.objective: Objective
+        if plan.distance == "reference":
+            self.objective = ReferenceObjective(*common)
+        elif teacher is None:
+            raise ConfigurationError(f"the distance {plan.distance!r} is one to a teacher: give one")
+        else:
+            self.objective = TeacherObjective(*common, teacher)
         self._kept = Kept(folder / "progress.safetensors" if folder else None)
         self._checks: list[Check] = []
-
-    # -- pairs ----------------------------------------------------------------------------------------
-
-    def _pairs(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Noise (N, ...), the teacher's samples and their features, all of images 0 .. N - 1."""
-        plan, files = self.plan, self.denoiser.files
-        count = plan.images + plan.validation
-        noise = starting_noise(plan.noise_seed, 0, count, files.shape, self.denoiser.device)
-        if "pairs" in self._kept:
-            held = self._kept["pairs"]
-            if len(held["target"]) != count:
-                raise DataError(f"{self._kept.path} holds {len(held['target'])} pairs, not {count}: delete it")
-            seen = held.get("seen")
-            target = held["target"].to(noise)
-            return noise, target, None if seen is None else seen.to(noise)
-        program = Program(self._compile(self.teacher), self.denoiser.device)
-        targets, features = [], []
-        with torch.no_grad():
-            for start in range(0, count, SAMPLED_AT_ONCE):
-                indices = range(start, min(start + SAMPLED_AT_ONCE, count))
-                call = counted(self._on(indices, self.teacher), self.cost)
-                x = noise[indices.start : indices.stop] * program.tables.prior_scale
-                targets.append(program(call, x))
-                found = self.distance.features(targets[-1], indices)
-                features += [] if found is None else [found]
-        target, seen = torch.cat(targets), torch.cat(features) if features else None
-        if not bool(torch.isfinite(target).all()):
-            raise EvaluationError(
-                f"the teacher {self.teacher.name or self.teacher.hash} made values that are not finite"
-            )
-        self._kept.keep("pairs", {"target": target, **({} if seen is None else {"seen": seen})})
-        self._keep_cost()
-        return noise, target, seen
-
-    def _on(self, indices: range | list[int], schedule: SolverSchedule) -> Callable[..., Tensor]:
-        return self.denoiser.on(indices, schedule.guidance, schedule.skips)
 
     def _keep_cost(self) -> None:
         self._kept.keep("cost", {"calls": torch.tensor([self.cost.forward, self.cost.backward])})
 
-    # -- losses ---------------------------------------------------------------------------------------
-
-    def _loss(self, theta: Tensor, indices: list[int], pairs: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-        noise, target, seen = pairs
-        at = torch.tensor(indices, device=noise.device)
-        numbers = self.tables(theta)
-        fixed = self.tables.tables(theta.detach().cpu().numpy())
-        call = counted(self._on(indices, self.schedule), self.cost)
-        samples = run(numbers, fixed, call, noise[at])
-        distances: Tensor = self.distance(samples, target[at], None if seen is None else seen[at], indices)
-        return distances.double().mean()
-
-    @torch.no_grad()
-    def _validate(self, theta: Array, pairs: tuple[Tensor, Tensor, Tensor | None]) -> float:
-        """Mean loss on the validation noise; inf where the schedule does not compile or explodes."""
-        first, total = self.plan.images, 0.0
+    def _validate(self, theta: Array) -> float:
+        """Loss on the validation noise; inf where the schedule does not compile or explodes."""
         try:
-            for start in range(first, first + self.plan.validation, SAMPLED_AT_ONCE):
-                indices = list(range(start, min(start + SAMPLED_AT_ONCE, first + self.plan.validation)))
-                total += float(self._loss(torch.from_numpy(theta), indices, pairs)) * len(indices)
+            loss = self.objective.held_out(theta)
         except ScheduleError:
             return math.inf
-        return total / self.plan.validation if math.isfinite(total) else math.inf
+        return loss if math.isfinite(loss) else math.inf
 
     # -- the descent ----------------------------------------------------------------------------------
 
@@ -165,7 +117,8 @@ class Refinement:
         if "cost" in self._kept:
             forward, backward = self._kept["cost"]["calls"].tolist()
             self.cost.forward, self.cost.backward = int(forward), int(backward)
-        pairs = self._pairs()
+        self.objective.prepare(self._kept)
+        self._keep_cost()
         plan = self.plan
         theta = torch.from_numpy(self.parameters.start.copy()).requires_grad_()
         blocks = [theta.detach()[b.slice].clone().requires_grad_() for b in self.parameters.blocks]
@@ -178,9 +131,10 @@ class Refinement:
             begun = int(state["iteration"])
             average, best, smoothest = (state[name].numpy() for name in ("average", "best", "smoothest"))
             self._restore(optimizer, blocks, state)
+            self.objective.restore(state)
             self._checks = [Check(int(i), float(a), float(b)) for i, a, b in state["checks"]]
         if not self._checks:
-            loss = self._validate(self.parameters.start, pairs)
+            loss = self._validate(self.parameters.start)
             if not math.isfinite(loss):
                 raise EvaluationError(f"schedule {self.schedule.hash} made values that are not finite")
             self._checks.append(Check(0, loss, loss))
@@ -188,12 +142,12 @@ class Refinement:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * iteration / plan.iterations))
             optimizer.zero_grad()
-            if not self._step(blocks, optimizer, iteration, pairs):
+            if not self._step(blocks, optimizer, iteration):
                 break
             at = torch.cat([b.detach() for b in blocks]).numpy()
             average = plan.average * average + (1 - plan.average) * at
             if (iteration + 1) % plan.check_every == 0 or iteration + 1 == plan.iterations:
-                check = Check(iteration + 1, self._validate(at, pairs), self._validate(average, pairs))
+                check = Check(iteration + 1, self._validate(at), self._validate(average))
                 best = at.copy() if check.loss < min(c.loss for c in self._checks) else best
                 smoothest = average.copy() if check.averaged < min(c.averaged for c in self._checks) else smoothest
                 self._checks.append(check)
@@ -203,34 +157,19 @@ class Refinement:
         found, smooth = self._named(best, "best"), self._named(smoothest, "averaged")
         return Refined(self.schedule, found, smooth, tuple(self._checks), self.cost)
 
-    def _step(
-        self,
-        blocks: list[Tensor],
-        optimizer: torch.optim.Optimizer,
-        iteration: int,
-        pairs: tuple[Tensor, Tensor, Tensor | None],
-    ) -> bool:
+    def _step(self, blocks: list[Tensor], optimizer: torch.optim.Optimizer, iteration: int) -> bool:
         """One step of Adam; False where nothing finite can be stepped along any more."""
         try:
-            loss = self._loss(torch.cat(blocks), self._batch(iteration), pairs)
+            loss = self.objective.batch_loss(torch.cat(blocks), iteration)
         except ScheduleError:
             return False
         if not bool(torch.isfinite(loss)):
             return False
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(blocks, LARGEST_NORM)
-        if bool(torch.isfinite(norm)):
-            optimizer.step()
+        if not bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(blocks, LARGEST_NORM))):
+            return False
+        optimizer.step()
         return True
-
-    def _batch(self, iteration: int) -> list[int]:
-        """Images of an iteration: passes over all of them, each in an order of its own, whatever came before."""
-        plan = self.plan
-        a_pass = plan.images // plan.batch
-        bits = np.random.Philox(key=np.array([plan.noise_seed, iteration // a_pass], np.uint64))
-        order = np.random.Generator(bits).permutation(plan.images)
-        at = iteration % a_pass * plan.batch
-        return [int(i) for i in order[at : at + plan.batch]]
 
     # -- on disk --------------------------------------------------------------------------------------
 
@@ -256,6 +195,7 @@ class Refinement:
                 "checks": checks,
                 **{name: torch.from_numpy(value) for name, value in arrays.items()},
                 **moments,
+                **self.objective.state(),
             },
         )
         self._keep_cost()
@@ -275,7 +215,7 @@ class Refinement:
         found = self.parameters.schedule_at(theta)
         origin = {
             "refined_from": self.schedule.hash,
-            "teacher": self.teacher.hash,
+            "teacher": self.teacher.hash if self.teacher and self.plan.distance != "reference" else "",
             "iterate": kind,
             "plan": self.plan.model_dump(mode="json"),
         }

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.metrics.frechet import FrechetReference
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
+from fewstep.tasks.refinement.objectives import Frechet
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.refinement.tune import Check, Refined, Refinement
 from fewstep.tasks.sampling.compile import compile_schedule
@@ -107,3 +110,43 @@ def test_bad_plans_say_what_to_do() -> None:
         RefinePlan.build(batch=64, images=32)
     with pytest.raises(ConfigurationError, match="parts"):
         RefinePlan.build(parts=("colours",))
+
+
+def test_a_reference_is_reached_without_a_teacher_and_resumed_to_the_bit(tmp_path: Path) -> None:
+    plan = RefinePlan(distance="reference", validation=128, batch=16, iterations=6, check_every=3, speed=10.0)
+    denoiser = Denoiser(FILES)
+    whole = Refinement(START, None, denoiser, plan).run()
+    assert whole.better[1] < 0.9 * whole.checks[0].loss
+    assert whole.cost.forward == denoiser.calls == 3 * (512 - 16 + 6 * 16 + (1 + 2 * 2) * 128)
+    assert whole.cost.backward == 3 * 6 * 16
+    assert whole.cost.calls == plan.calls(3, 99)
+    parts = Refinement(START, None, Denoiser(FILES), plan, folder=tmp_path)
+
+    def kill(check: Check) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        parts.run(kill)
+    again = Refinement(START, None, Denoiser(FILES), plan, folder=tmp_path).run()
+    assert (again.best.hash, again.checks, again.cost) == (whole.best.hash, whole.checks, whole.cost)
+
+
+def test_the_differentiable_frechet_distance_is_the_judges() -> None:
+    rng = np.random.default_rng(0)
+    mean, root = rng.normal(size=5), rng.normal(size=(5, 5))
+    covariance, features = root @ root.T, rng.normal(size=(40, 5)) @ rng.normal(size=(5, 5))
+    expected = FrechetReference(mean, covariance).distance(features.mean(0), np.cov(features.T))
+    at = torch.from_numpy(features).requires_grad_()
+    found = Frechet(mean, covariance)(at)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-9)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert at.grad is not None
+    moved = features.copy()
+    moved[3, 2] += 1e-5
+    change = float(Frechet(mean, covariance)(torch.from_numpy(moved))) - expected
+    assert float(at.grad[3, 2]) * 1e-5 == pytest.approx(change, rel=1e-3)
+
+
+def test_a_distance_to_a_teacher_asks_for_one() -> None:
+    with pytest.raises(ConfigurationError, match="one to a teacher"):
+        Refinement(START, None, Denoiser(FILES), PLAN)

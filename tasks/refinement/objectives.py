@@ -1,0 +1,227 @@
+"""What a refinement makes small: the distance to a teacher's samples, or to the reference's statistics.
+
+`TeacherObjective` compares each sample with what the teacher makes of the same noise. It cannot lead past the teacher,
+and many calls are not always best: where a coarse sampler's errors happen to help, a fine one is the worse teacher.
+
+`ReferenceObjective` needs none: the Frechet distance between features of the samples and the reference's moments, of
+the batch at hand together with those of the batches before it, on noise that is new in every iteration. It is the
+figure that searches are judged by, differentiated; what is found still has to hold on the judge's and the report's
+noise. Shapes: noise and samples (B, C, H, W), features (N, D).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fewstep.errors import ConfigurationError, DataError, EvaluationError
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.metrics.extractor import make_extractor
+from fewstep.tasks.metrics.reference import load_reference
+from fewstep.tasks.models.classifier import load_classifier
+from fewstep.tasks.models.decoder import load_decoder
+from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.quantization.kept import Kept
+from fewstep.tasks.refinement.distances import Distance
+from fewstep.tasks.refinement.execute import Cost, counted, run
+from fewstep.tasks.refinement.plan import MEMORY, RefinePlan
+from fewstep.tasks.refinement.tables import TablesOf
+from fewstep.tasks.sampling.execute import Program
+from fewstep.tasks.sampling.noise import starting_noise
+
+Array = npt.NDArray[np.float64]
+AT_ONCE = 64
+# Of a covariance's eigenvalues: below it a square root's slope says nothing.
+SMALLEST_EIGENVALUE = 1e-10
+
+
+class Objective(ABC):
+    """A loss of theta on batches, and on noise held out."""
+
+    def __init__(self, tables: TablesOf, denoiser: Denoiser, plan: RefinePlan, cost: Cost) -> None:
+        self.tables, self.denoiser, self.plan, self.cost = tables, denoiser, plan, cost
+        self.schedule = tables.parameters.schedule
+
+    @abstractmethod
+    def prepare(self, kept: Kept) -> None:
+        """What has to be sampled once; what `kept` holds is not sampled again."""
+
+    @abstractmethod
+    def batch_loss(self, theta: Tensor, iteration: int) -> Tensor:
+        """The loss of one iteration, with its gradient; ScheduleError where the schedule does not compile."""
+
+    @abstractmethod
+    def held_out(self, theta: Array) -> float:
+        """The loss on validation noise; ScheduleError as above."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What has to be kept between iterations."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        del state  # Nothing was kept.
+
+    def on(self, indices: Sequence[int], schedule: SolverSchedule) -> Callable[..., Tensor]:
+        """The counted denoiser for some images."""
+        return counted(self.denoiser.on(indices, schedule.guidance, schedule.skips), self.cost)
+
+    def noise(self, indices: range) -> Tensor:
+        """Starting noise of images first .. last."""
+        shape, device = self.denoiser.files.shape, self.denoiser.device
+        return starting_noise(self.plan.noise_seed, indices.start, len(indices), shape, device)
+
+    def samples(self, theta: Tensor, indices: Sequence[int], noise: Tensor) -> Tensor:
+        """Samples of the schedule at theta."""
+        fixed = self.tables.tables(theta.detach().cpu().numpy())
+        return run(self.tables(theta), fixed, self.on(indices, self.schedule), noise)
+
+
+class TeacherObjective(Objective):
+    """Mean distance to the samples of `teacher`, in a space that `distance` names."""
+
+    def __init__(
+        self, tables: TablesOf, denoiser: Denoiser, plan: RefinePlan, cost: Cost, teacher: SolverSchedule
+    ) -> None:
+        super().__init__(tables, denoiser, plan, cost)
+        self.teacher = teacher
+        self.distance = Distance(plan.distance, denoiser, plan.noise_seed, cost)
+        self._pairs: tuple[Tensor, Tensor, Tensor | None] | None = None
+
+    def prepare(self, kept: Kept) -> None:
+        """The teacher's samples and their features, of training and validation noise."""
+        count = self.plan.images + self.plan.validation
+        noise = self.noise(range(count))
+        if "pairs" not in kept:
+            kept.keep("pairs", self._sampled(noise))
+        held = {name: value.to(noise) for name, value in kept["pairs"].items()}
+        if len(held["target"]) != count:
+            raise DataError(f"{kept.path} holds {len(held['target'])} pairs, not {count}: delete it")
+        self._pairs = noise, held["target"], held.get("seen")
+
+    @torch.no_grad()
+    def _sampled(self, noise: Tensor) -> dict[str, Tensor]:
+        program = Program(self.tables.compile(self.teacher), self.denoiser.device)
+        targets, features = [], []
+        for start in range(0, len(noise), AT_ONCE):
+            indices = range(start, min(start + AT_ONCE, len(noise)))
+            x = noise[indices.start : indices.stop] * program.tables.prior_scale
+            targets.append(program(self.on(indices, self.teacher), x))
+            found = self.distance.features(targets[-1], indices)
+            features += [] if found is None else [found]
+        target = torch.cat(targets)
+        if not bool(torch.isfinite(target).all()):
+            name = self.teacher.name or self.teacher.hash
+            raise EvaluationError(f"the teacher {name} made values that are not finite")
+        return {"target": target} | ({"seen": torch.cat(features)} if features else {})
+
+    def _loss(self, theta: Tensor, indices: list[int]) -> Tensor:
+        assert self._pairs is not None
+        noise, target, seen = self._pairs
+        at = torch.tensor(indices, device=noise.device)
+        samples = self.samples(theta, indices, noise[at])
+        return self.distance(samples, target[at], None if seen is None else seen[at], indices).double().mean()
+
+    def batch_loss(self, theta: Tensor, iteration: int) -> Tensor:
+        """Passes over all training images, each in an order of its own, whatever came before."""
+        plan = self.plan
+        a_pass = plan.images // plan.batch
+        bits = np.random.Philox(key=np.array([plan.noise_seed, iteration // a_pass], np.uint64))
+        order = np.random.Generator(bits).permutation(plan.images)
+        at = iteration % a_pass * plan.batch
+        return self._loss(theta, [int(i) for i in order[at : at + plan.batch]])
+
+    @torch.no_grad()
+    def held_out(self, theta: Array) -> float:
+        """Mean over the validation images."""
+        first, total = self.plan.images, 0.0
+        for start in range(first, first + self.plan.validation, AT_ONCE):
+            indices = list(range(start, min(start + AT_ONCE, first + self.plan.validation)))
+            total += float(self._loss(torch.from_numpy(theta), indices)) * len(indices)
+        return total / self.plan.validation
+
+
+class ReferenceObjective(Objective):
+    """Frechet distance to the moments of the model's own reference, in its own classifier's features."""
+
+    def __init__(self, tables: TablesOf, denoiser: Denoiser, plan: RefinePlan, cost: Cost) -> None:
+        super().__init__(tables, denoiser, plan, cost)
+        files, folder = denoiser.files, denoiser.files.root / "classifier"
+        if not folder.is_dir() or not Path(files.root / "reference.npz").is_file():
+            raise ConfigurationError(
+                f"{files.name} brings no classifier and reference of its own: use a distance to a teacher"
+            )
+        self._network = load_classifier(folder, denoiser.device).requires_grad_(False)
+        self._decode = load_decoder(files, denoiser.device)
+        moments, _ = load_reference("auto", files, "auto", make_extractor("auto", files, denoiser.device))
+        self._frechet = Frechet(moments.mean, moments.covariance)
+        self._memory = torch.zeros(0)
+
+    def _features(self, samples: Tensor) -> Tensor:
+        """Of images as they will be judged, clipped; gradients pass as if they were not."""
+        images = self._decode(samples)
+        clipped = images + (images.clamp(-1, 1) - images).detach()
+        return self._network.features(clipped).double()
+
+    @torch.no_grad()
+    def _of(self, theta: Array, indices: range) -> Tensor:
+        parts = []
+        for start in range(indices.start, indices.stop, AT_ONCE):
+            some = range(start, min(start + AT_ONCE, indices.stop))
+            parts.append(self._features(self.samples(torch.from_numpy(theta), some, self.noise(some))))
+        return torch.cat(parts)
+
+    def prepare(self, kept: Kept) -> None:
+        """The features that the first batch joins, of the schedule as it starts."""
+        if "memory" not in kept:
+            first = self.plan.validation
+            start = self.tables.parameters.start
+            kept.keep("memory", {"features": self._of(start, range(first, first + MEMORY - self.plan.batch))})
+        self._memory = kept["memory"]["features"].to(self.denoiser.device)
+
+    def batch_loss(self, theta: Tensor, iteration: int) -> Tensor:
+        """Of a new batch and the newest features before it, which then make room for the batch's."""
+        first = self.plan.validation + MEMORY + iteration * self.plan.batch
+        indices = range(first, first + self.plan.batch)
+        fresh = self._features(self.samples(theta, indices, self.noise(indices)))
+        both = torch.cat([self._memory, fresh])
+        self._memory = both[self.plan.batch :].detach()
+        return self._frechet(both)
+
+    def held_out(self, theta: Array) -> float:
+        """The distance of the validation images, as biased as their number makes it, alike for all schedules."""
+        with torch.no_grad():
+            return float(self._frechet(self._of(theta, range(self.plan.validation))))
+
+    def state(self) -> dict[str, Tensor]:
+        """The features of the newest batches."""
+        return {"features": self._memory}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take them back."""
+        self._memory = state["features"].to(self.denoiser.device)
+
+
+class Frechet:
+    """Squared Frechet distance of features (N, D) to a Gaussian, differentiable. See `tasks.metrics.frechet`."""
+
+    def __init__(self, mean: Array, covariance: Array) -> None:
+        values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
+        root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+        self._mean, self._root = torch.from_numpy(np.array(mean, np.float64)), torch.from_numpy(root)
+        self._trace = float(np.trace(covariance))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """The distance; N must exceed 1."""
+        mean, root = self._mean.to(features), self._root.to(features)
+        covariance = torch.cov(features.T)
+        eigenvalues = torch.linalg.eigvalsh(root @ covariance @ root)
+        overlap = eigenvalues.clamp_min(SMALLEST_EIGENVALUE).sqrt().sum()
+        distance: Tensor = (features.mean(0) - mean).square().sum() + covariance.trace() + self._trace - 2 * overlap
+        return distance
