@@ -192,6 +192,9 @@ class _Nothing:
     def on(self, *arguments):  # type: ignore[no-untyped-def]
         return lambda x, time: x * float("nan")
 
+    def finish(self, images, indices):  # type: ignore[no-untyped-def]
+        return images
+
 
 @pytest.mark.parametrize("kind", ["moments", "distance"])
 def test_a_candidate_that_explodes_becomes_a_failed_record_with_the_reason(
