@@ -20,7 +20,7 @@ from fewstep.pipeline.final import FOUND, Row
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings
-from fewstep.pipeline.single import Subject, evaluate_missing
+from fewstep.pipeline.single import Subject, evaluate_missing, evaluated_already
 from fewstep.search_spaces.ode import ADAPTIVE, FIXED_CALLS, OdeSettings, Sampler, with_guidance
 from fewstep.search_spaces.presets import PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -185,12 +185,16 @@ def _on_grids(method: str, name: str, grids: Sequence[str], files: ModelFiles, n
 def run(
     settings: FlowTableSettings,
     root: Path,
-    execution: ExecutionSettings,
+    execution: ExecutionSettings | None,
     on_record: OnRecord | None = None,
     tell: Tell | None = None,
 ) -> FlowTable:
-    """Screen, choose, report, one setting after the other; EvaluationError where dopri5 cannot be evaluated."""
-    register(settings, settings.model, root, STUDY)
+    """Screen, choose, report, one setting after the other; EvaluationError where dopri5 cannot be evaluated.
+
+    Without `execution` nothing is computed: what is known so far.
+    """
+    if execution is not None:
+        register(settings, settings.model, root, STUDY)
     tables = [_Runner(settings, setting, root, execution, on_record, tell).run() for setting in settings.settings]
     return FlowTable([r for t in tables for r in t.screened], [r for t in tables for r in t.reported])
 
@@ -203,7 +207,7 @@ class _Runner:
         settings: FlowTableSettings,
         setting: Setting,
         root: Path,
-        execution: ExecutionSettings,
+        execution: ExecutionSettings | None,
         on_record: OnRecord | None,
         tell: Tell | None,
     ) -> None:
@@ -220,7 +224,7 @@ class _Runner:
         exact = OdeSettings(atol=self.settings.tolerance, rtol=self.settings.tolerance)
         entries = [Entry(ADAPTIVE, exact, exact.name).at(guidance), *chosen, *self._found()]
         rows = self._evaluated(entries, self.report)
-        if rows[0] is None:
+        if rows[0] is None and self.execution is not None:
             raise EvaluationError(f"{ADAPTIVE} could not be evaluated ({self.setting}): see the table of evaluations")
         return FlowTable(self.screened, [row for row in rows if row is not None])
 
@@ -230,7 +234,10 @@ class _Runner:
             return self.scales[0]
         loose = OdeSettings(atol=SCREEN_TOLERANCE, rtol=SCREEN_TOLERANCE)
         rows = self._evaluated([Entry(ADAPTIVE, loose, loose.name).at(g) for g in self.scales], self.screen)
-        best = min((row for row in rows if row is not None), key=lambda row: row.value)
+        having = [row for row in rows if row is not None]
+        if not having:
+            return self.scales[0]
+        best = min(having, key=lambda row: row.value)
         if self.tell:
             self.tell(f"{ADAPTIVE} is best at guidance {best.guidance:g} of {', '.join(f'{g:g}' for g in self.scales)}")
         return best.guidance
@@ -266,9 +273,14 @@ class _Runner:
         return [Entry(FOUND, x, x.name or x.hash) for x in sorted(schedules, key=lambda x: x.nfe) if x.nfe in s.nfes]
 
     def _evaluated(self, entries: Sequence[Entry], rung: Rung) -> list[FlowRow | None]:
-        work = [(e.sampler, f"{e.method}:{e.text}") for e in entries]
-        records = evaluate_missing(self.subject, work, rung, self.root, self.execution, STUDY, self.on_record)
-        rows = [self._row(r, e) if r.value is not None else None for r, e in zip(records, entries, strict=True)]
+        records: Sequence[EvaluationRecord | None]
+        if self.execution is None:
+            records = evaluated_already(self.subject, [e.sampler for e in entries], rung, self.root, STUDY)
+        else:
+            work = [(e.sampler, f"{e.method}:{e.text}") for e in entries]
+            records = evaluate_missing(self.subject, work, rung, self.root, self.execution, STUDY, self.on_record)
+        pairs = zip(records, entries, strict=True)
+        rows = [self._row(r, e) if r is not None and r.value is not None else None for r, e in pairs]
         if rung is not self.report:
             self.screened += [row for row in rows if row is not None and row not in self.screened]
         return rows

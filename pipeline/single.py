@@ -117,6 +117,26 @@ def evaluate_missing(
         return [known[evaluator.key(s, rung)] for s, _ in schedules]
 
 
+def evaluated_already(
+    subject: Subject, samplers: Sequence[Sampler], rung: Rung, root: Path, study: str = STUDY
+) -> list[EvaluationRecord | None]:
+    """Complete records of samplers at a rung, in their order, None where there is none; nothing is computed."""
+    store = Store(root)
+    evaluator = Evaluator(
+        study,
+        find_model(subject.model, subject.quantized),
+        store,
+        subject.features,
+        subject.reference,
+        conditions=subject.conditions,
+        statistics=subject.statistics,
+        runtime=subject.runtime,
+        judge=subject.judge,
+    )
+    known = {r.key: r for r in store.evaluations.records(where={"study": study}) if r.status == "complete"}
+    return [known.get(evaluator.key(sampler, rung)) for sampler in samplers]
+
+
 def compare(
     subject: Subject,
     pair: tuple[Sampler, Sampler],

@@ -44,6 +44,7 @@ def command(
         Path | None, typer.Option(help="pictures beside this path, one a setting: *_SETTING (.png, .svg or .pdf)")
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="put the tables between this file's flow markers")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="write what is known already, compute nothing")] = False,
     executor: Annotated[str, typer.Option(help="ray or in-process")] = "ray",
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
     address: Annotated[str | None, typer.Option(help="join the Ray cluster at this address")] = None,
@@ -80,7 +81,7 @@ def command(
         asked = flow_table.FlowTableSettings(**chosen)
     except ValidationError as error:
         raise ConfigurationError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
-    execution = _execution(executor=executor, workers=workers, address=address, device=device)
+    execution = None if partial else _execution(executor=executor, workers=workers, address=address, device=device)
     quiet = None if as_json else typer.echo
     table = flow_table.run(asked, out, execution, None if as_json else tell, quiet)
     command_line = "fewstep " + " ".join(sys.argv[1:])
@@ -146,8 +147,8 @@ def _draw(table: Any, plot: Path) -> dict[str, Path]:
     files = {}
     for setting in dict.fromkeys(r.setting for r in table.reported):
         path = plot.with_name(f"{plot.stem}_{setting}{plot.suffix}")
-        exact = next(r for r in table.reported if r.setting == setting and r.method == ADAPTIVE)
-        level = Row(
+        exact = next((r for r in table.reported if r.setting == setting and r.method == ADAPTIVE), None)
+        level = exact and Row(
             exact.model, ADAPTIVE, round(exact.nfe), exact.metric, exact.value, exact.low, exact.high, exact.images, ""
         )
         files[path.name] = draw_rows(plain_rows(table.reported, setting), level, path)
@@ -161,11 +162,13 @@ def _publish(table: Any, path: Path, command_line: str, seeds: dict[str, int]) -
 
     parts = []
     for setting in dict.fromkeys(r.setting for r in table.reported):
-        exact = next(r for r in table.reported if r.setting == setting and r.method == ADAPTIVE)
+        own = [r for r in table.reported if r.setting == setting]
+        exact = next((r for r in own if r.method == ADAPTIVE), own[0])
         ends = "" if exact.low is None else f" ({exact.low:.2f} to {exact.high:.2f})"
         scale = "" if exact.guidance is None else f", guidance {exact.guidance:g}"
         note = f"{setting}{scale}; {exact.metric}, {exact.images:,} images, lower is better. {ADAPTIVE}: "
-        note += f"{exact.value:.2f}{ends} at {exact.nfe:.1f} calls on average."
+        said = f"{exact.value:.2f}{ends} at {exact.nfe:.1f} calls on average."
+        note += said if exact.method == ADAPTIVE else "not evaluated yet."
         parts.append(results_markdown(plain_rows(table.reported, setting), note))
     made = "; ".join(f"{name}: {value}" for name, value in provenance(command_line, seeds).items())
     insert_between_markers(path, "\n\n".join([*parts, f"{made}."]), "flow")

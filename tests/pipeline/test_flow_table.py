@@ -208,6 +208,14 @@ def test_flow_table_screens_reports_resumes_and_publishes(run: Run, flow: Path, 
         ("look", 0), ("screen", 0), ("report", 1_000_003)
     }  # fmt: skip
 
+    # What is known, without computing: all of it now, the screen alone for another number of report images.
+    known = run(*here, "--partial", "--json")
+    assert [f"{row['value']:.6g}" for row in known.json["rows"]] == [r["value"] for r in rows]
+    (tmp_path / "other.md").write_text("<!-- flow:begin -->\n<!-- flow:end -->\n")
+    none = run(*here, "--partial", "--report-images", "800", "--json", "--markdown", "other.md", "--plot", "other.png")
+    assert none.code == 0, none.err
+    assert none.json["rows"] == []
+
     orders = len(Store(tmp_path / "flow").evaluations.records())
     again = run(*here, "--json")
     assert again.code == 0, again.err
