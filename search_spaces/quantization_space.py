@@ -79,6 +79,7 @@ class QuantizationSpace:
                 "tiar_rate": Range(1e-4, 1e-2, log=True),
                 "iterations": Range(max(1, min(50, learnt // 2)), min(learnt, 20_000), log=True, whole=True),
                 "rate": Range(1e-3, 1e-1, log=True),
+                "batch": Choice((8, 16, 32)),
                 "rounding_weight": Range(1e-3, 1e-1, log=True),
                 "warmup": Range(0.0, 0.4),
                 "sweeps": Range(1, 12, whole=True),
@@ -129,7 +130,7 @@ class QuantizationSpace:
                 return activations and str(values["activation_range"]) == "percentile"
             case "solver":
                 return learnt or block
-            case "iterations" | "rate":
+            case "iterations" | "rate" | "batch":
                 return learnt and not descent
             case "tiar_iterations" | "tiar_rate":
                 return block and adaround
