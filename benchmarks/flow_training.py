@@ -194,17 +194,22 @@ def cheapest(known: Sequence[Known], target: float) -> Known | None:
     return min(good, key=lambda k: (evaluations(k.schedule), k.distance)) if good else None
 
 
-def seconds_of(runs: dict[str, tuple[Worker, SolverSchedule]], rounds: int) -> dict[str, float]:
-    """Median seconds for 1,000 decoded images, rounds interleaved after one that does not count."""
+def seconds_of(
+    runs: dict[str, tuple[Worker, SolverSchedule]], rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds, and of the processor, for 1,000 decoded images; rounds interleaved, the first does not count."""
     times: dict[str, list[float]] = {name: [] for name in runs}
+    busy: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds + 1):
         for name, (worker, schedule) in runs.items():
             count = TIMED_IMAGES if round_ else worker.batch
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             worker.sample(schedule.to_json(), 0, 0, count)
             if round_:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+                busy[name].append(time.process_time() - cpu)
+    wall, own = ({name: statistics.median(values) for name, values in t.items()} for t in (times, busy))
+    return wall, own
 
 
 @torch.inference_mode()
@@ -236,8 +241,9 @@ def sampling(model: str, options: argparse.Namespace) -> None:
         picks = {kind: cheapest(rows, target) for kind, rows in known.items()}
         assert all(picks.values())
         chosen = {kind: pick for kind, pick in picks.items() if pick is not None}
-        took = seconds_of({kind: (workers[kind], k.schedule) for kind, k in chosen.items()}, options.rounds)
+        took, busy = seconds_of({kind: (workers[kind], k.schedule) for kind, k in chosen.items()}, options.rounds)
         entry: dict[str, Any] = {"target": target, "ratio": took["latent"] / took["pixel"]}
+        entry["ratio_of_processor_time"] = busy["latent"] / busy["pixel"]
         for kind, k in chosen.items():
             entry[kind] = {
                 "schedule": k.name,
@@ -245,6 +251,7 @@ def sampling(model: str, options: argparse.Namespace) -> None:
                 "guidance": k.schedule.guidance,
                 "fid": k.distance,
                 "seconds": took[kind],
+                "processor_seconds": busy[kind],
             }
         targets.append(entry)
     first = known["pixel"][0]
