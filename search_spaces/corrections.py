@@ -1,7 +1,7 @@
 """Numbers that a refinement adds to what a schedule's formulas say: to the tables, and to the told times.
 
 They are kept in a frame that all noise families share, x / sqrt(alpha^2 + sigma^2), so that a refined schedule
-still fits any noise schedule and flow models too. Source: "Generalized Adversarial Solver" (2510.17699), section 3:
+still fits any noise schedule and flow models too. Source: "Generalized Adversarial Solver":
 a formula plus learned corrections trains better than free coefficients.
 """
 

@@ -160,21 +160,19 @@ class ReferenceObjective(Objective):
         self._network = load_classifier(folder, denoiser.device).requires_grad_(False)
         self._decode = load_decoder(files, denoiser.device)
         moments, _ = load_reference("auto", files, "auto", make_extractor("auto", files, denoiser.device))
-        self._frechet = Frechet(moments.mean, moments.covariance)
+        self.frechet = Frechet(moments.mean, moments.covariance)
         self._memory = torch.zeros(0)
 
-    def _features(self, samples: Tensor) -> Tensor:
-        """Of images as they will be judged, clipped; gradients pass as if they were not."""
-        images = self._decode(samples)
-        clipped = images + (images.clamp(-1, 1) - images).detach()
-        return self._network.features(clipped).double()
+    def features(self, samples: Tensor) -> Tensor:
+        """Of images as they will be judged: clipped, so that a pixel beyond the range has no gradient."""
+        return self._network.features(self._decode(samples).clamp(-1, 1)).double()
 
     @torch.no_grad()
     def _of(self, theta: Array, indices: range) -> Tensor:
         parts = []
         for start in range(indices.start, indices.stop, AT_ONCE):
             some = range(start, min(start + AT_ONCE, indices.stop))
-            parts.append(self._features(self.samples(torch.from_numpy(theta), some, self.noise(some))))
+            parts.append(self.features(self.samples(torch.from_numpy(theta), some, self.noise(some))))
         return torch.cat(parts)
 
     def prepare(self, kept: Kept) -> None:
@@ -189,15 +187,15 @@ class ReferenceObjective(Objective):
         """Of a new batch and the newest features before it, which then make room for the batch's."""
         first = self.plan.validation + MEMORY + iteration * self.plan.batch
         indices = range(first, first + self.plan.batch)
-        fresh = self._features(self.samples(theta, indices, self.noise(indices)))
+        fresh = self.features(self.samples(theta, indices, self.noise(indices)))
         both = torch.cat([self._memory, fresh])
         self._memory = both[self.plan.batch :].detach()
-        return self._frechet(both)
+        return self.frechet(both)
 
     def held_out(self, theta: Array) -> float:
         """The distance of the validation images, as biased as their number makes it, alike for all schedules."""
         with torch.no_grad():
-            return float(self._frechet(self._of(theta, range(self.plan.validation))))
+            return float(self.frechet(self._of(theta, range(self.plan.validation))))
 
     def state(self) -> dict[str, Tensor]:
         """The features of the newest batches."""

@@ -13,7 +13,8 @@ from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.metrics.frechet import FrechetReference
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
-from fewstep.tasks.refinement.objectives import Frechet
+from fewstep.tasks.refinement.objectives import Frechet, ReferenceObjective
+from fewstep.tasks.refinement.parameters import Part
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.refinement.tune import Check, Refined, Refinement
 from fewstep.tasks.sampling.compile import compile_schedule
@@ -113,22 +114,41 @@ def test_bad_plans_say_what_to_do() -> None:
 
 
 def test_a_reference_is_reached_without_a_teacher_and_resumed_to_the_bit(tmp_path: Path) -> None:
-    plan = RefinePlan(distance="reference", validation=128, batch=16, iterations=6, check_every=3, speed=10.0)
+    start = preset_on_grid("unipc-2-bh2/karras-zero", FILES.noise, 4)
+    plan = RefinePlan(distance="reference", validation=128, batch=32, iterations=10, check_every=5, speed=2.0)
     denoiser = Denoiser(FILES)
-    whole = Refinement(START, None, denoiser, plan).run()
+    whole = Refinement(start, None, denoiser, plan).run()
     assert whole.better[1] < 0.9 * whole.checks[0].loss
-    assert whole.cost.forward == denoiser.calls == 3 * (512 - 16 + 6 * 16 + (1 + 2 * 2) * 128)
-    assert whole.cost.backward == 3 * 6 * 16
-    assert whole.cost.calls == plan.calls(3, 99)
-    parts = Refinement(START, None, Denoiser(FILES), plan, folder=tmp_path)
+    assert whole.cost.forward == denoiser.calls == 4 * (512 - 32 + 10 * 32 + (1 + 2 * 2) * 128)
+    assert whole.cost.backward == 4 * 10 * 32
+    assert whole.cost.calls == plan.calls(4, 99)
 
     def kill(check: Check) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        parts.run(kill)
-    again = Refinement(START, None, Denoiser(FILES), plan, folder=tmp_path).run()
+        Refinement(start, None, Denoiser(FILES), plan, folder=tmp_path).run(kill)
+    again = Refinement(start, None, Denoiser(FILES), plan, folder=tmp_path).run()
     assert (again.best.hash, again.checks, again.cost) == (whole.best.hash, whole.checks, whole.cost)
+
+
+@pytest.mark.parametrize("part", ["times", "shifts", "outputs"])
+def test_the_gradient_to_a_reference_is_that_of_the_held_out_loss(part: Part) -> None:
+    plan = RefinePlan(distance="reference", validation=48, parts=(part,))
+    start = preset_on_grid("unipc-2-bh2/karras-zero", FILES.noise, 3)
+    objective = Refinement(start, None, Denoiser(FILES), plan).objective
+    assert isinstance(objective, ReferenceObjective)
+    theta = objective.tables.parameters.start
+    at = torch.from_numpy(theta.copy()).requires_grad_()
+    loss = objective.frechet(objective.features(objective.samples(at, range(48), objective.noise(range(48)))))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert at.grad is not None
+    assert float(loss.detach()) == pytest.approx(objective.held_out(theta), rel=1e-6)
+    # Small against the waves of the network's time embedding, large against single precision; along the steepest entry.
+    i = int(at.grad.abs().argmax())
+    step = 5e-4 * np.eye(len(theta))[i]
+    expected = (objective.held_out(theta + step) - objective.held_out(theta - step)) / 1e-3
+    assert float(at.grad[i]) == pytest.approx(expected, rel=0.05)
 
 
 def test_the_differentiable_frechet_distance_is_the_judges() -> None:
