@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.editing.subject import EditSubject
@@ -14,7 +14,7 @@ from fewstep.tasks.editing.subject import EditSubject
 EditSampler = Literal["nsgaii", "tpe", "random"]
 
 
-class EditSettings(BaseModel):
+class EditSettings(Checked):
     """A search of edits of one subject.
 
     `budget` is in denoiser calls of the edits that are screened; boundaries, finals and the report are not counted.
@@ -39,14 +39,3 @@ class EditSettings(BaseModel):
     report_images: int = Field(500, ge=2)
     finalists: PositiveInt = 8
     most_calls: NonNegativeInt = 0
-
-    @classmethod
-    def build(cls, **fields: Any) -> EditSettings:
-        """Construct; ConfigurationError with the first problem instead of pydantic's error."""
-        try:
-            return cls(**fields)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(p) for p in first["loc"])
-            message = str(first["msg"]).removeprefix("Value error, ")
-            raise ConfigurationError(f"{where}: {message}" if where else message) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -10,11 +10,11 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
 from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 from fewstep.tasks.models.conditions import Conditions
@@ -31,7 +31,7 @@ REPORT_SEED_OFFSET = 1_000_003
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
 
 
-class SearchSettings(BaseModel):
+class SearchSettings(Checked):
     """Everything that decides what a search computes. Equal settings and seed give equal proposals."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -147,17 +147,6 @@ class SearchSettings(BaseModel):
     def report_seed(self) -> int:
         """Seed of the images that only the report sees: never a search seed."""
         return self.seed + REPORT_SEED_OFFSET
-
-    @classmethod
-    def build(cls, **fields: Any) -> SearchSettings:
-        """Construct; ConfigurationError with the first problem instead of pydantic's error."""
-        try:
-            return cls(**fields)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(p) for p in first["loc"])
-            message = str(first["msg"]).removeprefix("Value error, ")
-            raise ConfigurationError(f"{where}: {message}" if where else message) from None
 
 
 class ExecutionSettings(BaseModel):

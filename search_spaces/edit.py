@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from pydantic import model_validator as check
 
 from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.checked import first_problem
 from fewstep.search_spaces.schedule import SolverSchedule
 
 Latent = Literal["z", "h", "both"]
@@ -93,7 +94,7 @@ class EditConfig(BaseModel):
         try:
             return cls(**fields)
         except ValidationError as error:
-            raise ConfigurationError(f"not a valid edit: {_first(error)}") from None
+            raise ConfigurationError(f"not a valid edit: {first_problem(error)}") from None
 
     @classmethod
     def from_json(cls, text: str | bytes) -> EditConfig:
@@ -101,11 +102,4 @@ class EditConfig(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ConfigurationError(f"not a valid edit: {_first(error)}") from None
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
+            raise ConfigurationError(f"not a valid edit: {first_problem(error)}") from None

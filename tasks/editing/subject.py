@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.edit import PUBLISHED, Way
 
 Source = Literal["images", "samples", "text"]
 
 
-class EditSubject(BaseModel):
+class EditSubject(Checked):
     """What is edited.
 
     `source` says what is edited: `images` of `data`, inverted; `samples` of the model, on their way from noise; or
@@ -53,14 +53,3 @@ class EditSubject(BaseModel):
         elif self.positive_prompt or self.negative_prompt or self.prompt:
             raise ValueError("prompts are for --source text: leave them out")
         return self
-
-    @classmethod
-    def build(cls, **fields: Any) -> EditSubject:
-        """Construct; ConfigurationError with the first problem instead of pydantic's error."""
-        try:
-            return cls(**fields)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(p) for p in first["loc"])
-            message = str(first["msg"]).removeprefix("Value error, ")
-            raise ConfigurationError(f"{where}: {message}" if where else message) from None

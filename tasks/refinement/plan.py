@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.checked import Checked
 from fewstep.tasks.refinement.parameters import PARTS, Part
 
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -18,7 +18,7 @@ SEED_OFFSET = 3_000_017
 MEMORY = 512
 
 
-class RefinePlan(BaseModel):
+class RefinePlan(Checked):
     """Everything that decides what a refinement computes.
 
     `images` + `validation` noises are sampled by the teacher once; each iteration sees `batch` of the former. With the
@@ -52,17 +52,6 @@ class RefinePlan(BaseModel):
         if self.distance != "reference" and self.batch > self.images:
             raise ValueError(f"a batch of {self.batch} needs as many images, there are {self.images}")
         return self
-
-    @classmethod
-    def build(cls, **fields: Any) -> RefinePlan:
-        """Construct; ConfigurationError with the first problem instead of pydantic's error."""
-        try:
-            return cls(**fields)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(p) for p in first["loc"])
-            message = str(first["msg"]).removeprefix("Value error, ")
-            raise ConfigurationError(f"{where}: {message}" if where else message) from None
 
     @property
     def noise_seed(self) -> int:

@@ -1,0 +1,29 @@
+"""Records that say in one line what is wrong with them."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ValidationError
+
+from fewstep.errors import ConfigurationError
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, as `field: message`."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+class Checked(BaseModel):
+    """Base of settings that come from a user."""
+
+    @classmethod
+    def build(cls, **fields: Any) -> Self:
+        """Construct; ConfigurationError with the first problem instead of pydantic's error."""
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise ConfigurationError(first_problem(error)) from None
