@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, StorageError
-from fewstep.pipeline.evaluation import Evaluator
 from fewstep.pipeline.final import Row, row_of
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.rungs import Rung
@@ -55,12 +54,12 @@ class BaselineSettings(BaseModel):
     @field_validator("presets")
     @classmethod
     def _presets_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(names, "preset", [*PRESETS, *ALIASES])
+        return known_names(names, "preset", [*PRESETS, *ALIASES])
 
     @field_validator("grids")
     @classmethod
     def _grids_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(names, "grid", [*GRIDS, *grids.ALIASES])
+        return known_names(names, "grid", [*GRIDS, *grids.ALIASES])
 
     @property
     def subject(self) -> Subject:
@@ -81,7 +80,8 @@ class BaselineSettings(BaseModel):
         return {rung.name: rung.seed for rung in self.rungs}
 
 
-def _known(names: tuple[str, ...], kind: str, all_names: list[str]) -> tuple[str, ...]:
+def known_names(names: tuple[str, ...], kind: str, all_names: Sequence[str]) -> tuple[str, ...]:
+    """Each name once; ValueError where one is not among all names, or there is none."""
     unknown = [name for name in names if name not in all_names]
     if unknown or not names:
         raise ValueError(f"unknown {kind} {unknown[0] if unknown else '(none)'!r}: choose from {', '.join(all_names)}")
@@ -146,15 +146,8 @@ def run(
 
 def on_disk(settings: BaselineSettings, root: Path) -> Baseline:
     """The same from the records that are there, computing nothing; StorageError where there is none."""
-    store, subject = Store(root), settings.subject
-    evaluator = Evaluator(
-        STUDY,
-        find_model(subject.model),
-        store,
-        subject.features,
-        subject.reference,
-        conditions=subject.conditions,
-    )
+    store = Store(root)
+    evaluator = settings.subject.evaluator(STUDY, store)
     records = {r.key: r for r in store.evaluations.records(where={"study": STUDY}) if r.status == "complete"}
     if not records:
         raise StorageError(f"{root} holds no evaluations of a baseline yet: run the command without --partial")

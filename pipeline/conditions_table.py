@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_v
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.pipeline.baseline import GRIDS_TO_ZERO, register
+from fewstep.pipeline.baseline import GRIDS_TO_ZERO, known_names, register
 from fewstep.pipeline.evaluation import content_key
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.rungs import Rung
@@ -81,9 +82,7 @@ class ConditionsTableSettings(BaseModel):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         for names, kind, known in ((self.presets, "preset", PRESETS), (self.grids, "grid", GRIDS)):
-            unknown = [name for name in names if name not in known]
-            if unknown or not names:
-                raise ValueError(f"unknown {kind} {(*unknown, '(none)')[0]!r}: choose from {', '.join(known)}")
+            known_names(names, kind, tuple(known))
         if self.images % GROUP:
             raise ValueError(f"{self.images} images are no whole groups of {GROUP}")
         return self
@@ -313,12 +312,16 @@ class _Runner:
         np.savez(aside, count=moments.count, mean=moments.mean, scatter=moments.scatter, sums=sums, calls=calls)
         os.replace(aside, path)
 
+    @cached_property
+    def _plain_hash(self) -> str:
+        return find_model(self.settings.plain).hash
+
     def _path(self, way: Way, start: int) -> Path:
         key = content_key(
             kind=self.kind,
             method=way.method,
             sampler=way.sampler.hash if way.sampler is not None else "",
-            model=find_model(way.model or self.model).hash,
+            model=self._plain_hash if way.model == self.settings.plain else self.files.hash,
             condition=self.files.hash,
             shown=self.shown.hash,
             features=self.extractor.hash,

@@ -20,7 +20,7 @@ from fewstep.pipeline.editing_evaluation import REPORT, balance
 from fewstep.pipeline.editing_settings import EditSettings
 from fewstep.pipeline.editing_state import SCREEN, EditState
 from fewstep.pipeline.editing_study import EditStudy, way_name
-from fewstep.pipeline.final import provenance, results_csv
+from fewstep.pipeline.final import footnote, results_csv
 from fewstep.pipeline.grids_of_images import COLUMNS, write_grid
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.rungs import Rung
@@ -371,6 +371,6 @@ def markdown(results: Sequence[AttributeResult], command: str, seed: int) -> str
             told = "" if step is None else f"{step.balance:.2f}"
             cells.append(f"{told} ({step.time:.0f})" if step is not None and role in CHOOSING else told)
         lines.append(f"| {best.attribute} | " + " | ".join(cells) + " |")
-    made = "; ".join(f"{k}: {v}" for k, v in (provenance(command, {"search and report": seed}) | NOTES).items())
+    made = footnote(command, {"search and report": seed}, NOTES)
     images = f"{rows[0].images} images an attribute, {results[0].steps[0].images} for each step"
     return "\n".join([*lines, "", f"Held-out images, {images}. {made}."])

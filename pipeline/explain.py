@@ -13,20 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewstep.errors import ConfigurationError, EvaluationError, ScheduleError
-from fewstep.pipeline.evaluation import Evaluator
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import ExecutionSettings
-from fewstep.pipeline.single import STUDY, Subject, evaluate_missing
+from fewstep.pipeline.single import STUDY, Subject, check_groups, evaluate_missing
 from fewstep.search_spaces.genome import Genes, Genome, to_genome, to_schedule
 from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.store import Store
-from fewstep.tasks.metrics.interval import MIN_GROUPS, paired_difference
+from fewstep.tasks.metrics.interval import paired_difference
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.sampling.grids import SEARCH_GRIDS, preset_on_grid
-from fewstep.tasks.worker import GROUP
 
 # What one differing decision of a step weighs against a mean move of the times by 1 in lambda.
 DECISION = 1.0
@@ -203,10 +201,7 @@ def explain(
 
     ConfigurationError unless the images fill at least three groups of GROUP, which the intervals need.
     """
-    if images % GROUP or images < MIN_GROUPS * GROUP:
-        raise ConfigurationError(
-            f"{images} images do not make at least {MIN_GROUPS} groups of {GROUP}: give 1000, 5000"
-        )
+    check_groups(images)
     files, rung = find_model(subject.model, subject.quantized), Rung("report", "moments", images, seed)
     nearest, changed = variants(schedule, files.noise, each_step)
     whole = Variant("whole schedule", None, "", "", schedule)
@@ -214,16 +209,7 @@ def explain(
     entries = [whole, stock, *changed]
     work = [(entry.schedule, "explain") for entry in entries]
     records = evaluate_missing(subject, work, rung, root, execution, on_record=on_record)
-    evaluator = Evaluator(
-        STUDY,
-        files,
-        Store(root),
-        subject.features,
-        subject.reference,
-        conditions=subject.conditions,
-        statistics=subject.statistics,
-        runtime=subject.runtime,
-    )
+    evaluator = subject.evaluator(STUDY, Store(root))
     if records[0].value is None:
         raise EvaluationError(f"the schedule itself cannot be evaluated: {records[0].error}")
     base = evaluator.groups(schedule, rung)

@@ -132,6 +132,11 @@ def provenance(command: str, seeds: dict[str, int]) -> dict[str, str]:
     }
 
 
+def footnote(command: str, seeds: dict[str, int], notes: Mapping[str, str] | None = None) -> str:
+    """The same in one line, with notes, for the foot of a table."""
+    return "; ".join(f"{name}: {value}" for name, value in (provenance(command, seeds) | dict(notes or {})).items())
+
+
 def row_of(record: EvaluationRecord, method: str, schedule: str) -> Row:
     """A table's line from a complete record; EvaluationError from a failed one."""
     if record.value is None:

@@ -15,7 +15,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.pipeline.baseline import GRIDS_TO_ZERO, register
+from fewstep.pipeline.baseline import GRIDS_TO_ZERO, known_names, register
 from fewstep.pipeline.final import FOUND, Row
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.rungs import Rung
@@ -71,10 +71,7 @@ class FlowTableSettings(BaseModel):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         for names, kind, known in ((self.presets, "preset", PRESETS), (self.grids, "grid", GRIDS)):
-            unknown = [name for name in names if name not in known]
-            if unknown or not names:
-                wrong = unknown[0] if unknown else "(none)"
-                raise ValueError(f"unknown {kind} {wrong!r}: choose from {', '.join(known)}")
+            known_names(names, kind, tuple(known))
         if not self.settings:
             raise ValueError(f"no setting: choose from {', '.join(SETTINGS)}")
         if "conditional" in self.settings and (self.labels == NO_LABEL or not self.guidances):

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.baseline import GRIDS_TO_ZERO, BaselineSettings, entries
+from fewstep.pipeline.baseline import GRIDS_TO_ZERO, BaselineSettings, entries, known_names
 from fewstep.pipeline.evaluation import content_key
 from fewstep.pipeline.loop import OnRecord, search
 from fewstep.pipeline.refinement import judge, refine
@@ -74,13 +74,8 @@ class PeersSettings(BaseModel):
     @field_validator("methods")
     @classmethod
     def _methods_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in names if name not in METHODS]
-        if unknown or not names:
-            raise ValueError(
-                f"unknown method {unknown[0] if unknown else '(none)'!r}: choose from {', '.join(METHODS)}"
-            )
         # The best stock schedule is where the learned ones start.
-        return tuple(dict.fromkeys(("presets", *names)))
+        return tuple(dict.fromkeys(("presets", *known_names(names, "method", METHODS))))
 
     @property
     def subject(self) -> Subject:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.evaluation import Candidate, Evaluator
 from fewstep.pipeline.executors.base import Executor
-from fewstep.pipeline.final import provenance, results_csv
+from fewstep.pipeline.final import footnote, results_csv
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
 from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings
@@ -322,7 +322,7 @@ def markdown(table: Table, command: str, settings: TableSettings) -> str:
             f"| {row.method} | {row.value:.2f}{ends} | {row.paired_pixel:.4f} | {row.temporal_error:.4f} "
             f"| {row.size_ratio:.3f} |"
         )
-    made = "; ".join(f"{k}: {v}" for k, v in provenance(command, settings.seeds).items())
+    made = footnote(command, settings.seeds)
     note = (
         f"{settings.images:,} images at {settings.schedule.nfe} calls, lower is better; paired error: root mean square "
         f"difference to the full-precision images of the same noise, {settings.paired_images:,} images; temporal "

@@ -43,6 +43,33 @@ class Subject:
     runtime: Literal["reference", "integer"] = "reference"
     judge: str = ""
 
+    def evaluator(self, study: str, store: Store) -> Evaluator:
+        """Plans evaluations of it and reads them from the store."""
+        return Evaluator(
+            study,
+            find_model(self.model, self.quantized),
+            store,
+            self.features,
+            self.reference,
+            conditions=self.conditions,
+            statistics=self.statistics,
+            runtime=self.runtime,
+            judge=self.judge,
+        )
+
+    def worker(self, device: str) -> WorkerSettings:
+        """What a worker needs to evaluate it."""
+        return WorkerSettings(
+            self.model,
+            self.features,
+            device,
+            conditions=self.conditions,
+            statistics=self.statistics,
+            quantized=self.quantized,
+            runtime=self.runtime,
+            judge=self.judge,
+        )
+
 
 def evaluate(
     subject: Subject,
@@ -77,17 +104,7 @@ def evaluate_missing(
     files, store = find_model(subject.model, subject.quantized), Store(root)
     subject.conditions.check(files.null_label, files.text, files.shown)
     with Lease(root):
-        evaluator = Evaluator(
-            study,
-            files,
-            store,
-            subject.features,
-            subject.reference,
-            conditions=subject.conditions,
-            statistics=subject.statistics,
-            runtime=subject.runtime,
-            judge=subject.judge,
-        )
+        evaluator = subject.evaluator(study, store)
         past = store.evaluations.records(where={"study": study})
         known = {r.key: r for r in past if r.status == "complete"}
         missing = {evaluator.key(s, rung): (s, origin) for s, origin in schedules}
@@ -97,17 +114,7 @@ def evaluate_missing(
             if key not in known
         ]
         if work:
-            worker = WorkerSettings(
-                subject.model,
-                subject.features,
-                execution.device,
-                conditions=subject.conditions,
-                statistics=subject.statistics,
-                quantized=subject.quantized,
-                runtime=subject.runtime,
-                judge=subject.judge,
-            )
-            executor = make_executor(execution, worker)
+            executor = make_executor(execution, subject.worker(execution.device))
             try:
                 events = max((e.order for e in store.events.records({"study": study})), default=-1) + 1
                 driver = Driver(evaluator, executor, store, len(past), events, on_record)
@@ -122,19 +129,17 @@ def evaluated_already(
 ) -> list[EvaluationRecord | None]:
     """Complete records of samplers at a rung, in their order, None where there is none; nothing is computed."""
     store = Store(root)
-    evaluator = Evaluator(
-        study,
-        find_model(subject.model, subject.quantized),
-        store,
-        subject.features,
-        subject.reference,
-        conditions=subject.conditions,
-        statistics=subject.statistics,
-        runtime=subject.runtime,
-        judge=subject.judge,
-    )
+    evaluator = subject.evaluator(study, store)
     known = {r.key: r for r in store.evaluations.records(where={"study": study}) if r.status == "complete"}
     return [known.get(evaluator.key(sampler, rung)) for sampler in samplers]
+
+
+def check_groups(images: int) -> None:
+    """ConfigurationError unless the images fill at least three groups of GROUP, which paired intervals need."""
+    if images % GROUP or images < MIN_GROUPS * GROUP:
+        raise ConfigurationError(
+            f"{images} images do not make at least {MIN_GROUPS} groups of {GROUP}: give 1000, 5000"
+        )
 
 
 def compare(
@@ -149,27 +154,14 @@ def compare(
 
     ConfigurationError unless the images fill at least three groups of GROUP, which the interval needs.
     """
-    if images % GROUP or images < MIN_GROUPS * GROUP:
-        raise ConfigurationError(
-            f"{images} images do not make at least {MIN_GROUPS} groups of {GROUP}: give 1000, 5000"
-        )
+    check_groups(images)
     records = evaluate(subject, list(pair), images, seed, root, execution)
-    files, rung = find_model(subject.model, subject.quantized), Rung("report", "moments", images, seed)
-    evaluator = Evaluator(
-        STUDY,
-        files,
-        Store(root),
-        subject.features,
-        subject.reference,
-        conditions=subject.conditions,
-        statistics=subject.statistics,
-        runtime=subject.runtime,
-        judge=subject.judge,
-    )
+    rung = Rung("report", "moments", images, seed)
+    evaluator = subject.evaluator(STUDY, Store(root))
     first, second = (evaluator.groups(schedule, rung) for schedule in pair)
     found = paired_difference(evaluator.reference, first, second)
     assert found is not None
     names = [schedule.name or schedule.hash for schedule in pair]
     rows = [row_of(r, method, name) for r, method, name in zip(records, ("first", "second"), names, strict=True)]
     ends = (found.value, found.low, found.high, images, f"{names[0]} - {names[1]}")
-    return [*rows, Row(files.name, "difference", rows[0].nfe, rows[0].metric, *ends)]
+    return [*rows, Row(evaluator.files.name, "difference", rows[0].nfe, rows[0].metric, *ends)]

@@ -23,6 +23,7 @@ from fewstep.pipeline.commands.options import (
     Seed,
     conditions,
     print_json,
+    typed,
 )
 from fewstep.pipeline.settings import parse_nfes
 from fewstep.search_spaces.presets import SEARCH_PRESETS
@@ -125,9 +126,9 @@ def _write(settings: Any, found: Any, out: Path, copies: dict[str, Path | None])
     """The tables and the picture in `out`, and where they are to be copied to."""
     from fewstep.pipeline.baseline import TEACHER
     from fewstep.pipeline.commands.publishing import draw_rows
-    from fewstep.pipeline.final import insert_between_markers, provenance, results_csv, results_markdown, write_text
+    from fewstep.pipeline.final import footnote, insert_between_markers, results_csv, results_markdown, write_text
 
-    command_line = "fewstep " + " ".join(sys.argv[1:])
+    command_line = typed()
     rows = [r for r in found.reported if r.method != TEACHER]
     teacher = next((r for r in found.reported if r.method == TEACHER), None)
     report, screen = (results_csv(table, command_line, settings.seeds) for table in (found.reported, found.screened))
@@ -148,8 +149,7 @@ def _write(settings: Any, found: Any, out: Path, copies: dict[str, Path | None])
         if teacher is not None:
             ends = "" if teacher.low is None else f" ({teacher.low:.2f} to {teacher.high:.2f})"
             note += f" Teacher, {teacher.schedule}: {teacher.value:.2f}{ends}."
-        made = provenance(command_line, settings.seeds)
-        note += " " + "; ".join(f"{name}: {value}" for name, value in made.items()) + "."
+        note += f" {footnote(command_line, settings.seeds)}."
         insert_between_markers(markdown, results_markdown(rows, note), "baseline")
     return files
 

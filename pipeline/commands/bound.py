@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.commands.options import AsJson, Device, Labels, Seed, print_json
+from fewstep.pipeline.commands.options import AsJson, Device, Labels, Seed, print_json, typed
 
 if TYPE_CHECKING:
     from fewstep.tasks.flow.trained import Term
@@ -71,7 +70,7 @@ def command(
     found = measure(files, find_data(files, data), plan, labels, device, tell)
     if csv is not None:
         notes = {"interval": INTERVAL, **{f"note {i + 1}": note for i, note in enumerate(found.notes)}}
-        write_text(csv, results_csv(found.terms, _typed(), {"noise": seed}, notes))
+        write_text(csv, results_csv(found.terms, typed(), {"noise": seed}, notes))
     if markdown is not None:
         insert_between_markers(markdown, _markdown(found.terms, found.notes), "bound")
     if as_json:
@@ -91,7 +90,7 @@ def _mixtures(count: int, seed: int, csv: Path | None, plot: Path | None, as_jso
     from fewstep.tasks.flow.tightness import tightness
 
     rows = tightness(count, seed)
-    text = results_csv(rows, _typed(), {"cases from": seed}, {"interval": "none: closed forms and quadrature"})
+    text = results_csv(rows, typed(), {"cases from": seed}, {"interval": "none: closed forms and quadrature"})
     if csv is not None:
         write_text(csv, text)
     if plot is not None:
@@ -109,10 +108,6 @@ def _mixtures(count: int, seed: int, csv: Path | None, plot: Path | None, as_jso
             typer.echo(f"{name:8} / true W2: {least:.3g} least, {median:.3g} median, {greatest:.3g} greatest")
     if held < count:
         raise typer.Exit(1)
-
-
-def _typed() -> str:
-    return "fewstep " + " ".join(sys.argv[1:])
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +131,7 @@ HEAD = ("term", "images", "value", "95% interval", "the truth is")
 def _markdown(terms: tuple[Term, ...], notes: tuple[str, ...]) -> str:
     lines = ["| " + " | ".join(HEAD) + " |", "|---|---|---:|---|---|"]
     lines += ["| " + " | ".join(_cells(term)) + " |" for term in terms]
-    return "\n".join([*lines, "", f"`{_typed()}`", *(f"\nNote: {note}." for note in notes)])
+    return "\n".join([*lines, "", f"`{typed()}`", *(f"\nNote: {note}." for note in notes)])
 
 
 def _print(name: str, terms: tuple[Term, ...], notes: tuple[str, ...]) -> None:

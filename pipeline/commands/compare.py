@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from fewstep.pipeline.commands.options import (
     Statistics,
     conditions,
     print_json,
+    typed,
 )
 
 NAME = "compare"
@@ -63,7 +63,7 @@ def command(
     pair = parse_teacher(first, files), parse_teacher(second, files)
     rows = compare(subject, pair, images, seed, out, execution)
     if csv is not None:
-        write_text(csv, results_csv(rows, "fewstep " + " ".join(sys.argv[1:]), {"report": seed}))
+        write_text(csv, results_csv(rows, typed(), {"report": seed}))
     if as_json:
         print_json({"rows": [vars(row) for row in rows]})
         return

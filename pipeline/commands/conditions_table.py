@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fewstep.pipeline.commands.flow_table import names, tell
-from fewstep.pipeline.commands.options import AsJson, Device, Features, Reference, Seed, print_json
+from fewstep.pipeline.commands.options import AsJson, Device, Features, Reference, Seed, print_json, typed
 
 NAME = "conditions-table"
 
@@ -45,7 +44,7 @@ def command(
     from fewstep.errors import ConfigurationError
     from fewstep.pipeline import conditions_table as table
     from fewstep.pipeline.commands.search import _execution
-    from fewstep.pipeline.final import insert_between_markers, provenance, results_csv, write_text
+    from fewstep.pipeline.final import footnote, insert_between_markers, results_csv, write_text
     from fewstep.pipeline.grids_of_images import write_grid
 
     chosen = {"grids": names(grids)} if grids else {}
@@ -69,7 +68,7 @@ def command(
     execution = _execution(executor=executor, workers=workers, address=address, device=device)
     quiet = (None, None) if as_json else (tell, typer.echo)
     result = table.run(settings, out, execution, *quiet)
-    command_line, seeds = "fewstep " + " ".join(sys.argv[1:]), {"screen": seed, "report": settings.report_seed}
+    command_line, seeds = typed(), {"screen": seed, "report": settings.report_seed}
     notes = {"rms": "of values in [-1, 1]", "hidden": "pixels in the hole; known ones are put back after decoding"}
     text = results_csv(result.rows, command_line, seeds, notes)
     written = {"results.csv": write_text(out / "results.csv", text)}
@@ -78,8 +77,7 @@ def command(
     if plot is not None:
         written[plot.name] = write_grid([(name, x.numpy()) for (_, name), x in result.pictures.items()], plot)
     if markdown is not None:
-        made = "; ".join(f"{name}: {value}" for name, value in provenance(command_line, seeds).items())
-        note = f"{result.rows[0].images:,} held-out images. {made}."
+        note = f"{result.rows[0].images:,} held-out images. {footnote(command_line, seeds)}."
         insert_between_markers(markdown, table.markdown(result.rows, note), "conditions")
     if as_json:
         print_json({"rows": [asdict(row) for row in result.rows], "files": written})

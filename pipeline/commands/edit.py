@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.pipeline.commands.options import AsJson, Device, Features, Guidance, Model, Seed, print_json
+from fewstep.pipeline.commands.options import AsJson, Device, Features, Guidance, Model, Seed, print_json, typed
 
 NAME = "edit"
 
@@ -228,7 +228,7 @@ def search_command(
         if study.exists:
             raise ConfigurationError(f"{out} holds a study already: add --resume to go on, or choose another --out")
     state = study.run(execution, None if as_json else _tell)
-    files = study.publish(state, _command_line())
+    files = study.publish(state, typed())
     found = state.chosen()
     assert found is not None
     config = found.candidate.config
@@ -306,20 +306,18 @@ def table_command(
         tell = None if as_json else _tell
         cache = work or editing.cache_folder()
         results.append(
-            editing_table.run_attribute(
-                folder, settings, execution, cache, sweep_images, published, _command_line(), tell
-            )
+            editing_table.run_attribute(folder, settings, execution, cache, sweep_images, published, typed(), tell)
         )
         texts = {
-            "edits.csv": editing_table.edits_csv(results, _command_line(), seed),
-            "steps.csv": editing_table.steps_csv(results, _command_line(), seed),
+            "edits.csv": editing_table.edits_csv(results, typed(), seed),
+            "steps.csv": editing_table.steps_csv(results, typed(), seed),
         }
         files = {file: write_text(out / file, text) for file, text in texts.items()}
     for target, file in ((csv, "edits.csv"), (steps_csv, "steps.csv")):
         if target is not None:
             write_text(target, texts[file])
     if markdown is not None:
-        insert_between_markers(markdown, editing_table.markdown(results, _command_line(), seed), "edits")
+        insert_between_markers(markdown, editing_table.markdown(results, typed(), seed), "edits")
     picture = plot or out / "edits.png"
     files["edits.png"] = editing_table.draw([p for r in results for p in r.pictures], picture)
     rows = [row for r in results for row in r.rows]
@@ -359,12 +357,6 @@ def _base_step(steps: tuple[float, ...], noise: Any) -> float:
     """The step nearest to the middle of the model's time, the published one."""
     middle = 0.5 * (noise.time(noise.lambda_start) + noise.time(noise.lambda_end))
     return min(steps, key=lambda s: abs(noise.time(s) - middle))
-
-
-def _command_line() -> str:
-    import sys
-
-    return "fewstep " + " ".join(sys.argv[1:])
 
 
 def _tell(record: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ from fewstep.pipeline.commands.options import (
     Statistics,
     conditions,
     print_json,
+    typed,
 )
 
 NAME = "explain"
@@ -66,7 +66,7 @@ def command(
     tell = None if as_json else _tell
     told = explain(found, subject, images, seed, out, execution, each_step, tell)
     notes = {"difference": "of the schedule with that decision put back, minus the whole one, on the same noise"}
-    text = results_csv(told.rows, "fewstep " + " ".join(sys.argv[1:]), {"report": seed}, notes)
+    text = results_csv(told.rows, typed(), {"report": seed}, notes)
     files = [write_text(path, text) for path in (out / "explain.csv", csv) if path is not None]
     title = found.name or found.hash
     pair = [(title, found), (f"{told.nearest.name}, the nearest preset", told.nearest)]

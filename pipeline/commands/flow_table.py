@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,17 @@ import typer
 from pydantic import ValidationError
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.commands.options import AsJson, Device, Features, JudgeName, Model, Reference, Seed, print_json
+from fewstep.pipeline.commands.options import (
+    AsJson,
+    Device,
+    Features,
+    JudgeName,
+    Model,
+    Reference,
+    Seed,
+    print_json,
+    typed,
+)
 from fewstep.pipeline.settings import parse_nfes
 
 NAME = "flow-table"
@@ -84,7 +93,7 @@ def command(
     execution = None if partial else _execution(executor=executor, workers=workers, address=address, device=device)
     quiet = None if as_json else typer.echo
     table = flow_table.run(asked, out, execution, None if as_json else tell, quiet)
-    command_line = "fewstep " + " ".join(sys.argv[1:])
+    command_line = typed()
     notes = {
         "nfe": "mean denoiser calls an image; a guided call counts as one",
         "chosen": f"guidance, grids and presets on {screen_images} images of the screen's seed",
@@ -156,7 +165,7 @@ def _draw(table: Any, plot: Path) -> dict[str, Path]:
 
 
 def _publish(table: Any, path: Path, command_line: str, seeds: dict[str, int]) -> None:
-    from fewstep.pipeline.final import insert_between_markers, provenance, results_markdown
+    from fewstep.pipeline.final import footnote, insert_between_markers, results_markdown
     from fewstep.pipeline.flow_table import plain_rows
     from fewstep.search_spaces.ode import ADAPTIVE
 
@@ -170,5 +179,4 @@ def _publish(table: Any, path: Path, command_line: str, seeds: dict[str, int]) -
         said = f"{exact.value:.2f}{ends} at {exact.nfe:.1f} calls on average."
         note += said if exact.method == ADAPTIVE else "not evaluated yet."
         parts.append(results_markdown(plain_rows(table.reported, setting), note))
-    made = "; ".join(f"{name}: {value}" for name, value in provenance(command_line, seeds).items())
-    insert_between_markers(path, "\n\n".join([*parts, f"{made}."]), "flow")
+    insert_between_markers(path, "\n\n".join([*parts, f"{footnote(command_line, seeds)}."]), "flow")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fewstep.pipeline.commands.flow_table import names, numbers, tell
-from fewstep.pipeline.commands.options import AsJson, Device, Features, Model, Reference, Seed, print_json
+from fewstep.pipeline.commands.options import AsJson, Device, Features, Model, Reference, Seed, print_json, typed
 
 NAME = "guidance-table"
 
@@ -41,7 +40,7 @@ def command(
 
     from fewstep.pipeline import guidance_table
     from fewstep.pipeline.commands.search import _execution
-    from fewstep.pipeline.final import insert_between_markers, provenance, results_csv, write_text
+    from fewstep.pipeline.final import footnote, insert_between_markers, results_csv, write_text
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.models.judge import find_judge
 
@@ -64,7 +63,7 @@ def command(
     )
     execution = _execution(executor=executor, workers=workers, address=address, device=device)
     rows = guidance_table.run(asked, out, execution, None if as_json else tell)
-    command_line, seeds = "fewstep " + " ".join(sys.argv[1:]), {"report": asked.rung.seed}
+    command_line, seeds = typed(), {"report": asked.rung.seed}
     notes = {"accuracy": f"share of images in which judge {judge} sees the label, Wilson interval"}
     card = find_judge(judge) / "card.json"
     if card.is_file():
@@ -75,10 +74,8 @@ def command(
     if csv is not None:
         write_text(csv, text)
     if markdown is not None:
-        note = f"{rows[0].images:,} images. " + "; ".join(
-            f"{key}: {value}" for key, value in (provenance(command_line, seeds) | notes).items()
-        )
-        insert_between_markers(markdown, guidance_table.markdown(rows, note + "."), "guidance")
+        note = f"{rows[0].images:,} images. {footnote(command_line, seeds, notes)}."
+        insert_between_markers(markdown, guidance_table.markdown(rows, note), "guidance")
     if as_json:
         print_json({"rows": [asdict(row) for row in rows], "files": written})
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,3 +74,8 @@ def guidance_range(text: str) -> tuple[float, tuple[float, float] | None]:
 def print_json(value: Any) -> None:
     """One JSON object on one line of stdout."""
     typer.echo(json.dumps(value, default=str))
+
+
+def typed() -> str:
+    """What was typed, as tables and studies keep it."""
+    return "fewstep " + " ".join(sys.argv[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ from fewstep.pipeline.commands.options import (
     Seed,
     conditions,
     print_json,
+    typed,
 )
 from fewstep.pipeline.settings import parse_nfes
 
@@ -95,7 +95,7 @@ def command(
     execution = _execution(executor=executor, workers=workers, address=address, device=device)
     table = peers.Peers(settings, out, execution, tell=None if as_json else typer.echo)
     rows = table.run()
-    command_line = "fewstep " + " ".join(sys.argv[1:])
+    command_line = typed()
     notes = {"calls": "denoiser calls that finding the schedule took, a backward one as two"}
     text = results_csv(rows, command_line, settings.seeds, notes)
     files = [write_text(path, text) for path in (out / "peers.csv", csv) if path is not None]

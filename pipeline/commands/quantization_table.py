@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from fewstep.pipeline.commands.options import (
     Seed,
     conditions,
     print_json,
+    typed,
 )
 
 NAME = "quantization-table"
@@ -78,7 +78,7 @@ def command(
     execution = _execution(executor=executor, workers=workers, address=address, device=device)
     tell = None if as_json else typer.echo
     table = quantization_table.run(settings, out, execution, None if as_json else _tell, tell)
-    command_line = "fewstep " + " ".join(sys.argv[1:])
+    command_line = typed()
     texts = {
         "results.csv": quantization_table.table_csv(table, command_line, settings),
         "temporal.csv": quantization_table.temporal_csv(table, command_line, settings),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.errors import ConfigurationError, StorageError, TrackingError
-from fewstep.pipeline.commands.options import AsJson, Device, conditions, guidance_range, print_json
+from fewstep.pipeline.commands.options import AsJson, Device, conditions, guidance_range, print_json, typed
 from fewstep.pipeline.settings import SAMPLERS, SPACES, ExecutionSettings, SearchSettings, parse_nfes
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 
@@ -185,7 +185,7 @@ def _run(study: Any, execution: ExecutionSettings, tracking_uri: str | None, as_
     from fewstep.pipeline.display import SearchDisplay, print_outcome
     from fewstep.storage.tracking import default_tracking_uri
 
-    command_line = "fewstep " + " ".join(sys.argv[1:])
+    command_line = typed()
     with SearchDisplay(study.settings, quiet=as_json) as display:
         outcome = study.run(execution, command_line, display.on_record)
     files, uri = outcome.files, tracking_uri or default_tracking_uri(study.root)
