@@ -11,7 +11,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +79,60 @@ def tiny_ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ddpm")
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_tiny_flow() -> Callable[..., Path]:
+    """`make_tiny_flow(folder, condition, labels, features, scaling_factor)`: an untrained flow on 2x4x4 latents.
+
+    Of 8x8 grey images, with the network's eleven labels and the digits' classifier and reference unless told otherwise.
+    """
+
+    def make(
+        folder: Path, condition: Any = None, labels: bool = True, features: bool = True, scaling_factor: float = 0.18215
+    ) -> Path:
+        import torch
+        from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DModel
+
+        from fewstep.tasks.models.files import ZOO
+        from fewstep.tasks.models.image_condition import build_condition
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = UNet2DModel(
+                sample_size=4,
+                in_channels=2 + (condition.channels if condition else 0),
+                out_channels=2,
+                layers_per_block=1,
+                block_out_channels=(4,),
+                down_block_types=("DownBlock2D",),
+                up_block_types=("UpBlock2D",),
+                norm_num_groups=2,
+                add_attention=False,
+                num_class_embeds=11 if labels else None,
+            )
+            vae = AutoencoderKL(
+                in_channels=1,
+                out_channels=1,
+                latent_channels=2,
+                block_out_channels=(4, 4),
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
+                norm_num_groups=2,
+                mid_block_add_attention=False,
+                scaling_factor=scaling_factor,
+            )
+            if condition is not None:
+                build_condition(condition).save(folder / "condition")
+        network.save_pretrained(str(folder / "unet"))
+        vae.save_pretrained(str(folder / "vae"))
+        FlowMatchEulerDiscreteScheduler().save_pretrained(str(folder / "scheduler"))
+        if features:
+            shutil.copytree(ZOO / "digits-ddpm" / "classifier", folder / "classifier")
+            shutil.copy(ZOO / "digits-ddpm" / "reference.npz", folder / "reference.npz")
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

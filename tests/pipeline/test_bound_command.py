@@ -27,42 +27,9 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def latent(tmp_path_factory: pytest.TempPathFactory, make_tiny_flow: Callable[..., Path]) -> Path:
     """Directory of an untrained flow on 2x4x4 latents of the digits, with labels; its recipe says so."""
-    import torch
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DModel
-
-    folder = tmp_path_factory.mktemp("latent")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vae = AutoencoderKL(
-            in_channels=1,
-            out_channels=1,
-            latent_channels=2,
-            sample_size=8,
-            block_out_channels=(4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            norm_num_groups=2,
-            mid_block_add_attention=False,
-        )
-        network = UNet2DModel(
-            sample_size=4,
-            in_channels=2,
-            out_channels=2,
-            layers_per_block=1,
-            block_out_channels=(4,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            norm_num_groups=2,
-            add_attention=False,
-            num_class_embeds=11,
-        )
-    vae.register_to_config(scaling_factor=0.8)
-    vae.save_pretrained(str(folder / "vae"))
-    network.save_pretrained(str(folder / "unet"))
-    FlowMatchEulerDiscreteScheduler().save_pretrained(str(folder / "scheduler"))
+    folder = make_tiny_flow(tmp_path_factory.mktemp("latent") / "digits", features=False, scaling_factor=0.8)
     shutil.copy(ZOO / "digits-ddpm" / "recipe.json", folder)
     return folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from fewstep.tasks.metrics.agreement import (
 from fewstep.tasks.metrics.interval import sums_interval
 from fewstep.tasks.models.condition_config import ConditionConfig
 from fewstep.tasks.models.conditions import Conditions
-from fewstep.tasks.models.files import ZOO
-from fewstep.tasks.models.image_condition import build_condition, layout_of
+from fewstep.tasks.models.image_condition import layout_of
 from fewstep.tasks.worker import Worker, WorkerSettings
 
 Run = Callable[..., Any]
@@ -41,44 +39,10 @@ REPORT = 1_000_003
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(tmp_path_factory: pytest.TempPathFactory, make_tiny_flow: Callable[..., Path]) -> dict[str, Path]:
     """Untrained flows on latents 2x4x4 of 8x8 images, shown a hole, a layout and nothing; the digits' features."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DModel
-
     root = tmp_path_factory.mktemp("conditions")
-    for name, condition in CONDITIONS.items():
-        folder = root / name
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            network = UNet2DModel(
-                sample_size=4,
-                in_channels=2 + (condition.channels if condition else 0),
-                out_channels=2,
-                layers_per_block=1,
-                block_out_channels=(4,),
-                down_block_types=("DownBlock2D",),
-                up_block_types=("UpBlock2D",),
-                norm_num_groups=2,
-                add_attention=False,
-            )
-            vae = AutoencoderKL(
-                in_channels=1,
-                out_channels=1,
-                latent_channels=2,
-                block_out_channels=(4, 4),
-                down_block_types=("DownEncoderBlock2D",) * 2,
-                up_block_types=("UpDecoderBlock2D",) * 2,
-                norm_num_groups=2,
-                mid_block_add_attention=False,
-            )
-            if condition is not None:
-                build_condition(condition).save(folder / "condition")
-        network.save_pretrained(str(folder / "unet"))
-        vae.save_pretrained(str(folder / "vae"))
-        FlowMatchEulerDiscreteScheduler().save_pretrained(str(folder / "scheduler"))
-        shutil.copytree(ZOO / "digits-ddpm" / "classifier", folder / "classifier")
-        shutil.copy(ZOO / "digits-ddpm" / "reference.npz", folder / "reference.npz")
-    return {name: root / name for name in CONDITIONS}
+    return {name: make_tiny_flow(root / name, condition, labels=False) for name, condition in CONDITIONS.items()}
 
 
 def _options(models: dict[str, Path]) -> tuple[object, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from fewstep.storage.store import Store
 from fewstep.tasks.flow.ode import OdeSampler
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
-from fewstep.tasks.models.files import ZOO, find_model
+from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.judge import JudgeNetwork, load_judge
 from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.sampling.noise import starting_noise
@@ -32,41 +31,9 @@ LOOSE = OdeSettings(atol=3e-2, rtol=3e-2)
 
 
 @pytest.fixture(scope="module")
-def flow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def flow(tmp_path_factory: pytest.TempPathFactory, make_tiny_flow: Callable[..., Path]) -> Path:
     """An untrained flow on latents 2x4x4 of 8x8 images, with labels, and the digits' features."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DModel
-
-    folder = tmp_path_factory.mktemp("flow") / "digits-flow"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = UNet2DModel(
-            sample_size=4,
-            in_channels=2,
-            out_channels=2,
-            layers_per_block=1,
-            block_out_channels=(4,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            norm_num_groups=2,
-            add_attention=False,
-            num_class_embeds=11,
-        )
-        vae = AutoencoderKL(
-            in_channels=1,
-            out_channels=1,
-            latent_channels=2,
-            block_out_channels=(4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=2,
-            mid_block_add_attention=False,
-        )
-    network.save_pretrained(str(folder / "unet"))
-    vae.save_pretrained(str(folder / "vae"))
-    FlowMatchEulerDiscreteScheduler().save_pretrained(str(folder / "scheduler"))
-    shutil.copytree(ZOO / "digits-ddpm" / "classifier", folder / "classifier")
-    shutil.copy(ZOO / "digits-ddpm" / "reference.npz", folder / "reference.npz")
-    return folder
+    return make_tiny_flow(tmp_path_factory.mktemp("flow") / "digits-flow")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,45 +34,10 @@ TEST = Conditions(source="test", labels="balanced", guidance=1.5)
 DOPRI5 = OdeSettings(atol=3e-2, rtol=3e-2).to_json()
 
 
-def _model(folder: Path, condition: ConditionConfig) -> Path:
-    """An untrained flow on latents 2x4x4 of 8x8 images that is shown something."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DModel
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = UNet2DModel(
-            sample_size=4,
-            in_channels=2 + condition.channels,
-            out_channels=2,
-            layers_per_block=1,
-            block_out_channels=(4,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            norm_num_groups=2,
-            add_attention=False,
-            num_class_embeds=11,
-        )
-        vae = AutoencoderKL(
-            in_channels=1,
-            out_channels=1,
-            latent_channels=2,
-            block_out_channels=(4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=2,
-            mid_block_add_attention=False,
-        )
-        build_condition(condition, 5).save(folder / "condition")
-    network.save_pretrained(str(folder / "unet"))
-    vae.save_pretrained(str(folder / "vae"))
-    FlowMatchEulerDiscreteScheduler().save_pretrained(str(folder / "scheduler"))
-    return folder
-
-
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(tmp_path_factory: pytest.TempPathFactory, make_tiny_flow: Callable[..., Path]) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("shown")
-    return {c.kind: _model(root / c.kind, c) for c in (INPAINT, LAYOUT)}
+    return {c.kind: make_tiny_flow(root / c.kind, c, features=False) for c in (INPAINT, LAYOUT)}
 
 
 @pytest.fixture
