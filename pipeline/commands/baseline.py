@@ -68,7 +68,7 @@ def command(
     Nothing is computed twice: killed, the same command goes on; with more presets or images, it adds them.
     """
     from fewstep.pipeline import baseline
-    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.commands.search import execution_settings
 
     chosen: dict[str, Any] = {
         "model": model,
@@ -96,7 +96,7 @@ def command(
     if partial:
         found = baseline.on_disk(settings, out)
     else:
-        execution = _execution(executor=executor, workers=workers, address=address, device=device)
+        execution = execution_settings(executor=executor, workers=workers, address=address, device=device)
         found = baseline.run(settings, out, execution, None if as_json else _tell, None if as_json else typer.echo)
     files = _write(settings, found, out, {"csv": csv, "plot": plot, "markdown": markdown})
     uri = None if partial else _track(out, files, tracking_uri)

@@ -51,14 +51,14 @@ def command(
 
     An interval that leaves out 0 says that one of them is better, often where their own intervals overlap.
     """
-    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.final import results_csv, write_text
     from fewstep.pipeline.single import Subject, compare
     from fewstep.pipeline.study import parse_teacher
     from fewstep.tasks.models.files import find_model
 
     files = find_model(model, quantized)
-    execution = _execution(executor=executor, workers=workers, address=None, device=device)
+    execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
     subject = Subject(model, features, reference, conditions(labels, guidance), statistics, quantized)
     pair = parse_teacher(first, files), parse_teacher(second, files)
     rows = compare(subject, pair, images, seed, out, execution)

@@ -43,7 +43,7 @@ def command(
 
     from fewstep.errors import ConfigurationError
     from fewstep.pipeline import conditions_table as table
-    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.final import footnote, insert_between_markers, results_csv, write_text
     from fewstep.pipeline.grids_of_images import write_grid
 
@@ -65,7 +65,7 @@ def command(
         )
     except ValidationError as error:
         raise ConfigurationError("; ".join(e["msg"] for e in error.errors())) from None
-    execution = _execution(executor=executor, workers=workers, address=address, device=device)
+    execution = execution_settings(executor=executor, workers=workers, address=address, device=device)
     quiet = (None, None) if as_json else (tell, typer.echo)
     result = table.run(settings, out, execution, *quiet)
     command_line, seeds = typed(), {"screen": seed, "report": settings.report_seed}

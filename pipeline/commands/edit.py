@@ -205,12 +205,12 @@ def search_command(
     """Search edits for success, identity and few calls at once, and report the choice on images nothing has seen."""
     from fewstep.errors import ConfigurationError
     from fewstep.pipeline import editing, editing_table
-    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.editing_study import EditStudy
     from fewstep.tasks.editing.bench import make_bench
 
     cache = work or editing.cache_folder()
-    execution = _execution(executor=executor, workers=workers, address=address, device=device)
+    execution = execution_settings(executor=executor, workers=workers, address=address, device=device)
     if resume:
         study = EditStudy.load(out, cache)
     else:
@@ -287,10 +287,10 @@ def table_command(
     from dataclasses import asdict
 
     from fewstep.pipeline import editing, editing_table
-    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.final import insert_between_markers, write_text
 
-    execution = _execution(executor=executor, workers=workers, address=None, device=device)
+    execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
     results = []
     for name in (part.strip().replace("+", ",") for part in attributes.split(",") if part.strip()):
         subject = _subject(

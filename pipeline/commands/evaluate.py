@@ -67,7 +67,7 @@ def command(
 
     The same evaluation is never computed twice; more images compute only the new ones.
     """
-    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.single import Subject, evaluate
     from fewstep.pipeline.study import parse_teacher
     from fewstep.search_spaces.ode import parse_ode
@@ -75,7 +75,7 @@ def command(
 
     if (schedule is None) == (ode is None):
         raise ConfigurationError("say what to evaluate: --schedule FILE or PRESET/GRID@CALLS, or --ode SOLVER")
-    execution = _execution(executor=executor, workers=workers, address=None, device=device)
+    execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
     asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale, source, source_seed)
     if integer and not quantized:
         raise ConfigurationError("--integer runs a quantised network: give its folder as --quantized")

@@ -53,7 +53,7 @@ def command(
     A difference above 0 whose interval leaves out 0 says that the decision made images better.
     """
     from fewstep.dashboards.drawings import save_schedules
-    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.explain import explain
     from fewstep.pipeline.final import results_csv, write_text
     from fewstep.pipeline.single import Subject
@@ -62,7 +62,7 @@ def command(
 
     found = parse_teacher(schedule, find_model(model, quantized))
     subject = Subject(model, features, reference, conditions(labels, guidance), statistics, quantized)
-    execution = _execution(executor=executor, workers=workers, address=None, device=device)
+    execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
     tell = None if as_json else _tell
     told = explain(found, subject, images, seed, out, execution, each_step, tell)
     notes = {"difference": "of the schedule with that decision put back, minus the whole one, on the same noise"}

@@ -64,7 +64,7 @@ def command(
     from dataclasses import asdict
 
     from fewstep.pipeline import flow_table
-    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.final import results_csv, write_text
 
     chosen: dict[str, Any] = {
@@ -90,7 +90,9 @@ def command(
         asked = flow_table.FlowTableSettings(**chosen)
     except ValidationError as error:
         raise ConfigurationError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
-    execution = None if partial else _execution(executor=executor, workers=workers, address=address, device=device)
+    execution = (
+        None if partial else execution_settings(executor=executor, workers=workers, address=address, device=device)
+    )
     quiet = None if as_json else typer.echo
     table = flow_table.run(asked, out, execution, None if as_json else tell, quiet)
     command_line = typed()

@@ -39,7 +39,7 @@ def command(
     from dataclasses import asdict
 
     from fewstep.pipeline import guidance_table
-    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.final import footnote, insert_between_markers, results_csv, write_text
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.models.judge import find_judge
@@ -61,7 +61,7 @@ def command(
         images=images,
         seed=seed,
     )
-    execution = _execution(executor=executor, workers=workers, address=address, device=device)
+    execution = execution_settings(executor=executor, workers=workers, address=address, device=device)
     rows = guidance_table.run(asked, out, execution, None if as_json else tell)
     command_line, seeds = typed(), {"report": asked.rung.seed}
     notes = {"accuracy": f"share of images in which judge {judge} sees the label, Wilson interval"}

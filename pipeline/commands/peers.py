@@ -66,7 +66,7 @@ def command(
     command goes on.
     """
     from fewstep.pipeline import peers
-    from fewstep.pipeline.commands.search import _execution, _warm_start
+    from fewstep.pipeline.commands.search import execution_settings, warm_starts
     from fewstep.pipeline.final import results_csv, write_text
     from fewstep.tasks.refinement.plan import RefinePlan
 
@@ -83,7 +83,7 @@ def command(
             teacher=teacher,
             plan=RefinePlan.build(distance=distance, iterations=iterations, seed=seed),
             budget=budget,
-            found=_warm_start(found) or (),
+            found=warm_starts(found, "--found") or (),
             seed=seed,
         )
     except ValidationError as error:
@@ -92,7 +92,7 @@ def command(
         most = peers.calls(settings)
         print_json({"calls": most}) if as_json else typer.echo(f"at most {most:,} denoiser calls")
         return
-    execution = _execution(executor=executor, workers=workers, address=address, device=device)
+    execution = execution_settings(executor=executor, workers=workers, address=address, device=device)
     table = peers.Peers(settings, out, execution, tell=None if as_json else typer.echo)
     rows = table.run()
     command_line = typed()

@@ -59,7 +59,7 @@ def command(
     from dataclasses import asdict
 
     from fewstep.pipeline import quantization_table
-    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.final import write_text
     from fewstep.pipeline.study import parse_teacher
     from fewstep.tasks.models.files import find_model
@@ -75,7 +75,7 @@ def command(
         paired_images=paired_images,
         seed=seed,
     )
-    execution = _execution(executor=executor, workers=workers, address=address, device=device)
+    execution = execution_settings(executor=executor, workers=workers, address=address, device=device)
     tell = None if as_json else typer.echo
     table = quantization_table.run(settings, out, execution, None if as_json else _tell, tell)
     command_line = typed()

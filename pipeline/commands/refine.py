@@ -66,7 +66,7 @@ def command(
 
     A backward pass through a denoiser call counts as two calls. Killed, the same command goes on.
     """
-    from fewstep.pipeline.commands.search import _execution
+    from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.final import write_text
     from fewstep.pipeline.refinement import judge, published, refine
     from fewstep.pipeline.single import Subject
@@ -92,7 +92,7 @@ def command(
         _say({"refinement_calls_at_most": most, "judging_calls": 3 * judge_images * start.nfe}, as_json)
         return
     subject = Subject(model, features, reference, conditions(labels, guidance), statistics)
-    execution = _execution(executor=executor, workers=workers, address=None, device=device)
+    execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
     refined = refine(subject, start, many, plan, out, device, None if as_json else _tell)
     judged = judge(subject, refined, judge_images, seed, out, execution)
     name = f"{start.name or start.hash}, refined" if judged.kind != "start" else start.name

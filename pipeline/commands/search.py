@@ -91,13 +91,13 @@ def command(
         "statistics": statistics,
         "decisions": tuple(part.strip() for part in decisions.split(",")) if decisions else None,
         "quantized": quantized,
-        "warm_start": _warm_start(warm_start),
+        "warm_start": warm_starts(warm_start),
         **_conditions(labels, guidance, prompts, negative_prompt),
     }
     if schedule is not None:
         chosen |= _base_schedule(schedule, space, model, chosen["nfes"], recipe)
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    execution = _execution(executor=executor, workers=workers, address=address, device=device)
+    execution = execution_settings(executor=executor, workers=workers, address=address, device=device)
     settings = None if resume else _settings(recipe, chosen)
     root = out or Path("runs") / (settings.study if settings else "search")
     if settings is None:
@@ -114,7 +114,7 @@ def command(
     _run(found, execution, tracking_uri, as_json)
 
 
-def _warm_start(path: Path | None) -> tuple[str, ...] | None:
+def warm_starts(path: Path | None, option: str = "--warm-start") -> tuple[str, ...] | None:
     """Schedules (JSON) of a file, or of all files in a study's folder; ConfigurationError where there is none."""
     from fewstep.search_spaces.schedule import load_schedule
 
@@ -122,7 +122,7 @@ def _warm_start(path: Path | None) -> tuple[str, ...] | None:
         return None
     files = sorted((path / "schedules").glob("*.json")) if path.is_dir() else [path]
     if not files:
-        raise ConfigurationError(f"--warm-start {path}: no schedules/*.json in it; give a finished study or a file")
+        raise ConfigurationError(f"{option} {path}: no schedules/*.json in it; give a finished study or a file")
     return tuple(load_schedule(file).to_json() for file in files)
 
 
@@ -153,7 +153,8 @@ def _conditions(
     return {"conditions": asked, "guidance_range": ends}
 
 
-def _execution(**fields: Any) -> ExecutionSettings:
+def execution_settings(**fields: Any) -> ExecutionSettings:
+    """Where a command runs; ConfigurationError for an executor that there is none of."""
     if fields["executor"] not in ("ray", "in-process"):
         raise ConfigurationError(f"unknown executor {fields['executor']!r}: choose ray or in-process")
     return ExecutionSettings(**fields)
