@@ -22,7 +22,7 @@ from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings
 from fewstep.pipeline.single import Subject, evaluate_missing, evaluated_already
 from fewstep.search_spaces.ode import ADAPTIVE, FIXED_CALLS, OdeSettings, Sampler, with_guidance
-from fewstep.search_spaces.presets import PRESETS
+from fewstep.search_spaces.presets import PRESETS, SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.conditions import NO_LABEL, Conditions
@@ -57,7 +57,7 @@ class FlowTableSettings(BaseModel):
     labels: str = "balanced"
     judge: str = ""
     nfes: tuple[int, ...] = (3, 4, 5, 6, 8, 10)
-    presets: tuple[str, ...] = ("dpmpp-2m", "dpmpp-3m", "unipc-2-bh2", "unipc-3-bh2", "deis-3")
+    presets: tuple[str, ...] = (*SEARCH_PRESETS[1:], "deis-3")
     grids: tuple[str, ...] = GRIDS_TO_ZERO
     guidances: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
     found: tuple[str, ...] = ()
