@@ -57,6 +57,8 @@ class Climb(ABC):
         self._committed = dict.fromkeys(settings.nfes, 0)
         self._pending: deque[Work] = deque()
         self._finals_due = True
+        self._front: dict[int, float] = {}
+        self._calls = self._moved_at = 0
 
     # -- what a subclass decides ----------------------------------------------------------------------
 
@@ -104,7 +106,19 @@ class Climb(ABC):
 
     @property
     def _may_propose(self) -> bool:
-        return self.spent < self.settings.budget and self._finals_due
+        return self.spent < self.settings.budget and self._finals_due and not self._stalled
+
+    @property
+    def _stalled(self) -> bool:
+        """Whether the best judged values have stayed what they are for as many calls as patience allows."""
+        return bool(self.settings.patience) and self._calls - self._moved_at >= self.settings.patience
+
+    def _watch(self, record: EvaluationRecord) -> None:
+        self._calls += record.denoiser_calls
+        if record.rung != self.judge.name or record.status != "complete" or record.value is None:
+            return
+        if record.value < self._front.get(record.nfe, float("inf")):
+            self._front[record.nfe], self._moved_at = record.value, self._calls
 
     @property
     def _hungriest(self) -> int:
@@ -126,6 +140,7 @@ class Climb(ABC):
         trial = self.trials[record.trial]
         if record.rung not in trial.records:
             trial.records[record.rung] = record
+            self._watch(record)
             self._decide(trial, record)
 
     def _adopt(self, candidate: Candidate) -> None:
@@ -140,6 +155,9 @@ class Climb(ABC):
         trial.promoted = True
         self._pending.append((trial.candidate, self.judge))
         self._commit(trial.candidate, self.judge)
+        if self.screen.kind == "moments" and self.screen.name in trial.records:
+            # The judge goes on from the screen's images.
+            self._committed[trial.candidate.schedule.nfe] -= trial.candidate.schedule.nfe * self.screen.images
 
     def _resume(self, records: Sequence[EvaluationRecord]) -> None:
         """Become what a new state would be after `records`, whatever was under way when they end."""

@@ -28,7 +28,7 @@ OBJECTIVES = 3
 STOCK_STRENGTHS = (2.0, 4.0, 6.0)
 FAST = ("dpm-solver-2m/uniform-t@10", "dpmpp-2m/uniform-t@10")
 # (strength, C): a small C brings the normal towards the difference of the sides' means.
-FAST_EDITS = ((3.0, 1.0), (5.0, 1.0), (3.0, 0.01))
+FAST_EDITS = ((3.0, 1.0), (5.0, 1.0), (3.0, 1e-3))
 
 
 def seeds(space: EditSpace) -> list[EditConfig]:

@@ -29,7 +29,7 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
     s = study.settings
     _, _, finals, report = ladder(s)
     growth = finals.images - s.frechet_images
-    teacher_calls = study.teacher.nfe * s.distance_images
+    teacher_calls = study.teacher.nfe * s.distance_images if s.screen == "distance" else 0
     calibrations: dict[str, int] = {}
     if s.space == "schedule":
         final_calls = sum(nfe * growth * s.finalists for nfe in s.nfes)

@@ -15,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 
 from fewstep.errors import ScheduleError
 from fewstep.pipeline.evaluation import Candidate
+from fewstep.pipeline.rungs import ladder
 from fewstep.pipeline.s3_sampler import CANDIDATE_ATTR, ORIGIN_ATTR, SCHEDULE_ATTR, OnRefit, distributions
 from fewstep.pipeline.samplers import make_sampler
 from fewstep.pipeline.scope import Scope
@@ -70,6 +71,8 @@ class Proposer:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self._scope = scope.space, scope
         self._origin, self._seed = settings.sampler, settings.seed
+        screen, judge, *_ = ladder(settings)
+        self._rungs = tuple(dict.fromkeys((screen.name, judge.name)))
         self._distributions = distributions(self.space)
         self._sampler = make_sampler(settings, self.space, on_refit, partial(analytic_first_steps, scope.noise))
         self._study = optuna.create_study(direction="minimize")
@@ -143,7 +146,7 @@ class Proposer:
                 self._study.add_trial(create_trial(state=TrialState.FAIL))
                 continue
             parameters = trial.candidate.parameters
-            steps = {0: trial.records.get("distance"), 1: trial.records.get("frechet")}
+            steps = {step: trial.records.get(rung) for step, rung in enumerate(self._rungs)}
             values = {k: r.value for k, r in steps.items() if r is not None and r.value is not None}
             final = objective(trial) if trial.state == TrialState.COMPLETE else None
             state = TrialState.RUNNING if trial.state == TrialState.COMPLETE and final is None else trial.state

@@ -55,7 +55,39 @@ def fashion_flow_guided() -> SearchSettings:
     return SearchSettings.build(**fields)
 
 
-RECIPES = {"digits-demo": digits_demo, "fashion-flow": fashion_flow, "fashion-flow-guided": fashion_flow_guided}
+def fashion_front() -> SearchSettings:
+    """Every class alike, the whole front from 3 to 10 calls: what `fewstep peers` compares with every peer.
+
+    Candidates are screened by a small Frechet distance, not by the distance to a teacher: on this model the latter
+    says nothing about which of two good schedules is better (docs/refinement.md).
+    """
+    return SearchSettings.build(
+        study="fashion-front",
+        model="fashion-ddpm",
+        nfes=(3, 4, 5, 6, 8, 10),
+        conditions={"labels": "balanced"},
+        budget=2_400_000,
+        screen="frechet",
+        frechet_images=1000,
+        finalist_images=3000,
+        finalists=3,
+        keep=0.2,
+        random_trials=8,
+        grids=("uniform-t-zero", "quadratic-zero", "karras-zero"),
+        preset_grids=1,
+        refine=0.4,
+        refined_elites=1,
+        refine_to="reference",
+        report_presets=False,
+    )
+
+
+RECIPES = {
+    "digits-demo": digits_demo,
+    "fashion-front": fashion_front,
+    "fashion-flow": fashion_flow,
+    "fashion-flow-guided": fashion_flow_guided,
+}
 
 
 def search_recipe(name: str) -> SearchSettings:

@@ -31,11 +31,20 @@ class Rung:
 
 
 def ladder(settings: SearchSettings) -> tuple[Rung, Rung, Rung, Rung]:
-    """Screen, judge, finals and report. The first three share their noise, the last never does."""
+    """Screen, judge, finals and report. The first three share their noise, the last never does.
+
+    Without a screen, the judge stands in its place.
+    """
     seed = settings.noise_seed
+    judge = Rung("frechet", "moments", settings.frechet_images, seed)
+    screens = {
+        "distance": Rung("distance", "distance", settings.distance_images, seed),
+        "frechet": Rung("look", "moments", settings.look_images, seed),
+        "none": judge,
+    }
     return (
-        Rung("distance", "distance", settings.distance_images, seed),
-        Rung("frechet", "moments", settings.frechet_images, seed),
+        screens[settings.screen],
+        judge,
         Rung("finals", "moments", settings.finalist_images, seed),
         Rung("report", "moments", settings.report_images, settings.report_seed),
     )

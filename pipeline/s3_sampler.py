@@ -20,14 +20,16 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from fewstep.pipeline.local_moves import local_move
 from fewstep.pipeline.surrogate import Example, RankingSurrogate
-from fewstep.search_spaces.evolution import cross, mutate, random_genome
+from fewstep.search_spaces.evolution import cross, mutate, random_genome, with_nfe
 from fewstep.search_spaces.genome import Genome, encode, to_genome, to_schedule
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.solver_space import SolverSpace
 
 SCHEDULE_ATTR, CANDIDATE_ATTR, ORIGIN_ATTR = "schedule", "candidate", "origin"
 ENOUGH = 12
+NEIGHBOURS = 5
 MUTATION_RATES = (0.05, 0.12, 0.25)
 OnRefit = Callable[[int, float | None], None]
 Seeds = Callable[[int], Sequence[Genome]]
@@ -35,7 +37,11 @@ Seeds = Callable[[int], Sequence[Genome]]
 
 @dataclass(frozen=True)
 class S3Options:
-    """Sizes of the search. `guided` False switches the surrogate off and leaves plain evolution."""
+    """Sizes of the search. `guided` False switches the surrogate off and leaves plain evolution.
+
+    `across` is the share of proposals that are an elite of the nearest NFE with steps added or dropped, `local` that of
+    moves of the continuous decisions alone around an elite.
+    """
 
     parents: int = 15
     children: int = 32
@@ -46,6 +52,8 @@ class S3Options:
     first_fit: int = 40
     growth: float = 1.5
     guided: bool = True
+    across: float = 0.15
+    local: float = 0.2
 
 
 class Recorder:
@@ -137,19 +145,40 @@ class S3Sampler(BaseSampler):
             return fresh
         if drawn < self._options.random_trials:
             return random_genome(self._space, nfe, rng)
+        share = rng.random()
+        if share < self._options.across + self._options.local:
+            found = self._from_neighbour(known, nfe, rng) if share < self._options.across else None
+            found = found or local_move(
+                self._space, self._distributions, mine, self._fidelity(mine), f"{self._seed}/{number}"
+            )
+            if found is not None and found not in seen:
+                return found
         parents = [g for _, g in sorted(mine, key=lambda entry: _standing(entry[0]))[: self._options.parents]]
         self._refit(known, number)
         guided = self._options.guided and self._surrogate is not None and self._surrogate.ready
         if guided and rng.random() >= self._options.explore:
-            counts = [sum(1 for t, _ in mine if r in t.intermediate_values) for r in range(self._rungs)]
-            # The highest rung whose values are known for enough members of this NFE decides.
-            fidelity = max((r for r in range(self._rungs) if counts[r] >= ENOUGH), default=0)
-            return self._evolve_on_surrogate(parents, fidelity, seen, rng)
+            return self._evolve_on_surrogate(parents, self._fidelity(mine), seen, rng)
         for _ in range(100):
             child = self._child(parents, rng)
             if child not in seen:
                 return child
         return random_genome(self._space, nfe, rng)
+
+    def _fidelity(self, mine: Sequence[tuple[FrozenTrial, Genome]]) -> int:
+        """The highest rung whose values are known for enough members of an NFE decides."""
+        counts = [sum(1 for t, _ in mine if r in t.intermediate_values) for r in range(self._rungs)]
+        return max((r for r in range(self._rungs) if counts[r] >= ENOUGH), default=0)
+
+    def _from_neighbour(self, known: Sequence[tuple[FrozenTrial, Genome]], nfe: int, rng: Random) -> Genome | None:
+        """An elite of the nearest other NFE on either side, with as many steps added or dropped as it takes."""
+        nfes = sorted({g.nfe for _, g in known})
+        beside = [max((n for n in nfes if n < nfe), default=0), min((n for n in nfes if n > nfe), default=0)]
+        beside = [n for n in beside if n]
+        if not beside:
+            return None
+        source = rng.choice(beside)
+        ranked = sorted(((t, g) for t, g in known if g.nfe == source), key=lambda entry: _standing(entry[0]))
+        return with_nfe(self._space, rng.choice(ranked[:NEIGHBOURS])[1], nfe, rng)
 
     def _seeds_at(self, nfe: int) -> list[tuple[Genome, str]]:
         """The seeds as the space's parameters render them, which clip what is out of range, and their hashes."""

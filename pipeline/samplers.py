@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
 
@@ -22,7 +23,10 @@ def make_sampler(
     proposal a function of seed and history.
     """
     if settings.sampler in ("s3", "evolution"):
-        options = S3Options(guided=settings.sampler == "s3")
+        options = S3Options(random_trials=settings.random_trials)
+        if settings.sampler == "evolution":
+            # The published operators alone.
+            options = replace(options, guided=False, across=0.0, local=0.0)
         ours = S3Sampler(space, seed=settings.seed, options=options, on_refit=on_refit, seeds=seeds)
         return lambda number: ours
 

@@ -24,6 +24,8 @@ from fewstep.tasks.sampling.grids import SEARCH_GRIDS
 SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "cmaes")
 # What the schedules' samplers are to the other spaces: these are searched on their Pareto front.
 FRONT_SAMPLERS = ("s3", "evolution")
+SCREENS = ("distance", "frechet", "none")
+REFINE_TO = ("network", "pixel", "features", "reference")
 SPACES = ("schedule", "quantization", "joint")
 # What all candidates of an NFE are measured against is Euler's steps on this grid.
 BASELINE_GRID = "uniform-t-zero"
@@ -45,7 +47,11 @@ class SearchSettings(Checked):
     seed: NonNegativeInt = 0
     budget: PositiveInt = Field(500_000, description="denoiser calls for the search, its presets included")
     teacher: str = "unipc-2-bh2/karras-zero@64"
-    distance_images: PositiveInt = 128
+    screen: Literal["distance", "frechet", "none"] = Field(
+        "distance", description="what candidates are screened by: paired distance to the teacher, few images, nothing"
+    )
+    distance_images: PositiveInt = Field(128, description="images of a screen by distance")
+    look_images: PositiveInt = Field(250, description="images of a screen by Frechet distance")
     frechet_images: PositiveInt = 1000
     finalist_images: PositiveInt = 3000
     finalists: PositiveInt = 3
@@ -62,6 +68,11 @@ class SearchSettings(Checked):
     warm_start: tuple[str, ...] = Field((), description="schedules (JSON) that the search starts from")
     refine: float = Field(0.0, ge=0, le=0.9, description="share of the budget that tunes elites by gradient")
     refined_elites: PositiveInt = Field(2, description="schedules of each NFE that this share is divided among")
+    refine_to: Literal["network", "pixel", "features", "reference"] = Field(
+        "network", description="distance to the teacher that elites are tuned to, or reference: Frechet's itself"
+    )
+    patience: NonNegativeInt = Field(0, description="calls after which a front that has not moved ends it; 0: never")
+    random_trials: NonNegativeInt = Field(24, description="random members of each NFE before any is bred")
     space: Literal["schedule", "quantization", "joint"] = Field("schedule", description="what is searched")
     base_schedule: str = Field("", description="schedule (JSON) that quantised networks are calibrated with")
     calibration_iterations: NonNegativeInt = Field(200, description="most iterations of reconstruction for one unit")
@@ -78,6 +89,11 @@ class SearchSettings(Checked):
             raise ValueError(
                 f"finalist_images {self.finalist_images} must exceed frechet_images {self.frechet_images}: "
                 "the finals extend the same images"
+            )
+        if self.screen == "frechet" and self.look_images >= self.frechet_images:
+            raise ValueError(
+                f"look_images {self.look_images} must be below frechet_images {self.frechet_images}: the judge extends "
+                "the screen's images"
             )
         if BASELINE_GRID not in self.grids or not set(self.grids) <= set(SEARCH_GRIDS):
             raise ValueError(
@@ -99,10 +115,13 @@ class SearchSettings(Checked):
     def refine_plan(self, nfe: int, teacher_nfe: int) -> RefinePlan:
         """As many iterations as a schedule's part of the refinements' share pays, at least LEAST_ITERATIONS."""
         most = self.refine * self.budget / (len(self.nfes) * self.refined_elites)
-        plans = [
-            RefinePlan(images=128, validation=64, iterations=n, check_every=25, seed=self.seed)
-            for n in range(LEAST_ITERATIONS, MOST_ITERATIONS + 1, 25)
-        ]
+        if self.refine_to == "reference":
+            # Larger batches and small steps: the gradient of a distance between few samples is a noisy one.
+            base = RefinePlan(distance="reference", batch=64, validation=512, speed=0.05, seed=self.seed)
+        else:
+            base = RefinePlan(distance=self.refine_to, images=128, validation=64, check_every=25, seed=self.seed)
+        counts = range(LEAST_ITERATIONS, MOST_ITERATIONS + 1, 25)
+        plans = [base.model_copy(update={"iterations": n}) for n in counts]
         return next((p for p in reversed(plans) if p.calls(nfe, teacher_nfe) <= most), plans[0])
 
     @model_validator(mode="after")
@@ -111,6 +130,8 @@ class SearchSettings(Checked):
             if self.base_schedule:
                 raise ValueError("a schedule to calibrate with needs a space with quantisation: quantization or joint")
             return self
+        if self.screen != "distance":
+            raise ValueError(f"space {self.space!r} screens by the distance to the teacher: leave --screen away")
         if self.quantized:
             raise ValueError(
                 f"space {self.space!r} makes quantised networks of its own: leave --quantized away, or search space "

@@ -148,21 +148,49 @@ def _mutate_genes(space: SolverSpace, g: Genes, rng: Random, rate: float) -> Gen
     return genes
 
 
+def _place(genome: Genome, rng: Random) -> int:
+    return rng.randrange(1, len(genome.lambdas)) if len(genome.lambdas) > 1 else 0
+
+
+def _split(space: SolverSpace, genome: Genome, at: int, genes: Genes) -> Genome:
+    """One step more: a time in the middle between those numbered `at` - 1 and `at`, with `genes`."""
+    before = genome.lambdas[at - 1] if at else genome.lambdas[0]
+    after = genome.lambdas[at] if at else space.lambda_end
+    lambdas = (*genome.lambdas[: max(at, 1)], 0.5 * (before + after), *genome.lambdas[max(at, 1) :])
+    return replace(genome, lambdas=lambdas, genes=(*genome.genes[:at], genes, *genome.genes[at:]))
+
+
+def _join(genome: Genome, at: int) -> Genome:
+    """One step less: without the time numbered `at`, the first apart, and the step that led there."""
+    lambdas = (*genome.lambdas[:at], *genome.lambdas[at + 1 :])
+    return replace(genome, lambdas=lambdas, genes=(*genome.genes[: at - 1], *genome.genes[at:]))
+
+
 def _flip_first_call(space: SolverSpace, genome: Genome, rng: Random) -> Genome:
     """Spend the first call elsewhere, or bring it back: one step more or less at equal NFE."""
-    at = rng.randrange(1, len(genome.lambdas)) if len(genome.lambdas) > 1 else 0
+    at = _place(genome, rng)
     if genome.first_call == "model":
-        before = genome.lambdas[at - 1] if at else genome.lambdas[0]
-        after = genome.lambdas[at] if at else space.lambda_end
-        lambdas = (*genome.lambdas[: max(at, 1)], 0.5 * (before + after), *genome.lambdas[max(at, 1) :])
-        genes = (*genome.genes[:at], _random_genes(space, rng), *genome.genes[at:])
+        longer = _split(space, genome, at, _random_genes(space, rng))
         first = "zero_x0" if len(space.first_calls) == 2 else rng.choice(space.first_calls[1:])
-        return repair(space, replace(genome, lambdas=lambdas, first_call=first, genes=genes))
+        return repair(space, replace(longer, first_call=first))
     if len(genome.lambdas) < 3:
         return genome
-    lambdas = (*genome.lambdas[:at], *genome.lambdas[at + 1 :])
-    genes = (*genome.genes[: at - 1], *genome.genes[at:])
-    return repair(space, replace(genome, lambdas=lambdas, first_call="model", genes=genes))
+    return repair(space, replace(_join(genome, at), first_call="model"))
+
+
+def with_nfe(space: SolverSpace, genome: Genome, nfe: int, rng: Random) -> Genome:
+    """The genome at another number of calls: steps cut in two, each half deciding as the whole, or left out.
+
+    A genome too short to lose a step gives a random member instead.
+    """
+    while genome.nfe < nfe:
+        at = _place(genome, rng)
+        genome = _split(space, genome, at, genome.genes[max(at - 1, 0)])
+    while genome.nfe > nfe:
+        if len(genome.lambdas) < 3:
+            return random_genome(space, nfe, rng)
+        genome = _join(genome, _place(genome, rng))
+    return repair(space, genome)
 
 
 def _flip_end(space: SolverSpace, genome: Genome, rng: Random) -> Genome:

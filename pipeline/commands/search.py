@@ -10,7 +10,15 @@ import typer
 
 from fewstep.errors import ConfigurationError, StorageError, TrackingError
 from fewstep.pipeline.commands.options import AsJson, Device, conditions, guidance_range, print_json, typed
-from fewstep.pipeline.settings import SAMPLERS, SPACES, ExecutionSettings, SearchSettings, parse_nfes
+from fewstep.pipeline.settings import (
+    REFINE_TO,
+    SAMPLERS,
+    SCREENS,
+    SPACES,
+    ExecutionSettings,
+    SearchSettings,
+    parse_nfes,
+)
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 
 NAME = "search"
@@ -36,7 +44,11 @@ def command(
     teacher: Annotated[str | None, typer.Option(help="many-step sampler, as PRESET/GRID@CALLS")] = None,
     features: Annotated[str | None, typer.Option(help="auto, inception or a classifier's folder")] = None,
     reference: Annotated[str | None, typer.Option(help="auto, image folder, .npz file or data set")] = None,
-    distance_images: Annotated[int | None, typer.Option(help="images of the screen, against the teacher")] = None,
+    screen: Annotated[
+        str | None, typer.Option(help=f"what candidates are screened by: {', '.join(SCREENS)} [default: distance]")
+    ] = None,
+    distance_images: Annotated[int | None, typer.Option(help="images of a screen by distance to the teacher")] = None,
+    look_images: Annotated[int | None, typer.Option(help="images of a screen by Frechet distance")] = None,
     frechet_images: Annotated[int | None, typer.Option(help="images of the judging rung")] = None,
     finalist_images: Annotated[int | None, typer.Option(help="images of the finals")] = None,
     report_images: Annotated[int | None, typer.Option(help="images per schedule in the final table")] = None,
@@ -50,6 +62,12 @@ def command(
     warm_start: Annotated[Path | None, typer.Option(help="schedule file or study folder to start from")] = None,
     refine: Annotated[
         float | None, typer.Option(help="share of the budget that tunes the best by gradient, as 0.3 [default: 0]")
+    ] = None,
+    refine_to: Annotated[
+        str | None, typer.Option(help=f"what --refine makes small: {', '.join(REFINE_TO)} [default: network]")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=0, help="stop once so many calls have not moved the front [default: 0, never]")
     ] = None,
     calibration_iterations: Annotated[
         int | None, typer.Option(min=0, help="most iterations that a searched network's reconstruction may take")
@@ -74,6 +92,10 @@ def command(
         "model": model,
         "space": space,
         "refine": refine,
+        "refine_to": refine_to,
+        "patience": patience,
+        "screen": screen,
+        "look_images": look_images,
         "calibration_iterations": calibration_iterations,
         "front": front,
         "nfes": parse_nfes(nfe) if nfe else None,
