@@ -148,9 +148,7 @@ class S3Sampler(BaseSampler):
         share = rng.random()
         if share < self._options.across + self._options.local:
             found = self._from_neighbour(known, nfe, rng) if share < self._options.across else None
-            found = found or local_move(
-                self._space, self._distributions, mine, self._fidelity(mine), f"{self._seed}/{number}"
-            )
+            found = found or local_move(self._space, mine, self._fidelity(mine), f"{self._seed}/{number}")
             if found is not None and found not in seen:
                 return found
         parents = [g for _, g in sorted(mine, key=lambda entry: _standing(entry[0]))[: self._options.parents]]
