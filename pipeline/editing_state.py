@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.editing_evaluation import (
     REPORT,
     EditCandidate,
@@ -19,6 +20,7 @@ from fewstep.pipeline.editing_evaluation import (
     edit_candidate,
     objectives,
 )
+from fewstep.pipeline.editing_local import ROUNDS, TWIN, merit, moves, twin
 from fewstep.pipeline.editing_proposer import EditProposer
 from fewstep.pipeline.editing_settings import EditSettings
 from fewstep.pipeline.pareto import front
@@ -28,6 +30,7 @@ from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.files import ModelFiles
 
 SCREEN, FINALS = "screen", "finals"
+LAST_ROUND = max(ROUNDS.values())
 
 
 @dataclass
@@ -52,11 +55,13 @@ class EditState:
         self.finals = Rung(FINALS, "edit", settings.final_images, seed)
         self.report = Rung(REPORT, "edit", settings.report_images, seed)
         self.proposer = EditProposer(settings, space, files)
+        self.space = space
         self.trials: dict[int, EditTrial] = {}
         self.spent = 0
         self._seen: set[str] = set()
         self._pending: deque[tuple[EditCandidate, Rung]] = deque()
-        self._finals_due = True
+        # 0: the finals are due; then rounds of local moves.
+        self._round = 0
 
     @classmethod
     def replay(
@@ -68,8 +73,8 @@ class EditState:
             if record.trial not in state.trials:
                 state._adopt(candidate_of(record, files))
             state.trials[record.trial].records.setdefault(record.rung, record)
-        told = [(t.candidate, t.objectives(SCREEN), SCREEN in t.records) for _, t in sorted(state.trials.items())]
-        state.proposer.restore(told)
+        own = [t for _, t in sorted(state.trials.items()) if not round_of(t)]
+        state.proposer.restore([(t.candidate, t.objectives(SCREEN), SCREEN in t.records) for t in own])
         if any(r.rung == FINALS for r in records):
             state.enter_finals()
         return state
@@ -78,7 +83,7 @@ class EditState:
         """The next evaluation to run; None where nothing is left to do before more results come in."""
         if self._pending:
             return self._pending.popleft()
-        if self.spent >= self.settings.budget or not self._finals_due:
+        if self.spent >= self.settings.budget or self._round:
             return None
         candidate = self.proposer.propose(self._seen)
         if candidate is None:
@@ -87,13 +92,40 @@ class EditState:
         return candidate, self.screen
 
     def enter_finals(self) -> bool:
-        """With the budget spent and nothing in flight, queue the front's members; False once they are over."""
-        due, self._finals_due = self._finals_due, False
-        if due:
-            for trial in self.finalists():
-                if FINALS not in trial.records:
-                    self._pending.append((trial.candidate, self.finals))
+        """With the budget spent and nothing in flight, queue the front's members, then local moves about the best of
+        them, round by round; False once they are over."""
+        while not self._pending and self._round <= LAST_ROUND:
+            if self._round == 0:
+                self._pending.extend((t.candidate, self.finals) for t in self.finalists() if FINALS not in t.records)
+            else:
+                self._queue_moves(self._round)
+            self._round += 1
         return bool(self._pending)
+
+    def _queue_moves(self, round_: int) -> None:
+        leader = self._leader(round_)
+        if leader is None:
+            return
+        done = {t.candidate.hash for t in self.trials.values() if FINALS in t.records}
+        for origin, config in moves(self.space, leader.candidate.config, round_):
+            try:
+                candidate = edit_candidate(max(self.trials) + 1, config, origin, {}, self.files)
+                calls = candidate.schedule.nfe + calls_to(candidate, self.files)
+            except (ScheduleError, ConfigurationError):
+                continue
+            bound = self.settings.most_calls
+            if config.hash not in done and (origin == TWIN or not bound or calls <= bound):
+                self._adopt(candidate)
+                self._pending.append((candidate, self.finals))
+
+    def _leader(self, round_: int) -> EditTrial | None:
+        """The best balanced edit of the finals and of the rounds before one, within the bound on calls."""
+        having = [
+            t
+            for t in self.trials.values()
+            if t.objectives(FINALS) is not None and self._allowed(t, FINALS) and round_of(t) < round_
+        ]
+        return max(having, key=lambda t: (self._balance(t, FINALS), -t.candidate.trial), default=None)
 
     def learn(self, record: EvaluationRecord) -> None:
         """Take in a record."""
@@ -121,11 +153,18 @@ class EditState:
         return [having[i][0] for i in front([values for _, values in having], most)] if having else []
 
     def chosen(self, most_calls: int | None = None) -> EditTrial | None:
-        """The best balanced finalist within the bound on calls; None where there is none."""
+        """The best of the finals within the bound on calls, None where there is none.
+
+        Best is the best balanced one; where a twin by the published calls was judged, the one with the most merit
+        among the edits that it is the twin of.
+        """
         most = self.settings.most_calls if most_calls is None else most_calls
         finals = [t for t in self.trials.values() if t.objectives(FINALS) is not None]
-        allowed = [t for t in finals if self._allowed(t, FINALS, most)]
-        return max(allowed, key=lambda t: (self._balance(t, FINALS), -t.candidate.trial), default=None)
+        twins = {t.candidate.hash: t.records[FINALS] for t in finals if t.candidate.origin == TWIN}
+        known = [(t, twins.get(twin(t.candidate.config).hash)) for t in finals if self._allowed(t, FINALS, most)]
+        having = [(t, reference) for t, reference in known if reference is not None] or known
+        best = max(having, key=lambda p: (merit(p[0].records[FINALS], p[1]), -p[0].candidate.trial), default=None)
+        return None if best is None else best[0]
 
     def _allowed(self, trial: EditTrial, rung: str, most: int | None = None) -> bool:
         bound = self.settings.most_calls if most is None else most
@@ -141,6 +180,11 @@ class EditState:
         self._seen.add(candidate.hash)
         # The way to the step costs about as much as its name says; what counts is that a replay counts alike.
         self.spent += self.settings.screen_images * (candidate.schedule.nfe + calls_to(candidate, self.files))
+
+
+def round_of(trial: EditTrial) -> int:
+    """The round of local moves that a trial belongs to, 0 for what the search proposed."""
+    return ROUNDS.get(trial.candidate.origin, 0)
 
 
 def calls_to(candidate: EditCandidate, files: ModelFiles) -> int:

@@ -146,11 +146,13 @@ class S3Sampler(BaseSampler):
         if drawn < self._options.random_trials:
             return random_genome(self._space, nfe, rng)
         share = rng.random()
-        if share < self._options.across + self._options.local:
-            found = self._from_neighbour(known, nfe, rng) if share < self._options.across else None
-            found = found or local_move(self._space, mine, self._fidelity(mine), f"{self._seed}/{number}")
-            if found is not None and found not in seen:
-                return found
+        found = None
+        if share < self._options.across:
+            found = self._from_neighbour(known, nfe, rng)
+        elif share < self._options.across + self._options.local:
+            found = local_move(self._space, mine, self._fidelity(mine), f"{self._seed}/{number}")
+        if found is not None and found not in seen:
+            return found
         parents = [g for _, g in sorted(mine, key=lambda entry: _standing(entry[0]))[: self._options.parents]]
         self._refit(known, number)
         guided = self._options.guided and self._surrogate is not None and self._surrogate.ready

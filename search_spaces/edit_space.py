@@ -7,7 +7,7 @@ and what lies around them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,6 +33,8 @@ ETAS = (0.0, 0.25, 0.5, 1.0)
 WINDOWS = {"all": (0.0, 1.0), "first-half": (0.0, 0.5), "second-half": (0.5, 1.0), "first-quarter": (0.0, 0.25)}
 DECISIONS = ("step", "latent", "strength", "inversion", "generation", "eta", "rescale", "boundary")
 FLAG = Choice((False, True))
+# How far `neighbours` goes: a strength's ratio, that of what is on a log scale, and places in a row of calls.
+NEAR, NEAR_LOG, NEAR_CALLS = 1.1, 2.0, 2
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,13 @@ class EditSpace:
     @cached_property
     def decisions(self) -> dict[str, Decision]:
         """What is searched, by parameter."""
+        return {name: d for group, found in self._groups.items() if group not in self.kept for name, d in found.items()}
+
+    @cached_property
+    def _groups(self) -> dict[str, dict[str, Decision]]:
         counts = sorted({max(8, self.examples // 4), max(8, self.examples // 2), self.examples})
         schedules = [schedule.hash for schedule in self.schedules]
-        groups: dict[str, dict[str, Decision]] = {
+        return {
             "step": {"step": Choice(self.steps)},
             "latent": {"latent": Choice(("z", "h", "both"))},
             "strength": {"strength_z": STRENGTH, "strength_h": STRENGTH},
@@ -77,7 +83,6 @@ class EditSpace:
             "rescale": {"rescale": FLAG},
             "boundary": {"C": Range(1e-4, 10.0, log=True), "standardise": FLAG, "images": Choice(tuple(counts))},
         }
-        return {name: d for group, found in groups.items() if group not in self.kept for name, d in found.items()}
 
     def suggest(self, trial: Suggests) -> EditConfig:
         """A member, every parameter drawn through a trial; the space is the same for every member."""
@@ -129,8 +134,30 @@ class EditSpace:
             found[f"{name}_calls"] = int(calls) if calls else way.nfe
         return {name: decision.nearest(found[name]) for name, decision in self.decisions.items()}
 
+    def neighbours(self, config: EditConfig, groups: Sequence[str]) -> list[EditConfig]:
+        """Edits that differ from a member in one parameter of the searched `groups`, each once, and not by much."""
+        values, found = self.values(config), {config.hash: config}
+        for name, decision in self.decisions.items():
+            if any(name in self._groups[group] for group in groups):
+                for value in _beside(name, decision, values[name]):
+                    other = self.config(values | {name: value})
+                    found.setdefault(other.hash, other)
+        return list(found.values())[1:]
+
     def _way(self, name: str, values: Mapping[str, Any], kept: Way) -> Way:
         if name not in values:
             return kept
         by_hash = {schedule.hash: schedule for schedule in self.schedules}
         return by_hash.get(values[name], f"{values[name]}@{values[f'{name}_calls']}")
+
+
+def _beside(name: str, decision: Decision, value: Any) -> list[Any]:
+    """Values near one: the options next to a number, all other names, a ratio up and down."""
+    if isinstance(decision, Range):
+        ratio = NEAR_LOG if decision.log else NEAR
+        return [decision.nearest(value / ratio), decision.nearest(value * ratio)]
+    if not all(isinstance(o, int | float) and not isinstance(o, bool) for o in decision.options):
+        return [o for o in decision.options if o != value]
+    row, reach = sorted(decision.options), NEAR_CALLS if name.endswith("_calls") else 1
+    place = row.index(value)
+    return [o for o in row[max(0, place - reach) : place + reach + 1] if o != value]
