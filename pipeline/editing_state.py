@@ -160,8 +160,8 @@ class EditState:
         """
         most = self.settings.most_calls if most_calls is None else most_calls
         finals = [t for t in self.trials.values() if t.objectives(FINALS) is not None]
-        twins = {t.candidate.hash: t.records[FINALS] for t in finals if t.candidate.origin == TWIN}
-        known = [(t, twins.get(twin(t.candidate.config).hash)) for t in finals if self._allowed(t, FINALS, most)]
+        records = {t.candidate.hash: t.records[FINALS] for t in finals}
+        known = [(t, records.get(twin(t.candidate.config).hash)) for t in finals if self._allowed(t, FINALS, most)]
         having = [(t, reference) for t, reference in known if reference is not None] or known
         best = max(having, key=lambda p: (merit(p[0].records[FINALS], p[1]), -p[0].candidate.trial), default=None)
         return None if best is None else best[0]

@@ -12,7 +12,7 @@ refinement gives.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
@@ -35,6 +35,7 @@ from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.gits import POINTS, SAMPLES, WEIGHTS, Trajectories
 from fewstep.tasks.refinement.parameters import PARTS, Part
 from fewstep.tasks.refinement.plan import RefinePlan
+from fewstep.tasks.worker import GROUP
 
 STUDY = "peers"
 LEARNED: dict[str, tuple[tuple[Part, ...], int]] = {
@@ -46,6 +47,8 @@ SEARCHED = ("random", "tpe", "nsgaii", "cmaes", "evolution")
 METHODS = ("presets", "gits", *LEARNED, *SEARCHED)
 DEFAULT_METHODS = ("presets", "gits", *LEARNED)
 GAS_START = "dpmpp-3m"
+# Where many compete, all are looked at on a part of the screen's images, and the best few on the rest of them.
+LOOK, KEPT = 4, 4
 # What searches start from, and the solvers that GITS and DEIS were published with.
 SOLVERS = (*SEARCH_PRESETS, "deis-3", "ipndm-4")
 Tell = Callable[[str], None]
@@ -68,7 +71,9 @@ class PeersSettings(BaseModel):
     teacher: str = "unipc-2-bh2/karras-zero@64"
     plan: RefinePlan = Field(default_factory=RefinePlan)
     budget: PositiveInt = Field(100_000, description="denoiser calls of each search at each NFE")
-    found: tuple[str, ...] = Field((), description="schedules (JSON) to be judged beside the peers, and refined")
+    found: tuple[str, ...] = Field((), description="schedules (JSON) to be judged beside the peers")
+    found_calls: dict[int, int] = Field({}, description="by NFE, the calls that finding them took, where it is known")
+    refine_found: bool = Field(True, description="whether a line says what refining the found ones gives")
     seed: NonNegativeInt = 0
 
     @field_validator("methods")
@@ -86,6 +91,11 @@ class PeersSettings(BaseModel):
     def screen(self) -> Rung:
         """Where each method's best is chosen."""
         return Rung("search", "moments", self.screen_images, self.seed)
+
+    @property
+    def look(self) -> Rung:
+        """Where many are looked at first; on the same noise."""
+        return Rung("look", "moments", max(2, self.screen_images // LOOK), self.seed)
 
     @property
     def report(self) -> Rung:
@@ -213,10 +223,15 @@ class Peers:
         )
 
     def given(self, schedule: SolverSchedule) -> list[Choice]:
-        """A schedule from elsewhere, and what refining all of it gives; what finding it cost is not known here."""
+        """A schedule from elsewhere, and what refining all of it gives."""
         found = self._best("found", [schedule], 0)[0]
-        plan = self.settings.plan.model_copy(update={"parts": PARTS, "window": 0})
-        both = [found, self._refined("refined", schedule, plan, 0)]
+        if schedule.nfe in self.settings.found_calls:
+            # Its search has judged it already.
+            found = replace(found, calls=self.settings.found_calls[schedule.nfe])
+        both = [found]
+        if self.settings.refine_found:
+            plan = self.settings.plan.model_copy(update={"parts": PARTS, "window": 0})
+            both.append(self._refined("refined", schedule, plan, found.calls))
         for choice in both:
             self._tell(f"{choice.method:10} NFE {schedule.nfe:<3} {choice.value:.3f} for {choice.calls:,} calls")
         return both
@@ -267,17 +282,28 @@ class Peers:
         return Choice(method, chosen, min(values), calls + refined.cost.calls + judged.judging_calls)
 
     def _best(self, method: str, schedules: Sequence[SolverSchedule], calls: int) -> tuple[Choice, dict[str, float]]:
-        """The best by the screen, and all values by hash; the screen's calls are added to the cost."""
-        screen = self.settings.screen
-        records = self._evaluated([(s, f"peer:{method}") for s in schedules], screen)
+        """The best by the screen, and all values by hash, of few images where there are many; calls add to the cost."""
+        screen, look = self.settings.screen, self.settings.look
+        looked: dict[str, float] = {}
+        left = list(schedules)
+        if len(left) > KEPT and look.images >= GROUP:
+            looked = self._values(method, left, look)
+            calls += sum(s.nfe for s in left) * look.images
+            left = sorted((s for s in left if s.hash in looked), key=lambda s: looked[s.hash])[:KEPT]
+        values = self._values(method, left, screen)
+        best = min(left, key=lambda s: values.get(s.hash, float("inf")))
+        # What was looked at goes on from there.
+        calls += sum(s.nfe for s in left) * (screen.images - (look.images if looked else 0))
+        return Choice(method, best, values[best.hash], calls), looked or values
+
+    def _values(self, method: str, schedules: Sequence[SolverSchedule], rung: Rung) -> dict[str, float]:
+        records = self._evaluated([(s, f"peer:{method}") for s in schedules], rung)
         values = {h: r.value for h, r in records.items() if r.value is not None}
         if not values:
             raise ConfigurationError(
                 f"no schedule of {method} could be evaluated: {next(iter(records.values())).error}"
             )
-        best = min(schedules, key=lambda s: values.get(s.hash, float("inf")))
-        cost = calls + sum(s.nfe for s in schedules) * screen.images
-        return Choice(method, best, values[best.hash], cost), values
+        return values
 
     def _evaluated(self, work: Sequence[tuple[SolverSchedule, str]], rung: Rung) -> dict[str, EvaluationRecord]:
         s = self.settings
@@ -306,6 +332,7 @@ def calls(settings: PeersSettings) -> int:
                 total += 2 * len(WEIGHTS) * len(SOLVERS) * nfe * settings.screen_images
             else:
                 total += learned if method in LEARNED else settings.budget
-        total += sum(n == nfe for n in found) * (learned + nfe * settings.screen_images)
-        total += (len(settings.methods) + 2 * sum(n == nfe for n in found)) * nfe * settings.report_images
+        given = sum(n == nfe for n in found)
+        total += given * (settings.refine_found * learned + nfe * settings.screen_images)
+        total += (len(settings.methods) + (1 + settings.refine_found) * given) * nfe * settings.report_images
     return total

@@ -39,6 +39,9 @@ def command(
     found: Annotated[
         Path | None, typer.Option(help="schedule file or study folder: judged as it is, and refined")
     ] = None,
+    refine_found: Annotated[
+        bool, typer.Option("--refine-found/--as-found", help="whether the found ones are also refined")
+    ] = True,
     screen_images: Annotated[int, typer.Option(min=2, help="images by which each method's best is chosen")] = 2000,
     report_images: Annotated[int, typer.Option(min=2, help="images of the table")] = 10_000,
     teacher: Annotated[str, typer.Option(help="what the learned ones learn from, as PRESET/GRID@CALLS")] = (
@@ -84,6 +87,8 @@ def command(
             plan=RefinePlan.build(distance=distance, iterations=iterations, seed=seed),
             budget=budget,
             found=warm_starts(found, "--found") or (),
+            found_calls=_calls_of(found),
+            refine_found=refine_found,
             seed=seed,
         )
     except ValidationError as error:
@@ -104,6 +109,20 @@ def command(
         return
     for row in rows:
         typer.echo(_line(row))
+
+
+def _calls_of(found: Path | None) -> dict[int, int]:
+    """By NFE the calls of the search in a study's folder, its report apart; nothing of a file."""
+    from fewstep.pipeline.study import Study
+
+    if found is None or not found.is_dir():
+        return {}
+    study = Study.load(found)
+    calls: dict[int, int] = {}
+    for record in study.store.evaluations.records({"study": study.settings.study}):
+        if record.rung != "report":
+            calls[record.nfe] = calls.get(record.nfe, 0) + record.denoiser_calls
+    return calls
 
 
 def _line(row: Any) -> str:

@@ -202,6 +202,30 @@ def test_peers_are_chosen_on_search_seeds_and_their_calls_add_up(toy: Path, tmp_
     assert len(Store(tmp_path).evaluations.records()) == len(records)
 
 
+def test_where_many_compete_few_are_judged_on_all_images_and_known_calls_are_told(toy: Path, tmp_path: Path) -> None:
+    noise = find_model(str(toy)).noise
+    found = preset_on_grid("unipc-3-bh1/quadratic-zero", noise, 3)
+    settings = PeersSettings(
+        model=str(toy),
+        methods=("presets",),
+        nfes=(3,),
+        grids=("karras-zero", "uniform-t-zero"),
+        screen_images=1000,
+        report_images=250,
+        found=(found.to_json(),),
+        found_calls={3: 1234},
+        refine_found=False,
+    )
+    rows = Peers(settings, tmp_path, HERE).run()
+    assert [(r.method, r.calls) for r in rows][1:] == [("found", 1234)]
+    records = [r for r in Store(tmp_path).evaluations.records() if r.origin == "peer:presets"]
+    looked = {r.candidate: r.value for r in records if r.rung == "look" and r.value is not None}
+    judged = {r.candidate: r.value for r in records if r.rung == "search" and r.value is not None}
+    assert set(judged) == set(sorted(looked, key=lambda h: looked[h])[:4])
+    assert rows[0].searched == min(judged.values())
+    assert rows[0].calls == 3 * (250 * len(looked) + 750 * 4)
+
+
 def test_peers_command_forecasts_and_refuses(toy: Path, run: Callable[..., Any]) -> None:
     asked = ("peers", "--model", toy, "--out", "p", "--nfe", 3)
     assert run(*asked, "--dry-run", "--json").json["calls"] > 0
