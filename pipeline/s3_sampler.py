@@ -21,7 +21,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from fewstep.pipeline.local_moves import local_move
-from fewstep.pipeline.surrogate import Example, RankingSurrogate
+from fewstep.pipeline.surrogate import Example
+from fewstep.pipeline.surrogates import Surrogate, make_surrogate
 from fewstep.search_spaces.evolution import cross, mutate, random_genome, with_nfe
 from fewstep.search_spaces.genome import Genome, encode, to_genome, to_schedule
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -52,6 +53,7 @@ class S3Options:
     first_fit: int = 40
     growth: float = 1.5
     guided: bool = True
+    surrogate: str = "encoder"
     across: float = 0.15
     local: float = 0.2
 
@@ -104,7 +106,7 @@ class S3Sampler(BaseSampler):
         self._seeds = seeds
         self._rendered: dict[int, list[tuple[Genome, str]]] = {}
         self._distributions = distributions(space)
-        self._surrogate: RankingSurrogate | None = None
+        self._surrogate: Surrogate | None = None
         self._fitted_at = 0
         self._genomes: dict[int, Genome] = {}
 
@@ -220,7 +222,7 @@ class S3Sampler(BaseSampler):
         examples = [self._example(t, g) for t, g in usable]
         fresh = [self._example(t, g) for t, g in usable if t.number >= self._fitted_at]
         tau = self._surrogate.tau(fresh, 0) if self._surrogate is not None and fresh else None
-        surrogate = RankingSurrogate(self._rungs, self._seed)
+        surrogate = make_surrogate(self._options.surrogate, self._rungs, self._seed)
         surrogate.fit(examples)
         if surrogate.ready:
             self._surrogate, self._fitted_at = surrogate, at

@@ -23,7 +23,7 @@ def make_sampler(
     proposal a function of seed and history.
     """
     if settings.sampler in ("s3", "evolution"):
-        options = S3Options(random_trials=settings.random_trials)
+        options = S3Options(random_trials=settings.random_trials, surrogate=settings.surrogate)
         if settings.sampler == "evolution":
             # The published operators alone.
             options = replace(options, guided=False, across=0.0, local=0.0)

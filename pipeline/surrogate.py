@@ -7,7 +7,7 @@ follows OMS-DPM, 2306.08860). Lower scores are better, as for the distances they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,24 @@ def warm_up() -> None:
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
 
 
+def mean_tau(
+    predict: Callable[[Sequence[npt.NDArray[np.float32]]], npt.NDArray[np.float64]],
+    examples: Sequence[Example],
+    fidelity: int,
+) -> float | None:
+    """Kendall's tau of predicted scores against values, averaged over NFE; None where there are no pairs."""
+    taus, weights = [], []
+    for nfe in sorted({e.nfe for e in examples}):
+        group = [e for e in examples if e.nfe == nfe and np.isfinite(e.values[fidelity])]
+        if len(group) >= 3:
+            scores = predict([e.features for e in group])[:, fidelity]
+            tau = kendalltau(scores, [e.values[fidelity] for e in group]).statistic
+            if np.isfinite(tau):
+                taus.append(float(tau))
+                weights.append(len(group))
+    return float(np.average(taus, weights=weights)) if taus else None
+
+
 class RankingSurrogate:
     """Trained from scratch at every fit, so that it is a function of its examples and its seed."""
 
@@ -114,14 +132,5 @@ class RankingSurrogate:
         return np.asarray(self._model(*_stack(features)).double().numpy(), np.float64)
 
     def tau(self, examples: Sequence[Example], fidelity: int) -> float | None:
-        """Kendall's tau of the scores against values, averaged over NFE; None where there are no pairs."""
-        taus, weights = [], []
-        for nfe in sorted({e.nfe for e in examples}):
-            group = [e for e in examples if e.nfe == nfe and np.isfinite(e.values[fidelity])]
-            if self.ready and len(group) >= 3:
-                scores = self.predict([e.features for e in group])[:, fidelity]
-                tau = kendalltau(scores, [e.values[fidelity] for e in group]).statistic
-                if np.isfinite(tau):
-                    taus.append(float(tau))
-                    weights.append(len(group))
-        return float(np.average(taus, weights=weights)) if taus else None
+        """Kendall's tau on other examples; None before a fit, and where there are no pairs."""
+        return mean_tau(self.predict, examples, fidelity) if self.ready else None

@@ -15,6 +15,7 @@ from fewstep.pipeline.settings import (
     SAMPLERS,
     SCREENS,
     SPACES,
+    SURROGATES,
     ExecutionSettings,
     SearchSettings,
     parse_nfes,
@@ -39,6 +40,9 @@ def command(
     nfe: Annotated[str | None, typer.Option(help="denoiser calls, as 3-6 or 3,5,8")] = None,
     budget: Annotated[int | None, typer.Option(help="denoiser calls to spend on the search")] = None,
     sampler: Annotated[str | None, typer.Option(help=f"one of {', '.join(SAMPLERS)}")] = None,
+    surrogate: Annotated[
+        str | None, typer.Option(help=f"what s3 ranks by: {', '.join(SURROGATES)} [default: encoder]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the proposals and of the search's noise")] = None,
     study: Annotated[str | None, typer.Option(help="the study's name in tables and tracking")] = None,
     teacher: Annotated[str | None, typer.Option(help="many-step sampler, as PRESET/GRID@CALLS")] = None,
@@ -101,6 +105,7 @@ def command(
         "nfes": parse_nfes(nfe) if nfe else None,
         "budget": budget,
         "sampler": sampler,
+        "surrogate": surrogate,
         "seed": seed,
         "study": study,
         "teacher": teacher,

@@ -1,0 +1,89 @@
+"""How well each surrogate ranks schedules that it has not seen, on the records of finished searches.
+
+    python -m benchmarks.surrogates STUDY [STUDY ...]
+
+Each study is run through once more without sampling: at every number of trials where its search would refit, each
+surrogate learns from all trials before and ranks those that come until the next. `ours` is the mean of Kendall's tau
+at the screen over fits and studies, `theirs` that of the sequence encoder; `judge` is the tau at the judging rung,
+`seconds` what a fit takes. One line a surrogate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks._line import emit
+from fewstep.pipeline.rungs import ladder
+from fewstep.pipeline.s3_sampler import S3Options, milestone
+from fewstep.pipeline.settings import SURROGATES
+from fewstep.pipeline.study import Study
+from fewstep.pipeline.surrogate import Example
+from fewstep.pipeline.surrogates import make_surrogate
+from fewstep.search_spaces.genome import encode, to_genome
+from fewstep.search_spaces.schedule import SolverSchedule
+
+
+def examples_of(study: Study) -> list[tuple[int, Example]]:
+    """The trials of a search, by number, that a surrogate learned from, with their values at screen and judge."""
+    screen, judge, *_ = ladder(study.settings)
+    names = tuple(dict.fromkeys((screen.name, judge.name)))
+    values: dict[int, dict[str, float]] = {}
+    schedules: dict[int, SolverSchedule] = {}
+    for record in study.store.evaluations.records({"study": study.settings.study}):
+        schedule = SolverSchedule.from_json(record.candidate_json)
+        if record.rung in names and record.value is not None and schedule.corrections is None:
+            schedules[record.trial] = schedule
+            values.setdefault(record.trial, {})[record.rung] = record.value
+    found = []
+    for trial in sorted(schedules):
+        genome = to_genome(schedules[trial])
+        known = tuple(values[trial].get(name, float("nan")) for name in names)
+        found.append((trial, Example(encode(genome), genome.nfe, known)))
+    return found
+
+
+def taus(trials: list[tuple[int, Example]], name: str, seed: int) -> list[tuple[float, float, float]]:
+    """Of every fit: tau at the screen and at the judge on what came next (NaN: no pairs), and the fit's seconds."""
+    rungs = len(trials[0][1].values)
+    steps = sorted({milestone(n, S3Options()) for n, _ in trials} - {0})
+    found = []
+    for at, until in zip(steps, [*steps[1:], trials[-1][0] + 1], strict=True):
+        surrogate = make_surrogate(name, rungs, seed)
+        begun = time.perf_counter()
+        surrogate.fit([e for n, e in trials if n < at])
+        seconds = time.perf_counter() - begun
+        if surrogate.ready:
+            fresh = [e for n, e in trials if at <= n < until]
+            both = [surrogate.tau(fresh, f) for f in (0, rungs - 1)]
+            found.append((*(np.nan if t is None else t for t in both), seconds))
+    return found
+
+
+def main() -> None:
+    """One line a surrogate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="+", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    studies = [examples_of(Study.load(root)) for root in arguments.studies]
+    means: dict[str, tuple[float, float, float]] = {}
+    for name in SURROGATES:
+        rows = np.array([row for s in studies for seed in range(arguments.seeds) for row in taus(s, name, seed)])
+        means[name] = tuple(float(v) for v in np.nanmean(rows, axis=0))
+        conditions = {
+            "studies": [str(root) for root in arguments.studies],
+            "trials": sum(map(len, studies)),
+            "seeds": arguments.seeds,
+            "fits": len(rows),
+            "judge": means[name][1],
+            "seconds": means[name][2],
+        }
+        emit(f"surrogates/{name}", "sequence encoder", "Kendall tau", means[name][0], means["encoder"][0], conditions)
+
+
+if __name__ == "__main__":
+    main()
