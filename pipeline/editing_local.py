@@ -1,4 +1,5 @@
-"""Local moves after the finals: from the best balanced edit one parameter away, first in the edit, then in its ways.
+"""Local moves after the finals, one parameter away from the best balanced edit: first in strength and boundary, then in
+the calls of its ways.
 
 The second round is held against the edit's twin by the published calls: what is chosen should do no less than 40 + 40
 calls of DDIM do, in neither measure. All of it is judged on the finals' images, and none on the report's.
@@ -14,7 +15,7 @@ from fewstep.storage.records import EvaluationRecord
 # Origins of the trials of each round.
 MOVED, REROUTED, TWIN = "moved", "rerouted", "twin"
 ROUNDS = {MOVED: 1, REROUTED: 2, TWIN: 2}
-EDIT_GROUPS, WAY_GROUPS = ("step", "strength", "eta", "rescale", "boundary"), ("inversion", "generation")
+OF_EDIT, OF_WAYS = ("strength_z", "strength_h", "C", "standardise", "images"), ("inversion_calls", "generation_calls")
 
 
 def twin(config: EditConfig) -> EditConfig:
@@ -25,8 +26,8 @@ def twin(config: EditConfig) -> EditConfig:
 def moves(space: EditSpace, leader: EditConfig, round_: int) -> list[tuple[str, EditConfig]]:
     """Origins and edits of a round (1 or 2) about the best edit so far."""
     if round_ == ROUNDS[MOVED]:
-        return [(MOVED, c) for c in space.neighbours(leader, EDIT_GROUPS)]
-    return [(TWIN, twin(leader)), *((REROUTED, c) for c in space.neighbours(leader, WAY_GROUPS))]
+        return [(MOVED, c) for c in space.neighbours(leader, OF_EDIT)]
+    return [(TWIN, twin(leader)), *((REROUTED, c) for c in space.neighbours(leader, OF_WAYS))]
 
 
 def shortfall(record: EvaluationRecord, reference: EvaluationRecord) -> float:

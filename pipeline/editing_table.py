@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.editing import at_strength, found_step, step_grid, strength_of
+from fewstep.pipeline.editing import at_strength, found_step, step_grid
 from fewstep.pipeline.editing_evaluation import REPORT, balance
+from fewstep.pipeline.editing_local import twin
+from fewstep.pipeline.editing_pairs import Outcomes, ahead
+from fewstep.pipeline.editing_pictures import Pictures, growing
 from fewstep.pipeline.editing_settings import EditSettings
 from fewstep.pipeline.editing_state import SCREEN, EditState
 from fewstep.pipeline.editing_study import EditStudy, way_name
-from fewstep.pipeline.final import footnote, results_csv
-from fewstep.pipeline.grids_of_images import COLUMNS, write_grid
+from fewstep.pipeline.final import results_csv
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import ExecutionSettings
@@ -32,7 +33,7 @@ from fewstep.tasks.editing.measures import frechet
 from fewstep.tasks.editing.radius import CRITERIA, Radius, critical_step
 
 NONE, FOUND, DDIM, STOCK, REAL = "none", "found", "found-by-ddim-40+40", "published", "real"
-CHOOSING = (FOUND, *CRITERIA)
+SWEEP = "sweep"
 COMPARED_TIMES = (300.0, 700.0)
 NOTES = {
     "success": "share of edited images that an independent classifier gives a class of the attribute; Wilson's "
@@ -42,12 +43,14 @@ NOTES = {
     "methods": "none: strength 0; found: the search's choice; found-by-ddim-40+40: the same edit by DDIM's 40 + 40 "
     "calls; published: t = 500 by DDIM's 40 + 40 calls, C = 1, its strength and latents from the search; real: images "
     "that have the attribute",
+    "gain": "found less this method on the same images; 95% intervals of paired shares (Bonett and Price) and means",
+    "difference": "root mean square difference to the originals, pixels in [-1, 1]; of none: the reconstruction error",
 }
 
 
 @dataclass(frozen=True)
 class EditRow:
-    """One method on one attribute."""
+    """One method on one attribute. Gains are the found edit's over this one, on the same images."""
 
     model: str
     attribute: str
@@ -82,11 +85,20 @@ class EditRow:
     accuracy_z: float | None
     accuracy_h: float | None
     judge_accuracy: float
+    success_gain: float | None = None
+    success_gain_low: float | None = None
+    success_gain_high: float | None = None
+    identity_gain: float | None = None
+    identity_gain_low: float | None = None
+    identity_gain_high: float | None = None
 
 
 @dataclass(frozen=True)
 class StepRow:
-    """The found edit of one attribute, made at another step. `below_best` is its balance under the sweep's best."""
+    """The found edit of one attribute, made at another step.
+
+    `below_best` is what its balance lacks of the sweep's best, on the same images, which the best is chosen on too.
+    """
 
     model: str
     attribute: str
@@ -102,6 +114,8 @@ class StepRow:
     identity_high: float
     balance: float
     below_best: float
+    below_best_low: float
+    below_best_high: float
     accuracy_z: float | None
     accuracy_h: float | None
     radius_sampled: float | None
@@ -114,7 +128,7 @@ class AttributeResult:
 
     rows: list[EditRow]
     steps: list[StepRow]
-    pictures: list[tuple[str, Tensor]]
+    pictures: Pictures
 
 
 def run_attribute(
@@ -147,7 +161,7 @@ def run_attribute(
     stock = published(state) if with_published else None
     rows = _compared(study, state, bench, config, stock, execution, on_record)
     steps = _swept(study, bench, config, sweep_images, execution, on_record)
-    return AttributeResult(rows, steps, _pictures(bench, config))
+    return AttributeResult(rows, steps, growing(bench, config))
 
 
 def _compared(
@@ -162,12 +176,17 @@ def _compared(
     methods = [
         (NONE, at_strength(found, 0.0)),
         (FOUND, found),
-        (DDIM, found.model_copy(update={"inversion": PUBLISHED, "generation": PUBLISHED})),
+        (DDIM, twin(found)),
     ]
     if stock is not None:
         methods.append((STOCK, stock))
     records = study.measure(methods, state.report, execution, on_record)
-    rows = [_row(bench, name, c, record) for (name, c), record in zip(methods, records, strict=True)]
+    count = state.report.images
+    own = outcomes(bench, count, found)
+    rows = [
+        _row(bench, name, c, record, {} if name in (NONE, FOUND) else _gains(own, outcomes(bench, count, c)))
+        for (name, c), record in zip(methods, records, strict=True)
+    ]
     if bench.subject.source == "text":
         return rows
     real = bench.real(state.report.images)
@@ -210,7 +229,23 @@ def published(state: EditState) -> EditConfig | None:
     return None if best is None else best[1]
 
 
-def _row(bench: Bench, method: str, config: EditConfig, record: EvaluationRecord) -> EditRow:
+def outcomes(bench: Bench, count: int, config: EditConfig) -> Outcomes:
+    """What an edit did to each of the report's first images."""
+    hits, identity = bench.outcomes("report", count, bench.edit("report", count, config))
+    return Outcomes(hits, identity.both)
+
+
+def _gains(found: Outcomes, other: Outcomes) -> dict[str, float]:
+    apart = ahead(found, other)
+    ends = (("", "value"), ("_low", "low"), ("_high", "high"))
+    return {
+        f"{name}_gain{end}": getattr(getattr(apart, name), attribute)
+        for name in ("success", "identity")
+        for end, attribute in ends
+    }
+
+
+def _row(bench: Bench, method: str, config: EditConfig, record: EvaluationRecord, gains: dict[str, float]) -> EditRow:
     f = record.metrics
     return EditRow(
         bench.files.name,
@@ -246,6 +281,7 @@ def _row(bench: Bench, method: str, config: EditConfig, record: EvaluationRecord
         f.get("accuracy_z"),
         f.get("accuracy_h"),
         bench.judge.accuracy,
+        **gains,
     )
 
 
@@ -268,16 +304,16 @@ def _swept(
     last = noise.time(noise.lambda_start)
     roles += [(f"t={time:g}", noise.lambda_at(time)) for time in COMPARED_TIMES if time < last]
     roles += [("T", noise.lambda_start)]
-    roles += [("sweep", step) for step in sorted(step_grid(noise), reverse=True)]
+    roles += [(SWEEP, step) for step in sorted(step_grid(noise), reverse=True)]
     configs = [(role, found.model_copy(update={"step": step})) for role, step in roles]
     configs.append((NONE, at_strength(found, 0.0)))
     rung = Rung(REPORT, "edit", images, study.settings.subject.seed)
     records = study.measure(configs, rung, execution, on_record)
-    balances = [balance(r.metrics["success"], r.metrics["identity"]) for r in records]
-    best = max(b for b, (role, _) in zip(balances, configs, strict=True) if role == "sweep")
+    found_at = [outcomes(bench, images, config) for _, config in configs]
+    best = max((o for o, (role, _) in zip(found_at, configs, strict=True) if role == SWEEP), key=lambda o: o.balance)
     rows = []
-    for (role, config), record, value in zip(configs, records, balances, strict=True):
-        f, at = record.metrics, radii.get(config.step)
+    for (role, config), record, outcome in zip(configs, records, found_at, strict=True):
+        f, at, gap = record.metrics, radii.get(config.step), ahead(best, outcome).balance
         rows.append(
             StepRow(
                 bench.files.name,
@@ -292,8 +328,10 @@ def _swept(
                 f["identity"],
                 f["identity_low"],
                 f["identity_high"],
-                value,
-                best - value,
+                outcome.balance,
+                gap.value,
+                gap.low,
+                gap.high,
                 f.get("accuracy_z"),
                 f.get("accuracy_h"),
                 None if at is None else at.sampled,
@@ -301,28 +339,6 @@ def _swept(
             )
         )
     return rows
-
-
-def strength_pictures(bench: Bench, config: EditConfig, count: int = COLUMNS) -> list[tuple[str, Tensor]]:
-    """Originals of the report's part, and the edit at multiples of its strength: 0 is the reconstruction."""
-    own = strength_of(config)
-    found = [("original", bench.originals("report", count).images)]
-    for factor in (-1.0, 0.0, 0.5, 1.0, 1.5):
-        moved = at_strength(config, factor * own)
-        found.append((f"strength {factor * own:.1f}", bench.edit("report", count, moved)))
-    return found
-
-
-def _pictures(bench: Bench, config: EditConfig) -> list[tuple[str, Tensor]]:
-    """The first originals, and what the found edit makes of them."""
-    name = bench.attribute.name
-    originals = bench.originals("report", COLUMNS).images
-    return [(name, originals), ("edited", bench.edit("report", COLUMNS, config))]
-
-
-def draw(pictures: Sequence[tuple[str, Tensor]], path: Path) -> Path:
-    """Labelled rows of images as one picture."""
-    return write_grid([(label, images[:COLUMNS].numpy()) for label, images in pictures], path)
 
 
 def edits_csv(results: Sequence[AttributeResult], command: str, seed: int) -> str:
@@ -337,40 +353,8 @@ def steps_csv(results: Sequence[AttributeResult], command: str, seed: int) -> st
         "identity": NOTES["identity"],
         "roles": "found: the search's step; shell, peak, gap: steps that the radius criteria choose; sweep: the grid "
         "that below_best refers to; none: the found step at strength 0",
+        "below_best": "what the balance lacks of the sweep's best on the same images, which the best is chosen on too; "
+        "the jackknife's 95% interval",
         "radius": "mean norm over sqrt(D (alpha^2 + sigma^2)) of latents of samples and of inverted images",
     }
     return results_csv([row for r in results for row in r.steps], command, {"search and report": seed}, notes)
-
-
-def markdown(results: Sequence[AttributeResult], command: str, seed: int) -> str:
-    """Both tables for a page, and under them how they were made."""
-    rows = [row for r in results for row in r.rows]
-    lines = [
-        f"| attribute | method | calls | success | identity | {rows[0].metric} |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        identity = (
-            "" if row.method == REAL else f"{row.identity:.2f} ({row.identity_low:.2f} to {row.identity_high:.2f})"
-        )
-        success = f"{row.success:.2f}"
-        if row.method != REAL:
-            success += f" ({row.success_low:.2f} to {row.success_high:.2f})"
-        ends = "" if row.frechet_low is None else f" ({row.frechet_low:.0f} to {row.frechet_high:.0f})"
-        calls = str(row.nfe) if row.nfe else ""
-        lines.append(f"| {row.attribute} | {row.method} | {calls} | {success} | {identity} | {row.frechet:.0f}{ends} |")
-    lines += ["", "Balance of the found edit at other steps, in brackets the time where the role chooses it:", ""]
-    roles = list(dict.fromkeys(s.role for r in results for s in r.steps if s.role != "sweep"))
-    lines += ["| attribute | best of the sweep | " + " | ".join(roles) + " |", "|---" * (len(roles) + 2) + "|"]
-    for result in results:
-        best = max((s for s in result.steps if s.role == "sweep"), key=lambda s: s.balance)
-        by_role = {s.role: s for s in result.steps if s.role != "sweep"}
-        cells = [f"{best.balance:.2f} ({best.time:.0f})"]
-        for role in roles:
-            step = by_role.get(role)
-            told = "" if step is None else f"{step.balance:.2f}"
-            cells.append(f"{told} ({step.time:.0f})" if step is not None and role in CHOOSING else told)
-        lines.append(f"| {best.attribute} | " + " | ".join(cells) + " |")
-    made = footnote(command, {"search and report": seed}, NOTES)
-    images = f"{rows[0].images} images an attribute, {results[0].steps[0].images} for each step"
-    return "\n".join([*lines, "", f"Held-out images, {images}. {made}."])

@@ -30,10 +30,10 @@ def to_pixels(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     return np.asarray(np.clip(np.rint((images + 1) * 127.5), 0, 255), np.uint8).transpose(0, 2, 3, 1)
 
 
-def write_grid(rows: list[tuple[str, npt.NDArray[np.float32]]], path: Path) -> Path:
-    """One labelled row a method; small images are enlarged to about 40 pixels."""
+def write_grid(rows: list[tuple[str, npt.NDArray[np.float32]]], path: Path, about: int = 40) -> Path:
+    """One labelled row a method; small images are enlarged to `about` as many pixels."""
     size = rows[0][1].shape[-1]
-    zoom = max(1, round(40 / size))
+    zoom = max(1, round(about / size))
     cell = size * zoom + 2
     canvas = Image.new("RGB", (LABEL + COLUMNS * cell, len(rows) * cell), "white")
     draw = ImageDraw.Draw(canvas)

@@ -61,13 +61,9 @@ class EditSpace:
     @cached_property
     def decisions(self) -> dict[str, Decision]:
         """What is searched, by parameter."""
-        return {name: d for group, found in self._groups.items() if group not in self.kept for name, d in found.items()}
-
-    @cached_property
-    def _groups(self) -> dict[str, dict[str, Decision]]:
         counts = sorted({max(8, self.examples // 4), max(8, self.examples // 2), self.examples})
         schedules = [schedule.hash for schedule in self.schedules]
-        return {
+        groups: dict[str, dict[str, Decision]] = {
             "step": {"step": Choice(self.steps)},
             "latent": {"latent": Choice(("z", "h", "both"))},
             "strength": {"strength_z": STRENGTH, "strength_h": STRENGTH},
@@ -83,6 +79,7 @@ class EditSpace:
             "rescale": {"rescale": FLAG},
             "boundary": {"C": Range(1e-4, 10.0, log=True), "standardise": FLAG, "images": Choice(tuple(counts))},
         }
+        return {name: d for group, found in groups.items() if group not in self.kept for name, d in found.items()}
 
     def suggest(self, trial: Suggests) -> EditConfig:
         """A member, every parameter drawn through a trial; the space is the same for every member."""
@@ -134,14 +131,16 @@ class EditSpace:
             found[f"{name}_calls"] = int(calls) if calls else way.nfe
         return {name: decision.nearest(found[name]) for name, decision in self.decisions.items()}
 
-    def neighbours(self, config: EditConfig, groups: Sequence[str]) -> list[EditConfig]:
-        """Edits that differ from a member in one parameter of the searched `groups`, each once, and not by much."""
+    def neighbours(self, config: EditConfig, names: Sequence[str]) -> list[EditConfig]:
+        """Edits that differ from a member in one of the named parameters, each once and not by much.
+
+        Parameters that are not searched stay.
+        """
         values, found = self.values(config), {config.hash: config}
-        for name, decision in self.decisions.items():
-            if any(name in self._groups[group] for group in groups):
-                for value in _beside(name, decision, values[name]):
-                    other = self.config(values | {name: value})
-                    found.setdefault(other.hash, other)
+        for name in (n for n in names if n in self.decisions):
+            for value in _beside(name, self.decisions[name], values[name]):
+                other = self.config(values | {name: value})
+                found.setdefault(other.hash, other)
         return list(found.values())[1:]
 
     def _way(self, name: str, values: Mapping[str, Any], kept: Way) -> Way:

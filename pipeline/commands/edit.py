@@ -10,6 +10,7 @@ import typer
 from fewstep.pipeline.commands.options import AsJson, Device, Features, Guidance, Model, Seed, print_json, typed
 
 NAME = "edit"
+TABLE_PIXELS = 56
 
 app = typer.Typer(
     name=NAME,
@@ -204,7 +205,7 @@ def search_command(
 ) -> None:
     """Search edits for success, identity and few calls at once, and report the choice on images nothing has seen."""
     from fewstep.errors import ConfigurationError
-    from fewstep.pipeline import editing, editing_table
+    from fewstep.pipeline import editing, editing_pictures
     from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.editing_study import EditStudy
     from fewstep.tasks.editing.bench import make_bench
@@ -236,8 +237,7 @@ def search_command(
     bench = make_bench(study.settings.subject, cache, device)
     # What was found is tried, and reported as it is.
     editing.fit(bench, config, out, force=True)
-    pictures = editing_table.strength_pictures(bench, config)
-    files["grid.png"] = editing_table.draw(pictures, out / "grid.png")
+    files["grid.png"] = editing_pictures.draw(editing_pictures.at_strengths(bench, config), out / "grid.png")
     uri = _track(study, files, tracking_uri)
     figures = record.metrics
     if as_json:
@@ -276,7 +276,10 @@ def table_command(
     csv: Annotated[Path | None, typer.Option(help="copy the comparison here")] = None,
     steps_csv: Annotated[Path | None, typer.Option(help="copy the sweep over edit steps here")] = None,
     plot: Annotated[Path | None, typer.Option(help="picture of originals and edits")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="put both between this file's edits markers")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="put the tables between this file's edits-DATA markers")] = None,
+    summary: Annotated[
+        Path | None, typer.Option(help="put the found edits alone between this file's edits-found markers")
+    ] = None,
     executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
     work: Work = None,
@@ -286,7 +289,7 @@ def table_command(
     """Search each attribute, then compare the choice with the published setting and with every other edit step."""
     from dataclasses import asdict
 
-    from fewstep.pipeline import editing, editing_table
+    from fewstep.pipeline import editing, editing_page, editing_pictures, editing_table
     from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.final import insert_between_markers, write_text
 
@@ -317,9 +320,11 @@ def table_command(
         if target is not None:
             write_text(target, texts[file])
     if markdown is not None:
-        insert_between_markers(markdown, editing_table.markdown(results, typed(), seed), "edits")
+        insert_between_markers(markdown, editing_page.page(results, typed(), seed), f"edits-{Path(data).name}")
+    if summary is not None:
+        insert_between_markers(summary, editing_page.summary(results, typed(), seed), "edits-found")
     picture = plot or out / "edits.png"
-    files["edits.png"] = editing_table.draw([p for r in results for p in r.pictures], picture)
+    files["edits.png"] = editing_pictures.draw([p for r in results for p in r.pictures], picture, TABLE_PIXELS)
     rows = [row for r in results for row in r.rows]
     if as_json:
         print_json({"rows": [asdict(r) for r in rows], "steps": [asdict(s) for r in results for s in r.steps]})

@@ -39,6 +39,8 @@ def test_fit_then_apply(run: Run, tmp_path: Path) -> None:
     still, strong = applied["strengths"]
     assert strong["success"] > still["success"]
     assert still["identity"] > strong["identity"]
+    # Of strength 0 it is what inversion and the way back alone cost.
+    assert 0 < still["difference"] < strong["difference"]
     assert (still["nfe"], applied["images"]) == (12, 12)
     assert len(list((tmp_path / "edited" / "strength_6").glob("*.png"))) == 12
     assert Image.open(applied["files"]["grid.png"]).size[0] > 300
@@ -86,11 +88,21 @@ def test_search_table_and_apply_of_what_was_found(run: Run, tmp_path: Path) -> N
     table = (
         "edit", "table", *asked, "--attributes", "nine,7/1", "--out", tmp_path / "t", *small, "--sweep-images", 4,
         "--most-calls", 0, "--published", "--markdown", tmp_path / "page.md",
+        "--summary", tmp_path / "page.md",
         "--csv", tmp_path / "e.csv", "--steps-csv", tmp_path / "c.csv", "--plot", tmp_path / "e.png",
     )  # fmt: skip
-    (tmp_path / "page.md").write_text("<!-- edits:begin -->\n<!-- edits:end -->\n")
+    marks = [f"<!-- edits-{name}:{end} -->\n" for name in ("digits", "found") for end in ("begin", "end")]
+    (tmp_path / "page.md").write_text("".join(marks))
     rows = run(*table, "--json").json["rows"]
-    assert (tmp_path / "page.md").read_text().count("| nine |") == 6
+    whole, alone = (tmp_path / "page.md").read_text().split(marks[1])
+    # Five methods, two gains, two rows of steps.
+    assert (whole.count("| nine |"), alone.count("| nine |")) == (9, 1)
+    by_method = {r["method"]: r for r in rows if r["attribute"] == "nine"}
+    for name in ("success", "identity"):
+        gain = by_method["found"][name] - by_method["found-by-ddim-40+40"][name]
+        assert by_method["found-by-ddim-40+40"][f"{name}_gain"] == pytest.approx(gain, abs=1e-9)
+        assert by_method["none"][f"{name}_gain"] is None
+    assert by_method["none"]["difference"] > 0
     assert {r["method"] for r in rows} == {"none", "found", "found-by-ddim-40+40", "published", "real"}
     assert {r["attribute"] for r in rows} == {"nine", "7-vs-1"}
     text = (tmp_path / "c.csv").read_text()
@@ -153,6 +165,20 @@ def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, more: tuple[
         return
     answer.refused(*words)  # type: ignore[misc]
     assert not (tmp_path / "nine").exists()
+
+
+def test_an_attribute_with_too_few_examples_is_refused(run: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(9):
+            Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
+    answer = run(
+        "edit", "fit", "--model", "digits-ddpm", "--data", tmp_path / "data", "--attribute", "a/b", "--step", 500,
+        "--work", tmp_path / "work", "--out", tmp_path / "f",
+    )  # fmt: skip
+    # A third of a folder is for fitting.
+    answer.refused("3 images of class a", "at least 8")
+    assert not (tmp_path / "f").exists()
 
 
 def test_inseparable_sides_need_force(run: Run, tmp_path: Path) -> None:

@@ -59,6 +59,24 @@ def test_kept_decisions_stay_as_in_the_base() -> None:
     assert len({c.strength_z for c in configs}) > 5
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_neighbours_are_members_that_differ_in_one_named_parameter(seed: int) -> None:
+    config, _ = drawn(seed)
+    own = SPACE.values(config)
+    names = ("strength_z", "C", "images", "generation_calls")
+    found = SPACE.neighbours(config, names)
+    assert len({c.hash for c in found} | {config.hash}) == len(found) + 1
+    for other in found:
+        values = SPACE.values(other)
+        (changed,) = (name for name in own if values[name] != own[name])
+        assert changed in names
+        assert SPACE.config(values) == other
+    assert SPACE.neighbours(config, ()) == []
+    kept = EditSpace(SPACE.steps, 100, BASE, kept=("strength", "boundary", "generation"))
+    assert kept.neighbours(config, names) == []
+
+
 def test_the_hash_follows_every_decision() -> None:
     changes = [
         {"step": -0.5},

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, DataError, EvaluationError, ModelError
 from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
 from fewstep.tasks.editing.bench import Bench
-from fewstep.tasks.editing.edit import Editor
+from fewstep.tasks.editing.edit import Editor, moved, shifts
 from fewstep.tasks.editing.inversion import Inverter, LatentCache
 from fewstep.tasks.editing.latents import captured, shifted
 from fewstep.tasks.models.denoiser import Denoiser
@@ -31,6 +33,32 @@ def test_strength_0_is_exactly_the_reconstruction(bench: Bench, latent: str, res
     z = bench.latents(bench.originals("search", 6), "search", still)
     editor = bench.editor()
     assert torch.equal(editor.edited(z, still, bench.boundaries(still), 3), editor.reconstructed(z, still, 3))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(strength=st.floats(-8, 8), t=st.sampled_from([250.0, 600.0]))
+def test_the_models_latents_move_by_exactly_what_is_asked(bench: Bench, strength: float, t: float) -> None:
+    """From inverted images to what generation begins with, the signed distance grows by strength x spread."""
+    edit = config(bench, t=t, strength_z=strength)
+    boundary = bench.boundary("z", edit.step, edit.boundary)
+    z = bench.latents(bench.originals("search", 6), "search", edit)
+    shift, _ = shifts(edit, {"z": boundary})
+    grown = boundary.distance(moved(z, shift, rescale=False)) - boundary.distance(z)
+    assert torch.allclose(grown, torch.full_like(grown, strength * boundary.spread), atol=1e-4, rtol=1e-5)
+
+
+def test_edits_of_the_report_are_kept_and_addressed_by_all_that_decides(bench: Bench) -> None:
+    edit = config(bench, strength_z=3.0)
+    first = bench.edit("report", 5, edit)
+    before = bench.calls
+    assert torch.equal(bench.edit("report", 5, edit), first)
+    assert bench.calls == before
+    for other in (
+        edit.model_copy(update={"strength_z": 2.0}),
+        edit.model_copy(update={"generation": "ddim/uniform-t@8"}),
+        edit.model_copy(update={"boundary": BoundaryConfig(images=20)}),
+    ):
+        assert not torch.equal(bench.edit("report", 5, other), first)
 
 
 def test_reconstruction_comes_close_and_closer_with_calls(bench: Bench) -> None:
