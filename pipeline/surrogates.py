@@ -7,11 +7,13 @@ over the median of its NFE, each fidelity by itself.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.surrogate import FEWEST, Example, RankingSurrogate, mean_tau
@@ -98,7 +100,10 @@ class RegressionSurrogate:
                 rows = known & (nfes == nfe)
                 targets[rows] -= np.median(targets[rows])
             if known.sum() >= FEWEST:
-                models.append(self._make().fit(flat[known], targets[known]))
+                with warnings.catch_warnings():
+                    # A length or noise at its bound is an answer too.
+                    warnings.simplefilter("ignore", ConvergenceWarning)
+                    models.append(self._make().fit(flat[known], targets[known]))
             elif models:
                 models.append(models[-1])
             else:

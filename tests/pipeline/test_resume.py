@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.pipeline import s3_sampler
+from fewstep.pipeline import surrogates
 from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.state import SearchState, Work
@@ -169,14 +169,26 @@ def _identity(work: Work | None) -> object:
 
 @pytest.fixture
 def quick_surrogate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_sampler, "RankingSurrogate", partial(RankingSurrogate, steps=2))
+    monkeypatch.setattr(surrogates, "RankingSurrogate", partial(RankingSurrogate, steps=2))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_surrogate")
-@pytest.mark.parametrize("sampler", ["s3", "evolution", "tpe", "random"])
-def test_the_records_alone_decide_what_comes_next(sampler: str) -> None:
-    settings = _settings("digits-ddpm", sampler, nfes=(2, 3), budget=13_000, frechet_images=100)
+@pytest.mark.parametrize(
+    ("sampler", "changes"),
+    [
+        ("s3", {}),
+        ("s3", {"screen": "frechet", "look_images": 20, "surrogate": "trees"}),
+        ("evolution", {}),
+        ("evolution", {"screen": "none", "budget": 36_000}),
+        ("tpe", {}),
+        ("random", {}),
+    ],
+)
+def test_the_records_alone_decide_what_comes_next(sampler: str, changes: dict[str, object]) -> None:
+    settings = _settings(
+        "digits-ddpm", sampler, **({"nfes": (2, 3), "budget": 13_000, "frechet_images": 100} | changes)
+    )
     scope = Scope.of(settings, find_model("digits-ddpm"))
     state, works, records = SearchState(settings, scope), [], []
     while (work := _next(state)) is not None:
@@ -185,7 +197,7 @@ def test_the_records_alone_decide_what_comes_next(sampler: str) -> None:
         state.learn(records[-1])
     works.append(None)
     assert len(records) > 110
-    assert len({r.rung for r in records}) == 3
+    assert len({r.rung for r in records}) == 3 - (settings.screen == "none")
     assert any(r.status == "failed" for r in records)
     assert sum(r.origin == sampler for r in records) > 30
     # Each sampler at other points, so that together they cover the phases closely.
@@ -197,6 +209,32 @@ def test_the_records_alone_decide_what_comes_next(sampler: str) -> None:
         for j in range(k, len(records)):
             assert _identity(_next(resumed)) == works[j], f"work {j}, resumed after {k}"
             resumed.learn(records[j])
+        assert _next(resumed) is None
+
+
+def test_a_front_that_stands_still_ends_the_search_wherever_it_was_killed() -> None:
+    settings = _settings("digits-ddpm", "random", budget=60_000, frechet_images=100, patience=4_000)
+    scope = Scope.of(settings, find_model("digits-ddpm"))
+    state, records = SearchState(settings, scope), []
+    while (work := _next(state)) is not None:
+        records.append(_tabulated(work, len(records)))
+        state.learn(records[-1])
+    searched = [r for r in records if r.rung != "finals"]
+    assert state.spent < settings.budget
+    best, moved, calls = math.inf, 0, 0
+    for record in searched:
+        calls += record.denoiser_calls
+        if record.rung == "frechet" and record.value is not None and record.value < best:
+            best, moved = record.value, calls
+    # It ends once that many calls have brought nothing; what was promoted by then is still judged.
+    assert 4_000 <= calls - moved < 4_000 + 3_000
+    for k in range(0, len(records), 13):
+        resumed = SearchState.replay(settings, scope, records[:k])
+        for record in records[k:]:
+            following = _next(resumed)
+            assert following is not None
+            assert (following[0].trial, following[1].name) == (record.trial, record.rung)
+            resumed.learn(record)
         assert _next(resumed) is None
 
 
