@@ -25,8 +25,8 @@ def make_sampler(
     if settings.sampler in ("s3", "evolution"):
         options = S3Options(random_trials=settings.random_trials, surrogate=settings.surrogate)
         if settings.sampler == "evolution":
-            # The published operators alone.
-            options = replace(options, guided=False, across=0.0, local=0.0)
+            # The published operators alone, from presets and random members.
+            options, seeds = replace(options, guided=False, across=0.0, local=0.0), None
         ours = S3Sampler(space, seed=settings.seed, options=options, on_refit=on_refit, seeds=seeds)
         return lambda number: ours
 
