@@ -15,6 +15,7 @@ from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import ExecutionSettings
 from fewstep.pipeline.study import make_executor
 from fewstep.search_spaces.ode import Sampler
+from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
@@ -43,7 +44,7 @@ class Subject:
     runtime: Literal["reference", "integer"] = "reference"
     judge: str = ""
 
-    def evaluator(self, study: str, store: Store) -> Evaluator:
+    def evaluator(self, study: str, store: Store, teacher: SolverSchedule | None = None) -> Evaluator:
         """Plans evaluations of it and reads them from the store."""
         return Evaluator(
             study,
@@ -51,6 +52,7 @@ class Subject:
             store,
             self.features,
             self.reference,
+            teacher,
             conditions=self.conditions,
             statistics=self.statistics,
             runtime=self.runtime,
@@ -96,15 +98,17 @@ def evaluate_missing(
     execution: ExecutionSettings,
     study: str = STUDY,
     on_record: OnRecord | None = None,
+    teacher: SolverSchedule | None = None,
 ) -> list[EvaluationRecord]:
     """Records of (schedule, origin) at a rung, in their order; workers are set up only for what is missing.
 
+    Distances are to the `teacher`'s samples.
     Failed evaluations come back as failed records, and are tried again the next time.
     """
     files, store = find_model(subject.model, subject.quantized), Store(root)
     subject.conditions.check(files.null_label, files.text, files.shown)
     with Lease(root):
-        evaluator = subject.evaluator(study, store)
+        evaluator = subject.evaluator(study, store, teacher)
         past = store.evaluations.records(where={"study": study})
         known = {r.key: r for r in past if r.status == "complete"}
         missing = {evaluator.key(s, rung): (s, origin) for s, origin in schedules}
