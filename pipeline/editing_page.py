@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fewstep.pipeline.editing_table import (
     DDIM,
     FOUND,
     NONE,
     NOTES,
+    READABLE,
     REAL,
     STOCK,
     SWEEP,
@@ -19,7 +20,7 @@ from fewstep.pipeline.editing_table import (
 from fewstep.pipeline.final import footnote
 from fewstep.tasks.editing.radius import CRITERIA
 
-CHOOSING = (FOUND, *CRITERIA)
+CHOOSING = (FOUND, *CRITERIA, READABLE)
 
 
 def page(results: Sequence[AttributeResult], command: str, seed: int) -> str:
@@ -30,7 +31,8 @@ def page(results: Sequence[AttributeResult], command: str, seed: int) -> str:
         "Balance of the found edit at other steps, in brackets the time where the role chooses it:",
         _steps(results),
     ]
-    parts += ["What it lacks there of the best of the sweep, on the same images:", _gaps(results)]
+    parts += ["What the balance lacks there of the best of the sweep, on the same images:", _gaps(results)]
+    parts += [f"Its {rows[0].metric} there, under the best of the sweep the lowest of any step:", _distances(results)]
     images = f"{rows[0].images} images an attribute, {results[0].steps[0].images} for each step"
     made = footnote(command, {"search and report": seed}, NOTES)
     return "\n\n".join([*parts, f"Held-out images, {images}. {made}."])
@@ -98,16 +100,27 @@ def _roles(results: Sequence[AttributeResult]) -> list[str]:
 
 
 def _steps(results: Sequence[AttributeResult]) -> str:
+    return _by_role(results, lambda s: f"{s.balance:.2f}", lambda s: -s.balance)
+
+
+def _distances(results: Sequence[AttributeResult]) -> str:
+    return _by_role(results, lambda s: f"{s.frechet:.0f}", lambda s: s.frechet)
+
+
+def _by_role(
+    results: Sequence[AttributeResult], told: Callable[[StepRow], str], worth: Callable[[StepRow], float]
+) -> str:
+    """A row an attribute; the best of the sweep is the one whose `worth` is least."""
     roles = _roles(results)
     lines = ["| attribute | best of the sweep | " + " | ".join(roles) + " |", "|---" * (len(roles) + 2) + "|"]
     for result in results:
-        best = max((s for s in result.steps if s.role == SWEEP), key=lambda s: s.balance)
+        best = min((s for s in result.steps if s.role == SWEEP), key=worth)
         by_role = {s.role: s for s in result.steps if s.role != SWEEP}
-        cells = [f"{best.balance:.2f} ({best.time:.0f})"]
+        cells = [f"{told(best)} ({best.time:.0f})"]
         for role in roles:
             step = by_role.get(role)
-            told = "" if step is None else f"{step.balance:.2f}"
-            cells.append(f"{told} ({step.time:.0f})" if step is not None and role in CHOOSING else told)
+            text = "" if step is None else told(step)
+            cells.append(f"{text} ({step.time:.0f})" if step is not None and role in CHOOSING else text)
         lines.append(f"| {best.attribute} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -30,10 +30,10 @@ from fewstep.search_spaces.edit import PUBLISHED, EditConfig
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.editing.bench import Bench, make_bench
 from fewstep.tasks.editing.measures import frechet
-from fewstep.tasks.editing.radius import CRITERIA, Radius, critical_step
+from fewstep.tasks.editing.radius import CRITERIA, Radius, critical_step, readable_step
 
 NONE, FOUND, DDIM, STOCK, REAL = "none", "found", "found-by-ddim-40+40", "published", "real"
-SWEEP = "sweep"
+SWEEP, READABLE = "sweep", "readable"
 COMPARED_TIMES = (300.0, 700.0)
 NOTES = {
     "success": "share of edited images that an independent classifier gives a class of the attribute; Wilson's "
@@ -116,6 +116,9 @@ class StepRow:
     below_best: float
     below_best_low: float
     below_best_high: float
+    frechet: float
+    frechet_low: float | None
+    frechet_high: float | None
     accuracy_z: float | None
     accuracy_h: float | None
     radius_sampled: float | None
@@ -303,7 +306,7 @@ def _swept(
         roles += [(criterion, critical_step(looked, criterion).step) for criterion in CRITERIA]
     last = noise.time(noise.lambda_start)
     roles += [(f"t={time:g}", noise.lambda_at(time)) for time in COMPARED_TIMES if time < last]
-    roles += [("T", noise.lambda_start)]
+    roles += [("T", noise.lambda_start), (READABLE, _readable(bench, found))]
     roles += [(SWEEP, step) for step in sorted(step_grid(noise), reverse=True)]
     configs = [(role, found.model_copy(update={"step": step})) for role, step in roles]
     configs.append((NONE, at_strength(found, 0.0)))
@@ -332,6 +335,9 @@ def _swept(
                 gap.value,
                 gap.low,
                 gap.high,
+                f["frechet"],
+                f.get("frechet_low"),
+                f.get("frechet_high"),
                 f.get("accuracy_z"),
                 f.get("accuracy_h"),
                 None if at is None else at.sampled,
@@ -339,6 +345,13 @@ def _swept(
             )
         )
     return rows
+
+
+def _readable(bench: Bench, found: EditConfig) -> float:
+    """The step that held-out accuracy chooses, of the boundary in z, or in h where z is not moved."""
+    latent = "z" if found.uses_z else "h"
+    facts = [bench.boundary(latent, step, found.boundary).facts for step in step_grid(bench.files.noise)]
+    return readable_step({f.step: f.accuracy for f in facts}, facts[0].held_out)
 
 
 def edits_csv(results: Sequence[AttributeResult], command: str, seed: int) -> str:
@@ -351,8 +364,9 @@ def steps_csv(results: Sequence[AttributeResult], command: str, seed: int) -> st
     notes = {
         "success": NOTES["success"],
         "identity": NOTES["identity"],
-        "roles": "found: the search's step; shell, peak, gap: steps that the radius criteria choose; sweep: the grid "
-        "that below_best refers to; none: the found step at strength 0",
+        "roles": "found: the search's step; shell, peak, gap: steps that the radius criteria choose; readable: the "
+        "noisiest step at which held-out accuracy is within one standard error of its best; sweep: the grid that "
+        "below_best refers to; none: the found step at strength 0",
         "below_best": "what the balance lacks of the sweep's best on the same images, which the best is chosen on too; "
         "the jackknife's 95% interval",
         "radius": "mean norm over sqrt(D (alpha^2 + sigma^2)) of latents of samples and of inverted images",

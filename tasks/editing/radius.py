@@ -9,13 +9,17 @@ z over sqrt(D (alpha^2 + sigma^2)), so that pure noise has 1:
     peak    the step at which inverted latents lie deepest inside the shell of the sampled ones
     gap     the noisiest step from which on, towards clean, |r_sampled - r_inverted| stays within `tolerance`
 
+A fourth looks at the attribute instead, by `readable_step`:
+
+    readable  the noisiest step at which the boundary is as good as anywhere, up to one standard error
+
 Why: an edit wants all the freedom that noise gives, but no more noise than that, for noise costs identity.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
@@ -77,3 +81,15 @@ def critical_step(radii: Sequence[Radius], criterion: Criterion = "shell", toler
             return near[-1] if near else from_noise[-1]
         case _:
             raise ConfigurationError(f"unknown criterion {criterion!r}: choose one of {', '.join(CRITERIA)}")
+
+
+def readable_step(accuracies: Mapping[float, float], held_out: int) -> float:
+    """The noisiest step (lambda) at which held-out accuracy is within one standard error of the best.
+
+    `accuracies` by step, each on `held_out` latents. ConfigurationError without any step.
+    """
+    if not accuracies:
+        raise ConfigurationError("no step was looked at: give at least one")
+    best = max(accuracies.values())
+    error = math.sqrt(best * (1 - best) / held_out)
+    return min(step for step, accuracy in accuracies.items() if accuracy >= best - error)

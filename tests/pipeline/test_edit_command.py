@@ -95,8 +95,8 @@ def test_search_table_and_apply_of_what_was_found(run: Run, tmp_path: Path) -> N
     (tmp_path / "page.md").write_text("".join(marks))
     rows = run(*table, "--json").json["rows"]
     whole, alone = (tmp_path / "page.md").read_text().split(marks[1])
-    # Five methods, two gains, two rows of steps.
-    assert (whole.count("| nine |"), alone.count("| nine |")) == (9, 1)
+    # Five methods, two gains, three rows of steps.
+    assert (whole.count("| nine |"), alone.count("| nine |")) == (10, 1)
     by_method = {r["method"]: r for r in rows if r["attribute"] == "nine"}
     for name in ("success", "identity"):
         gain = by_method["found"][name] - by_method["found-by-ddim-40+40"][name]
@@ -108,9 +108,12 @@ def test_search_table_and_apply_of_what_was_found(run: Run, tmp_path: Path) -> N
     text = (tmp_path / "c.csv").read_text()
     assert text.startswith("# command: fewstep edit table")
     steps = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
-    assert {"found", "shell", "peak", "gap", "t=300", "t=700", "T", "none", "sweep"} <= {s["role"] for s in steps}
+    assert {"found", "shell", "peak", "gap", "readable", "t=300", "t=700", "T", "none", "sweep"} <= {
+        s["role"] for s in steps
+    }
     best = min(float(s["below_best"]) for s in steps if s["role"] == "sweep" and s["attribute"] == "nine")
     assert best == 0
+    assert all(float(s["below_best_low"]) <= float(s["below_best"]) <= float(s["below_best_high"]) for s in steps)
     # Everything is known by now: the same command only reads.
     assert run(*table, "--json").json["rows"] == rows
     run(*table, "--steps", 5).refused("other options", "--out")

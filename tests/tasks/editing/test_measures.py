@@ -18,7 +18,7 @@ from fewstep.tasks.editing.attributes import load_part, parse_attribute, side
 from fewstep.tasks.editing.bench import Bench
 from fewstep.tasks.editing.judge import load_own_judge
 from fewstep.tasks.editing.measures import Identities, Surroundings, outside_region, proportion
-from fewstep.tasks.editing.radius import Radius, critical_step, mean_radius
+from fewstep.tasks.editing.radius import Radius, critical_step, mean_radius, readable_step
 from fewstep.tasks.models.files import ZOO
 from fewstep.tasks.models.judge import JudgeNetwork
 from fewstep.tasks.models.noise_schedule import DiscreteVP
@@ -94,6 +94,16 @@ def test_criteria_find_their_step() -> None:
         critical_step([], "shell")
     with pytest.raises(ConfigurationError, match="shell, peak, gap"):
         critical_step(looked, "other")  # type: ignore[arg-type]
+
+
+def test_the_readable_step_is_the_noisiest_that_is_as_good_as_any() -> None:
+    accuracies = {-3.0: 0.6, -2.0: 0.88, -1.0: 0.9, 0.0: 0.89}
+    # One standard error of 0.9 is 0.03 on 100 latents, 0.003 on 10,000.
+    assert readable_step(accuracies, 100) == -2.0
+    assert readable_step(accuracies, 10_000) == -1.0
+    assert readable_step({-1.0: 1.0, -2.0: 1.0, -3.0: 0.99}, 100) == -2.0
+    with pytest.raises(ConfigurationError, match="no step"):
+        readable_step({}, 100)
 
 
 def test_pure_noise_has_radius_1() -> None:
