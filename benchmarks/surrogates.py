@@ -1,6 +1,6 @@
 """How well each surrogate ranks schedules that it has not seen, on the records of finished searches.
 
-    python -m benchmarks.surrogates STUDY [STUDY ...]
+    python -m benchmarks.surrogates [STUDY ...]
 
 Each study is run through once more without sampling: at every number of trials where its search would refit, each
 surrogate learns from all trials before and ranks those that come until the next. `ours` is the mean of Kendall's tau
@@ -11,15 +11,17 @@ at the screen over fits and studies, `theirs` that of the sequence encoder; `jud
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks._line import emit
+from fewstep.pipeline.loop import search
 from fewstep.pipeline.rungs import ladder
 from fewstep.pipeline.s3_sampler import S3Options, milestone
-from fewstep.pipeline.settings import SURROGATES
+from fewstep.pipeline.settings import SURROGATES, ExecutionSettings, SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.pipeline.surrogate import Example
 from fewstep.pipeline.surrogates import make_surrogate
@@ -63,19 +65,31 @@ def taus(trials: list[tuple[int, Example]], name: str, seed: int) -> list[tuple[
     return found
 
 
+def _search(root: Path) -> Path:
+    """A search of the digits model, where no study is given."""
+    settings = SearchSettings.build(model="digits-ddpm", nfes=(3, 4, 5), budget=300_000, screen="frechet")
+    study = Study(root, settings)
+    with study.driver(ExecutionSettings(executor="in-process")) as driver:
+        study.create()
+        search(study.state(driver), driver)
+    return root
+
+
 def main() -> None:
     """One line a surrogate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="+", type=Path)
+    parser.add_argument("studies", nargs="*", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    studies = [examples_of(Study.load(root)) for root in arguments.studies]
+    with tempfile.TemporaryDirectory() as folder:
+        roots = arguments.studies or [_search(Path(folder) / "search")]
+        studies = [examples_of(Study.load(root)) for root in roots]
     means: dict[str, tuple[float, float, float]] = {}
-    for name in SURROGATES:
+    for name in (name for name in SURROGATES if name != "none"):
         rows = np.array([row for s in studies for seed in range(arguments.seeds) for row in taus(s, name, seed)])
         means[name] = tuple(float(v) for v in np.nanmean(rows, axis=0))
         conditions = {
-            "studies": [str(root) for root in arguments.studies],
+            "studies": [root.name for root in roots],
             "trials": sum(map(len, studies)),
             "seeds": arguments.seeds,
             "fits": len(rows),

@@ -23,7 +23,8 @@ def make_sampler(
     proposal a function of seed and history.
     """
     if settings.sampler in ("s3", "evolution"):
-        options = S3Options(random_trials=settings.random_trials, surrogate=settings.surrogate)
+        guided = settings.surrogate != "none"
+        options = S3Options(random_trials=settings.random_trials, surrogate=settings.surrogate, guided=guided)
         if settings.sampler == "evolution":
             # The published operators alone, from presets and random members.
             options, seeds = replace(options, guided=False, across=0.0, local=0.0), None
