@@ -2,7 +2,8 @@
 the calls of its ways.
 
 The second round is held against the edit's twin by the published calls: what is chosen should do no less than 40 + 40
-calls of DDIM do, in neither measure. All of it is judged on the finals' images, and none on the report's.
+calls of DDIM do, in neither measure. Where it still does, its calls are moved further, round after round. All of it is
+judged on the finals' images, and none on the report's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from fewstep.storage.records import EvaluationRecord
 
 # Origins of the trials of each round.
 MOVED, REROUTED, TWIN = "moved", "rerouted", "twin"
-ROUNDS = {MOVED: 1, REROUTED: 2, TWIN: 2}
+AGAIN = tuple(f"{REROUTED}-{n}" for n in (3, 4, 5))
+ROUNDS = {MOVED: 1, REROUTED: 2, TWIN: 2} | {name: 3 + i for i, name in enumerate(AGAIN)}
 OF_EDIT, OF_WAYS = ("strength_z", "strength_h", "C", "standardise", "images"), ("inversion_calls", "generation_calls")
 
 
@@ -24,9 +26,11 @@ def twin(config: EditConfig) -> EditConfig:
 
 
 def moves(space: EditSpace, leader: EditConfig, round_: int) -> list[tuple[str, EditConfig]]:
-    """Origins and edits of a round (1 or 2) about the best edit so far."""
+    """Origins and edits of a round, counted from 1, about the best edit so far."""
     if round_ == ROUNDS[MOVED]:
         return [(MOVED, c) for c in space.neighbours(leader, OF_EDIT)]
+    if round_ > ROUNDS[TWIN]:
+        return [(AGAIN[round_ - 3], c) for c in space.neighbours(leader, OF_WAYS)]
     return [(TWIN, twin(leader)), *((REROUTED, c) for c in space.neighbours(leader, OF_WAYS))]
 
 

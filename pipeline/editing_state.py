@@ -20,7 +20,7 @@ from fewstep.pipeline.editing_evaluation import (
     edit_candidate,
     objectives,
 )
-from fewstep.pipeline.editing_local import ROUNDS, TWIN, merit, moves, twin
+from fewstep.pipeline.editing_local import ROUNDS, TWIN, merit, moves, shortfall, twin
 from fewstep.pipeline.editing_proposer import EditProposer
 from fewstep.pipeline.editing_settings import EditSettings
 from fewstep.pipeline.pareto import front
@@ -103,7 +103,7 @@ class EditState:
         return bool(self._pending)
 
     def _queue_moves(self, round_: int) -> None:
-        leader = self._leader(round_)
+        leader = self._leader(round_) if round_ <= ROUNDS[TWIN] else self._lacking(round_)
         if leader is None:
             return
         done = {t.candidate.hash for t in self.trials.values() if FINALS in t.records}
@@ -126,6 +126,13 @@ class EditState:
             if t.objectives(FINALS) is not None and self._allowed(t, FINALS) and round_of(t) < round_
         ]
         return max(having, key=lambda t: (self._balance(t, FINALS), -t.candidate.trial), default=None)
+
+    def _lacking(self, round_: int) -> EditTrial | None:
+        """What would be chosen before a round, where it does less than its twin; else None."""
+        best, reference = self._best(self.settings.most_calls, round_)
+        if best is None or reference is None or not shortfall(best.records[FINALS], reference):
+            return None
+        return best
 
     def learn(self, record: EvaluationRecord) -> None:
         """Take in a record."""
@@ -158,13 +165,16 @@ class EditState:
         Best is the best balanced one; where a twin by the published calls was judged, the one with the most merit
         among the edits that it is the twin of.
         """
-        most = self.settings.most_calls if most_calls is None else most_calls
-        finals = [t for t in self.trials.values() if t.objectives(FINALS) is not None]
-        records = {t.candidate.hash: t.records[FINALS] for t in finals}
-        known = [(t, records.get(twin(t.candidate.config).hash)) for t in finals if self._allowed(t, FINALS, most)]
+        return self._best(self.settings.most_calls if most_calls is None else most_calls)[0]
+
+    def _best(self, most: int | None, before: int = LAST_ROUND + 1) -> tuple[EditTrial | None, EvaluationRecord | None]:
+        """What is chosen among the rounds `before` one, and the record of its twin."""
+        trials = [t for t in self.trials.values() if t.objectives(FINALS) is not None and round_of(t) < before]
+        records = {t.candidate.hash: t.records[FINALS] for t in trials}
+        known = [(t, records.get(twin(t.candidate.config).hash)) for t in trials if self._allowed(t, FINALS, most)]
         having = [(t, reference) for t, reference in known if reference is not None] or known
-        best = max(having, key=lambda p: (merit(p[0].records[FINALS], p[1]), -p[0].candidate.trial), default=None)
-        return None if best is None else best[0]
+        nothing: tuple[None, None] = (None, None)
+        return max(having, key=lambda p: (merit(p[0].records[FINALS], p[1]), -p[0].candidate.trial), default=nothing)
 
     def _allowed(self, trial: EditTrial, rung: str, most: int | None = None) -> bool:
         bound = self.settings.most_calls if most is None else most
