@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import ConvergenceWarning
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.surrogate import FEWEST, Example, RankingSurrogate, mean_tau
@@ -85,6 +84,8 @@ class RegressionSurrogate:
 
     def fit(self, examples: Sequence[Example]) -> None:
         """Fit every fidelity that has values enough; the others score by the one below."""
+        from sklearn.exceptions import ConvergenceWarning
+
         if len(examples) < FEWEST:
             return
         self._longest = max(len(e.features) for e in examples)
