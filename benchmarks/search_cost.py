@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._line import emit
-from fewstep.pipeline.loop import search
 from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
 from fewstep.pipeline.study import Study
 
@@ -29,10 +28,7 @@ Curve = list[tuple[int, float]]
 def curve(root: Path, settings: SearchSettings) -> Curve:
     """Run a search to its end (or go on with it); best judged value after so many denoiser calls, where it falls."""
     study = Study(root, settings)
-    with study.driver(ExecutionSettings(executor="in-process")) as driver:
-        if not study.exists:
-            study.create()
-        search(study.state(driver), driver)
+    study.find(ExecutionSettings(executor="in-process"))
     calls, best, found = 0, float("inf"), []
     for record in study.store.evaluations.records({"study": settings.study}):
         if record.rung in ("finals", "report"):

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks._line import emit
-from fewstep.pipeline.loop import search
 from fewstep.pipeline.rungs import ladder
 from fewstep.pipeline.s3_sampler import S3Options, milestone
 from fewstep.pipeline.settings import SURROGATES, ExecutionSettings, SearchSettings
@@ -68,10 +67,7 @@ def taus(trials: list[tuple[int, Example]], name: str, seed: int) -> list[tuple[
 def _search(root: Path) -> Path:
     """A search of the digits model, where no study is given."""
     settings = SearchSettings.build(model="digits-ddpm", nfes=(3, 4, 5), budget=300_000, screen="frechet")
-    study = Study(root, settings)
-    with study.driver(ExecutionSettings(executor="in-process")) as driver:
-        study.create()
-        search(study.state(driver), driver)
+    Study(root, settings).find(ExecutionSettings(executor="in-process"))
     return root
 
 

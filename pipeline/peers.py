@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.baseline import GRIDS_TO_ZERO, BaselineSettings, entries, known_names
 from fewstep.pipeline.evaluation import content_key
-from fewstep.pipeline.loop import OnRecord, search
+from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.refinement import judge, refine
 from fewstep.pipeline.rungs import Rung
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings, SearchSettings
@@ -258,13 +258,9 @@ class Peers:
         study = Study(self.root / "searches" / f"{sampler}-{nfe}", settings)
         if study.exists and Study.load(study.root).settings != settings:
             raise ConfigurationError(f"{study.root} holds a search with other settings: choose another --out")
-        with study.driver(self.execution, self._on_record) as driver:
-            if not study.exists:
-                study.create()
-            state = study.state(driver)
-            assert isinstance(state, SearchState)
-            search(state, driver)
-            best = winner(state, nfe)
+        state = study.find(self.execution, self._on_record)
+        assert isinstance(state, SearchState)
+        best = winner(state, nfe)
         if best is None:
             raise ConfigurationError(f"the search by {sampler} found nothing at NFE {nfe}: give a larger --budget")
         calls = sum(r.denoiser_calls for r in study.store.evaluations.records({"study": settings.study}))

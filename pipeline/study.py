@@ -177,6 +177,15 @@ class Study:
             finally:
                 executor.close()
 
+    def find(self, execution: ExecutionSettings, on_record: OnRecord | None = None) -> Climb:
+        """Search (or go on searching) without a report; what is known then."""
+        with self.driver(execution, on_record) as driver:
+            if not self.exists:
+                self.create()
+            state = self.state(driver)
+            search(state, driver)
+            return state
+
     def run(self, execution: ExecutionSettings, command: str, on_record: OnRecord | None = None) -> Outcome:
         """Search (or go on searching) and report; `command` is named in the results' header."""
         if self.settings.sampler == "s3" and self.settings.space == "schedule":
