@@ -5,7 +5,7 @@ and told times by gradient. `s4s`: coefficients of a window of outputs besides (
 `gas`: corrections of all coefficients, from DPM-Solver++ 3M. The learned ones start from the best stock schedule at
 that number of calls and share one teacher, one distance and one plan with our own refinement, so that only what is
 tuned differs. `random`, `tpe`, `nsgaii`, `cmaes` and `evolution` (the published search) are searches by the engine of
-`fewstep search`, with `budget` calls at each NFE. `found` are schedules from elsewhere, `refined` what their
+`fewstep search`, with `budget` calls at each NFE, screened as ours are. `found` are schedules from elsewhere, `refined` what their
 refinement gives.
 """
 
@@ -68,6 +68,9 @@ class PeersSettings(BaseModel):
     grids: tuple[str, ...] = GRIDS_TO_ZERO
     screen_images: PositiveInt = 2000
     report_images: PositiveInt = 10_000
+    report_best: NonNegativeInt = Field(
+        0, description="how many of each NFE see all images of the report, the others a quarter; 0: all"
+    )
     teacher: str = "unipc-2-bh2/karras-zero@64"
     plan: RefinePlan = Field(default_factory=RefinePlan)
     budget: PositiveInt = Field(100_000, description="denoiser calls of each search at each NFE")
@@ -101,6 +104,11 @@ class PeersSettings(BaseModel):
     def report(self) -> Rung:
         """Where the chosen ones are judged, on noise that chose nothing."""
         return Rung("report", "moments", self.report_images, self.seed + REPORT_SEED_OFFSET)
+
+    @property
+    def first_report(self) -> Rung:
+        """The part of the report's images that all chosen ones see."""
+        return replace(self.report, name="first report", images=max(2, self.report_images // LOOK))
 
     @property
     def seeds(self) -> dict[str, int]:
@@ -158,8 +166,17 @@ class Peers:
 
     def run(self) -> list[PeerRow]:
         """All methods at every NFE, then the report."""
-        choices = [choice for nfe in self.settings.nfes for choice in self.at(nfe)]
-        records = self._evaluated([(c.schedule, f"peer:{c.method}") for c in choices], self.settings.report)
+        return [row for nfe in self.settings.nfes for row in self._reported(self.at(nfe))]
+
+    def _reported(self, choices: Sequence[Choice]) -> list[PeerRow]:
+        """The lines of one NFE: schedules that are far behind on a part of the images stop there."""
+        s = self.settings
+        records: dict[str, EvaluationRecord] = {}
+        best = list(choices)
+        if s.report_best:
+            records = self._evaluated([(c.schedule, f"peer:{c.method}") for c in choices], s.first_report)
+            best = _leaders(choices, records, s.report_best)
+        records |= self._evaluated([(c.schedule, f"peer:{c.method}") for c in best], s.report)
         return [_row(choice, records[choice.schedule.hash]) for choice in choices]
 
     def at(self, nfe: int) -> list[Choice]:
@@ -254,6 +271,9 @@ class Peers:
             budget=s.budget,
             teacher=s.teacher,
             finalist_images=max(s.screen_images, 1001),
+            screen="frechet",
+            keep=0.2,
+            preset_grids=1,
         )
         study = Study(self.root / "searches" / f"{sampler}-{nfe}", settings)
         if study.exists and Study.load(study.root).settings != settings:
@@ -305,6 +325,19 @@ class Peers:
         s = self.settings
         records = evaluate_missing(s.subject, work, rung, self.root, self.execution, STUDY, self._on_record)
         return {r.candidate: r for r in records}
+
+
+def _leaders(choices: Sequence[Choice], records: dict[str, EvaluationRecord], count: int) -> list[Choice]:
+    """The best of the peers on a part of the images, and all that are no peers."""
+
+    def value(choice: Choice) -> float:
+        value = records[choice.schedule.hash].value
+        return float("inf") if value is None else value
+
+    peers = sorted((c for c in choices if c.method in METHODS), key=value)
+    # Methods may choose the same schedule, which counts once.
+    leading = list(dict.fromkeys(c.schedule.hash for c in peers))[:count]
+    return [c for c in choices if c.method not in METHODS or c.schedule.hash in leading]
 
 
 def _row(choice: Choice, record: EvaluationRecord) -> PeerRow:

@@ -44,6 +44,9 @@ def command(
     ] = True,
     screen_images: Annotated[int, typer.Option(min=2, help="images by which each method's best is chosen")] = 2000,
     report_images: Annotated[int, typer.Option(min=2, help="images of the table")] = 10_000,
+    report_best: Annotated[
+        int, typer.Option(min=0, help="peers of each NFE that see all of them, the others a quarter; 0: all")
+    ] = 0,
     teacher: Annotated[str, typer.Option(help="what the learned ones learn from, as PRESET/GRID@CALLS")] = (
         "unipc-2-bh2/karras-zero@64"
     ),
@@ -83,6 +86,7 @@ def command(
             nfes=parse_nfes(nfe),
             screen_images=screen_images,
             report_images=report_images,
+            report_best=report_best,
             teacher=teacher,
             plan=RefinePlan.build(distance=distance, iterations=iterations, seed=seed),
             budget=budget,

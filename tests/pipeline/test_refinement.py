@@ -226,6 +226,33 @@ def test_where_many_compete_few_are_judged_on_all_images_and_known_calls_are_tol
     assert rows[0].calls == 3 * (250 * len(looked) + 750 * 4)
 
 
+def test_peers_far_behind_are_reported_on_a_part_of_the_images(toy: Path, tmp_path: Path) -> None:
+    found = preset_on_grid("ddim/quadratic-zero", find_model(str(toy)).noise, 3)
+    settings = PeersSettings(
+        model=str(toy),
+        methods=("presets", "gits"),
+        nfes=(3,),
+        grids=("karras-zero", "uniform-t-zero"),
+        screen_images=250,
+        report_images=1000,
+        report_best=1,
+        found=(found.to_json(),),
+        refine_found=False,
+    )
+    rows = {r.method: r for r in Peers(settings, tmp_path, HERE).run()}
+    assert rows["found"].images == 1000, "what is no peer is always reported in full"
+    first = {r.candidate: r.value for r in Store(tmp_path).evaluations.records() if r.rung == "first report"}
+    assert {r.images for r in rows.values()} == {250, 1000}
+    peers = [rows["presets"], rows["gits"]]
+    whole, part = sorted(peers, key=lambda r: -r.images)
+    assert part.images == 250
+    assert part.value in first.values()
+    assert whole.value not in first.values()
+    everything = Peers(settings.model_copy(update={"report_best": 0}), tmp_path / "all", HERE).run()
+    assert {r.images for r in everything} == {1000}
+    assert rows["found"] in everything
+
+
 def test_peers_command_forecasts_and_refuses(toy: Path, run: Callable[..., Any]) -> None:
     asked = ("peers", "--model", toy, "--out", "p", "--nfe", 3)
     assert run(*asked, "--dry-run", "--json").json["calls"] > 0
