@@ -31,6 +31,10 @@ def command(
     start: Annotated[
         str | None, typer.Option("--from", help="folder of the entry that the recipe starts from [default: the zoo's]")
     ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="another seed, for a second checkpoint judged by the same classifier [default: 0]"),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all")] = 0,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -61,6 +65,8 @@ def command(
             raise ConfigurationError(f"{recipe} has no autoencoder: leave --autoencoder-steps out")
         if start is not None:
             raise ConfigurationError(f"{recipe} is trained from scratch: leave --from out")
+        if seed is not None:
+            raise ConfigurationError(f"{recipe} is what all others are judged by: leave --seed out")
         judge = JUDGE_RECIPES[recipe].model_copy(update={} if steps is None else {"steps": steps})
         folder = out or Path("models") / recipe
         finish(folder, train_judge(judge, folder, device, show))
@@ -73,6 +79,8 @@ def command(
             raise ConfigurationError(f"{recipe} trains no autoencoder: leave --autoencoder-steps out")
         fewer = chosen.autoencoder.model_copy(update={"steps": autoencoder_steps})
         chosen = chosen.model_copy(update={"autoencoder": fewer})
+    if seed:
+        chosen = chosen.reseeded(seed)
     target = out or Path("models") / chosen.name
     kept = checkpoints or Path.home() / ".cache" / "fewstep" / "checkpoints" / chosen.name
     finish(target, train_entry(chosen, target, kept, device, show, start))

@@ -71,6 +71,11 @@ class TrainingRecipe(Optimisation):
             raise ValueError("in_channels of the network must be the autoencoder's latent_channels and the condition's")
         return self
 
+    def reseeded(self, seed: int) -> Self:
+        """The same recipe for another checkpoint: other weights and draws, the zoo entry's classifier."""
+        kept = self.features_of or self.name
+        return self.model_copy(update={"name": f"{self.name}-seed{seed}", "seed": seed, "features_of": kept})
+
     @property
     def network(self) -> dict[str, Any]:
         """Arguments of the network, of either kind."""

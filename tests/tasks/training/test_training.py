@@ -141,6 +141,18 @@ def test_a_trained_entry_is_a_model_and_can_be_evaluated(
     assert find_model(str(tmp_path / "twin")).hash == found.hash
 
 
+def test_another_seed_gives_other_weights_under_the_same_classifier(tmp_path: Path) -> None:
+    second = _tiny(name="digits-ddpm", steps=2).reseeded(3)
+    assert (second.name, second.seed) == ("digits-ddpm-seed3", 3)
+    train_entry(second, tmp_path / "second", tmp_path / "checkpoints")
+    train_entry(second.model_copy(update={"seed": 4}), tmp_path / "third", tmp_path / "more")
+    assert find_model(str(tmp_path / "second")).hash != find_model(str(tmp_path / "third")).hash
+    own, zoo = (
+        root / "classifier" / "model.safetensors" for root in (tmp_path / "second", find_model("digits-ddpm").root)
+    )
+    assert own.read_bytes() == zoo.read_bytes()
+
+
 def test_an_unfinished_entry_is_no_pipeline(tmp_path: Path) -> None:
     def cut(stage: str, step: int, total: int, loss: float) -> None:
         assert stage == "network"
