@@ -6,14 +6,15 @@
 screened or refined (`to_own_best`: those after which it found nothing better). `ours`: the calls until a search with
 screen, surrogate, moves and refinement (passes back counted as two) has a schedule of that Frechet distance or less, on
 the same images. Medians over seeds; a search that did not get there counts with all its calls, and `reached` says
-how many did. Progress is kept
-under --out: killed, the same command goes on. --curves writes best value against calls of every search as CSV.
+how many did; `surrogate_seconds` are what its surrogates took to fit and to ask. Progress is kept under --out: killed,
+the same command goes on. --curves writes best value against calls of every search as CSV.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ def spent(root: Path) -> int:
     study = Study.load(root)
     records = study.store.evaluations.records({"study": study.settings.study})
     return sum(r.denoiser_calls for r in records if r.rung not in ("finals", "report"))
+
+
+def surrogate_seconds(root: Path) -> float:
+    """Time that a search's surrogates took, up to the last fit."""
+    study = Study.load(root)
+    events = study.store.events.records({"study": study.settings.study})
+    return sum(float(json.loads(e.data_json).get("seconds", 0.0)) for e in events if e.kind == "refit")
 
 
 def main() -> None:
@@ -88,7 +96,7 @@ def main() -> None:
             "grids": ("uniform-t-zero", "quadratic-zero", "karras-zero"),
         },
     }
-    theirs, ours, reached, rows, finals = [], [], 0, [], []
+    theirs, ours, reached, rows, finals, seconds = [], [], 0, [], [], []
     for seed in range(a.seeds):
         curves: dict[str, Curve] = {}
         for kind, fields in kinds.items():
@@ -100,7 +108,9 @@ def main() -> None:
         target = curves["evolution"][-1][1]
         there = [calls for calls, value in curves["fewstep"] if value <= target]
         reached += bool(there)
-        ours.append(there[0] if there else spent(a.out / f"{a.model}-{a.nfe}-{seed}-fewstep"))
+        root = a.out / f"{a.model}-{a.nfe}-{seed}-fewstep"
+        ours.append(there[0] if there else spent(root))
+        seconds.append(round(surrogate_seconds(root), 1))
         finals.append((target, curves["fewstep"][-1][1]))
     if a.curves:
         with a.curves.open("w", newline="") as file:
@@ -119,6 +129,8 @@ def main() -> None:
         "best_of_fewstep": [o for _, o in finals],
         "calls_of_fewstep": ours,
         "to_own_best": theirs,
+        "surrogate": a.surrogate,
+        "surrogate_seconds": seconds,
     }
     # Against all that the published search spends: it does not know that its best is found.
     emit("search_cost", "published evolution", "denoiser calls", statistics.median(ours), budget, conditions)

@@ -1,11 +1,11 @@
 """What a surrogate is worth to a search: best schedules found with each of them, and without, at equal budgets.
 
-    python -m benchmarks.surrogate_gain [--model digits-ddpm] [--nfe 4] [--seeds 5] [--budget 160000]
+    python -m benchmarks.surrogate_gain [--model digits-ddpm] [--nfe 3-6] [--seeds 5] [--budget 640000]
 
-Each seed has its own noise and proposals; a search screens by Frechet distance and refines nothing. `ours` is the
-geometric mean over seeds of the best judged distance with the surrogate, `theirs` that of the same search without one
-(children taken as they come). `log_ratio` is the mean of their logs' difference, paired by seed, with its 95% t
-interval: below 0 the surrogate helps. One line a surrogate. Progress is kept under --out.
+Each seed has its own noise and proposals; a search of the whole front screens by Frechet distance and refines nothing.
+`ours` is the geometric mean over seeds and NFE of the best judged distance with the surrogate, `theirs` that of the
+same search without one (children taken as they come). `log_ratio` is the mean of their logs' difference, paired by
+seed, with its 95% t interval: below 0 the surrogate helps. One line a surrogate. Progress is kept under --out.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import numpy as np
 from scipy.stats import t as student
 
 from benchmarks._line import emit
-from benchmarks.search_cost import curve
-from fewstep.pipeline.settings import SURROGATES, SearchSettings
+from fewstep.pipeline.settings import SURROGATES, ExecutionSettings, SearchSettings, parse_nfes
+from fewstep.pipeline.study import Study
 
 
-def best(root: Path, model: str, nfe: int, seed: int, budget: int, surrogate: str) -> float:
-    """The best judged Frechet distance of one search."""
+def best(root: Path, model: str, nfes: tuple[int, ...], seed: int, budget: int, surrogate: str) -> list[float]:
+    """The best judged Frechet distance at each NFE of one search."""
     settings = SearchSettings.build(
         study=f"gain-{surrogate}",
         model=model,
-        nfes=(nfe,),
+        nfes=nfes,
         seed=seed,
         surrogate=surrogate,
         budget=budget,
@@ -39,22 +39,25 @@ def best(root: Path, model: str, nfe: int, seed: int, budget: int, surrogate: st
         finalist_images=1001,
         finalists=1,
     )
-    return curve(root / f"{model}-{nfe}-{seed}-{surrogate}", settings)[-1][1]
+    study = Study(root / f"{model}-{nfes[0]}-{nfes[-1]}-{seed}-{surrogate}", settings)
+    study.find(ExecutionSettings(executor="in-process"))
+    records = [r for r in study.store.evaluations.records({"study": settings.study}) if r.rung == "frechet"]
+    return [min(r.value for r in records if r.nfe == nfe and r.value is not None) for nfe in nfes]
 
 
 def main() -> None:
     """One line a surrogate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="digits-ddpm")
-    parser.add_argument("--nfe", type=int, default=4)
+    parser.add_argument("--nfe", default="3-6")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--budget", type=int, default=160_000)
+    parser.add_argument("--budget", type=int, default=640_000)
     parser.add_argument("--surrogates", default=",".join(name for name in SURROGATES if name != "none"))
     parser.add_argument("--out", type=Path, default=Path("runs/surrogate-gain"))
     a = parser.parse_args()
     names = [name.strip() for name in a.surrogates.split(",")]
     found = {
-        name: np.log([best(a.out, a.model, a.nfe, seed, a.budget, name) for seed in range(a.seeds)])
+        name: np.log([best(a.out, a.model, parse_nfes(a.nfe), s, a.budget, name) for s in range(a.seeds)]).mean(axis=1)
         for name in ("none", *names)
     }
     for name in names:

@@ -4,9 +4,9 @@
 and told times by gradient. `s4s`: coefficients of a window of outputs besides (what S4S alternates is tuned at once).
 `gas`: corrections of all coefficients, from DPM-Solver++ 3M. The learned ones start from the best stock schedule at
 that number of calls and share one teacher, one distance and one plan with our own refinement, so that only what is
-tuned differs. `random`, `tpe`, `nsgaii`, `cmaes` and `evolution` (the published search) are searches by the engine of
-`fewstep search`, with `budget` calls at each NFE, screened as ours are. `found` are schedules from elsewhere, `refined` what their
-refinement gives.
+tuned differs. `random`, `tpe`, `nsgaii`, `cmaes` and `evolution` (the published search's operators) are searches by
+the engine of `fewstep search`, with `budget` calls at each NFE, screened as ours are. `found` are schedules from
+elsewhere, `refined` what their refinement gives.
 """
 
 from __future__ import annotations

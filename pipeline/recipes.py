@@ -10,6 +10,7 @@ def digits_demo() -> SearchSettings:
     """Three to five calls on the bundled digits model: minutes on two cores."""
     return SearchSettings.build(
         study="digits-demo",
+        surrogate="encoder",
         model="digits-ddpm",
         nfes=(3, 4, 5),
         budget=420_000,
@@ -26,6 +27,7 @@ def fashion_flow() -> SearchSettings:
     """The latent flow without labels, 3 to 10 calls. `fewstep flow-table` compares what it finds with all peers."""
     return SearchSettings.build(
         study="fashion-flow",
+        surrogate="encoder",
         model="fashion-lfm",
         nfes=(3, 4, 5, 6, 8, 10),
         budget=500_000,
@@ -63,6 +65,7 @@ def fashion_front() -> SearchSettings:
     """
     return SearchSettings.build(
         study="fashion-front",
+        surrogate="encoder",
         model="fashion-ddpm",
         nfes=(3, 4, 5, 6, 8, 10),
         conditions={"labels": "balanced"},

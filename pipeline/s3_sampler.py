@@ -9,6 +9,7 @@ intermediate values, one a rung.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -32,28 +33,29 @@ SCHEDULE_ATTR, CANDIDATE_ATTR, ORIGIN_ATTR = "schedule", "candidate", "origin"
 ENOUGH = 12
 NEIGHBOURS = 5
 MUTATION_RATES = (0.05, 0.12, 0.25)
-OnRefit = Callable[[int, float | None], None]
+# How many examples it was fitted to, the former one's tau on those that came since, and seconds since the last fit.
+OnRefit = Callable[[int, float | None, float], None]
 Seeds = Callable[[int], Sequence[Genome]]
 
 
 @dataclass(frozen=True)
 class S3Options:
-    """Sizes of the search. `guided` False switches the surrogate off and leaves plain evolution.
+    """Sizes of the search. Without a `surrogate` (none) it is plain evolution.
 
     `across` is the share of proposals that are an elite of the nearest NFE with steps added or dropped, `local` that of
-    moves of the continuous decisions alone around an elite.
+    moves of the continuous decisions alone around an elite. Few `children` of one generation: the more a surrogate may
+    choose among, the more of its errors it chooses.
     """
 
     parents: int = 15
-    children: int = 32
-    generations: int = 2
+    children: int = 16
+    generations: int = 1
     random_trials: int = 24
     explore: float = 0.2
     crossover: float = 0.4
-    first_fit: int = 40
-    growth: float = 1.5
-    guided: bool = True
-    surrogate: str = "encoder"
+    first_fit: int = 30
+    growth: float = 1.3
+    surrogate: str = "none"
     across: float = 0.15
     local: float = 0.2
 
@@ -108,6 +110,7 @@ class S3Sampler(BaseSampler):
         self._distributions = distributions(space)
         self._surrogate: Surrogate | None = None
         self._fitted_at = 0
+        self._seconds = 0.0
         self._genomes: dict[int, Genome] = {}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -157,9 +160,12 @@ class S3Sampler(BaseSampler):
             return found
         parents = [g for _, g in sorted(mine, key=lambda entry: _standing(entry[0]))[: self._options.parents]]
         self._refit(known, number)
-        guided = self._options.guided and self._surrogate is not None and self._surrogate.ready
+        guided = self._surrogate is not None and self._surrogate.ready
         if guided and rng.random() >= self._options.explore:
-            return self._evolve_on_surrogate(parents, self._fidelity(mine), seen, rng)
+            begun = time.perf_counter()
+            chosen = self._evolve_on_surrogate(parents, self._fidelity(mine), seen, rng)
+            self._seconds += time.perf_counter() - begun
+            return chosen
         for _ in range(100):
             child = self._child(parents, rng)
             if child not in seen:
@@ -209,25 +215,29 @@ class S3Sampler(BaseSampler):
         for _ in range(self._options.generations):
             batch = [g for g in (self._child(breeders, rng) for _ in range(self._options.children)) if g not in seen]
             if batch:
-                scores = self._surrogate.predict([encode(g) for g in batch])[:, fidelity]
+                # What little the dear rung has told, and the many values of the cheap one.
+                scores = self._surrogate.predict([encode(g) for g in batch])[:, : fidelity + 1].sum(axis=1)
                 pool.update(zip(batch, map(float, scores), strict=True))
             breeders = sorted(pool, key=lambda g: pool[g])[: self._options.parents] or parents
         return breeders[0]
 
     def _refit(self, known: list[tuple[FrozenTrial, Genome]], number: int) -> None:
         at = milestone(number, self._options)
-        if not at or at == self._fitted_at or not self._options.guided:
+        if not at or at == self._fitted_at or self._options.surrogate == "none":
             return
         usable = [(t, g) for t, g in known if t.number < at and t.intermediate_values]
         examples = [self._example(t, g) for t, g in usable]
         fresh = [self._example(t, g) for t, g in usable if t.number >= self._fitted_at]
         tau = self._surrogate.tau(fresh, 0) if self._surrogate is not None and fresh else None
         surrogate = make_surrogate(self._options.surrogate, self._rungs, self._seed)
+        begun = time.perf_counter()
         surrogate.fit(examples)
+        self._seconds += time.perf_counter() - begun
         if surrogate.ready:
             self._surrogate, self._fitted_at = surrogate, at
             if self._on_refit:
-                self._on_refit(len(examples), tau)
+                self._on_refit(len(examples), tau, self._seconds)
+            self._seconds = 0.0
 
     def _example(self, trial: FrozenTrial, genome: Genome) -> Example:
         values = (trial.intermediate_values.get(r, float("nan")) for r in range(self._rungs))

@@ -23,11 +23,10 @@ def make_sampler(
     proposal a function of seed and history.
     """
     if settings.sampler in ("s3", "evolution"):
-        guided = settings.surrogate != "none"
-        options = S3Options(random_trials=settings.random_trials, surrogate=settings.surrogate, guided=guided)
+        options = S3Options(random_trials=settings.random_trials, surrogate=settings.surrogate)
         if settings.sampler == "evolution":
             # The published operators alone, from presets and random members.
-            options, seeds = replace(options, guided=False, across=0.0, local=0.0), None
+            options, seeds = replace(options, surrogate="none", across=0.0, local=0.0), None
         ours = S3Sampler(space, seed=settings.seed, options=options, on_refit=on_refit, seeds=seeds)
         return lambda number: ours
 

@@ -25,7 +25,7 @@ SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "cmaes")
 # What the schedules' samplers are to the other spaces: these are searched on their Pareto front.
 FRONT_SAMPLERS = ("s3", "evolution")
 SCREENS = ("distance", "frechet", "none")
-SURROGATES = ("encoder", "ensemble", "trees", "gp", "none")
+SURROGATES = ("encoder", "ensemble", "forest", "trees", "gp", "none")
 REFINE_TO = ("network", "pixel", "features", "reference")
 SPACES = ("schedule", "quantization", "joint")
 # What all candidates of an NFE are measured against is Euler's steps on this grid.
@@ -73,8 +73,8 @@ class SearchSettings(Checked):
         "network", description="distance to the teacher that elites are tuned to, or reference: Frechet's itself"
     )
     patience: NonNegativeInt = Field(0, description="calls after which a front that has not moved ends it; 0: never")
-    surrogate: Literal["encoder", "ensemble", "trees", "gp", "none"] = Field(
-        "encoder", description="what s3 ranks children by"
+    surrogate: Literal["encoder", "ensemble", "forest", "trees", "gp", "none"] = Field(
+        "none", description="what s3 ranks children by"
     )
     random_trials: NonNegativeInt = Field(24, description="random members of each NFE before any is bred")
     space: Literal["schedule", "quantization", "joint"] = Field("schedule", description="what is searched")

@@ -113,9 +113,9 @@ class Study:
     def state(self, driver: Driver | None = None) -> Climb:
         """What the records say, replayed."""
 
-        def refitted(examples: int, tau: float | None) -> None:
+        def refitted(examples: int, tau: float | None, seconds: float) -> None:
             if driver is not None:
-                data: dict[str, object] = {"evaluations": examples, "tau": tau}
+                data: dict[str, object] = {"evaluations": examples, "tau": tau, "seconds": seconds}
                 driver.event("refit", f"surrogate fitted to {examples} schedules", data)
 
         records = self.store.evaluations.records(where={"study": self.settings.study})

@@ -94,7 +94,7 @@ def mean_tau(
 class RankingSurrogate:
     """Trained from scratch at every fit, so that it is a function of its examples and its seed."""
 
-    def __init__(self, fidelities: int, seed: int = 0, steps: int = 70) -> None:
+    def __init__(self, fidelities: int, seed: int = 0, steps: int = 200) -> None:
         self.fidelities, self.seed, self.steps = fidelities, seed, steps
         self._model: _Encoder | None = None
 

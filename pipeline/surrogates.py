@@ -1,8 +1,8 @@
 """What ranks proposals, by name: the sequence encoder, an ensemble of it, or a stock regressor on a flat encoding.
 
 All learn from the same examples and give scores (N, fidelities) of which lower is better. The regressors see the
-steps' features side by side (padded with zeros to the longest schedule) and the NFE, and learn the log of a value
-over the median of its NFE, each fidelity by itself.
+steps' features side by side (padded with zeros to the longest schedule) and the NFE, and learn a value's rank among
+those of its NFE as a normal score, each fidelity by itself: a schedule that explodes weighs no more than a bad one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm, rankdata
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.surrogate import FEWEST, Example, RankingSurrogate, mean_tau
@@ -92,14 +93,13 @@ class RegressionSurrogate:
         flat = self._flat([e.features for e in examples])
         nfes = np.array([e.nfe for e in examples])
         models = []
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values = np.log(np.array([e.values for e in examples], np.float64))
+        values = np.array([e.values for e in examples], np.float64)
         for fidelity in range(self._fidelities):
             known = np.isfinite(values[:, fidelity])
-            targets = values[:, fidelity].copy()
+            targets = np.zeros(len(examples))
             for nfe in np.unique(nfes[known]):
                 rows = known & (nfes == nfe)
-                targets[rows] -= np.median(targets[rows])
+                targets[rows] = norm.ppf((rankdata(values[rows, fidelity]) - 0.5) / rows.sum())
             if known.sum() >= FEWEST:
                 with warnings.catch_warnings():
                     # A length or noise at its bound is an answer too.
@@ -137,6 +137,12 @@ def _trees(seed: int) -> Any:
     return HistGradientBoostingRegressor(max_iter=150, min_samples_leaf=5, random_state=seed)
 
 
+def _forest(seed: int) -> Any:
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    return ExtraTreesRegressor(300, min_samples_leaf=2, max_features=0.4, random_state=seed)
+
+
 def _gaussian_process(seed: int) -> Any:
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
@@ -153,6 +159,7 @@ def make_surrogate(name: str, fidelities: int, seed: int) -> Surrogate:
         "encoder": lambda: RankingSurrogate(fidelities, seed),
         "ensemble": lambda: EnsembleSurrogate(fidelities, seed),
         "trees": lambda: RegressionSurrogate(fidelities, lambda: _trees(seed)),
+        "forest": lambda: RegressionSurrogate(fidelities, lambda: _forest(seed)),
         "gp": lambda: RegressionSurrogate(fidelities, lambda: _gaussian_process(seed)),
     }
     if name not in makers:

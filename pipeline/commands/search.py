@@ -41,7 +41,7 @@ def command(
     budget: Annotated[int | None, typer.Option(help="denoiser calls to spend on the search")] = None,
     sampler: Annotated[str | None, typer.Option(help=f"one of {', '.join(SAMPLERS)}")] = None,
     surrogate: Annotated[
-        str | None, typer.Option(help=f"what s3 ranks by: {', '.join(SURROGATES)} [default: encoder]")
+        str | None, typer.Option(help=f"what s3 ranks by: {', '.join(SURROGATES)} [default: none]")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the proposals and of the search's noise")] = None,
     study: Annotated[str | None, typer.Option(help="the study's name in tables and tracking")] = None,

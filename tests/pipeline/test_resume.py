@@ -39,6 +39,7 @@ def _settings(model: object, sampler: str, **changes: object) -> SearchSettings:
     fields: dict[str, object] = {
         "model": str(model),
         "sampler": sampler,
+        "surrogate": "encoder",
         "nfes": (3,),
         "budget": 15_000,
         "distance_images": 16,

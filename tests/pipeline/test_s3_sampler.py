@@ -24,7 +24,7 @@ from fewstep.search_spaces.genome import Genome, to_schedule
 from fewstep.search_spaces.solver_space import SolverSpace
 
 SPACE = SolverSpace(-5.0, 4.6, (3, 4))
-QUICK = S3Options(random_trials=8, children=24, generations=3, first_fit=30, growth=1.5)
+QUICK = S3Options(random_trials=8, children=24, generations=3, first_fit=30, growth=1.5, surrogate="encoder")
 
 
 @pytest.fixture(autouse=True)
@@ -59,17 +59,18 @@ def _ask_and_tell(sampler: BaseSampler, trials: int, nfe: int | None = None) -> 
 
 
 def test_proposals_are_valid_new_and_guided_by_a_surrogate_that_is_refitted() -> None:
-    refits: list[tuple[int, float | None]] = []
-    sampler = S3Sampler(SPACE, seed=3, options=QUICK, on_refit=lambda n, tau: refits.append((n, tau)))
+    refits: list[tuple[int, float | None, float]] = []
+    sampler = S3Sampler(SPACE, seed=3, options=QUICK, on_refit=lambda *told: refits.append(told))
     study, genomes = _ask_and_tell(sampler, 75)
     assert all(t.state == TrialState.COMPLETE for t in study.trials)
     hashes = [to_schedule(g).hash for g in genomes]  # building them checks them
     # Genomes that differ can be one schedule, so a few repeat; the search asks again.
     assert len(set(hashes)) >= 0.9 * len(hashes)
     assert {g.nfe for g in genomes} == {3, 4}
-    assert [n for n, _ in refits] == [30, 45, 68]
+    assert [n for n, *_ in refits] == [30, 45, 68]
     assert refits[0][1] is None
-    assert all(tau is not None and -1 <= tau <= 1 for _, tau in refits[1:])
+    assert all(tau is not None and -1 <= tau <= 1 for _, tau, _ in refits[1:])
+    assert all(seconds > 0 for *_, seconds in refits)
 
 
 def test_the_nfe_that_was_fixed_is_kept() -> None:
@@ -117,7 +118,7 @@ def test_it_beats_random_search_and_its_surrogate_helps_it() -> None:
     for seed in seeds:
         samplers: dict[str, BaseSampler] = {
             "random": RandomSampler(seed=seed),
-            "evolution": S3Sampler(SPACE, seed=seed, options=replace(QUICK, guided=False, across=0.0, local=0.0)),
+            "evolution": S3Sampler(SPACE, seed=seed, options=replace(QUICK, surrogate="none", across=0.0, local=0.0)),
             "s3": S3Sampler(SPACE, seed=seed, options=QUICK),
         }
         for name, sampler in samplers.items():
