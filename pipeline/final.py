@@ -56,7 +56,7 @@ def contenders(state: SearchState, nfe: int) -> dict[str, Trial]:
         methods[FOUND] = found
     # The first trial of a schedule: a refinement that failed still stands for its start.
     by_hash = {t.candidate.schedule.hash: t for t in reversed(state.trials.values())}
-    for solver in SEARCH_PRESETS:
+    for solver in SEARCH_PRESETS if state.settings.report_presets else ():
         grids = [s.hash for name, s in state.presets[nfe].items() if name.startswith(f"{solver}/")]
         trials = [by_hash[h] for h in grids if h in by_hash]
         values = [(t.value(state.judge), t.candidate.trial, t) for t in trials]

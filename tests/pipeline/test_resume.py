@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.pipeline import surrogates
+from fewstep.pipeline.final import report_work
 from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.state import SearchState, Work
@@ -237,6 +238,19 @@ def test_a_front_that_stands_still_ends_the_search_wherever_it_was_killed() -> N
             assert (following[0].trial, following[1].name) == (record.trial, record.rung)
             resumed.learn(record)
         assert _next(resumed) is None
+
+
+@pytest.mark.parametrize("presets", [True, False])
+def test_the_report_judges_presets_unless_they_are_left_out(presets: bool) -> None:
+    settings = _settings("digits-ddpm", "random", nfes=(2, 3), budget=8_000, frechet_images=100, report_presets=presets)
+    state, order = SearchState(settings, Scope.of(settings, find_model("digits-ddpm"))), 0
+    while (work := _next(state)) is not None:
+        state.learn(_tabulated(work, order))
+        order += 1
+    work = report_work(state)
+    found = [candidate.schedule.nfe for candidate, _ in work if candidate.origin.startswith("found:")]
+    assert sorted(found) == [2, 3]
+    assert (len(work) > 2) == presets
 
 
 def test_records_in_another_order_give_a_state_that_has_the_same_trials() -> None:
