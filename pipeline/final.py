@@ -146,17 +146,21 @@ def row_of(record: EvaluationRecord, method: str, schedule: str) -> Row:
 
 
 def results_markdown(rows: Sequence[Row], note: str) -> str:
-    """The table for a README: a row a method, a column an NFE, best value of each column in bold."""
+    """The table for a README: a row a method, a column an NFE, best value of each column in bold.
+
+    A star marks what was judged on fewer images than the best.
+    """
+    most = max(r.images for r in rows)
     nfes = sorted({r.nfe for r in rows})
     methods = sorted({r.method for r in rows}, key=lambda m: (m != FOUND, m))
     cells = {(r.method, r.nfe): r for r in rows}
-    best = {n: min((r for r in rows if r.nfe == n), key=lambda r: r.value).method for n in nfes}
+    best = {n: min((r for r in rows if r.nfe == n), key=lambda r: (-r.images, r.value)).method for n in nfes}
     lines = ["| method | " + " | ".join(f"NFE {n}" for n in nfes) + " |", "|---" * (len(nfes) + 1) + "|"]
     for method in methods:
         texts = []
         for n in nfes:
             row = cells.get((method, n))
-            text = "" if row is None else f"{row.value:.2f}"
+            text = "" if row is None else f"{row.value:.2f}" + "*" * (row.images < most)
             if row is not None and row.low is not None and row.high is not None:
                 text += f" ({row.low:.2f} to {row.high:.2f})"
             texts.append(f"**{text}**" if row is not None and best[n] == method else text)

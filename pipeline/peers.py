@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.baseline import GRIDS_TO_ZERO, BaselineSettings, entries, known_names
 from fewstep.pipeline.evaluation import content_key
+from fewstep.pipeline.final import Row, row_of, winner
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.refinement import judge, refine
 from fewstep.pipeline.rungs import Rung
@@ -117,21 +118,12 @@ class PeersSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class PeerRow:
+class PeerRow(Row):
     """A line of the table: the report's value with its 95% interval, and the value that the choice was made by.
 
     `calls` are the denoiser calls that finding the schedule took, a backward one as two, the report's not among them.
     """
 
-    model: str
-    method: str
-    nfe: int
-    metric: str
-    value: float
-    low: float | None
-    high: float | None
-    images: int
-    schedule: str
     searched: float
     calls: int
 
@@ -255,7 +247,6 @@ class Peers:
 
     def searched(self, sampler: str, nfe: int) -> Choice:
         """The best of a search by `fewstep search`'s engine with that sampler, at this NFE alone."""
-        from fewstep.pipeline.final import winner
         from fewstep.pipeline.state import SearchState
 
         s = self.settings
@@ -341,8 +332,6 @@ def _leaders(choices: Sequence[Choice], records: dict[str, EvaluationRecord], co
 
 
 def _row(choice: Choice, record: EvaluationRecord) -> PeerRow:
-    from fewstep.pipeline.final import row_of
-
     row = row_of(record, choice.method, choice.schedule.name or choice.schedule.hash)
     return PeerRow(**vars(row), searched=choice.value, calls=choice.calls)
 

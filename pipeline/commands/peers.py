@@ -59,6 +59,7 @@ def command(
     labels: Labels = "none",
     guidance: Guidance = 1.0,
     csv: Annotated[Path | None, typer.Option(help="copy the table here")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="put the table between this file's peers markers")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast the denoiser calls, run nothing")] = False,
     executor: Annotated[str, typer.Option(help="ray or in-process, for the evaluations")] = "in-process",
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
@@ -73,7 +74,7 @@ def command(
     """
     from fewstep.pipeline import peers
     from fewstep.pipeline.commands.search import execution_settings, warm_starts
-    from fewstep.pipeline.final import results_csv, write_text
+    from fewstep.pipeline.final import footnote, insert_between_markers, results_csv, results_markdown, write_text
     from fewstep.tasks.refinement.plan import RefinePlan
 
     try:
@@ -108,6 +109,12 @@ def command(
     notes = {"calls": "denoiser calls that finding the schedule took, a backward one as two"}
     text = results_csv(rows, command_line, settings.seeds, notes)
     files = [write_text(path, text) for path in (out / "peers.csv", csv) if path is not None]
+    if markdown is not None:
+        most, least = (f(row.images for row in rows) for f in (max, min))
+        star = f" (with a star: {least:,})" if least < most else ""
+        note = f"{rows[0].metric}, {most:,} images{star}, lower is better. {footnote(command_line, settings.seeds)}."
+        insert_between_markers(markdown, results_markdown(rows, note), "peers")
+        files.append(markdown)
     if as_json:
         print_json({"rows": [vars(row) for row in rows], "files": files})
         return

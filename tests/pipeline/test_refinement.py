@@ -12,6 +12,7 @@ import pytest
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline import explain as explain_module
 from fewstep.pipeline.explain import nearest_preset, variants
+from fewstep.pipeline.final import results_markdown
 from fewstep.pipeline.peers import Peers, PeersSettings
 from fewstep.pipeline.peers import calls as peers_calls
 from fewstep.pipeline.proposer import is_refined
@@ -248,6 +249,9 @@ def test_peers_far_behind_are_reported_on_a_part_of_the_images(toy: Path, tmp_pa
     assert part.images == 250
     assert part.value in first.values()
     assert whole.value not in first.values()
+    table = results_markdown(list(rows.values()), "note")
+    assert table.count("*") == 4 + 1, "one bold cell, one star"
+    assert f"{part.value:.2f}*" in table
     everything = Peers(settings.model_copy(update={"report_best": 0}), tmp_path / "all", HERE).run()
     assert {r.images for r in everything} == {1000}
     assert rows["found"] in everything
