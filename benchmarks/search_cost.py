@@ -1,13 +1,14 @@
 """Denoiser calls until a search is as good as the published evolution is at its end.
 
-    python -m benchmarks.search_cost [--model digits-ddpm] [--nfe 4] [--seeds 3] [--evaluations 400]
+    python -m benchmarks.search_cost [--model digits-ddpm] [--nfe 4,6,8] [--seeds 3] [--evaluations 400]
 
 `theirs`: all calls of evolution with the published operators, every candidate judged on --images images, nothing
 screened or refined (`to_own_best`: those after which it found nothing better). `ours`: the calls until a search with
 screen, surrogate, moves and refinement (passes back counted as two) has a schedule of that Frechet distance or less, on
 the same images. Medians over seeds; a search that did not get there counts with all its calls, and `reached` says
 how many did; `surrogate_seconds` are what its surrogates took to fit and to ask. Progress is kept under --out: killed,
-the same command goes on. --curves writes best value against calls of every search as CSV.
+the same command goes on. One line an NFE. --curves writes best value against calls of every search as CSV, --plot
+draws them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from matplotlib.figure import Figure
+
 from benchmarks._line import emit
-from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
+from fewstep.dashboards.drawings import save_figure
+from fewstep.dashboards.lines import ACCENT, MUTED
+from fewstep.pipeline.settings import ExecutionSettings, SearchSettings, parse_nfes
 from fewstep.pipeline.study import Study
 
 Curve = list[tuple[int, float]]
@@ -55,26 +61,17 @@ def surrogate_seconds(root: Path) -> float:
     return sum(float(json.loads(e.data_json).get("seconds", 0.0)) for e in events if e.kind == "refit")
 
 
-def main() -> None:
-    """One line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="digits-ddpm")
-    parser.add_argument("--labels", default="none")
-    parser.add_argument("--nfe", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--evaluations", type=int, default=400)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--share", type=float, default=0.2, help="our budget, of theirs")
-    parser.add_argument("--surrogate", default=SearchSettings(model="").surrogate)
-    parser.add_argument("--refine", type=float, default=0.4)
-    parser.add_argument("--out", type=Path, default=Path("runs/search-cost"))
-    parser.add_argument("--curves", type=Path)
-    a = parser.parse_args()
-    budget = a.evaluations * a.images * a.nfe
+COLUMNS = ("model", "nfe", "seed", "search", "calls", "best")
+COLOURS = {"evolution": MUTED[0], "fewstep": ACCENT}
+
+
+def searches(a: argparse.Namespace, nfe: int, seed: int) -> dict[str, tuple[Path, SearchSettings]]:
+    """Folder and settings of the published search and of ours."""
+    budget = a.evaluations * a.images * nfe
     common: dict[str, Any] = {
         "model": a.model,
         "conditions": {"labels": a.labels},
-        "nfes": (a.nfe,),
+        "nfes": (nfe,),
         "frechet_images": a.images,
         "finalist_images": a.images + 1,
         "finalists": 1,
@@ -96,44 +93,92 @@ def main() -> None:
             "grids": ("uniform-t-zero", "quadratic-zero", "karras-zero"),
         },
     }
-    theirs, ours, reached, rows, finals, seconds = [], [], 0, [], [], []
+    return {
+        kind: (
+            a.out / f"{a.model}-{nfe}-{seed}-{kind}",
+            SearchSettings.build(study=f"cost-{kind}", seed=seed, **common, **fields),
+        )
+        for kind, fields in kinds.items()
+    }
+
+
+def compare(a: argparse.Namespace, nfe: int) -> list[tuple[Any, ...]]:
+    """Run both searches of every seed at one NFE and print their line; rows of COLUMNS."""
+    rows: list[tuple[Any, ...]] = []
+    told: dict[str, list[float]] = {"ours": [], "to_own_best": [], "theirs_best": [], "ours_best": [], "seconds": []}
+    reached = 0
     for seed in range(a.seeds):
-        curves: dict[str, Curve] = {}
-        for kind, fields in kinds.items():
-            root = a.out / f"{a.model}-{a.nfe}-{seed}-{kind}"
-            settings = SearchSettings.build(study=f"cost-{kind}", seed=seed, **common, **fields)
-            curves[kind] = curve(root, settings)
-            rows += [(a.model, a.nfe, seed, kind, calls, value) for calls, value in curves[kind]]
-        theirs.append(curves["evolution"][-1][0])
-        target = curves["evolution"][-1][1]
+        both = searches(a, nfe, seed)
+        curves = {kind: curve(root, settings) for kind, (root, settings) in both.items()}
+        rows += [(a.model, nfe, seed, kind, calls, best) for kind, c in curves.items() for calls, best in c]
+        own, target = curves["evolution"][-1]
         there = [calls for calls, value in curves["fewstep"] if value <= target]
         reached += bool(there)
-        root = a.out / f"{a.model}-{a.nfe}-{seed}-fewstep"
-        ours.append(there[0] if there else spent(root))
-        seconds.append(round(surrogate_seconds(root), 1))
-        finals.append((target, curves["fewstep"][-1][1]))
-    if a.curves:
-        with a.curves.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(
-                [("model", "nfe", "seed", "search", "calls", "best"), *rows]
-            )
+        root = both["fewstep"][0]
+        told["ours"].append(there[0] if there else spent(root))
+        told["to_own_best"].append(own)
+        told["theirs_best"].append(target)
+        told["ours_best"].append(curves["fewstep"][-1][1])
+        told["seconds"].append(round(surrogate_seconds(root), 1))
+    budget = a.evaluations * a.images * nfe
     conditions = {
         "model": a.model,
-        "nfe": a.nfe,
+        "nfe": nfe,
         "seeds": a.seeds,
         "reached": reached,
         "evaluations_of_evolution": a.evaluations,
         "calls_of_evolution": budget,
         "images": a.images,
-        "best_of_evolution": [t for t, _ in finals],
-        "best_of_fewstep": [o for _, o in finals],
-        "calls_of_fewstep": ours,
-        "to_own_best": theirs,
+        "best_of_evolution": told["theirs_best"],
+        "best_of_fewstep": told["ours_best"],
+        "calls_of_fewstep": told["ours"],
+        "to_own_best": told["to_own_best"],
         "surrogate": a.surrogate,
-        "surrogate_seconds": seconds,
+        "surrogate_seconds": told["seconds"],
     }
     # Against all that the published search spends: it does not know that its best is found.
-    emit("search_cost", "published evolution", "denoiser calls", statistics.median(ours), budget, conditions)
+    emit("search_cost", "published evolution", "denoiser calls", statistics.median(told["ours"]), budget, conditions)
+    return rows
+
+
+def draw(rows: list[tuple[Any, ...]], path: Path) -> Path:
+    """Best judged distance against denoiser calls, a panel an NFE, a line a seed."""
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    nfes = sorted(table["nfe"].unique())
+    figure = Figure(figsize=(3.6 * len(nfes), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(nfes), squeeze=False)[0]
+    for axes, nfe in zip(panels, nfes, strict=True):
+        for (search, seed), line in table[table["nfe"] == nfe].groupby(["search", "seed"]):
+            label = str(search) if seed == 0 else None
+            axes.step(line["calls"], line["best"], where="post", color=COLOURS[str(search)], label=label)
+        axes.set(xscale="log", yscale="log", title=f"NFE {nfe}", xlabel="denoiser calls of the search")
+    panels[0].set_ylabel("best Frechet distance so far")
+    panels[0].legend(frameon=False)
+    return save_figure(figure, path)
+
+
+def main() -> None:
+    """One line an NFE."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="digits-ddpm")
+    parser.add_argument("--labels", default="none")
+    parser.add_argument("--nfe", default="4,6,8")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--evaluations", type=int, default=400)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--share", type=float, default=0.2, help="our budget, of theirs")
+    parser.add_argument("--surrogate", default=SearchSettings(model="").surrogate)
+    parser.add_argument("--refine", type=float, default=0.4)
+    parser.add_argument("--out", type=Path, default=Path("runs/search-cost"))
+    parser.add_argument("--curves", type=Path)
+    parser.add_argument("--plot", type=Path)
+    a = parser.parse_args()
+    rows = [row for nfe in parse_nfes(a.nfe) for row in compare(a, nfe)]
+    if a.curves:
+        with a.curves.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    if a.plot:
+        draw(rows, a.plot)
 
 
 if __name__ == "__main__":
