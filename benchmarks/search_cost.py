@@ -20,6 +20,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,21 @@ from fewstep.tasks.models.conditions import Conditions
 Curve = list[tuple[int, float, SolverSchedule]]
 
 
-def curve(root: Path, settings: SearchSettings) -> Curve:
-    """Run a search to its end (or go on with it); best judged value after so many denoiser calls, where it falls."""
+@dataclass(frozen=True)
+class Searched:
+    """A search at its end: where its best judged value fell, its denoiser calls, finals apart, its surrogates' time."""
+
+    curve: Curve
+    calls: int
+    surrogate_seconds: float
+
+    def calls_until(self, reached: Sequence[bool]) -> int:
+        """Calls of the first point of the curve that got there; all where none did."""
+        return next((calls for (calls, *_), there in zip(self.curve, reached, strict=True) if there), self.calls)
+
+
+def searched(root: Path, settings: SearchSettings) -> Searched:
+    """Run a search to its end, or go on with it."""
     study = Study(root, settings)
     study.find(ExecutionSettings(executor="in-process"))
     calls, best, found = 0, float("inf"), []
@@ -52,14 +66,8 @@ def curve(root: Path, settings: SearchSettings) -> Curve:
         if record.rung == "frechet" and record.value is not None and record.value < best:
             best = record.value
             found.append((calls, best, SolverSchedule.from_json(record.candidate_json)))
-    return found
-
-
-def spent(root: Path) -> int:
-    """Denoiser calls of a search, finals apart."""
-    study = Study.load(root)
-    records = study.store.evaluations.records({"study": study.settings.study})
-    return sum(r.denoiser_calls for r in records if r.rung not in ("finals", "report"))
+    refits = [e for e in study.store.events.records({"study": settings.study}) if e.kind == "refit"]
+    return Searched(found, calls, sum(float(json.loads(e.data_json).get("seconds", 0.0)) for e in refits))
 
 
 def fresh_values(a: argparse.Namespace, nfe: int, seed: int, schedules: Sequence[SolverSchedule]) -> list[float]:
@@ -70,13 +78,6 @@ def fresh_values(a: argparse.Namespace, nfe: int, seed: int, schedules: Sequence
     here = ExecutionSettings(executor="in-process")
     records = evaluate_missing(subject, work, rung, a.out / "fresh" / f"{a.model}-{nfe}-{seed}", here)
     return [float("inf") if r.value is None else r.value for r in records]
-
-
-def surrogate_seconds(root: Path) -> float:
-    """Time that a search's surrogates took, up to the last fit."""
-    study = Study.load(root)
-    events = study.store.events.records({"study": study.settings.study})
-    return sum(float(json.loads(e.data_json).get("seconds", 0.0)) for e in events if e.kind == "refit")
 
 
 COLUMNS = ("model", "nfe", "seed", "search", "calls", "best")
@@ -126,24 +127,23 @@ def compare(a: argparse.Namespace, nfe: int) -> list[tuple[Any, ...]]:
     told: dict[str, list[float]] = defaultdict(list)
     reached = reached_fresh = 0
     for seed in range(a.seeds):
-        both = searches(a, nfe, seed)
-        curves = {kind: curve(root, settings) for kind, (root, settings) in both.items()}
-        rows += [(a.model, nfe, seed, kind, calls, best) for kind, c in curves.items() for calls, best, _ in c]
-        own, target, theirs = curves["evolution"][-1]
-        there = [calls for calls, value, _ in curves["fewstep"] if value <= target]
-        reached += bool(there)
-        root = both["fewstep"][0]
-        told["ours"].append(there[0] if there else spent(root))
-        goal, *values = fresh_values(a, nfe, seed, [theirs, *(schedule for *_, schedule in curves["fewstep"])])
-        there = [calls for (calls, *_), value in zip(curves["fewstep"], values, strict=True) if value <= goal]
-        reached_fresh += bool(there)
-        told["fresh"].append(there[0] if there else spent(root))
+        both = {kind: searched(root, settings) for kind, (root, settings) in searches(a, nfe, seed).items()}
+        rows += [(a.model, nfe, seed, kind, calls, best) for kind, s in both.items() for calls, best, _ in s.curve]
+        own, target, theirs = both["evolution"].curve[-1]
+        ours = both["fewstep"]
+        there = [value <= target for _, value, _ in ours.curve]
+        reached += any(there)
+        told["ours"].append(ours.calls_until(there))
+        goal, *values = fresh_values(a, nfe, seed, [theirs, *(schedule for *_, schedule in ours.curve)])
+        there = [value <= goal for value in values]
+        reached_fresh += any(there)
+        told["fresh"].append(ours.calls_until(there))
         told["theirs_fresh"].append(goal)
         told["ours_fresh"].append(values[-1])
         told["to_own_best"].append(own)
         told["theirs_best"].append(target)
-        told["ours_best"].append(curves["fewstep"][-1][1])
-        told["seconds"].append(round(surrogate_seconds(root), 1))
+        told["ours_best"].append(ours.curve[-1][1])
+        told["seconds"].append(round(ours.surrogate_seconds, 1))
     budget = a.evaluations * a.images * nfe
     conditions = {
         "model": a.model,
@@ -169,8 +169,8 @@ def compare(a: argparse.Namespace, nfe: int) -> list[tuple[Any, ...]]:
         "best_of_fewstep": told["ours_fresh"],
         "calls_of_fewstep": told["fresh"],
     }
-    ours = statistics.median(told["fresh"])
-    emit("search_cost/fresh", "published evolution", "denoiser calls", ours, budget, conditions)
+    median = statistics.median(told["fresh"])
+    emit("search_cost/fresh", "published evolution", "denoiser calls", median, budget, conditions)
     return rows
 
 
@@ -191,7 +191,7 @@ def draw(rows: list[tuple[Any, ...]], path: Path) -> Path:
 
 
 def main() -> None:
-    """One line an NFE."""
+    """Two lines an NFE."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="digits-ddpm")
     parser.add_argument("--labels", default="none")

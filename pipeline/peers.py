@@ -322,8 +322,8 @@ def _leaders(choices: Sequence[Choice], records: dict[str, EvaluationRecord], co
     """The best of the peers on a part of the images, and all that are no peers."""
 
     def value(choice: Choice) -> float:
-        value = records[choice.schedule.hash].value
-        return float("inf") if value is None else value
+        known = records[choice.schedule.hash].value
+        return float("inf") if known is None else known
 
     peers = sorted((c for c in choices if c.method in METHODS), key=value)
     # Methods may choose the same schedule, which counts once.

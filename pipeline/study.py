@@ -180,22 +180,22 @@ class Study:
     def find(self, execution: ExecutionSettings, on_record: OnRecord | None = None) -> Climb:
         """Search (or go on searching) without a report; what is known then."""
         with self.driver(execution, on_record) as driver:
-            if not self.exists:
-                self.create()
-            state = self.state(driver)
-            search(state, driver)
-            return state
+            return self._searched(driver)
+
+    def _searched(self, driver: Driver) -> Climb:
+        # Only now: a search that cannot start must leave nothing that looks like a study.
+        if not self.exists:
+            self.create()
+        state = self.state(driver)
+        search(state, driver)
+        return state
 
     def run(self, execution: ExecutionSettings, command: str, on_record: OnRecord | None = None) -> Outcome:
         """Search (or go on searching) and report; `command` is named in the results' header."""
         if self.settings.sampler == "s3" and self.settings.space == "schedule":
             warm_up()
         with self.driver(execution, on_record) as driver:
-            # Only now: a search that cannot start must leave nothing that looks like a study.
-            if not self.exists:
-                self.create()
-            state = self.state(driver)
-            search(state, driver)
+            state = self._searched(driver)
             known = self._report_records()
             work = [
                 w
