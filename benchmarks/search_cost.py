@@ -95,7 +95,7 @@ def searches(a: argparse.Namespace, nfe: int, seed: int) -> dict[str, tuple[Path
         "finalist_images": a.images + 1,
         "finalists": 1,
         "report_presets": False,
-        "preset_grids": 1,
+        "preset_grids": a.preset_grids,
     }
     kinds: dict[str, dict[str, Any]] = {
         "evolution": {"sampler": "evolution", "screen": "none", "budget": budget, "grids": ("uniform-t-zero",)},
@@ -106,7 +106,7 @@ def searches(a: argparse.Namespace, nfe: int, seed: int) -> dict[str, tuple[Path
             "keep": a.keep,
             "random_trials": 8,
             "refine": a.refine,
-            "refined_elites": 1,
+            "refined_elites": a.elites,
             "refine_to": a.refine_to,
             "budget": round(budget * a.share),
             "grids": ("uniform-t-zero", "quadratic-zero", "karras-zero"),
@@ -200,12 +200,14 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=400)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--fresh", type=int, default=4000)
-    parser.add_argument("--share", type=float, default=0.2, help="our budget, of theirs")
-    parser.add_argument("--surrogate", default="encoder")
+    parser.add_argument("--share", type=float, default=0.09, help="our budget, of theirs")
+    parser.add_argument("--surrogate", default="none")
     parser.add_argument("--screen", default="distance")
     parser.add_argument("--keep", type=float, default=0.15)
-    parser.add_argument("--refine", type=float, default=0.0)
-    parser.add_argument("--refine-to", default="network")
+    parser.add_argument("--refine", type=float, default=0.6)
+    parser.add_argument("--preset-grids", type=int, default=0)
+    parser.add_argument("--elites", type=int, default=5)
+    parser.add_argument("--refine-to", default="moments")
     parser.add_argument("--out", type=Path, default=Path("runs/search-cost"))
     parser.add_argument("--curves", type=Path)
     parser.add_argument("--plot", type=Path)

@@ -18,6 +18,7 @@ from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.refinement.moment_plan import MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.grids import SEARCH_GRIDS
 
@@ -26,12 +27,13 @@ SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "cmaes")
 FRONT_SAMPLERS = ("s3", "evolution")
 SCREENS = ("distance", "frechet", "none")
 SURROGATES = ("encoder", "ensemble", "forest", "trees", "gp", "none")
-REFINE_TO = ("network", "pixel", "features", "reference")
+REFINE_TO = ("network", "pixel", "features", "reference", "moments")
 SPACES = ("schedule", "quantization", "joint")
 # What all candidates of an NFE are measured against is Euler's steps on this grid.
 BASELINE_GRID = "uniform-t-zero"
 REPORT_SEED_OFFSET = 1_000_003
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
+MOST_PROBES = 250
 
 
 class SearchSettings(Checked):
@@ -58,7 +60,9 @@ class SearchSettings(Checked):
     finalists: PositiveInt = 3
     keep: float = Field(0.25, gt=0, le=1, description="share of candidates that the screen lets through")
     grids: tuple[str, ...] = Field(SEARCH_GRIDS, description="grids that presets start on")
-    preset_grids: PositiveInt = Field(2, description="grids of each preset that the screen lets through")
+    preset_grids: NonNegativeInt = Field(
+        2, description="grids of each preset that the screen lets through; 0: the best preset alone"
+    )
     report_images: PositiveInt = 10_000
     report_presets: bool = Field(True, description="whether the report judges presets beside the found schedules")
     conditions: Conditions = Field(default_factory=Conditions, description="labels or prompts, and guidance")
@@ -68,9 +72,13 @@ class SearchSettings(Checked):
     quantized: str = Field("", description="folder of a quantised network that samples in the model's place")
     warm_start: tuple[str, ...] = Field((), description="schedules (JSON) that the search starts from")
     refine: float = Field(0.0, ge=0, le=0.9, description="share of the budget that tunes elites by gradient")
-    refined_elites: PositiveInt = Field(2, description="schedules of each NFE that this share is divided among")
-    refine_to: Literal["network", "pixel", "features", "reference"] = Field(
-        "network", description="distance to the teacher that elites are tuned to, or reference: Frechet's itself"
+    refined_elites: PositiveInt = Field(
+        2, description="schedules of each NFE that this share is divided among, or of moments the best is taken of"
+    )
+    refine_to: Literal["network", "pixel", "features", "reference", "moments"] = Field(
+        "network",
+        description="distance to the teacher that elites are tuned to; reference: Frechet's itself, by gradient on new "
+        "noise; moments: on the search's own images, without gradients",
     )
     patience: NonNegativeInt = Field(0, description="calls after which a front that has not moved ends it; 0: never")
     surrogate: Literal["encoder", "ensemble", "forest", "trees", "gp", "none"] = Field(
@@ -116,9 +124,17 @@ class SearchSettings(Checked):
             raise ValueError("gradients tune schedules of networks that are not quantised: leave --refine away")
         return self
 
-    def refine_plan(self, nfe: int, teacher_nfe: int) -> RefinePlan:
-        """As many iterations as a schedule's part of the refinements' share pays, at least LEAST_ITERATIONS."""
-        most = self.refine * self.budget / (len(self.nfes) * self.refined_elites)
+    @property
+    def refinements_each(self) -> int:
+        """How many refinements each NFE gets: one an elite, or one of the best elite."""
+        return 1 if self.refine_to == "moments" else self.refined_elites
+
+    def refine_plan(self, nfe: int, teacher_nfe: int) -> RefinePlan | MomentPlan:
+        """As much as a part of the share for refinement pays; a descent by gradient has at least LEAST_ITERATIONS."""
+        most = self.refine * self.budget / (len(self.nfes) * self.refinements_each)
+        if self.refine_to == "moments":
+            probes = min(MOST_PROBES, self.frechet_images)
+            return MomentPlan(images=self.frechet_images, probes=probes, limit=max(1, int(most)), seed=self.seed)
         if self.refine_to == "reference":
             # Larger batches and small steps: the gradient of a distance between few samples is a noisy one.
             base = RefinePlan(distance="reference", batch=64, validation=512, speed=0.05, seed=self.seed)

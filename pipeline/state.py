@@ -21,6 +21,7 @@ from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import BASELINE_GRID, SearchSettings
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.refinement.moment_plan import MomentPlan
 from fewstep.tasks.sampling.grids import all_presets
 
 __all__ = ["BASELINE", "SearchState", "Trial", "Work"]
@@ -94,22 +95,25 @@ class SearchState(Climb):
         }
         waiting = {nfe: [t for t in trials if t.candidate.hash not in starts] for nfe, trials in elites.items()}
         done = {nfe: self._refinements(nfe) for nfe in s.nfes}
-        open_ = [nfe for nfe in s.nfes if waiting[nfe] and done[nfe] < s.refined_elites]
+        open_ = [nfe for nfe in s.nfes if waiting[nfe] and done[nfe] < s.refinements_each]
         if not open_:
             return None
         nfe = min(open_, key=lambda n: (done[n], n))
         elite = waiting[nfe][0].candidate
         candidate = self.proposer.admit(elite.schedule, f"{REFINED}{elite.hash}")
         self._adopt(candidate)
-        return candidate, self._refinement(nfe)
+        others = [t.candidate.schedule.to_json() for t in waiting[nfe][1:]]
+        return candidate, self._refinement(nfe, others)
 
     def _refinements(self, nfe: int) -> int:
         found = [t.candidate for t in self.trials.values()]
         return sum(is_refined(c.origin) and c.schedule.nfe == nfe for c in found)
 
-    def _refinement(self, nfe: int) -> Rung:
+    def _refinement(self, nfe: int, others: Sequence[str]) -> Rung:
         plan = self.settings.refine_plan(nfe, self._teacher_nfe)
-        return Rung("refine", "refine", plan.images + plan.validation, plan.noise_seed, plan.model_dump_json())
+        if isinstance(plan, MomentPlan):
+            plan = plan.model_copy(update={"others": tuple(others)})
+        return Rung("refine", "refine", plan.seen, plan.noise_seed, plan.model_dump_json())
 
     def _adopt(self, candidate: Candidate) -> None:
         if not is_refined(candidate.origin):
@@ -186,6 +190,9 @@ class SearchState(Climb):
             values = {name: trials[name].value(self.screen) for name in grids}
             known = {name: value for name, value in values.items() if value is not None}
             chosen |= set(sorted(known, key=lambda name: (known[name], name))[: self.settings.preset_grids])
+        if not self.settings.preset_grids:
+            values = {name: trial.value(self.screen) for name, trial in trials.items()}
+            chosen |= set(sorted((n for n, v in values.items() if v is not None), key=lambda n: (values[n], n))[:1])
         numbers = {trials[name].candidate.trial for name in chosen}
         for trial in {t.candidate.trial: t for t in trials.values()}.values():
             if trial.state == TrialState.RUNNING and trial.candidate.trial in numbers:

@@ -262,12 +262,17 @@ class Worker:
         return {"pixel": np.asarray(pixel, np.float64), "feature": feature}
 
     def _refine(self, task: Task) -> dict[str, Any]:
-        from fewstep.tasks.refinement.plan import RefinePlan
+        from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan
+
+        start, plan = SolverSchedule.from_json(task.schedule), parse_plan(task.plan)
+        if isinstance(plan, MomentPlan):
+            from fewstep.tasks.refinement.moment_descent import descend
+
+            descended = descend(start, self._exact, plan, self.statistics)
+            return {"refined": descended.schedule.to_json(), "losses": (descended.before, descended.after)}
         from fewstep.tasks.refinement.tune import Refinement
 
-        pair = SolverSchedule.from_json(task.schedule), SolverSchedule.from_json(task.teacher)
-        plan = RefinePlan.model_validate_json(task.plan)
-        found = Refinement(*pair, self._exact, plan, self.statistics).run()
+        found = Refinement(start, SolverSchedule.from_json(task.teacher), self._exact, plan, self.statistics).run()
         self._past_calls += 2 * found.cost.backward
         schedule, loss = found.better
         return {"refined": schedule.to_json(), "losses": (found.checks[0].loss, loss)}

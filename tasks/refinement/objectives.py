@@ -13,23 +13,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewstep.errors import ConfigurationError, DataError, EvaluationError
+from fewstep.errors import DataError, EvaluationError
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.tasks.metrics.extractor import make_extractor
-from fewstep.tasks.metrics.reference import load_reference
-from fewstep.tasks.models.classifier import load_classifier
-from fewstep.tasks.models.decoder import load_decoder
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.quantization.kept import Kept
 from fewstep.tasks.refinement.distances import Distance
 from fewstep.tasks.refinement.execute import Cost, counted, run
+from fewstep.tasks.refinement.features import OwnFeatures
 from fewstep.tasks.refinement.plan import MEMORY, RefinePlan
 from fewstep.tasks.refinement.tables import TablesOf
 from fewstep.tasks.sampling.execute import Program
@@ -37,8 +33,6 @@ from fewstep.tasks.sampling.noise import starting_noise
 
 Array = npt.NDArray[np.float64]
 AT_ONCE = 64
-# Of a covariance's eigenvalues: below it a square root's slope says nothing.
-SMALLEST_EIGENVALUE = 1e-10
 
 
 class Objective(ABC):
@@ -152,27 +146,15 @@ class ReferenceObjective(Objective):
 
     def __init__(self, tables: TablesOf, denoiser: Denoiser, plan: RefinePlan, cost: Cost) -> None:
         super().__init__(tables, denoiser, plan, cost)
-        files, folder = denoiser.files, denoiser.files.root / "classifier"
-        if not folder.is_dir() or not Path(files.root / "reference.npz").is_file():
-            raise ConfigurationError(
-                f"{files.name} brings no classifier and reference of its own: use a distance to a teacher"
-            )
-        self._network = load_classifier(folder, denoiser.device).requires_grad_(False)
-        self._decode = load_decoder(files, denoiser.device)
-        moments, _ = load_reference("auto", files, "auto", make_extractor("auto", files, denoiser.device))
-        self.frechet = Frechet(moments.mean, moments.covariance)
+        self.judge = OwnFeatures(denoiser)
         self._memory = torch.zeros(0)
-
-    def features(self, samples: Tensor) -> Tensor:
-        """Of images as they will be judged: clipped, so that a pixel beyond the range has no gradient."""
-        return self._network.features(self._decode(samples).clamp(-1, 1)).double()
 
     @torch.no_grad()
     def _of(self, theta: Array, indices: range) -> Tensor:
         parts = []
         for start in range(indices.start, indices.stop, AT_ONCE):
             some = range(start, min(start + AT_ONCE, indices.stop))
-            parts.append(self.features(self.samples(torch.from_numpy(theta), some, self.noise(some))))
+            parts.append(self.judge(self.samples(torch.from_numpy(theta), some, self.noise(some))))
         return torch.cat(parts)
 
     def prepare(self, kept: Kept) -> None:
@@ -187,15 +169,15 @@ class ReferenceObjective(Objective):
         """Of a new batch and the newest features before it, which then make room for the batch's."""
         first = self.plan.validation + MEMORY + iteration * self.plan.batch
         indices = range(first, first + self.plan.batch)
-        fresh = self.features(self.samples(theta, indices, self.noise(indices)))
+        fresh = self.judge(self.samples(theta, indices, self.noise(indices)))
         both = torch.cat([self._memory, fresh])
         self._memory = both[self.plan.batch :].detach()
-        return self.frechet(both)
+        return self.judge.frechet(both)
 
     def held_out(self, theta: Array) -> float:
         """The distance of the validation images, as biased as their number makes it, alike for all schedules."""
         with torch.no_grad():
-            return float(self.frechet(self._of(theta, range(self.plan.validation))))
+            return float(self.judge.frechet(self._of(theta, range(self.plan.validation))))
 
     def state(self) -> dict[str, Tensor]:
         """The features of the newest batches."""
@@ -204,22 +186,3 @@ class ReferenceObjective(Objective):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take them back."""
         self._memory = state["features"].to(self.denoiser.device)
-
-
-class Frechet:
-    """Squared Frechet distance of features (N, D) to a Gaussian, differentiable. See `tasks.metrics.frechet`."""
-
-    def __init__(self, mean: Array, covariance: Array) -> None:
-        values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
-        root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-        self._mean, self._root = torch.from_numpy(np.array(mean, np.float64)), torch.from_numpy(root)
-        self._trace = float(np.trace(covariance))
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """The distance; N must exceed 1."""
-        mean, root = self._mean.to(features), self._root.to(features)
-        covariance = torch.cov(features.T)
-        eigenvalues = torch.linalg.eigvalsh(root @ covariance @ root)
-        overlap = eigenvalues.clamp_min(SMALLEST_EIGENVALUE).sqrt().sum()
-        distance: Tensor = (features.mean(0) - mean).square().sum() + covariance.trace() + self._trace - 2 * overlap
-        return distance

@@ -58,6 +58,11 @@ class RefinePlan(Checked):
         """Seed of the noises that the refinement sees."""
         return self.seed + SEED_OFFSET
 
+    @property
+    def seen(self) -> int:
+        """How many images, those of validation among them."""
+        return self.images + self.validation
+
     def calls(self, nfe: int, teacher_nfe: int) -> int:
         """Denoiser calls at most, a backward one as two: pairs, iterations and checks."""
         if self.distance == "reference":

@@ -25,6 +25,7 @@ from fewstep.search_spaces.genome import to_genome
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
+from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.grids import preset_on_grid
 
@@ -159,6 +160,37 @@ def test_a_share_that_nothing_can_be_done_with_is_refused(toy: Path) -> None:
         _settings(toy, refine=1.5)
     with pytest.raises(ConfigurationError, match="not quantised"):
         _settings(toy, quantized="somewhere")
+
+
+def test_a_search_tunes_the_best_of_its_elites_on_its_own_images(toy: Path, tmp_path: Path) -> None:
+    settings = _settings(toy, refine_to="moments", refined_elites=3, report_presets=False)
+    study = Study(tmp_path / "study", settings)
+    study.run(HERE, "test")
+    records = study.store.evaluations.records()
+    (refinement,) = [r for r in records if r.rung == "refine"]
+    plan = settings.refine_plan(3, 6)
+    assert isinstance(plan, MomentPlan)
+    assert (plan.images, plan.noise_seed) == (settings.frechet_images, settings.noise_seed)
+    assert refinement.denoiser_calls <= plan.limit == int(0.4 * settings.budget)
+    judged = {r.candidate: r.value for r in records if r.rung == "frechet"}
+    # What it was tuned to is what it is judged by.
+    assert refinement.value == pytest.approx(judged[refinement.candidate], rel=1e-3)
+    assert refinement.metrics["loss"] < refinement.metrics["loss_before"]
+    ahead = [r for r in records if r.order < refinement.order]
+    work = SearchState.replay(settings, study.scope, ahead).next_work()
+    assert work is not None
+    assert len(parse_plan(work[1].plan).others) == 2
+
+
+def test_where_no_grid_of_each_preset_goes_on_the_best_of_all_does(toy: Path, tmp_path: Path) -> None:
+    settings = _settings(toy, refine=0.0, preset_grids=0, report_presets=False)
+    study = Study(tmp_path / "study", settings)
+    study.run(HERE, "test")
+    presets = [r for r in study.store.evaluations.records() if r.origin.startswith("preset:")]
+    screened = {r.candidate: r.value for r in presets if r.rung == "distance"}
+    judged = {r.candidate for r in presets if r.rung == "frechet"}
+    baseline = preset_on_grid("ddim/uniform-t-zero", study.scope.noise, 3).hash
+    assert judged == {min(screened, key=lambda h: screened[h] or 0.0), baseline}
 
 
 # -- peers ----------------------------------------------------------------------------------------------

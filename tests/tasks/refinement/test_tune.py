@@ -13,7 +13,8 @@ from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.metrics.frechet import FrechetReference
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
-from fewstep.tasks.refinement.objectives import Frechet, ReferenceObjective
+from fewstep.tasks.refinement.features import Frechet
+from fewstep.tasks.refinement.objectives import ReferenceObjective
 from fewstep.tasks.refinement.parameters import Part
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.refinement.tune import Check, Refined, Refinement
@@ -140,7 +141,7 @@ def test_the_gradient_to_a_reference_is_that_of_the_held_out_loss(part: Part) ->
     assert isinstance(objective, ReferenceObjective)
     theta = objective.tables.parameters.start
     at = torch.from_numpy(theta.copy()).requires_grad_()
-    loss = objective.frechet(objective.features(objective.samples(at, range(48), objective.noise(range(48)))))
+    loss = objective.judge.frechet(objective.judge(objective.samples(at, range(48), objective.noise(range(48)))))
     loss.backward()  # type: ignore[no-untyped-call]
     assert at.grad is not None
     assert float(loss.detach()) == pytest.approx(objective.held_out(theta), rel=1e-6)

@@ -1,0 +1,64 @@
+"""What a descent on moments is asked to do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, model_validator
+
+from fewstep.search_spaces.checked import Checked
+from fewstep.tasks.refinement.plan import RefinePlan
+
+# Images that go through the network together; so many share what is kept of their way.
+AT_ONCE = 125
+
+
+class MomentPlan(Checked):
+    """Everything that decides what a descent on moments computes.
+
+    `images` of the noise of `seed` are tuned on: a search's own, so that what is found is judged by what it was tuned
+    to, and only finals and report tell how much of it holds. No further part begins that could lead past `limit`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    distance: Literal["moments"] = "moments"
+    images: PositiveInt = 1000
+    probes: PositiveInt = Field(250, description="images by which derivatives are measured")
+    tries: PositiveInt = Field(2, description="steps tried with each measurement of derivatives")
+    limit: PositiveInt = Field(100_000, description="denoiser calls at most")
+    others: tuple[str, ...] = Field((), description="further schedules (JSON), of which the best is tuned")
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.images % self.probes or self.probes % AT_ONCE:
+            raise ValueError(
+                f"{self.images} images and {self.probes} probes: give a multiple of the probes, and of {AT_ONCE} probes"
+            )
+        return self
+
+    @property
+    def noise_seed(self) -> int:
+        """Seed of the noises that the descent sees."""
+        return self.seed
+
+    @property
+    def seen(self) -> int:
+        """How many images."""
+        return self.images
+
+    def calls(self, nfe: int, teacher_nfe: int) -> int:
+        """Denoiser calls at most. Its first schedule is sampled in any case."""
+        del teacher_nfe  # There is no teacher.
+        return max(self.limit, nfe * self.images)
+
+
+_PLAN: TypeAdapter[RefinePlan | MomentPlan] = TypeAdapter(
+    Annotated[RefinePlan | MomentPlan, Field(discriminator="distance")]
+)
+
+
+def parse_plan(text: str) -> RefinePlan | MomentPlan:
+    """The plan of either kind, from its JSON."""
+    return _PLAN.validate_json(text)

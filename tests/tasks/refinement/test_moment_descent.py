@@ -1,0 +1,122 @@
+"""A descent on moments: its figures are those of the schedule it returns, its short cuts change only the cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.refinement.features import OwnFeatures
+from fewstep.tasks.refinement.moment_descent import Descended, MomentDescent, descend, directions_of, moments
+from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan
+from fewstep.tasks.refinement.plan import RefinePlan
+from fewstep.tasks.sampling.compile import compile_schedule
+from fewstep.tasks.sampling.execute import Program
+from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.sampling.noise import starting_noise
+
+FILES = find_model("digits-ddpm")
+START = preset_on_grid("dpmpp-2m/karras-zero", FILES.noise, 3)
+ANALYTIC = preset_on_grid("unipc-2-bh2/quadratic-zero", FILES.noise, 4).model_copy(update={"first_call": "zero_x0"})
+PLAN = MomentPlan(images=500, probes=125, limit=12_000, seed=5)
+
+
+def _distance(schedule: SolverSchedule, count: int, seed: int) -> float:
+    """Of images that are sampled the usual way."""
+    denoiser = Denoiser(FILES)
+    tables = compile_schedule(schedule, FILES.noise, FILES.prediction_type)
+    with torch.no_grad():
+        noise = starting_noise(seed, 0, count, FILES.shape) * tables.prior_scale
+        judge = OwnFeatures(denoiser)
+        return float(judge.frechet(judge(Program(tables)(denoiser.on(range(count)), noise))))
+
+
+@pytest.fixture(scope="module")
+def descended() -> tuple[Descended, int]:
+    denoiser = Denoiser(FILES)
+    return descend(ANALYTIC, denoiser, PLAN), denoiser.calls
+
+
+def test_it_gets_closer_within_its_calls_and_counts_each(descended: tuple[Descended, int]) -> None:
+    found, calls = descended
+    assert found.after < 0.5 * found.before
+    assert found.cost.calls == calls <= PLAN.limit
+    assert found.cost.backward == 0
+    assert found.schedule.nfe == ANALYTIC.nfe
+
+
+def test_its_figures_are_those_of_the_schedules_as_anybody_samples_them(descended: tuple[Descended, int]) -> None:
+    found, _ = descended
+    again = SolverSchedule.from_json(found.schedule.to_json())
+    assert found.before == pytest.approx(_distance(ANALYTIC, PLAN.images, PLAN.seed), rel=1e-4)
+    assert found.after == pytest.approx(_distance(again, PLAN.images, PLAN.seed), rel=1e-3)
+
+
+def test_what_it_gains_holds_on_other_noise(descended: tuple[Descended, int]) -> None:
+    found, _ = descended
+    assert _distance(found.schedule, 2000, 99) < 0.7 * _distance(ANALYTIC, 2000, 99)
+
+
+@pytest.mark.parametrize("start", [START, ANALYTIC], ids=["called", "analytic"])
+def test_derivatives_of_a_part_of_the_way_are_those_of_all_of_it(start: SolverSchedule) -> None:
+    """And together they cost what is said of them, the last row nothing."""
+    plan = MomentPlan(images=125, probes=125, seed=2)
+    descent = MomentDescent(start, Denoiser(FILES), plan)
+    known = descent.begin()
+    spent = descent.cost.calls
+    assert spent == start.nfe * plan.images
+    for i, direction in enumerate(descent.directions):
+        change = descent._changed(known, i, range(125))
+        before = descent.cost.calls
+        probe = 0.015 if direction.part == "shifts" else 0.003
+        theta = known.theta.copy()
+        theta[i] += probe
+        _, features = descent._sampled(theta, range(125))
+        torch.testing.assert_close(change, (features - known.features) / probe, rtol=1e-3, atol=2e-2)
+        descent.cost.forward = before
+    assert descent.cost.calls - spent == descent._calls_of_jacobian()
+
+
+def test_directions_span_what_moves_the_sample_and_no_more() -> None:
+    """Row k of n called nodes adds the noise and k + 1 outputs; told times are those of all calls but the first."""
+    n = START.nfe
+    assert len(directions_of(START)) == sum(k + 2 for k in range(n)) + n - 1
+    analytic = directions_of(ANALYTIC)
+    assert not any(d.part == "outputs" and d.column == 0 for d in analytic)
+
+
+def test_moments_move_as_the_derivatives_say() -> None:
+    descent = MomentDescent(START, Denoiser(FILES), MomentPlan(images=250, probes=250, seed=1))
+    known = descent.begin()
+    jacobian = descent._jacobian(known, range(len(descent.directions)), range(250))
+    step = torch.from_numpy(np.random.default_rng(0).normal(size=len(descent.directions))) * 1e-3
+    _, features = descent._sampled(known.theta + step.numpy(), range(250))
+    (mean, covariance), (moved, spread) = moments(known.features), moments(features)
+    told = jacobian.at(step)
+    assert float((told[0] - (moved - mean)).norm()) < 0.35 * float((moved - mean).norm())
+    assert float((told[1] - (spread - covariance)).norm()) < 0.35 * float((spread - covariance).norm())
+    jacobian.correct(step, moved - mean, spread - covariance)
+    torch.testing.assert_close(jacobian.at(step)[0], moved - mean)
+    torch.testing.assert_close(jacobian.at(step)[1], spread - covariance)
+
+
+def test_the_best_of_several_starts_is_tuned() -> None:
+    good = preset_on_grid("unipc-2-bh2/quadratic-zero", FILES.noise, 3)
+    bad = preset_on_grid("ddim/uniform-lambda-zero", FILES.noise, 3)
+    plan = PLAN.model_copy(update={"others": (good.to_json(),), "limit": 2 * 3 * PLAN.images})
+    found = descend(bad, Denoiser(FILES), plan)
+    assert found.schedule.provenance["refinement"]["refined_from"] == good.hash
+    assert "others" not in found.schedule.provenance["refinement"]["plan"]
+    too_few = plan.model_copy(update={"limit": 3 * PLAN.images})
+    assert descend(bad, Denoiser(FILES), too_few).schedule.provenance["refinement"]["refined_from"] == bad.hash
+
+
+def test_plans_of_both_kinds_are_read_back() -> None:
+    for plan in (PLAN, RefinePlan(distance="reference", images=32, batch=16)):
+        assert parse_plan(plan.model_dump_json()) == plan
+    with pytest.raises(ConfigurationError, match="multiple of the probes"):
+        MomentPlan.build(images=500, probes=200)
