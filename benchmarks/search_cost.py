@@ -95,12 +95,18 @@ def searches(a: argparse.Namespace, nfe: int, seed: int) -> dict[str, tuple[Path
         "finalist_images": a.images + 1,
         "finalists": 1,
         "report_presets": False,
-        "preset_grids": a.preset_grids,
     }
     kinds: dict[str, dict[str, Any]] = {
-        "evolution": {"sampler": "evolution", "screen": "none", "budget": budget, "grids": ("uniform-t-zero",)},
+        "evolution": {
+            "sampler": "evolution",
+            "screen": "none",
+            "budget": budget,
+            "preset_grids": 1,
+            "grids": ("uniform-t-zero",),
+        },
         "fewstep": {
             "sampler": "s3",
+            "preset_grids": a.preset_grids,
             "surrogate": a.surrogate,
             "screen": a.screen,
             "keep": a.keep,
@@ -109,7 +115,7 @@ def searches(a: argparse.Namespace, nfe: int, seed: int) -> dict[str, tuple[Path
             "refined_elites": a.elites,
             "refine_to": a.refine_to,
             "budget": round(budget * a.share),
-            "grids": ("uniform-t-zero", "quadratic-zero", "karras-zero"),
+            "grids": tuple(a.grids.split(",")),
         },
     }
     return {
@@ -204,8 +210,9 @@ def main() -> None:
     parser.add_argument("--surrogate", default="none")
     parser.add_argument("--screen", default="distance")
     parser.add_argument("--keep", type=float, default=0.15)
-    parser.add_argument("--refine", type=float, default=0.6)
+    parser.add_argument("--refine", type=float, default=0.5)
     parser.add_argument("--preset-grids", type=int, default=0)
+    parser.add_argument("--grids", default="uniform-t-zero", help="where our presets start")
     parser.add_argument("--elites", type=int, default=5)
     parser.add_argument("--refine-to", default="moments")
     parser.add_argument("--out", type=Path, default=Path("runs/search-cost"))

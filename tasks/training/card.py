@@ -22,7 +22,7 @@ A diffusers {kind} for {size}x{size} images: {_meaning(recipe)}.
 | trained on | {figures["trained_images"]:,} draws from {figures["reference_images"]:,} images |
 | labels | {"none" if recipe.label_dropout is None else f"dropped with probability {recipe.label_dropout}"} |
 | classifier accuracy | {figures["classifier_accuracy"]:.4f} on {figures["classifier_accuracy_on"]} |
-{_condition(recipe, figures)}| made | {figures["date"]}, by `fewstep train {recipe.name}` |
+{_condition(recipe, figures)}| made | {figures["date"]}, by `{recipe.command}` |
 {_latents(recipe, figures)}
 Data: {data.source}, licence {data.licence}. `reference.npz` holds the moments of the classifier's features on the
 data; the Frechet distance in this space is labelled `fid-{recipe.dataset}` and compares with no other.

@@ -77,6 +77,12 @@ class TrainingRecipe(Optimisation):
         return self.model_copy(update={"name": f"{self.name}-seed{seed}", "seed": seed, "features_of": kept})
 
     @property
+    def command(self) -> str:
+        """What makes it."""
+        name = self.name.removesuffix(f"-seed{self.seed}")
+        return f"fewstep train {name}" + (f" --seed {self.seed}" if name != self.name else "")
+
+    @property
     def network(self) -> dict[str, Any]:
         """Arguments of the network, of either kind."""
         return self.unet or self.transformer or {}

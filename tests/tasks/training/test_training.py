@@ -144,6 +144,8 @@ def test_a_trained_entry_is_a_model_and_can_be_evaluated(
 def test_another_seed_gives_other_weights_under_the_same_classifier(tmp_path: Path) -> None:
     second = _tiny(name="digits-ddpm", steps=2).reseeded(3)
     assert (second.name, second.seed) == ("digits-ddpm-seed3", 3)
+    assert second.command == "fewstep train digits-ddpm --seed 3"
+    assert _tiny(name="digits-ddpm").command == "fewstep train digits-ddpm"
     train_entry(second, tmp_path / "second", tmp_path / "checkpoints")
     train_entry(second.model_copy(update={"seed": 4}), tmp_path / "third", tmp_path / "more")
     assert find_model(str(tmp_path / "second")).hash != find_model(str(tmp_path / "third")).hash
