@@ -180,10 +180,7 @@ class MomentDescent:
             noise = starting_noise(self.plan.noise_seed, indices.start, len(indices), files.shape, self.denoiser.device)
             held.append({0: noise * program.tables.prior_scale})
             parts.append(self.judge(self._run(program, held[-1], 0, True, indices)))
-        features = torch.cat(parts)
-        if not bool(torch.isfinite(features).all()):
-            raise EvaluationError(f"schedule {self.schedule.hash} made values that are not finite")
-        return held, features
+        return held, self._finite(torch.cat(parts))
 
     def _known(self, theta: Array, held: list[dict[int, Tensor]], features: Tensor) -> Known:
         return Known(theta, held, features, float(self.judge.frechet.of(*moments(features))))
@@ -219,28 +216,28 @@ class MomentDescent:
 
     # -- steps ----------------------------------------------------------------------------------------
 
-    def _step(self, known: Known, jacobian: _Jacobian, damping: float) -> tuple[Tensor, float]:
-        """The damped step, and the distance that it promises."""
+    def _step(self, known: Known, jacobian: _Jacobian, damping: float) -> Tensor:
+        """The damped step; EvaluationError where the derivatives are not finite."""
         mean, covariance = moments(known.features)
         # In units in which each number moves images alike.
         scale = jacobian.metric.diagonal().clamp_min(TINY).rsqrt()
         z = torch.zeros_like(scale, requires_grad=True)
         optimizer = torch.optim.LBFGS([z], max_iter=80, line_search_fn="strong_wolfe")
 
-        def promised(step: Tensor) -> Tensor:
-            moved = jacobian.at(step)
-            return self.judge.frechet.of(mean + moved[0], covariance + moved[1])
-
         def closure() -> Tensor:
             optimizer.zero_grad()
             step = scale * z
-            loss = promised(step) + damping * known.value * (step @ jacobian.metric @ step)
+            moved = jacobian.at(step)
+            loss = self.judge.frechet.of(mean + moved[0], covariance + moved[1])
+            loss = loss + damping * known.value * (step @ jacobian.metric @ step)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         optimizer.step(closure)  # type: ignore[no-untyped-call]
         step = (scale * z).detach()
-        return step, float(promised(step))
+        if not bool(torch.isfinite(step).all()):
+            raise EvaluationError(f"schedule {self.schedule.hash} moves to what is not finite")
+        return step
 
     def fitted(self, known: Known) -> Known:
         """Steps of the row that makes the sample, which cost no call; on all images."""
@@ -248,26 +245,31 @@ class MomentDescent:
         damping = LAST_ROW_DAMPING
         for _ in range(LAST_ROW_STEPS):
             jacobian = self._jacobian(known, free, self._all)
-            step, _ = self._step(known, jacobian, damping)
             theta = known.theta.copy()
-            theta[free] += step.numpy()
-            moved = self._last_row_at(known, theta)
-            if moved is None or not moved.value < known.value:
+            try:
+                theta[free] += self._step(known, jacobian, damping).numpy()
+                moved = self._last_row_at(known, theta)
+            except (ScheduleError, EvaluationError):
                 damping *= 10
-            else:
+                continue
+            if moved.value < known.value:
                 known = moved
+            else:
+                damping *= 10
         return known
 
     @torch.no_grad()
-    def _last_row_at(self, known: Known, theta: Array) -> Known | None:
+    def _last_row_at(self, known: Known, theta: Array) -> Known:
         program, last = self._program(theta), self.schedule.nodes - 1
         parts = []
         for held, indices in zip(known.held, _pieces(self._all), strict=True):
             parts.append(self.judge(self._run(program, dict(held), last, False, indices)))
-        features = torch.cat(parts)
+        return self._known(theta, known.held, self._finite(torch.cat(parts)))
+
+    def _finite(self, features: Tensor) -> Tensor:
         if not bool(torch.isfinite(features).all()):
-            return None
-        return self._known(theta, known.held, features)
+            raise EvaluationError(f"schedule {self.schedule.hash} made values that are not finite")
+        return features
 
     def begin(self) -> Known:
         """The schedule as it is; EvaluationError where it explodes."""
@@ -310,8 +312,8 @@ class MomentDescent:
         base = moments(known.features[look.start : look.stop])
         found: list[tuple[float, float, Tensor, list[dict[int, Tensor]], Tensor]] = []
         for factor in DAMPINGS:
-            step, _ = self._step(known, jacobian, factor * damping)
             try:
+                step = self._step(known, jacobian, factor * damping)
                 held, features = self._sampled(known.theta + step.numpy(), look)
             except (ScheduleError, EvaluationError):
                 continue
@@ -325,7 +327,10 @@ class MomentDescent:
             return known, FAILED * damping
         theta = known.theta + step.numpy()
         sides = range(look.start), range(look.stop, self.plan.images)
-        before, after = (self._sampled(theta, part) if part else ([], features[:0]) for part in sides)
+        try:
+            before, after = (self._sampled(theta, part) if part else ([], features[:0]) for part in sides)
+        except EvaluationError:
+            return known, FAILED * damping
         tried = self._known(theta, [*before[0], *held, *after[0]], torch.cat([before[1], features, after[1]]))
         moved = moments(tried.features)
         jacobian.correct(step, moved[0] - mean, moved[1] - covariance)
