@@ -18,7 +18,7 @@ from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 from fewstep.tasks.models.conditions import Conditions
-from fewstep.tasks.refinement.moment_plan import MomentPlan
+from fewstep.tasks.refinement.moment_plan import AT_ONCE, MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.grids import SEARCH_GRIDS
 
@@ -71,7 +71,7 @@ class SearchSettings(Checked):
     guidance_range: tuple[float, float] | None = Field(None, description="lowest and highest searched guidance")
     quantized: str = Field("", description="folder of a quantised network that samples in the model's place")
     warm_start: tuple[str, ...] = Field((), description="schedules (JSON) that the search starts from")
-    refine: float = Field(0.0, ge=0, le=0.9, description="share of the budget that tunes elites by gradient")
+    refine: float = Field(0.0, ge=0, le=0.9, description="share of the budget that tunes elites")
     refined_elites: PositiveInt = Field(
         2, description="schedules of each NFE that this share is divided among, or of moments the best is taken of"
     )
@@ -122,7 +122,20 @@ class SearchSettings(Checked):
     def _can_refine(self) -> Self:
         if self.refine and (self.space != "schedule" or self.quantized):
             raise ValueError("gradients tune schedules of networks that are not quantised: leave --refine away")
+        if (
+            self.refine
+            and self.refine_to == "moments"
+            and (self.frechet_images % self._probes or self._probes % AT_ONCE)
+        ):
+            raise ValueError(
+                f"frechet_images {self.frechet_images} cannot be tuned on by moments: give {AT_ONCE} or a multiple of "
+                f"{MOST_PROBES}"
+            )
         return self
+
+    @property
+    def _probes(self) -> int:
+        return min(MOST_PROBES, self.frechet_images)
 
     @property
     def refinements_each(self) -> int:
@@ -133,8 +146,8 @@ class SearchSettings(Checked):
         """As much as a part of the share for refinement pays; a descent by gradient has at least LEAST_ITERATIONS."""
         most = self.refine * self.budget / (len(self.nfes) * self.refinements_each)
         if self.refine_to == "moments":
-            probes = min(MOST_PROBES, self.frechet_images)
-            return MomentPlan(images=self.frechet_images, probes=probes, limit=max(1, int(most)), seed=self.seed)
+            limit = max(1, int(most))
+            return MomentPlan(images=self.frechet_images, probes=self._probes, limit=limit, seed=self.seed)
         if self.refine_to == "reference":
             # Larger batches and small steps: the gradient of a distance between few samples is a noisy one.
             base = RefinePlan(distance="reference", batch=64, validation=512, speed=0.05, seed=self.seed)

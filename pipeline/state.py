@@ -185,14 +185,12 @@ class SearchState(Climb):
         if len(trials) < len(table) or any(not t.records for t in trials.values()):
             return
         chosen = {BASELINE}
-        for solver in sorted({name.partition("/")[0] for name in table}):
-            grids = [name for name in table if name.startswith(f"{solver}/")]
-            values = {name: trials[name].value(self.screen) for name in grids}
-            known = {name: value for name, value in values.items() if value is not None}
-            chosen |= set(sorted(known, key=lambda name: (known[name], name))[: self.settings.preset_grids])
-        if not self.settings.preset_grids:
-            values = {name: trial.value(self.screen) for name, trial in trials.items()}
-            chosen |= set(sorted((n for n, v in values.items() if v is not None), key=lambda n: (values[n], n))[:1])
+        known = {name: value for name, trial in trials.items() if (value := trial.value(self.screen)) is not None}
+        each = self.settings.preset_grids
+        solvers = sorted({f"{name.partition('/')[0]}/" for name in table}) if each else [""]
+        for solver in solvers:
+            names = sorted((n for n in known if n.startswith(solver)), key=lambda name: (known[name], name))
+            chosen |= set(names[: max(1, each)])
         numbers = {trials[name].candidate.trial for name in chosen}
         for trial in {t.candidate.trial: t for t in trials.values()}.values():
             if trial.state == TrialState.RUNNING and trial.candidate.trial in numbers:

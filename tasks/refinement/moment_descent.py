@@ -125,11 +125,12 @@ class MomentDescent:
         plan: MomentPlan,
         statistics: ModelStatistics | None = None,
         cost: Cost | None = None,
+        judge: OwnFeatures | None = None,
     ) -> None:
         self.schedule, self.denoiser, self.plan = schedule, denoiser, plan
         self._statistics = statistics
         self.cost = cost or Cost()
-        self.judge = OwnFeatures(denoiser)
+        self.judge = judge or OwnFeatures(denoiser)
         self.directions = directions_of(schedule)
         self._all = range(plan.images)
 
@@ -355,14 +356,14 @@ def descend(
 
     EvaluationError where none of them can be sampled.
     """
-    cost = Cost()
+    cost, judge = Cost(), OwnFeatures(denoiser)
     starts = [schedule, *(SolverSchedule.from_json(text) for text in plan.others)]
     begun: list[tuple[MomentDescent, Known]] = []
     before = math.inf
     for i, start in enumerate(starts):
         if i and cost.calls + plan.images * start.nfe > plan.limit:
             break
-        descent = MomentDescent(start, denoiser, plan, statistics, cost)
+        descent = MomentDescent(start, denoiser, plan, statistics, cost, judge)
         try:
             known = descent.begin()
         except (ScheduleError, EvaluationError):

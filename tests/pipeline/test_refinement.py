@@ -160,6 +160,8 @@ def test_a_share_that_nothing_can_be_done_with_is_refused(toy: Path) -> None:
         _settings(toy, refine=1.5)
     with pytest.raises(ConfigurationError, match="not quantised"):
         _settings(toy, quantized="somewhere")
+    with pytest.raises(ConfigurationError, match="frechet_images 300 cannot be tuned on"):
+        _settings(toy, refine_to="moments", frechet_images=300)
 
 
 def test_a_search_tunes_the_best_of_its_elites_on_its_own_images(toy: Path, tmp_path: Path) -> None:
