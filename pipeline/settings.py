@@ -33,7 +33,7 @@ SPACES = ("schedule", "quantization", "joint")
 BASELINE_GRID = "uniform-t-zero"
 REPORT_SEED_OFFSET = 1_000_003
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
-MOST_PROBES = 250
+MOST_LOOKED_AT = 250
 
 
 class SearchSettings(Checked):
@@ -122,20 +122,16 @@ class SearchSettings(Checked):
     def _can_refine(self) -> Self:
         if self.refine and (self.space != "schedule" or self.quantized):
             raise ValueError("gradients tune schedules of networks that are not quantised: leave --refine away")
-        if (
-            self.refine
-            and self.refine_to == "moments"
-            and (self.frechet_images % self._probes or self._probes % AT_ONCE)
-        ):
+        if self.refine and self.refine_to == "moments" and (self.frechet_images % self._look or self._look % AT_ONCE):
             raise ValueError(
                 f"frechet_images {self.frechet_images} cannot be tuned on by moments: give {AT_ONCE} or a multiple of "
-                f"{MOST_PROBES}"
+                f"{MOST_LOOKED_AT}"
             )
         return self
 
     @property
-    def _probes(self) -> int:
-        return min(MOST_PROBES, self.frechet_images)
+    def _look(self) -> int:
+        return min(MOST_LOOKED_AT, self.frechet_images)
 
     @property
     def refinements_each(self) -> int:
@@ -147,7 +143,7 @@ class SearchSettings(Checked):
         most = self.refine * self.budget / (len(self.nfes) * self.refinements_each)
         if self.refine_to == "moments":
             limit = max(1, int(most))
-            return MomentPlan(images=self.frechet_images, probes=self._probes, limit=limit, seed=self.seed)
+            return MomentPlan(images=self.frechet_images, look=self._look, limit=limit, seed=self.seed)
         if self.refine_to == "reference":
             # Larger batches and small steps: the gradient of a distance between few samples is a noisy one.
             base = RefinePlan(distance="reference", batch=64, validation=512, speed=0.05, seed=self.seed)

@@ -24,7 +24,7 @@ class MomentPlan(Checked):
 
     distance: Literal["moments"] = "moments"
     images: PositiveInt = 1000
-    probes: PositiveInt = Field(250, description="images by which derivatives are measured")
+    look: PositiveInt = Field(250, description="images by which steps of several dampings are compared")
     tries: PositiveInt = Field(2, description="steps tried with each measurement of derivatives")
     limit: PositiveInt = Field(100_000, description="denoiser calls at most")
     others: tuple[str, ...] = Field((), description="further schedules (JSON), of which the best is tuned")
@@ -32,9 +32,10 @@ class MomentPlan(Checked):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if self.images % self.probes or self.probes % AT_ONCE:
+        if self.images % self.look or self.look % AT_ONCE:
             raise ValueError(
-                f"{self.images} images and {self.probes} probes: give a multiple of the probes, and of {AT_ONCE} probes"
+                f"{self.images} images, {self.look} to compare steps by: give a multiple of the latter, "
+                f"and of {AT_ONCE} there"
             )
         return self
 

@@ -11,7 +11,8 @@ from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.features import OwnFeatures
-from fewstep.tasks.refinement.moment_descent import Descended, MomentDescent, descend, directions_of, moments
+from fewstep.tasks.refinement.moment_descent import Descended, MomentDescent, descend
+from fewstep.tasks.refinement.moment_model import directions_of, moments
 from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.compile import compile_schedule
@@ -22,7 +23,7 @@ from fewstep.tasks.sampling.noise import starting_noise
 FILES = find_model("digits-ddpm")
 START = preset_on_grid("dpmpp-2m/karras-zero", FILES.noise, 3)
 ANALYTIC = preset_on_grid("unipc-2-bh2/quadratic-zero", FILES.noise, 4).model_copy(update={"first_call": "zero_x0"})
-PLAN = MomentPlan(images=500, probes=125, limit=12_000, seed=5)
+PLAN = MomentPlan(images=500, look=125, limit=12_000, seed=5)
 
 
 def _distance(schedule: SolverSchedule, count: int, seed: int) -> float:
@@ -63,22 +64,25 @@ def test_what_it_gains_holds_on_other_noise(descended: tuple[Descended, int]) ->
 
 @pytest.mark.parametrize("start", [START, ANALYTIC], ids=["called", "analytic"])
 def test_derivatives_of_a_part_of_the_way_are_those_of_all_of_it(start: SolverSchedule) -> None:
-    """And together they cost what is said of them, the last row nothing."""
-    plan = MomentPlan(images=125, probes=125, seed=2)
+    """And together they cost what is said of them, the last row nothing, a row before it the calls after it."""
+    plan = MomentPlan(images=125, look=125, seed=2)
     descent = MomentDescent(start, Denoiser(FILES), plan)
     known = descent.begin()
-    spent = descent.cost.calls
-    assert spent == start.nfe * plan.images
+    assert descent.cost.calls == start.nfe * plan.images
+    spent = dict.fromkeys(range(start.nodes), 0)
     for i, direction in enumerate(descent.directions):
-        change = descent._changed(known, i, range(125))
         before = descent.cost.calls
+        change = descent._change(known, i)
+        for reach in spent:
+            spent[reach] += (descent.cost.calls - before) * direction.within(reach, start.nodes)
         probe = 0.015 if direction.part == "shifts" else 0.003
         theta = known.theta.copy()
         theta[i] += probe
-        _, features = descent._sampled(theta, range(125))
+        features = descent._sampled(theta).features
         torch.testing.assert_close(change, (features - known.features) / probe, rtol=1e-3, atol=2e-2)
-        descent.cost.forward = before
-    assert descent.cost.calls - spent == descent._calls_of_jacobian()
+    assert spent == {reach: descent._calls_of_derivatives(reach) for reach in spent}
+    assert spent[0] == 0
+    assert len(descent._block(start.nodes - 1)) == len(descent.directions)
 
 
 def test_directions_span_what_moves_the_sample_and_no_more() -> None:
@@ -89,19 +93,37 @@ def test_directions_span_what_moves_the_sample_and_no_more() -> None:
     assert not any(d.part == "outputs" and d.column == 0 for d in analytic)
 
 
-def test_moments_move_as_the_derivatives_say() -> None:
-    descent = MomentDescent(START, Denoiser(FILES), MomentPlan(images=250, probes=250, seed=1))
+@pytest.mark.parametrize("reach", [1, 2])
+def test_moments_move_as_the_derivatives_say(reach: int) -> None:
+    descent = MomentDescent(START, Denoiser(FILES), MomentPlan(images=250, look=250, seed=1))
     known = descent.begin()
-    jacobian = descent._jacobian(known, range(len(descent.directions)), range(250))
-    step = torch.from_numpy(np.random.default_rng(0).normal(size=len(descent.directions))) * 1e-3
-    _, features = descent._sampled(known.theta + step.numpy(), range(250))
+    block = descent._block(reach)
+    told = descent._derivatives(known, block)
+    step = torch.from_numpy(np.random.default_rng(0).normal(size=len(block))) * 1e-3
+    theta = known.theta.copy()
+    theta[block] += step.numpy()
+    features = descent._sampled(theta).features
     (mean, covariance), (moved, spread) = moments(known.features), moments(features)
-    told = jacobian.at(step)
-    assert float((told[0] - (moved - mean)).norm()) < 0.35 * float((moved - mean).norm())
-    assert float((told[1] - (spread - covariance)).norm()) < 0.35 * float((spread - covariance).norm())
-    jacobian.correct(step, moved - mean, spread - covariance)
-    torch.testing.assert_close(jacobian.at(step)[0], moved - mean)
-    torch.testing.assert_close(jacobian.at(step)[1], spread - covariance)
+    expected = told.at(step)
+    assert float((expected[0] - (moved - mean)).norm()) < 0.35 * float((moved - mean).norm())
+    assert float((expected[1] - (spread - covariance)).norm()) < 0.35 * float((spread - covariance).norm())
+    told.correct(step, moved - mean, spread - covariance)
+    torch.testing.assert_close(told.at(step)[0], moved - mean)
+    torch.testing.assert_close(told.at(step)[1], spread - covariance)
+
+
+def test_a_try_changes_no_call_before_its_reach() -> None:
+    plan = MomentPlan(images=250, look=125, seed=1)
+    descent = MomentDescent(START, Denoiser(FILES), plan)
+    known = descent.begin()
+    told = descent._derivatives(known, descent._block(1))
+    before = descent.cost.calls
+    found, _ = descent._try(known, told, 1, 0.5, range(125, 250))
+    assert found.value < known.value
+    assert descent.cost.calls - before == descent._calls_of_try(1)
+    assert all(torch.equal(a[2], b[2]) and a[3] is b[3] for a, b in zip(known.held, found.held, strict=True))
+    again = descent._sampled(found.theta)
+    torch.testing.assert_close(found.features, again.features, rtol=1e-3, atol=1e-3)
 
 
 def test_the_best_of_several_starts_is_tuned() -> None:
@@ -118,5 +140,5 @@ def test_the_best_of_several_starts_is_tuned() -> None:
 def test_plans_of_both_kinds_are_read_back() -> None:
     for plan in (PLAN, RefinePlan(distance="reference", images=32, batch=16)):
         assert parse_plan(plan.model_dump_json()) == plan
-    with pytest.raises(ConfigurationError, match="multiple of the probes"):
-        MomentPlan.build(images=500, probes=200)
+    with pytest.raises(ConfigurationError, match="multiple of the latter"):
+        MomentPlan.build(images=500, look=200)
