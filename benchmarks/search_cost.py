@@ -1,6 +1,6 @@
 """Denoiser calls until a search is as good as the published evolution is at its end.
 
-    python -m benchmarks.search_cost [--model digits-ddpm] [--nfe 4,6,8] [--seeds 3] [--evaluations 400]
+    python -m benchmarks.search_cost [--model digits-ddpm] [--nfe 4,6,8] [--seeds 3] [--first-seed 0] [--evaluations 400]
 
 `theirs` is all calls of evolution with the published operators, every candidate judged on --images images, nothing
 screened or refined (`to_own_best`: those after which it found nothing better). `ours` is the calls until a search with
@@ -132,7 +132,7 @@ def compare(a: argparse.Namespace, nfe: int) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     told: dict[str, list[float]] = defaultdict(list)
     reached = reached_fresh = 0
-    for seed in range(a.seeds):
+    for seed in range(a.first_seed, a.first_seed + a.seeds):
         both = {kind: searched(root, settings) for kind, (root, settings) in searches(a, nfe, seed).items()}
         rows += [(a.model, nfe, seed, kind, calls, best) for kind, s in both.items() for calls, best, _ in s.curve]
         own, target, theirs = both["evolution"].curve[-1]
@@ -155,6 +155,7 @@ def compare(a: argparse.Namespace, nfe: int) -> list[tuple[Any, ...]]:
         "model": a.model,
         "nfe": nfe,
         "seeds": a.seeds,
+        "first_seed": a.first_seed,
         "reached": reached,
         "evaluations_of_evolution": a.evaluations,
         "calls_of_evolution": budget,
@@ -188,7 +189,7 @@ def draw(rows: list[tuple[Any, ...]], path: Path) -> Path:
     panels = figure.subplots(1, len(nfes), squeeze=False)[0]
     for axes, nfe in zip(panels, nfes, strict=True):
         for (search, seed), line in table[table["nfe"] == nfe].groupby(["search", "seed"]):
-            label = str(search) if seed == 0 else None
+            label = str(search) if seed == table["seed"].min() else None
             axes.step(line["calls"], line["best"], where="post", color=COLOURS[str(search)], label=label)
         axes.set(xscale="log", yscale="log", title=f"NFE {nfe}", xlabel="denoiser calls of the search")
     panels[0].set_ylabel("best Frechet distance so far")
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--labels", default="none")
     parser.add_argument("--nfe", default="4,6,8")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--evaluations", type=int, default=400)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--fresh", type=int, default=4000)
