@@ -1,6 +1,7 @@
 """Denoiser calls until a search is as good as the published evolution is at its end.
 
-    python -m benchmarks.search_cost [--model digits-ddpm] [--nfe 4,6,8] [--seeds 3] [--first-seed 0] [--evaluations 400]
+    python -m benchmarks.search_cost [--model digits-ddpm] [--nfe 4,6,8] [--seeds 3] [--first-seed 0]
+        [--evaluations 400]
 
 `theirs` is all calls of evolution with the published operators, every candidate judged on --images images, nothing
 screened or refined (`to_own_best`: those after which it found nothing better). `ours` is the calls until a search with
