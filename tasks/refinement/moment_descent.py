@@ -229,7 +229,10 @@ class MomentDescent:
 
     def _round(self, known: Known, reach: int, damping: float, tried: int) -> tuple[Known, float]:
         """Measure the numbers that reach so many calls, try steps of them: the better, and its damping."""
-        told = self._derivatives(known, self._block(reach))
+        try:
+            told = self._derivatives(known, self._block(reach))
+        except (ScheduleError, EvaluationError):
+            return known, damping
         for i in range(self.plan.tries):
             if self.cost.calls + self._calls_of_try(reach) > self.plan.limit:
                 break

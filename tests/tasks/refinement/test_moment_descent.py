@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.errors import ConfigurationError
+from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.features import OwnFeatures
-from fewstep.tasks.refinement.moment_descent import Descended, MomentDescent, descend
+from fewstep.tasks.refinement.moment_descent import Descended, Known, MomentDescent, descend
 from fewstep.tasks.refinement.moment_model import directions_of, moments
 from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan
 from fewstep.tasks.refinement.plan import RefinePlan
@@ -124,6 +124,23 @@ def test_a_try_changes_no_call_before_its_reach() -> None:
     assert all(torch.equal(a[2], b[2]) and a[3] is b[3] for a, b in zip(known.held, found.held, strict=True))
     again = descent._sampled(found.theta)
     torch.testing.assert_close(found.features, again.features, rtol=1e-3, atol=1e-3)
+
+
+def test_numbers_that_cannot_be_measured_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = MomentPlan(images=125, look=125, limit=10_000, seed=1)
+    descent = MomentDescent(START, Denoiser(FILES), plan)
+    known = descent.begin()
+    change = MomentDescent._change
+
+    def exploding(self: MomentDescent, known: Known, direction: int) -> torch.Tensor:
+        if direction not in self._block(1):
+            raise EvaluationError("not finite")
+        return change(self, known, direction)
+
+    monkeypatch.setattr(MomentDescent, "_change", exploding)
+    found = descent.run(known)
+    assert found.value < known.value
+    assert {i for i, value in enumerate(found.theta) if value} <= set(descent._block(1))
 
 
 def test_the_best_of_several_starts_is_tuned() -> None:
