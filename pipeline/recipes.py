@@ -85,9 +85,24 @@ def fashion_front() -> SearchSettings:
     )
 
 
+def fashion_front_moments() -> SearchSettings:
+    """The same front, tuned on the search's own images (docs/refinement.md): what `--warm-start` of the former ends in."""
+    fields = fashion_front().model_dump() | {
+        "study": "fashion-front-moments",
+        "surrogate": "none",
+        "budget": 1_200_000,
+        "preset_grids": 0,
+        "refine": 0.6,
+        "refined_elites": 3,
+        "refine_to": "moments",
+    }
+    return SearchSettings.build(**fields)
+
+
 RECIPES = {
     "digits-demo": digits_demo,
     "fashion-front": fashion_front,
+    "fashion-front-moments": fashion_front_moments,
     "fashion-flow": fashion_flow,
     "fashion-flow-guided": fashion_flow_guided,
 }
