@@ -86,7 +86,7 @@ def fashion_front() -> SearchSettings:
 
 
 def fashion_front_moments() -> SearchSettings:
-    """The same front, tuned on the search's own images (docs/refinement.md): what `--warm-start` of the former ends in."""
+    """The same front tuned on the search's own images (docs/refinement.md), to be started with `--warm-start` of it."""
     fields = fashion_front().model_dump() | {
         "study": "fashion-front-moments",
         "surrogate": "none",
