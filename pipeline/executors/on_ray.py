@@ -151,7 +151,8 @@ def _connect(address: str | None, count: int, gpu: bool) -> None:
     try:
         if address is None:
             local = {"num_gpus": count} if gpu else {}
-            ray.init(num_cpus=max(count, 1), include_dashboard=False, **local, **quiet)
+            # Without an address Ray would join whatever cluster it finds, and refuse its size.
+            ray.init("local", num_cpus=max(count, 1), include_dashboard=False, **local, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:

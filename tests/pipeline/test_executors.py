@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A Ray of this module's own; its address."""
-    context = ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    context = ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield context.address_info["address"]
     ray.shutdown()
 
@@ -97,6 +97,17 @@ def test_every_task_is_delivered_once_and_complete(executor: Executor) -> None:
     assert results["images", 3].images is not None
     assert results["images", 3].images.shape == (4, 1, 8, 8)
     assert list(executor.events()) == []
+
+
+def test_without_an_address_no_cluster_is_joined(cluster: str) -> None:
+    """Not even one that Ray would find by itself."""
+    code = "import ray; from fewstep.pipeline.executors.on_ray import _connect; _connect(None, 1, False); "
+    code += "print(ray.get_runtime_context().gcs_address, ray.cluster_resources()['CPU'])"
+    environment = os.environ | {"RAY_ADDRESS": cluster}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    address, cpus = done.stdout.split()
+    assert address != cluster
+    assert float(cpus) == 1
 
 
 def test_a_candidate_that_cannot_be_evaluated_comes_back_with_its_error(executor: Executor) -> None:
