@@ -37,7 +37,7 @@ from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.refinement.execute import Cost, counted
 from fewstep.tasks.refinement.features import OwnFeatures
-from fewstep.tasks.refinement.moment_model import Direction, LinearMoments, directions_of, moments
+from fewstep.tasks.refinement.moment_model import LinearMoments, directions_of, moments
 from fewstep.tasks.refinement.moment_plan import AT_ONCE, MomentPlan
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
@@ -162,7 +162,7 @@ class MomentDescent:
     # -- steps ----------------------------------------------------------------------------------------
 
     def _block(self, reach: int) -> list[int]:
-        return [i for i, d in enumerate(self.directions) if d.within(reach, self.schedule.nodes)]
+        return [i for i, d in enumerate(self.directions) if d.calls(self.schedule.nodes) <= reach]
 
     def _change(self, known: Known, direction: int) -> Tensor:
         """Change of features (N, D) by one unit of a direction, measured by a small one."""
@@ -190,7 +190,7 @@ class MomentDescent:
         """Theta after the damped step, and the step."""
         step = told.step(known.features, self.judge.frechet, damping * known.value)
         theta = known.theta.copy()
-        theta[list(directions)] += step.numpy()
+        theta[list(directions)] += step.cpu().numpy()
         return theta, step
 
     def fitted(self, known: Known) -> Known:
@@ -246,12 +246,8 @@ class MomentDescent:
         start = number % (self.plan.images // self.plan.look) * self.plan.look
         return range(start, start + self.plan.look)
 
-    def _calls_again(self, direction: Direction) -> int:
-        called = [j for j in range(self.schedule.nodes) if j or self.schedule.first_call == "model"]
-        return sum(j > direction.row - direction.calls_again for j in called)
-
     def _calls_of_derivatives(self, reach: int) -> int:
-        return self.plan.images * sum(self._calls_again(self.directions[i]) for i in self._block(reach))
+        return self.plan.images * sum(self.directions[i].calls(self.schedule.nodes) for i in self._block(reach))
 
     def _calls_of_try(self, reach: int) -> int:
         return reach * (self.plan.images + (len(DAMPINGS) - 1) * self.plan.look)
@@ -326,10 +322,8 @@ def descend(
         begun.append((descent, descent.fitted(known)))
     if not begun:
         raise EvaluationError(f"schedule {schedule.hash} made values that are not finite")
-    best = min(begun, key=lambda pair: pair[1].value)
-    for descent, known in sorted(begun, key=lambda pair: pair[1].value):
-        best = min(best, (descent, descent.run(known)), key=lambda pair: pair[1].value)
-    descent, known = best
+    begun.sort(key=lambda pair: pair[1].value)
+    descent, known = min(((d, d.run(k)) for d, k in begun), key=lambda pair: pair[1].value)
     found = descent.schedule_at(known.theta)
     origin = {"refined_from": descent.schedule.hash, "plan": plan.model_dump(mode="json", exclude={"others"})}
     fields = found.model_dump(exclude={"provenance"}) | {"provenance": {"refinement": origin}}

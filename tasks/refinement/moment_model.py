@@ -27,9 +27,9 @@ class Direction:
         """Whether node `row` itself has to be called again."""
         return self.part == "shifts"
 
-    def within(self, reach: int, nodes: int) -> bool:
-        """Whether a change of it changes no more than the last `reach` calls."""
-        return self.row - self.calls_again >= nodes - 1 - reach
+    def calls(self, nodes: int) -> int:
+        """How many calls, the last ones, a change of it changes."""
+        return nodes - 1 - self.row + self.calls_again
 
 
 def directions_of(schedule: SolverSchedule) -> list[Direction]:

@@ -74,7 +74,7 @@ def test_derivatives_of_a_part_of_the_way_are_those_of_all_of_it(start: SolverSc
         before = descent.cost.calls
         change = descent._change(known, i)
         for reach in spent:
-            spent[reach] += (descent.cost.calls - before) * direction.within(reach, start.nodes)
+            spent[reach] += (descent.cost.calls - before) * (direction.calls(start.nodes) <= reach)
         probe = 0.015 if direction.part == "shifts" else 0.003
         theta = known.theta.copy()
         theta[i] += probe
