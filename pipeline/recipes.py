@@ -99,10 +99,21 @@ def fashion_front_moments() -> SearchSettings:
     return SearchSettings.build(**fields)
 
 
+def fashion_front_equal() -> SearchSettings:
+    """The whole front in one search with the 150,000 calls an NFE that the searches of `fewstep peers` have."""
+    fields = fashion_front_moments().model_dump() | {
+        "study": "fashion-front-equal",
+        "budget": 900_000,
+        "refined_elites": 5,
+    }
+    return SearchSettings.build(**fields)
+
+
 RECIPES = {
     "digits-demo": digits_demo,
     "fashion-front": fashion_front,
     "fashion-front-moments": fashion_front_moments,
+    "fashion-front-equal": fashion_front_equal,
     "fashion-flow": fashion_flow,
     "fashion-flow-guided": fashion_flow_guided,
 }
