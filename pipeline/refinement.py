@@ -16,10 +16,14 @@ from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.statistics import ModelStatistics
+from fewstep.tasks.refinement.descend import descend
+from fewstep.tasks.refinement.moment_plan import MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
-from fewstep.tasks.refinement.tune import OnCheck, Refined, Refinement
+from fewstep.tasks.refinement.tune import Check, OnCheck, Refined, Refinement
 
 KINDS = ("start", "best", "averaged")
+# Distances that need no teacher.
+UNTAUGHT = ("reference", "moments")
 FOLDER = "refinements"
 
 
@@ -42,16 +46,18 @@ def refine(
     subject: Subject,
     schedule: SolverSchedule,
     teacher: SolverSchedule,
-    plan: RefinePlan,
+    plan: RefinePlan | MomentPlan,
     root: Path,
     device: str = "cpu",
     on_check: OnCheck | None = None,
 ) -> Refined:
     """Tune a schedule; progress lies under `root`, and the same call goes on from there.
 
+    A descent on moments has one result, which is the averaged iterate too; its checks count denoiser calls.
     ConfigurationError where the teacher makes no more calls than the schedule.
     """
-    if plan.distance != "reference" and teacher.nfe <= schedule.nfe:
+    taught = plan.distance not in UNTAUGHT
+    if taught and teacher.nfe <= schedule.nfe:
         raise ConfigurationError(
             f"the teacher makes {teacher.nfe} calls, the schedule {schedule.nfe}: give a teacher that makes more"
         )
@@ -62,11 +68,34 @@ def refine(
         conditions=subject.conditions.hash,
         statistics=statistics.hash if statistics else "",
         schedule=schedule.hash,
-        teacher="" if plan.distance == "reference" else teacher.hash,
+        teacher=teacher.hash if taught else "",
         plan=plan.model_dump_json(),
     )
     denoiser = Denoiser(files, device, subject.conditions)
+    if isinstance(plan, MomentPlan):
+        return _descended(schedule, denoiser, plan, statistics, root / FOLDER / key, on_check)
     return Refinement(schedule, teacher, denoiser, plan, statistics, root / FOLDER / key).run(on_check)
+
+
+def _descended(
+    schedule: SolverSchedule,
+    denoiser: Denoiser,
+    plan: MomentPlan,
+    statistics: ModelStatistics | None,
+    folder: Path,
+    on_check: OnCheck | None,
+) -> Refined:
+    last = 0
+
+    def heard(calls: int, value: float) -> None:
+        nonlocal last
+        last = calls
+        if on_check:
+            on_check(Check(calls, value, value))
+
+    found = descend(schedule, denoiser, plan, statistics, folder / "progress.safetensors", heard)
+    checks = Check(0, found.before, found.before), Check(last, found.after, found.after)
+    return Refined(schedule, found.schedule, found.schedule, checks, found.cost)
 
 
 def judge(

@@ -18,7 +18,7 @@ from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 from fewstep.tasks.models.conditions import Conditions
-from fewstep.tasks.refinement.moment_plan import AT_ONCE, MomentPlan
+from fewstep.tasks.refinement.moment_plan import AT_ONCE, MOST_LOOKED_AT, MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.grids import SEARCH_GRIDS
 
@@ -33,7 +33,6 @@ SPACES = ("schedule", "quantization", "joint")
 BASELINE_GRID = "uniform-t-zero"
 REPORT_SEED_OFFSET = 1_000_003
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
-MOST_LOOKED_AT = 250
 
 
 class SearchSettings(Checked):

@@ -266,7 +266,7 @@ class Worker:
 
         start, plan = SolverSchedule.from_json(task.schedule), parse_plan(task.plan)
         if isinstance(plan, MomentPlan):
-            from fewstep.tasks.refinement.moment_descent import descend
+            from fewstep.tasks.refinement.descend import descend
 
             descended = descend(start, self._exact, plan, self.statistics)
             return {"refined": descended.schedule.to_json(), "losses": (descended.before, descended.after)}

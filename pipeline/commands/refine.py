@@ -1,4 +1,4 @@
-"""`fewstep refine`: tune a schedule's times and coefficients by gradient against a many-step teacher."""
+"""`fewstep refine`: tune a schedule's times and coefficients, by gradient or on feature moments."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ def command(
     parts: Parts = ALL_PARTS,
     window: Annotated[int, typer.Option(min=0, help="newest calls whose coefficients are tuned; 0: all")] = 0,
     distance: Annotated[
-        str, typer.Option(help="to the teacher by network (its middle block), pixel, features; or reference")
+        str, typer.Option(help="to the teacher by network (its middle block), pixel, features; or reference, moments")
     ] = "network",
-    images: Annotated[int, typer.Option(min=2, help="noises that are tuned on")] = 256,
+    images: Annotated[int, typer.Option(min=0, help="noises that are tuned on; 0: 256, of moments 1,000")] = 0,
     validation: Annotated[int, typer.Option(min=2, help="noises that choose among iterates")] = 128,
     batch: Annotated[int, typer.Option(min=1, help="noises an iteration")] = 16,
     iterations: Annotated[int, typer.Option(min=1, help="steps of Adam")] = 300,
     speed: Annotated[float, typer.Option(help="all step sizes times this")] = 1.0,
+    limit: Annotated[int, typer.Option(min=1, help="denoiser calls at most, of moments")] = 100_000,
     judge_images: Annotated[int, typer.Option(min=2, help="images that start and results are judged on")] = 2000,
     seed: Seed = 0,
     features: Features = "auto",
@@ -62,34 +63,42 @@ def command(
     """Tune a schedule, judge it by Frechet distance on --seed, keep the start unless it is beaten.
 
     It is tuned to a many-step teacher from the same noise or, with --distance reference, without one to the Frechet
-    distance itself: a fine sampler is not always the better one, and no teacher leads past itself.
+    distance itself: a fine sampler is not always the better one, and no teacher leads past itself. --distance moments
+    does the latter without gradients, on --images of one noise and with --limit calls; it takes neither parts, batches
+    nor iterations.
 
     A backward pass through a denoiser call counts as two calls. Killed, the same command goes on.
     """
     from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.final import write_text
-    from fewstep.pipeline.refinement import judge, published, refine
+    from fewstep.pipeline.refinement import KINDS, judge, published, refine
     from fewstep.pipeline.single import Subject
     from fewstep.pipeline.study import parse_teacher
     from fewstep.tasks.models.files import find_model
+    from fewstep.tasks.refinement.moment_plan import MomentPlan
     from fewstep.tasks.refinement.plan import RefinePlan
 
     files = find_model(model)
     start, many = parse_teacher(schedule, files), parse_teacher(teacher, files)
-    plan = RefinePlan.build(
-        parts=tuple(part.strip() for part in parts.split(",") if part.strip()),
-        window=window,
-        distance=distance,
-        images=images,
-        validation=validation,
-        batch=batch,
-        iterations=iterations,
-        speed=speed,
-        seed=seed,
-    )
+    plan: RefinePlan | MomentPlan
+    if distance == "moments":
+        plan = MomentPlan.apart(images or 1000, limit, seed)
+    else:
+        plan = RefinePlan.build(
+            parts=tuple(part.strip() for part in parts.split(",") if part.strip()),
+            window=window,
+            distance=distance,
+            images=images or 256,
+            validation=validation,
+            batch=batch,
+            iterations=iterations,
+            speed=speed,
+            seed=seed,
+        )
     most = plan.calls(start.nfe, many.nfe)
+    results = 2 if distance == "moments" else 3
     if dry_run:
-        _say({"refinement_calls_at_most": most, "judging_calls": 3 * judge_images * start.nfe}, as_json)
+        _say({"refinement_calls_at_most": most, "judging_calls": results * judge_images * start.nfe}, as_json)
         return
     subject = Subject(model, features, reference, conditions(labels, guidance), statistics)
     execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
@@ -98,7 +107,7 @@ def command(
     name = f"{start.name or start.hash}, refined" if judged.kind != "start" else start.name
     path = to or out / "schedules" / f"{start.hash}-refined.json"
     write_text(path, published(judged, name).to_json(indent=2) + "\n")
-    values = {kind: r.value for kind, r in zip(("start", "best", "averaged"), judged.records, strict=True)}
+    values = {kind: r.value for kind, r in zip(KINDS[:results], judged.records, strict=False)}
     _say(
         {
             **values,
@@ -113,7 +122,8 @@ def command(
 
 
 def _tell(check: Any) -> None:
-    typer.echo(f"iteration {check.iteration:5}  loss {check.loss:.5g}, of the average {check.averaged:.5g}")
+    averaged = "" if check.averaged == check.loss else f", of the average {check.averaged:.5g}"
+    typer.echo(f"{check.iteration:9,}  loss {check.loss:.5g}{averaged}")
 
 
 def _say(figures: dict[str, Any], as_json: bool) -> None:

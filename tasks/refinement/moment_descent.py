@@ -21,8 +21,7 @@ span whatever times, orders and coefficients could do. Shapes: features (N, D), 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +38,7 @@ from fewstep.tasks.refinement.execute import Cost, counted
 from fewstep.tasks.refinement.features import OwnFeatures
 from fewstep.tasks.refinement.moment_model import LinearMoments, directions_of, moments
 from fewstep.tasks.refinement.moment_plan import AT_ONCE, MomentPlan
+from fewstep.tasks.refinement.moment_progress import Progress
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.noise import starting_noise
@@ -66,6 +66,9 @@ class Known:
     held: list[dict[int, Tensor]]
     features: Tensor
     value: float
+
+
+OnRound = Callable[[Known, Progress], None]
 
 
 def _pieces(images: range) -> list[range]:
@@ -209,23 +212,29 @@ class MomentDescent:
                 damping *= 10
         return known
 
-    def begin(self) -> Known:
-        """The schedule as it is; EvaluationError where it explodes."""
-        return self._sampled(np.zeros(len(self.directions)))
+    def begin(self, theta: Array | None = None) -> Known:
+        """The schedule as it is, or moved by theta; EvaluationError where it explodes."""
+        return self._sampled(np.zeros(len(self.directions)) if theta is None else theta)
 
-    def run(self, known: Known) -> Known:
-        """Go down from there until a sweep over everything gains little, or as far as the plan's calls lead."""
-        reach, dampings, tried = min(FIRST_REACH, self._last), dict[int, float](), 0
+    def run(self, known: Known, at: Progress | None = None, on_round: OnRound | None = None) -> Known:
+        """Go down from there until a sweep over everything gains little, or as far as the plan's calls lead.
+
+        `on_round` hears of what is known after every measurement, and `at` is what it has heard.
+        """
+        at = at or Progress(min(FIRST_REACH, self._last), known.value, self.cost.calls)
         while True:
-            before, before_calls = known.value, self.cost.calls
-            for near in range(1, reach + 1):
-                if self.cost.calls + self._calls_of_derivatives(near) + self._calls_of_try(near) <= self.plan.limit:
-                    known, dampings[near] = self._round(known, near, dampings.get(near, FIRST_DAMPING), tried)
-                    tried += self.plan.tries
-            ended = reach == self._last and known.value > (1 - LEAST_GAIN) * before
-            if ended or self.cost.calls == before_calls:
+            while at.near <= at.reach:
+                near, at.near = at.near, at.near + 1
+                if self.cost.calls + self._calls_of_derivatives(near) + self._calls_of_try(near) > self.plan.limit:
+                    continue
+                known, damping = self._round(known, near, at.dampings.get(near, FIRST_DAMPING), at.tried)
+                at.dampings[near], at.tried = damping, at.tried + self.plan.tries
+                if on_round:
+                    on_round(known, at)
+            ended = at.reach == self._last and known.value > (1 - LEAST_GAIN) * at.before
+            if ended or self.cost.calls == at.before_calls:
                 return known
-            reach = min(reach + 1, self._last)
+            at = at.next_sweep(min(at.reach + 1, self._last), known.value, self.cost.calls)
 
     def _round(self, known: Known, reach: int, damping: float, tried: int) -> tuple[Known, float]:
         """Measure the numbers that reach so many calls, try steps of them: the better, and its damping."""
@@ -287,44 +296,3 @@ class MomentDescent:
         told.correct(step, moved[0] - mean, moved[1] - covariance)
         tried = self.fitted(tried)
         return (tried if tried.value < known.value else known), best
-
-
-@dataclass(frozen=True)
-class Descended:
-    """A tuned schedule, the distance of the first start and its own, on the plan's images, and what it cost."""
-
-    schedule: SolverSchedule
-    before: float
-    after: float
-    cost: Cost
-
-
-def descend(
-    schedule: SolverSchedule, denoiser: Denoiser, plan: MomentPlan, statistics: ModelStatistics | None = None
-) -> Descended:
-    """Tune the schedule, or whichever of it and the plan's others is best once its last row is fitted.
-
-    EvaluationError where none of them can be sampled.
-    """
-    cost, judge = Cost(), OwnFeatures(denoiser)
-    starts = [schedule, *(SolverSchedule.from_json(text) for text in plan.others)]
-    begun: list[tuple[MomentDescent, Known]] = []
-    before = math.inf
-    for i, start in enumerate(starts):
-        if i and cost.calls + plan.images * start.nfe > plan.limit:
-            break
-        descent = MomentDescent(start, denoiser, plan, statistics, cost, judge)
-        try:
-            known = descent.begin()
-        except (ScheduleError, EvaluationError):
-            continue
-        before = known.value if i == 0 else before
-        begun.append((descent, descent.fitted(known)))
-    if not begun:
-        raise EvaluationError(f"schedule {schedule.hash} made values that are not finite")
-    begun.sort(key=lambda pair: pair[1].value)
-    descent, known = min(((d, d.run(k)) for d, k in begun), key=lambda pair: pair[1].value)
-    found = descent.schedule_at(known.theta)
-    origin = {"refined_from": descent.schedule.hash, "plan": plan.model_dump(mode="json", exclude={"others"})}
-    fields = found.model_dump(exclude={"provenance"}) | {"provenance": {"refinement": origin}}
-    return Descended(SolverSchedule.build(**fields), before, known.value, cost)

@@ -7,10 +7,12 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, model_validator
 
 from fewstep.search_spaces.checked import Checked
-from fewstep.tasks.refinement.plan import RefinePlan
+from fewstep.tasks.refinement.plan import SEED_OFFSET, RefinePlan
 
 # Images that go through the network together; so many share what is kept of their way.
 AT_ONCE = 125
+# Images by which steps are compared, where there are as many.
+MOST_LOOKED_AT = 250
 
 
 class MomentPlan(Checked):
@@ -24,7 +26,7 @@ class MomentPlan(Checked):
 
     distance: Literal["moments"] = "moments"
     images: PositiveInt = 1000
-    look: PositiveInt = Field(250, description="images by which steps of several dampings are compared")
+    look: PositiveInt = Field(MOST_LOOKED_AT, description="images by which steps of several dampings are compared")
     tries: PositiveInt = Field(2, description="steps tried with each measurement of derivatives")
     limit: PositiveInt = Field(100_000, description="denoiser calls at most")
     others: tuple[str, ...] = Field((), description="further schedules (JSON), of which the best is tuned")
@@ -38,6 +40,11 @@ class MomentPlan(Checked):
                 f"and of {AT_ONCE} there"
             )
         return self
+
+    @classmethod
+    def apart(cls, images: int, limit: int, seed: int) -> Self:
+        """A plan on noise that no search and no judge of this seed sees."""
+        return cls.build(images=images, look=min(MOST_LOOKED_AT, images), limit=limit, seed=seed + SEED_OFFSET)
 
     @property
     def noise_seed(self) -> int:

@@ -68,11 +68,29 @@ def test_refine_writes_a_schedule_counts_its_calls_and_goes_on(toy: Path, run: C
     assert dry["refinement_calls_at_most"] >= told["refinement_calls"]
 
 
+def test_refine_on_moments_keeps_to_its_limit_and_judges_on_other_noise(run: Callable[..., Any]) -> None:
+    asked = ("refine", "dpmpp-2m/karras-zero@3", "--model", "digits-ddpm", "--distance", "moments", "--out", "r")
+    options = ("--images", 500, "--limit", 12_000, "--judge-images", 750, "--json")
+    told = run(*asked, *options).json
+    assert 1_500 < told["refinement_calls"] <= 12_000
+    assert "averaged" not in told
+    assert told["judging_calls"] == 2 * 3 * 750
+    assert told[told["kept"]] == min(told["start"], told["best"])
+    assert told["kept"] == "best"
+    schedule = load_schedule(told["schedule"])
+    assert schedule.nfe == 3
+    assert schedule.provenance["refinement"]["plan"]["seed"] != schedule.provenance["search_seed"]
+    dry = run(*asked, *options, "--dry-run").json
+    assert dry == {"refinement_calls_at_most": 12_000, "judging_calls": told["judging_calls"]}
+    assert run(*asked, *options).json == told
+
+
 def test_refine_refuses_what_makes_no_sense(toy: Path, run: Callable[..., Any]) -> None:
     asked = ("refine", "ddim/karras-zero@3", "--model", toy, "--out", "r")
     run(*asked, "--teacher", "ddim/karras-zero@3").refused("teacher", "makes 3 calls", "more")
     run(*asked, "--parts", "colours").refused("parts", "times")
     run(*asked, "--distance", "taste").refused("distance", "network")
+    run(*asked, "--distance", "moments", "--images", 300).refused("300 images", "multiple")
 
 
 # -- in a search ----------------------------------------------------------------------------------------

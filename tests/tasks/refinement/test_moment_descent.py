@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
+from fewstep.tasks.refinement.descend import Descended, descend
 from fewstep.tasks.refinement.features import OwnFeatures
-from fewstep.tasks.refinement.moment_descent import Descended, Known, MomentDescent, descend
+from fewstep.tasks.refinement.moment_descent import Known, MomentDescent
 from fewstep.tasks.refinement.moment_model import directions_of, moments
 from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan
 from fewstep.tasks.refinement.plan import RefinePlan
@@ -124,6 +127,34 @@ def test_a_try_changes_no_call_before_its_reach() -> None:
     assert all(torch.equal(a[2], b[2]) and a[3] is b[3] for a, b in zip(known.held, found.held, strict=True))
     again = descent._sampled(found.theta)
     torch.testing.assert_close(found.features, again.features, rtol=1e-3, atol=1e-3)
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_killed_descent_goes_on_to_the_same_schedule_at_the_same_cost(after: int, tmp_path: Path) -> None:
+    plan = MomentPlan(images=250, look=125, limit=20_000, seed=5)
+    heard: list[tuple[int, float]] = []
+    whole = descend(START, Denoiser(FILES), plan, on_calls=lambda *told: heard.append(told))
+    assert len(heard) > after
+    left = after
+
+    def kill(calls: int, value: float) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise _KilledError
+
+    path = tmp_path / "progress.safetensors"
+    with pytest.raises(_KilledError):
+        descend(START, Denoiser(FILES), plan, path=path, on_calls=kill)
+    again: list[tuple[int, float]] = []
+    resumed = descend(START, Denoiser(FILES), plan, path=path, on_calls=lambda *told: again.append(told))
+    assert [calls for calls, _ in again] == [calls for calls, _ in heard[after:]]
+    assert resumed.schedule == whole.schedule
+    assert (resumed.before, resumed.after, resumed.cost) == (whole.before, whole.after, whole.cost)
 
 
 def test_numbers_that_cannot_be_measured_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
