@@ -72,13 +72,14 @@ def command(
     Each method's best is chosen on --seed and reported on other noise. Nothing is computed twice: killed, the same
     command goes on.
     """
-    from fewstep.pipeline import peers
     from fewstep.pipeline.commands.search import execution_settings, warm_starts
     from fewstep.pipeline.final import footnote, insert_between_markers, results_csv, results_markdown, write_text
+    from fewstep.pipeline.peers import Peers
+    from fewstep.pipeline.peers_settings import PeersSettings, calls
     from fewstep.tasks.refinement.plan import RefinePlan
 
     try:
-        settings = peers.PeersSettings(
+        settings = PeersSettings(
             model=model,
             features=features,
             reference=reference,
@@ -99,11 +100,11 @@ def command(
     except ValidationError as error:
         raise ConfigurationError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
     if dry_run:
-        most = peers.calls(settings)
+        most = calls(settings)
         print_json({"calls": most}) if as_json else typer.echo(f"at most {most:,} denoiser calls")
         return
     execution = execution_settings(executor=executor, workers=workers, address=address, device=device)
-    table = peers.Peers(settings, out, execution, tell=None if as_json else typer.echo)
+    table = Peers(settings, out, execution, tell=None if as_json else typer.echo)
     rows = table.run()
     command_line = typed()
     notes = {"calls": "denoiser calls that finding the schedule took, a backward one as two"}

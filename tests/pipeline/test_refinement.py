@@ -13,8 +13,9 @@ from fewstep.errors import ConfigurationError
 from fewstep.pipeline import explain as explain_module
 from fewstep.pipeline.explain import nearest_preset, variants
 from fewstep.pipeline.final import results_markdown
-from fewstep.pipeline.peers import Peers, PeersSettings
-from fewstep.pipeline.peers import calls as peers_calls
+from fewstep.pipeline.peers import Peers
+from fewstep.pipeline.peers_settings import PeersSettings
+from fewstep.pipeline.peers_settings import calls as peers_calls
 from fewstep.pipeline.proposer import is_refined
 from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
