@@ -146,6 +146,29 @@ def check_groups(images: int) -> None:
         )
 
 
+def pairs_by_nfe(
+    first: Sequence[SolverSchedule], second: Sequence[SolverSchedule]
+) -> list[tuple[SolverSchedule, SolverSchedule]]:
+    """One and one are a pair; of more, those of equal NFE are, in rising order.
+
+    ConfigurationError where no NFE is on both sides, or where one side has an NFE twice.
+    """
+    if len(first) == len(second) == 1:
+        return [(first[0], second[0])]
+    sides = [sorted(side, key=lambda s: s.nfe) for side in (first, second)]
+    calls = [[s.nfe for s in side] for side in sides]
+    for found in calls:
+        if len(set(found)) < len(found):
+            raise ConfigurationError(f"schedules of {found} denoiser calls: give one for each number of calls")
+    by_nfe = {s.nfe: s for s in sides[1]}
+    pairs = [(s, by_nfe[s.nfe]) for s in sides[0] if s.nfe in by_nfe]
+    if not pairs:
+        raise ConfigurationError(
+            f"no schedules of equal denoiser calls: {calls[0]} on one side, {calls[1]} on the other"
+        )
+    return pairs
+
+
 def compare(
     subject: Subject,
     pair: tuple[Sampler, Sampler],

@@ -1,9 +1,9 @@
-"""`fewstep compare`: two schedules on the same noise, and the interval of their difference."""
+"""`fewstep compare`: two schedules, or two fronts, on the same noise, and the intervals of their differences."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,13 +23,19 @@ from fewstep.pipeline.commands.options import (
     typed,
 )
 
+if TYPE_CHECKING:
+    from fewstep.search_spaces.schedule import SolverSchedule
+    from fewstep.tasks.models.files import ModelFiles
+
 NAME = "compare"
 
 
 def command(
     model: Model,
-    first: Annotated[str, typer.Option(help="a schedule's JSON file, or PRESET/GRID@CALLS")],
-    second: Annotated[str, typer.Option(help="what it is compared with, at any number of calls")],
+    first: Annotated[str, typer.Option(help="a schedule's JSON file, PRESET/GRID@CALLS, or a study's folder")],
+    second: Annotated[
+        str, typer.Option(help="what it is compared with, at any number of calls, or of a folder at each of both")
+    ],
     images: Annotated[int, typer.Option(min=750, help="images of each, a multiple of 250")] = 5000,
     out: Annotated[Path, typer.Option(help="tables that keep the results and their moments")] = Path(
         "runs/evaluations"
@@ -41,7 +47,7 @@ def command(
     guidance: Guidance = 1.0,
     statistics: Statistics = "",
     quantized: Quantized = "",
-    csv: Annotated[Path | None, typer.Option(help="write the three rows here")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write the rows here, three of each pair")] = None,
     executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
     workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
     device: Device = "cpu",
@@ -49,23 +55,37 @@ def command(
 ) -> None:
     """Frechet distances of two schedules and the paired difference: the noise that both share cancels.
 
+    Of studies' folders, all found schedules of the numbers of calls that both have are compared.
     An interval that leaves out 0 says that one of them is better, often where their own intervals overlap.
     """
     from fewstep.pipeline.commands.search import execution_settings
     from fewstep.pipeline.final import results_csv, write_text
-    from fewstep.pipeline.single import Subject, compare
-    from fewstep.pipeline.study import parse_teacher
+    from fewstep.pipeline.single import Subject, check_groups, compare, evaluate, pairs_by_nfe
     from fewstep.tasks.models.files import find_model
 
     files = find_model(model, quantized)
     execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
     subject = Subject(model, features, reference, conditions(labels, guidance), statistics, quantized)
-    pair = parse_teacher(first, files), parse_teacher(second, files)
-    rows = compare(subject, pair, images, seed, out, execution)
+    check_groups(images)
+    pairs = pairs_by_nfe(_schedules(first, files), _schedules(second, files))
+    evaluate(subject, [schedule for pair in pairs for schedule in pair], images, seed, out, execution)
+    rows = [row for pair in pairs for row in compare(subject, pair, images, seed, out, execution)]
     if csv is not None:
         write_text(csv, results_csv(rows, typed(), {"report": seed}))
     if as_json:
         print_json({"rows": [vars(row) for row in rows]})
         return
     for row in rows:
-        typer.echo(f"{row.method:12} {row.metric} {row.value:8.4f} ({row.low:.4f} to {row.high:.4f})  {row.schedule}")
+        value = f"{row.value:8.4f} ({row.low:.4f} to {row.high:.4f})"
+        typer.echo(f"{row.method:12} NFE {row.nfe:<3} {row.metric} {value}  {row.schedule}")
+
+
+def _schedules(text: str, files: ModelFiles) -> list[SolverSchedule]:
+    """Of a study's folder all that it found, of anything else the one."""
+    from fewstep.pipeline.commands.search import warm_starts
+    from fewstep.pipeline.study import parse_teacher
+    from fewstep.search_spaces.schedule import SolverSchedule
+
+    if not Path(text).is_dir():
+        return [parse_teacher(text, files)]
+    return [SolverSchedule.from_json(found) for found in warm_starts(Path(text), "compare with") or ()]
