@@ -41,7 +41,9 @@ def command(
     distance: Annotated[
         str, typer.Option(help="to the teacher by network (its middle block), pixel, features; or reference, moments")
     ] = "network",
-    images: Annotated[int, typer.Option(min=0, help="noises that are tuned on; 0: 256, of moments 1,000")] = 0,
+    images: Annotated[
+        int | None, typer.Option(min=2, help="noises that are tuned on [default: 256, of moments 1,000]")
+    ] = None,
     validation: Annotated[int, typer.Option(min=2, help="noises that choose among iterates")] = 128,
     batch: Annotated[int, typer.Option(min=1, help="noises an iteration")] = 16,
     iterations: Annotated[int, typer.Option(min=1, help="steps of Adam")] = 300,
