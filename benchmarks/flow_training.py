@@ -32,8 +32,8 @@ from torch import Tensor
 
 from benchmarks._line import emit
 from fewstep.errors import ConfigurationError, FewstepError
-from fewstep.pipeline.settings import ExecutionSettings
-from fewstep.pipeline.single import Subject, evaluate
+from fewstep.pipeline.campaign import Subject, evaluate
+from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.tasks.data import load_dataset
 from fewstep.tasks.models.conditions import Conditions

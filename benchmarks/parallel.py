@@ -14,14 +14,15 @@ from pathlib import Path
 from random import Random
 
 from benchmarks._line import emit
-from fewstep.pipeline.evaluation import Candidate, Evaluator
-from fewstep.pipeline.executors.on_ray import RayExecutor
+from fewstep.pipeline.evaluator import Candidate, Evaluator
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.executors.ray import RayExecutor
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import Driver, search
-from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline.proposers.surrogate.encoder import warm_up
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.study import Study
-from fewstep.pipeline.surrogate import warm_up
 from fewstep.search_spaces.evolution import random_genome
 from fewstep.search_spaces.genome import to_schedule
 from fewstep.search_spaces.solver_space import SolverSpace
@@ -44,7 +45,7 @@ def rate(workers: int) -> float:
     rung = Rung("frechet", "moments", 500, 0)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        executor = RayExecutor(WorkerSettings(MODEL), workers)
+        executor = RayExecutor(WorkerSettings(MODEL), ExecutionSettings(workers=workers))
         driver = Driver(Evaluator("parallel", files, store), executor, store)
         waiting = candidates[::-1]
         times: list[float] = []
@@ -65,7 +66,7 @@ def driver_share() -> float:
         study = Study(Path(folder), SETTINGS)
         store = study.store
         warm_up()
-        executor = RayExecutor(WorkerSettings(MODEL), 2)
+        executor = RayExecutor(WorkerSettings(MODEL), ExecutionSettings(workers=2))
         driver = Driver(Evaluator("parallel", study.files, store, teacher=study.teacher), executor, store)
         search(SearchState(SETTINGS, study.scope), driver)
         executor.close()

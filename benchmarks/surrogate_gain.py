@@ -17,7 +17,8 @@ import numpy as np
 from scipy.stats import t as student
 
 from benchmarks._line import emit
-from fewstep.pipeline.settings import SURROGATES, ExecutionSettings, SearchSettings, parse_nfes
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import SURROGATES, SearchSettings, parse_nfes
 from fewstep.pipeline.study import Study
 
 

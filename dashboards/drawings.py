@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from fewstep.dashboards.files import write_whole
 from fewstep.dashboards.lines import (
     ACCENT,
     LEVEL,
@@ -27,6 +26,7 @@ from fewstep.dashboards.lines import (
 from fewstep.dashboards.picture import LANE_TOP, LANES, Picture, lay_out, span_of
 from fewstep.dashboards.results import FOUND, headline
 from fewstep.errors import ConfigurationError
+from fewstep.files import write_whole
 from fewstep.search_spaces.schedule import SolverSchedule
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")

@@ -19,7 +19,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure
-from fewstep.dashboards.files import write_whole
 from fewstep.dashboards.picture import Span, extras, span_of
 from fewstep.dashboards.results import (
     FOUND,
@@ -45,6 +44,7 @@ from fewstep.dashboards.summary import (
     within,
 )
 from fewstep.errors import ConfigurationError, DataError, ScheduleError, StorageError
+from fewstep.files import write_whole
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.queries import front
 from fewstep.storage.records import EvaluationRecord

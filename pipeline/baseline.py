@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, StorageError
-from fewstep.pipeline.final import Row, row_of
+from fewstep.pipeline.campaign import Subject, evaluate_missing
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
-from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings
-from fewstep.pipeline.single import Subject, evaluate_missing
-from fewstep.pipeline.study import parse_teacher
+from fewstep.pipeline.reports.rows import Row, row_of
+from fewstep.pipeline.settings import REPORT_SEED_OFFSET
 from fewstep.search_spaces.presets import ALIASES, PRESETS, SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, StudyRecord
@@ -26,7 +26,7 @@ from fewstep.storage.store import Store
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling import grids
-from fewstep.tasks.sampling.grids import GRIDS, preset_on_grid
+from fewstep.tasks.sampling.grids import GRIDS, parse_schedule, preset_on_grid
 
 STUDY = "baseline"
 TEACHER = "teacher"
@@ -116,7 +116,7 @@ def entries(settings: BaselineSettings, on_skip: Skip | None = None) -> dict[tup
 def calls(settings: BaselineSettings) -> int:
     """Denoiser calls from nothing, at most: presets that coincide are counted each."""
     table = entries(settings)
-    teacher = parse_teacher(settings.teacher, find_model(settings.model))
+    teacher = parse_schedule(settings.teacher, find_model(settings.model).noise)
     screen = sum(nfe * len(schedules) for (_, nfe), schedules in table.items()) * settings.screen_images
     return screen + (sum(nfe for _, nfe in table) + teacher.nfe) * settings.report_images
 
@@ -139,7 +139,7 @@ def run(
 
     screened = evaluated([(s, f"preset:{s.name}") for group in table.values() for s in group], screen)
     best = best_grids(table, screened)
-    teacher = parse_teacher(settings.teacher, find_model(settings.model))
+    teacher = parse_schedule(settings.teacher, find_model(settings.model).noise)
     chosen = [(s, f"preset:{s.name}") for s in best.values()]
     return _tables(table, screened, best, evaluated([*chosen, (teacher, TEACHER)], report), settings.teacher)
 
@@ -152,7 +152,7 @@ def on_disk(settings: BaselineSettings, root: Path) -> Baseline:
     if not records:
         raise StorageError(f"{root} holds no evaluations of a baseline yet: run the command without --partial")
     table = entries(settings)
-    teacher = parse_teacher(settings.teacher, evaluator.files)
+    teacher = parse_schedule(settings.teacher, evaluator.files.noise)
     schedules = [teacher, *(s for group in table.values() for s in group)]
 
     def known(rung: Rung) -> dict[str, EvaluationRecord]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from optuna.trial import TrialState
 
-from fewstep.pipeline.evaluation import Candidate
-from fewstep.pipeline.rungs import Rung, ladder
+from fewstep.pipeline.evaluator import Candidate
+from fewstep.pipeline.ladder import Rung, ladder
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule

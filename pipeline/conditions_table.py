@@ -22,12 +22,12 @@ from torch import Tensor
 
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.baseline import GRIDS_TO_ZERO, known_names, register
-from fewstep.pipeline.evaluation import content_key
+from fewstep.pipeline.campaign import Subject, evaluate_missing
+from fewstep.pipeline.evaluator import content_key
+from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
-from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings
-from fewstep.pipeline.single import Subject, evaluate_missing
-from fewstep.pipeline.study import make_executor
+from fewstep.pipeline.settings import REPORT_SEED_OFFSET
 from fewstep.search_spaces.ode import ADAPTIVE, OdeSettings, Sampler
 from fewstep.search_spaces.presets import PRESETS
 from fewstep.tasks.data import load_dataset

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fewstep.pipeline.final import FOUND, Row
+from fewstep.pipeline.reports.rows import FOUND, Row
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.storage.records import EvaluationRecord
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, DataError
-from fewstep.pipeline.final import write_text
-from fewstep.pipeline.grids_of_images import COLUMNS, to_pixels, write_grid
+from fewstep.files import write_text
+from fewstep.pipeline.reports.pictures import COLUMNS, to_pixels, write_grid
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.tasks.editing.attributes import Part
 from fewstep.tasks.editing.bench import Bench, EditFigures

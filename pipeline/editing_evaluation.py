@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fewstep import __version__
-from fewstep.pipeline.evaluation import Candidate, content_key
-from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline.evaluator import Candidate, content_key
+from fewstep.pipeline.ladder import Rung
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.tasks.editing.path import segment

@@ -17,7 +17,7 @@ from fewstep.pipeline.editing_table import (
     EditRow,
     StepRow,
 )
-from fewstep.pipeline.final import footnote
+from fewstep.pipeline.reports.provenance import footnote
 from fewstep.tasks.editing.radius import CRITERIA
 
 CHOOSING = (FOUND, *CRITERIA, READABLE)

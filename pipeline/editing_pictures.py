@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fewstep.pipeline.editing import at_strength, strength_of
-from fewstep.pipeline.grids_of_images import COLUMNS, write_grid
+from fewstep.pipeline.reports.pictures import COLUMNS, write_grid
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.tasks.editing.bench import Bench
 

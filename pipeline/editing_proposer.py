@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.editing_evaluation import SAMPLER_NOTE, EditCandidate, Objectives, edit_candidate
 from fewstep.pipeline.editing_settings import EditSettings
-from fewstep.pipeline.s3_sampler import Recorder
+from fewstep.pipeline.proposers.s3 import Recorder
 from fewstep.search_spaces.edit import PUBLISHED, EditConfig
 from fewstep.search_spaces.edit_space import EditSpace
 from fewstep.tasks.models.files import ModelFiles

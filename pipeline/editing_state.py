@@ -23,8 +23,8 @@ from fewstep.pipeline.editing_evaluation import (
 from fewstep.pipeline.editing_local import ROUNDS, TWIN, merit, moves, shortfall, twin
 from fewstep.pipeline.editing_proposer import EditProposer
 from fewstep.pipeline.editing_settings import EditSettings
-from fewstep.pipeline.pareto import front
-from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline.ladder import Rung
+from fewstep.pipeline.proposers.pareto import front
 from fewstep.search_spaces.edit_space import EditSpace
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.files import ModelFiles

@@ -14,14 +14,14 @@ from pydantic import ValidationError
 
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, EvaluationError, StorageError
+from fewstep.files import write_text
 from fewstep.pipeline.editing_evaluation import EditCandidate, EditEvaluator, balance, edit_candidate
 from fewstep.pipeline.editing_settings import EditSettings
 from fewstep.pipeline.editing_state import FINALS, SCREEN, EditState
-from fewstep.pipeline.final import results_csv, write_text
+from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
-from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.settings import ExecutionSettings
-from fewstep.pipeline.study import make_executor
+from fewstep.pipeline.reports.csv import results_csv
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.search_spaces.edit_space import EditSpace
 from fewstep.storage.lease import Lease

@@ -22,10 +22,10 @@ from fewstep.pipeline.editing_pictures import Pictures, growing
 from fewstep.pipeline.editing_settings import EditSettings
 from fewstep.pipeline.editing_state import SCREEN, EditState
 from fewstep.pipeline.editing_study import EditStudy, way_name
-from fewstep.pipeline.final import results_csv
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
-from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.settings import ExecutionSettings
+from fewstep.pipeline.reports.csv import results_csv
 from fewstep.search_spaces.edit import PUBLISHED, EditConfig
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.editing.bench import Bench, make_bench

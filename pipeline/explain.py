@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewstep.errors import ConfigurationError, EvaluationError, ScheduleError
+from fewstep.pipeline.campaign import STUDY, Subject, check_groups, evaluate_missing
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
-from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.settings import ExecutionSettings
-from fewstep.pipeline.single import STUDY, Subject, check_groups, evaluate_missing
 from fewstep.search_spaces.genome import Genes, Genome, to_genome, to_schedule
 from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule

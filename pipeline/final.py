@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Sequence
 
-from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.climb import Climb
-from fewstep.pipeline.evaluation import Candidate
+from fewstep.pipeline.evaluator import Candidate
 from fewstep.pipeline.quantization_state import QuantizationState
+from fewstep.pipeline.reports.rows import FOUND, Row, row_of
 from fewstep.pipeline.state import SearchState, Trial, Work
 from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.storage.records import EvaluationRecord
-
-FOUND = "fewstep"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the final table; `low` and `high` bound the 95% interval of `value`."""
-
-    model: str
-    method: str
-    nfe: int
-    metric: str
-    value: float
-    low: float | None
-    high: float | None
-    images: int
-    schedule: str
 
 
 def winner(state: SearchState, nfe: int) -> Trial | None:
@@ -100,93 +74,3 @@ def report_rows(state: Climb, records: Sequence[EvaluationRecord]) -> list[Row]:
                 schedule = trial.candidate.schedule
                 rows.append(row_of(record, method, schedule.name or schedule.hash))
     return rows
-
-
-def results_csv(
-    rows: Sequence[Any], command: str, seeds: dict[str, int], notes: Mapping[str, str] = MappingProxyType({})
-) -> str:
-    """Rows, dataclasses of one kind, as CSV under `#` lines that say how they were made; `notes` explain columns."""
-    out = io.StringIO()
-    out.writelines(f"# {name}: {value}\n" for name, value in (provenance(command, seeds) | dict(notes)).items())
-    writer = csv.writer(out, lineterminator="\n")
-    columns = [f.name for f in fields(rows[0] if rows else Row)]
-    writer.writerow(columns)
-    writer.writerows([_cell(getattr(row, name)) for name in columns] for row in rows)
-    return out.getvalue()
-
-
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def provenance(command: str, seeds: dict[str, int]) -> dict[str, str]:
-    """How a table was made: command, date, seeds, machine class and interval."""
-    return {
-        "command": command,
-        "date": datetime.now(UTC).date().isoformat(),
-        "seeds": ", ".join(f"{name} {seed}" for name, seed in seeds.items()),
-        "machine": machine_class(),
-        "interval": "95%, delete-a-group jackknife over the images",
-    }
-
-
-def footnote(command: str, seeds: dict[str, int], notes: Mapping[str, str] | None = None) -> str:
-    """The same in one line, with notes, for the foot of a table."""
-    return "; ".join(f"{name}: {value}" for name, value in (provenance(command, seeds) | dict(notes or {})).items())
-
-
-def row_of(record: EvaluationRecord, method: str, schedule: str) -> Row:
-    """A table's line from a complete record; EvaluationError from a failed one."""
-    if record.value is None:
-        raise EvaluationError(f"{schedule} at NFE {record.nfe} has no value: {record.error}")
-    ends = record.low, record.high
-    return Row(record.model, method, record.nfe, record.features, record.value, *ends, record.images, schedule)
-
-
-def results_markdown(rows: Sequence[Row], note: str) -> str:
-    """The table for a README: a row a method, a column an NFE, best value of each column in bold.
-
-    A star marks what was judged on fewer images than the best.
-    """
-    most = max(r.images for r in rows)
-    nfes = sorted({r.nfe for r in rows})
-    methods = sorted({r.method for r in rows}, key=lambda m: (m != FOUND, m))
-    cells = {(r.method, r.nfe): r for r in rows}
-    best = {n: min((r for r in rows if r.nfe == n), key=lambda r: (-r.images, r.value)).method for n in nfes}
-    lines = ["| method | " + " | ".join(f"NFE {n}" for n in nfes) + " |", "|---" * (len(nfes) + 1) + "|"]
-    for method in methods:
-        texts = []
-        for n in nfes:
-            row = cells.get((method, n))
-            text = "" if row is None else f"{row.value:.2f}" + "*" * (row.images < most)
-            if row is not None and row.low is not None and row.high is not None:
-                text += f" ({row.low:.2f} to {row.high:.2f})"
-            texts.append(f"**{text}**" if row is not None and best[n] == method else text)
-        lines.append(f"| {method} | " + " | ".join(texts) + " |")
-    return "\n".join([*lines, "", note])
-
-
-def insert_between_markers(path: Path, text: str, name: str = "results") -> None:
-    """Replace what stands between the markers called `name` in a Markdown file; ConfigurationError without them."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    old = path.read_text()
-    if old.count(begin) != 1 or old.count(end) != 1:
-        raise ConfigurationError(f"{path} needs the lines {begin} and {end} once each, where the table goes")
-    head, tail = old.partition(begin)[0], old.partition(end)[2]
-    write_text(path, f"{head}{begin}\n{text}\n{end}{tail}")
-
-
-def machine_class() -> str:
-    """Cores and architecture, without anything that names the machine."""
-    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write aside, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
-    return path

@@ -16,11 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.baseline import GRIDS_TO_ZERO, known_names, register
-from fewstep.pipeline.final import FOUND, Row
+from fewstep.pipeline.campaign import Subject, evaluate_missing, evaluated_already
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
-from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings
-from fewstep.pipeline.single import Subject, evaluate_missing, evaluated_already
+from fewstep.pipeline.reports.rows import FOUND, Row
+from fewstep.pipeline.settings import REPORT_SEED_OFFSET
 from fewstep.search_spaces.ode import ADAPTIVE, FIXED_CALLS, OdeSettings, Sampler, with_guidance
 from fewstep.search_spaces.presets import PRESETS, SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from fewstep.pipeline.quantization_proposer import NAMES
-from fewstep.pipeline.rungs import ladder
-from fewstep.pipeline.settings import ExecutionSettings
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.ladder import ladder
+from fewstep.pipeline.proposers.evolution import NAMES
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.quantization import QuantizationConfig

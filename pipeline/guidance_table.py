@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.baseline import register
+from fewstep.pipeline.campaign import Subject, evaluate_missing
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
-from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings
-from fewstep.pipeline.single import Subject, evaluate_missing
-from fewstep.pipeline.study import parse_teacher
+from fewstep.pipeline.settings import REPORT_SEED_OFFSET
 from fewstep.search_spaces.ode import (
     ADAPTIVE,
     FIXED_CALLS,
@@ -27,6 +27,7 @@ from fewstep.search_spaces.ode import (
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ModelFiles
+from fewstep.tasks.sampling.grids import parse_schedule
 
 STUDY = "guidance-table"
 
@@ -82,7 +83,7 @@ def parse_any(text: str, files: ModelFiles) -> Sampler:
     method = text.partition("@")[0]
     if method == ADAPTIVE or (method in FIXED_CALLS and text != method):
         return parse_ode(text)
-    return parse_teacher(text, files)
+    return parse_schedule(text, files.noise)
 
 
 def run(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from fewstep.pipeline.evaluation import Candidate, OdeCandidate
+from fewstep.pipeline.evaluator import Candidate, OdeCandidate
 from fewstep.pipeline.executors.base import Executor
-from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline.ladder import Rung
 from fewstep.storage.records import EvaluationRecord, EventRecord, MomentsRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.worker import Task, TaskResult

@@ -17,15 +17,17 @@ from pathlib import Path
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.baseline import BaselineSettings, entries
-from fewstep.pipeline.evaluation import content_key
-from fewstep.pipeline.final import Row, row_of, winner
+from fewstep.pipeline.campaign import evaluate_missing
+from fewstep.pipeline.evaluator import content_key
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.final import winner
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.peers_settings import LEARNED, METHODS, SOLVERS, PeersSettings
 from fewstep.pipeline.refinement import judge, refine
-from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
-from fewstep.pipeline.single import evaluate_missing
-from fewstep.pipeline.study import Study, parse_teacher
+from fewstep.pipeline.reports.rows import Row, row_of
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.study import Study
 from fewstep.search_spaces.presets import preset
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
@@ -34,6 +36,7 @@ from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.gits import Trajectories
 from fewstep.tasks.refinement.parameters import PARTS
 from fewstep.tasks.refinement.plan import RefinePlan
+from fewstep.tasks.sampling.grids import parse_schedule
 from fewstep.tasks.worker import GROUP
 
 STUDY = "peers"
@@ -78,7 +81,7 @@ class Peers:
         self.settings, self.root, self.execution = settings, root, execution
         self._on_record, self._tell = on_record, tell or (lambda text: None)
         self.files = find_model(settings.model)
-        self.teacher = parse_teacher(settings.teacher, self.files)
+        self.teacher = parse_schedule(settings.teacher, self.files.noise)
         self._trajectories: Trajectories | None = None
         self._stock: dict[int, tuple[Choice, dict[str, float], dict[str, SolverSchedule]]] = {}
 

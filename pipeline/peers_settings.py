@@ -7,10 +7,9 @@ from dataclasses import replace
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
 from fewstep.pipeline.baseline import GRIDS_TO_ZERO, known_names
-from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline.campaign import Subject
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET
-from fewstep.pipeline.single import Subject
-from fewstep.pipeline.study import parse_teacher
 from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.conditions import Conditions
@@ -18,6 +17,7 @@ from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.gits import POINTS, SAMPLES, WEIGHTS
 from fewstep.tasks.refinement.parameters import Part
 from fewstep.tasks.refinement.plan import RefinePlan
+from fewstep.tasks.sampling.grids import parse_schedule
 
 LEARNED: dict[str, tuple[tuple[Part, ...], int]] = {
     "ld3": (("times", "shifts"), 0),
@@ -97,7 +97,7 @@ class PeersSettings(BaseModel):
 
 def calls(settings: PeersSettings) -> int:
     """Denoiser calls from nothing, at most."""
-    teacher = parse_teacher(settings.teacher, find_model(settings.model)).nfe
+    teacher = parse_schedule(settings.teacher, find_model(settings.model).noise).nfe
     found = [SolverSchedule.from_json(text).nfe for text in settings.found]
     total = (POINTS - 1) * SAMPLES if "gits" in settings.methods else 0
     for nfe in settings.nfes:

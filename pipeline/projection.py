@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.pipeline.settings import ExecutionSettings
-from fewstep.pipeline.single import Subject, evaluate
+from fewstep.pipeline.campaign import Subject, evaluate
+from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.search_spaces.presets import preset
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.files import ModelFiles, find_model

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.files import write_text
 from fewstep.pipeline.climb import Trial, Work
-from fewstep.pipeline.evaluation import Candidate
+from fewstep.pipeline.evaluator import Candidate
 from fewstep.pipeline.executors.base import Executor
-from fewstep.pipeline.final import FOUND, Row, row_of, write_text
-from fewstep.pipeline.grids_of_images import COLUMNS, write_grid
-from fewstep.pipeline.quantization_proposer import NAMED
+from fewstep.pipeline.proposers.evolution import NAMED
 from fewstep.pipeline.quantization_state import QuantizationState
+from fewstep.pipeline.reports.pictures import COLUMNS, write_grid
+from fewstep.pipeline.reports.rows import FOUND, Row, row_of
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord

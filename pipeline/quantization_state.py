@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from optuna.trial import TrialState
 
 from fewstep.pipeline.climb import Climb, Trial
-from fewstep.pipeline.evaluation import Candidate
-from fewstep.pipeline.pareto import front, ordered
-from fewstep.pipeline.quantization_proposer import NAMED, QuantizationProposer
-from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline.evaluator import Candidate
+from fewstep.pipeline.ladder import Rung
+from fewstep.pipeline.proposers.evolution import NAMED, QuantizationProposer
+from fewstep.pipeline.proposers.pareto import front, ordered
 from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.storage.records import EvaluationRecord

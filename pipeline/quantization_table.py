@@ -15,13 +15,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.pipeline.evaluation import Candidate, Evaluator
-from fewstep.pipeline.executors.base import Executor
-from fewstep.pipeline.final import footnote, results_csv
+from fewstep.pipeline.evaluator import Candidate, Evaluator
+from fewstep.pipeline.executors.base import ExecutionSettings, Executor, make_executor
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
-from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ExecutionSettings
-from fewstep.pipeline.study import make_executor
+from fewstep.pipeline.reports.csv import results_csv
+from fewstep.pipeline.reports.provenance import footnote
+from fewstep.pipeline.settings import REPORT_SEED_OFFSET
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig, parse_config
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.evaluation import content_key
+from fewstep.pipeline.campaign import STUDY, Subject, evaluate_missing
+from fewstep.pipeline.evaluator import content_key
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
-from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.settings import ExecutionSettings
-from fewstep.pipeline.single import STUDY, Subject, evaluate_missing
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.denoiser import Denoiser

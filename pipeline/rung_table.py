@@ -15,10 +15,10 @@ import numpy.typing as npt
 from scipy.stats import kendalltau
 
 from fewstep.errors import ConfigurationError
+from fewstep.pipeline.campaign import Subject, evaluate_missing
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
-from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.settings import ExecutionSettings
-from fewstep.pipeline.single import Subject, evaluate_missing
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.ode import Sampler
 from fewstep.search_spaces.schedule import SolverSchedule

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -196,17 +195,6 @@ class SearchSettings(Checked):
     def report_seed(self) -> int:
         """Seed of the images that only the report sees: never a search seed."""
         return self.seed + REPORT_SEED_OFFSET
-
-
-class ExecutionSettings(BaseModel):
-    """Where a search runs. Does not change its results."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    executor: Literal["ray", "in-process"] = "ray"
-    workers: NonNegativeInt = Field(0, description="0: one a core, or one a GPU")
-    address: str | None = None
-    device: str = "cpu"
 
 
 def parse_nfes(text: str) -> tuple[int, ...]:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from optuna.trial import TrialState
 
 from fewstep.pipeline.climb import WARM, Climb, Trial, Work, candidate_of
-from fewstep.pipeline.evaluation import Candidate
-from fewstep.pipeline.proposer import REFINED, WARM_REFINED, Proposer, is_refined
-from fewstep.pipeline.rungs import Rung, promoted
-from fewstep.pipeline.s3_sampler import OnRefit
+from fewstep.pipeline.evaluator import Candidate
+from fewstep.pipeline.ladder import Rung, promoted
+from fewstep.pipeline.proposers.optuna import REFINED, WARM_REFINED, Proposer, is_refined
+from fewstep.pipeline.proposers.s3 import OnRefit
 from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import BASELINE_GRID, SearchSettings
 from fewstep.search_spaces.schedule import SolverSchedule

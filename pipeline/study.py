@@ -14,25 +14,28 @@ from pydantic import ValidationError
 
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, DamagedFileError, StorageError
+from fewstep.files import write_text
 from fewstep.pipeline.climb import Climb
-from fewstep.pipeline.evaluation import Evaluator
-from fewstep.pipeline.executors.base import Executor
-from fewstep.pipeline.final import FOUND, Row, contenders, report_rows, report_work, results_csv, winner, write_text
-from fewstep.pipeline.grids_of_images import COLUMNS, sample_images, write_grid
+from fewstep.pipeline.evaluator import Evaluator
+from fewstep.pipeline.executors.base import ExecutionSettings, Executor, make_executor
+from fewstep.pipeline.final import contenders, report_rows, report_work, winner
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
+from fewstep.pipeline.proposers.surrogate.encoder import warm_up
 from fewstep.pipeline.quantization_report import NOTES, publish_front
 from fewstep.pipeline.quantization_state import QuantizationState
+from fewstep.pipeline.reports.csv import results_csv
+from fewstep.pipeline.reports.pictures import COLUMNS, sample_images, write_grid
+from fewstep.pipeline.reports.rows import FOUND, Row
 from fewstep.pipeline.scope import Scope
-from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
+from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.state import SearchState
-from fewstep.pipeline.surrogate import warm_up
 from fewstep.search_spaces.quantization import QuantizationConfig
-from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord, StudyRecord
 from fewstep.storage.store import Store
-from fewstep.tasks.models.files import ModelFiles, find_model
-from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.sampling.grids import parse_schedule
 from fewstep.tasks.worker import WorkerSettings
 
 
@@ -48,27 +51,6 @@ class Outcome:
     own_share: float
 
 
-def parse_teacher(text: str, files: ModelFiles) -> SolverSchedule:
-    """`PRESET/GRID@CALLS`, or the path of a schedule's JSON file."""
-    name, at, calls = text.partition("@")
-    if not at:
-        return load_schedule(text)
-    if not calls.isdecimal() or not 1 <= int(calls) <= 200:
-        raise ConfigurationError(f"teacher {text!r}: write PRESET/GRID@CALLS with 1 to 200 calls")
-    return preset_on_grid(name, files.noise, int(calls))
-
-
-def make_executor(execution: ExecutionSettings, worker: WorkerSettings) -> Executor:
-    """The executor that the settings name."""
-    if execution.executor == "in-process":
-        from fewstep.pipeline.executors.in_process import InProcessExecutor
-
-        return InProcessExecutor(worker)
-    from fewstep.pipeline.executors.on_ray import RayExecutor
-
-    return RayExecutor(worker, execution.workers, execution.address)
-
-
 class Study:
     """One study in one directory. Opening it writes nothing."""
 
@@ -76,7 +58,7 @@ class Study:
         self.root, self.settings = root, settings
         self.store = Store(root)
         self.files = find_model(settings.model, settings.quantized)
-        self.teacher = parse_teacher(settings.teacher, self.files)
+        self.teacher = parse_schedule(settings.teacher, self.files.noise)
         settings.conditions.check(self.files.null_label, self.files.text, self.files.shown)
         warm = [SolverSchedule.from_json(text).nfe for text in settings.warm_start]
         if warm and not set(warm) & set(settings.nfes):

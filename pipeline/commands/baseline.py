@@ -68,7 +68,7 @@ def command(
     Nothing is computed twice: killed, the same command goes on; with more presets or images, it adds them.
     """
     from fewstep.pipeline import baseline
-    from fewstep.pipeline.commands.search import execution_settings
+    from fewstep.pipeline.commands.options import execution_settings
 
     chosen: dict[str, Any] = {
         "model": model,
@@ -124,9 +124,12 @@ def _tell(record: Any) -> None:
 
 def _write(settings: Any, found: Any, out: Path, copies: dict[str, Path | None]) -> dict[str, Path]:
     """The tables and the picture in `out`, and where they are to be copied to."""
+    from fewstep.files import write_text
     from fewstep.pipeline.baseline import TEACHER
     from fewstep.pipeline.commands.publishing import draw_rows
-    from fewstep.pipeline.final import footnote, insert_between_markers, results_csv, results_markdown, write_text
+    from fewstep.pipeline.reports.csv import results_csv
+    from fewstep.pipeline.reports.markdown import insert_between_markers, results_markdown
+    from fewstep.pipeline.reports.provenance import footnote
 
     command_line = typed()
     rows = [r for r in found.reported if r.method != TEACHER]

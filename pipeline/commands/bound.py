@@ -57,7 +57,9 @@ def command(
         return
     if plot is not None:
         raise ConfigurationError("--plot draws the tightness of --mixtures: leave it out for a model")
-    from fewstep.pipeline.final import insert_between_markers, results_csv, write_text
+    from fewstep.files import write_text
+    from fewstep.pipeline.reports.csv import results_csv
+    from fewstep.pipeline.reports.markdown import insert_between_markers
     from fewstep.tasks.flow.trained import Plan, find_data, measure
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.worker import check_device
@@ -86,7 +88,8 @@ INTERVAL = (
 
 
 def _mixtures(count: int, seed: int, csv: Path | None, plot: Path | None, as_json: bool) -> None:
-    from fewstep.pipeline.final import results_csv, write_text
+    from fewstep.files import write_text
+    from fewstep.pipeline.reports.csv import results_csv
     from fewstep.tasks.flow.tightness import tightness
 
     rows = tightness(count, seed)

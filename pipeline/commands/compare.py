@@ -58,9 +58,10 @@ def command(
     Of studies' folders, all found schedules of the numbers of calls that both have are compared.
     An interval that leaves out 0 says that one of them is better, often where their own intervals overlap.
     """
-    from fewstep.pipeline.commands.search import execution_settings
-    from fewstep.pipeline.final import results_csv, write_text
-    from fewstep.pipeline.single import Subject, check_groups, compare, evaluate, pairs_by_nfe
+    from fewstep.files import write_text
+    from fewstep.pipeline.campaign import Subject, check_groups, compare, evaluate, pairs_by_nfe
+    from fewstep.pipeline.commands.options import execution_settings
+    from fewstep.pipeline.reports.csv import results_csv
     from fewstep.tasks.models.files import find_model
 
     files = find_model(model, quantized)
@@ -83,9 +84,9 @@ def command(
 def _schedules(text: str, files: ModelFiles) -> list[SolverSchedule]:
     """Of a study's folder all that it found, of anything else the one."""
     from fewstep.pipeline.commands.search import warm_starts
-    from fewstep.pipeline.study import parse_teacher
     from fewstep.search_spaces.schedule import SolverSchedule
+    from fewstep.tasks.sampling.grids import parse_schedule
 
     if not Path(text).is_dir():
-        return [parse_teacher(text, files)]
+        return [parse_schedule(text, files.noise)]
     return [SolverSchedule.from_json(found) for found in warm_starts(Path(text), "compare with") or ()]

@@ -42,10 +42,13 @@ def command(
     from pydantic import ValidationError
 
     from fewstep.errors import ConfigurationError
+    from fewstep.files import write_text
     from fewstep.pipeline import conditions_table as table
-    from fewstep.pipeline.commands.search import execution_settings
-    from fewstep.pipeline.final import footnote, insert_between_markers, results_csv, write_text
-    from fewstep.pipeline.grids_of_images import write_grid
+    from fewstep.pipeline.commands.options import execution_settings
+    from fewstep.pipeline.reports.csv import results_csv
+    from fewstep.pipeline.reports.markdown import insert_between_markers
+    from fewstep.pipeline.reports.pictures import write_grid
+    from fewstep.pipeline.reports.provenance import footnote
 
     chosen = {"grids": names(grids)} if grids else {}
     try:

@@ -206,7 +206,7 @@ def search_command(
     """Search edits for success, identity and few calls at once, and report the choice on images nothing has seen."""
     from fewstep.errors import ConfigurationError
     from fewstep.pipeline import editing, editing_pictures
-    from fewstep.pipeline.commands.search import execution_settings
+    from fewstep.pipeline.commands.options import execution_settings
     from fewstep.pipeline.editing_study import EditStudy
     from fewstep.tasks.editing.bench import make_bench
 
@@ -289,9 +289,10 @@ def table_command(
     """Search each attribute, then compare the choice with the published setting and with every other edit step."""
     from dataclasses import asdict
 
+    from fewstep.files import write_text
     from fewstep.pipeline import editing, editing_page, editing_pictures, editing_table
-    from fewstep.pipeline.commands.search import execution_settings
-    from fewstep.pipeline.final import insert_between_markers, write_text
+    from fewstep.pipeline.commands.options import execution_settings
+    from fewstep.pipeline.reports.markdown import insert_between_markers
 
     execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
     results = []

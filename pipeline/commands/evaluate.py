@@ -67,11 +67,11 @@ def command(
 
     The same evaluation is never computed twice; more images compute only the new ones.
     """
-    from fewstep.pipeline.commands.search import execution_settings
-    from fewstep.pipeline.single import Subject, evaluate
-    from fewstep.pipeline.study import parse_teacher
+    from fewstep.pipeline.campaign import Subject, evaluate
+    from fewstep.pipeline.commands.options import execution_settings
     from fewstep.search_spaces.ode import parse_ode
     from fewstep.tasks.models.files import find_model
+    from fewstep.tasks.sampling.grids import parse_schedule
 
     if (schedule is None) == (ode is None):
         raise ConfigurationError("say what to evaluate: --schedule FILE or PRESET/GRID@CALLS, or --ode SOLVER")
@@ -83,7 +83,7 @@ def command(
     if integer and ode == "dopri5":
         raise ConfigurationError("integers run at one time a batch, dopri5 at one an image: leave --integer out")
     subject = Subject(model, features, reference, asked, statistics, quantized, runtime, judge)
-    sampler = parse_ode(ode, atol, rtol) if ode is not None else parse_teacher(str(schedule), find_model(model))
+    sampler = parse_ode(ode, atol, rtol) if ode is not None else parse_schedule(str(schedule), find_model(model).noise)
     (record,) = evaluate(subject, [sampler], images, seed, out, execution)
     nfe = record.metrics.get("nfe", record.nfe)
     if as_json:

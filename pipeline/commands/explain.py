@@ -53,14 +53,15 @@ def command(
     A difference above 0 whose interval leaves out 0 says that the decision made images better.
     """
     from fewstep.dashboards.drawings import save_schedules
-    from fewstep.pipeline.commands.search import execution_settings
+    from fewstep.files import write_text
+    from fewstep.pipeline.campaign import Subject
+    from fewstep.pipeline.commands.options import execution_settings
     from fewstep.pipeline.explain import explain
-    from fewstep.pipeline.final import results_csv, write_text
-    from fewstep.pipeline.single import Subject
-    from fewstep.pipeline.study import parse_teacher
+    from fewstep.pipeline.reports.csv import results_csv
     from fewstep.tasks.models.files import find_model
+    from fewstep.tasks.sampling.grids import parse_schedule
 
-    found = parse_teacher(schedule, find_model(model, quantized))
+    found = parse_schedule(schedule, find_model(model, quantized).noise)
     subject = Subject(model, features, reference, conditions(labels, guidance), statistics, quantized)
     execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
     tell = None if as_json else _tell

@@ -31,9 +31,9 @@ def command(
     With --stock, stock.json names for each schedule the stock scheduler and timesteps that come nearest, with
     both Frechet distances measured on the same fresh noise: what is lost without fewstep at run time.
     """
+    from fewstep.pipeline.campaign import Subject
+    from fewstep.pipeline.executors.base import ExecutionSettings
     from fewstep.pipeline.projection import measured_projection
-    from fewstep.pipeline.settings import ExecutionSettings
-    from fewstep.pipeline.single import Subject
     from fewstep.search_spaces.schedule import load_schedule
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.models.statistics import ModelStatistics
@@ -75,7 +75,7 @@ def command(
 
 
 def _of_study(study: Path, statistics: str) -> tuple[Any, list[Path]]:
-    from fewstep.pipeline.single import Subject
+    from fewstep.pipeline.campaign import Subject
     from fewstep.pipeline.study import Study
 
     found = Study.load(study)

@@ -63,9 +63,10 @@ def command(
     """Compare samplers of a flow model, chosen on search seeds and judged on report seeds."""
     from dataclasses import asdict
 
+    from fewstep.files import write_text
     from fewstep.pipeline import flow_table
-    from fewstep.pipeline.commands.search import execution_settings
-    from fewstep.pipeline.final import results_csv, write_text
+    from fewstep.pipeline.commands.options import execution_settings
+    from fewstep.pipeline.reports.csv import results_csv
 
     chosen: dict[str, Any] = {
         "model": model,
@@ -151,8 +152,8 @@ def _schedules(text: str) -> tuple[str, ...]:
 
 def _draw(table: Any, plot: Path) -> dict[str, Path]:
     from fewstep.pipeline.commands.publishing import draw_rows
-    from fewstep.pipeline.final import Row
     from fewstep.pipeline.flow_table import plain_rows
+    from fewstep.pipeline.reports.rows import Row
     from fewstep.search_spaces.ode import ADAPTIVE
 
     files = {}
@@ -167,8 +168,9 @@ def _draw(table: Any, plot: Path) -> dict[str, Path]:
 
 
 def _publish(table: Any, path: Path, command_line: str, seeds: dict[str, int]) -> None:
-    from fewstep.pipeline.final import footnote, insert_between_markers, results_markdown
     from fewstep.pipeline.flow_table import plain_rows
+    from fewstep.pipeline.reports.markdown import insert_between_markers, results_markdown
+    from fewstep.pipeline.reports.provenance import footnote
     from fewstep.search_spaces.ode import ADAPTIVE
 
     parts = []

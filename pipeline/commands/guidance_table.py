@@ -38,9 +38,12 @@ def command(
     """Sample at each scale from the same noise; count the images in which the judge sees the label they were asked."""
     from dataclasses import asdict
 
+    from fewstep.files import write_text
     from fewstep.pipeline import guidance_table
-    from fewstep.pipeline.commands.search import execution_settings
-    from fewstep.pipeline.final import footnote, insert_between_markers, results_csv, write_text
+    from fewstep.pipeline.commands.options import execution_settings
+    from fewstep.pipeline.reports.csv import results_csv
+    from fewstep.pipeline.reports.markdown import insert_between_markers
+    from fewstep.pipeline.reports.provenance import footnote
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.models.judge import find_judge
 

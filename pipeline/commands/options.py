@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.errors import ConfigurationError
+from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.tasks.models.conditions import Conditions, read_prompts
 
 Model = Annotated[str, typer.Option("--model", help="a bundled model's name or a diffusers directory")]
@@ -79,3 +80,8 @@ def print_json(value: Any) -> None:
 def typed() -> str:
     """What was typed, as tables and studies keep it."""
     return "fewstep " + " ".join(sys.argv[1:])
+
+
+def execution_settings(**fields: Any) -> ExecutionSettings:
+    """Where a command runs; ConfigurationError for an executor that there is none of."""
+    return ExecutionSettings.build(**fields)

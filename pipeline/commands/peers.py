@@ -72,10 +72,14 @@ def command(
     Each method's best is chosen on --seed and reported on other noise. Nothing is computed twice: killed, the same
     command goes on.
     """
-    from fewstep.pipeline.commands.search import execution_settings, warm_starts
-    from fewstep.pipeline.final import footnote, insert_between_markers, results_csv, results_markdown, write_text
+    from fewstep.files import write_text
+    from fewstep.pipeline.commands.options import execution_settings
+    from fewstep.pipeline.commands.search import warm_starts
     from fewstep.pipeline.peers import Peers
     from fewstep.pipeline.peers_settings import PeersSettings, calls
+    from fewstep.pipeline.reports.csv import results_csv
+    from fewstep.pipeline.reports.markdown import insert_between_markers, results_markdown
+    from fewstep.pipeline.reports.provenance import footnote
     from fewstep.tasks.refinement.plan import RefinePlan
 
     try:

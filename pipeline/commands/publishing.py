@@ -10,7 +10,7 @@ from fewstep.dashboards.drawings import save_convergence, save_front, save_sched
 from fewstep.dashboards.lines import Level
 from fewstep.dashboards.page import write_page
 from fewstep.dashboards.results import convergence, report_table
-from fewstep.pipeline.final import Row
+from fewstep.pipeline.reports.rows import Row
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.schedule import load_schedule
 from fewstep.storage.tracking import default_tracking_uri, sync

@@ -58,15 +58,15 @@ def command(
     """Calibrate each method for the schedule, then compare quality, paired error, size and temporal features."""
     from dataclasses import asdict
 
+    from fewstep.files import write_text
     from fewstep.pipeline import quantization_table
-    from fewstep.pipeline.commands.search import execution_settings
-    from fewstep.pipeline.final import write_text
-    from fewstep.pipeline.study import parse_teacher
+    from fewstep.pipeline.commands.options import execution_settings
     from fewstep.tasks.models.files import find_model
+    from fewstep.tasks.sampling.grids import parse_schedule
 
     settings = quantization_table.TableSettings(
         model=model,
-        schedule=parse_teacher(schedule, find_model(model)),
+        schedule=parse_schedule(schedule, find_model(model).noise),
         methods=tuple(part.strip() for part in methods.split(",") if part.strip()),
         features=features,
         reference=reference,
@@ -92,7 +92,7 @@ def command(
 
         files["temporal.png"] = draw_temporal(texts["temporal.csv"], plot)
     if markdown is not None:
-        from fewstep.pipeline.final import insert_between_markers
+        from fewstep.pipeline.reports.markdown import insert_between_markers
 
         insert_between_markers(markdown, quantization_table.markdown(table, command_line, settings), "quantization")
     if as_json:

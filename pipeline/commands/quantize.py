@@ -50,12 +50,12 @@ def command(
     """
     from fewstep.errors import ConfigurationError
     from fewstep.pipeline.display import QuantizeDisplay, coverage_table
-    from fewstep.pipeline.study import parse_teacher
     from fewstep.search_spaces.quantization import parse_config
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.models.statistics import ModelStatistics
     from fewstep.tasks.quantization.build import Recipe, quantize
     from fewstep.tasks.quantization.storage import find_quantized
+    from fewstep.tasks.sampling.grids import parse_schedule
     from fewstep.tasks.worker import check_device
 
     if out.exists():
@@ -65,7 +65,7 @@ def command(
     asked = conditions(labels, guidance, prompts, negative_prompt)
     asked.check(files.null_label, files.text)
     learned = ModelStatistics.load_for(Path(statistics), files) if statistics else None
-    recipe = Recipe(parse_config(config), parse_teacher(schedule, files), asked, learned)
+    recipe = Recipe(parse_config(config), parse_schedule(schedule, files.noise), asked, learned)
     kept = work or Path.home() / ".cache" / "fewstep" / "calibrations"
     with QuantizeDisplay(quiet=as_json) as display:
         network, cost = quantize(files, recipe, out, kept, device, display.on_progress)

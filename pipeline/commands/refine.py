@@ -71,17 +71,17 @@ def command(
 
     A backward pass through a denoiser call counts as two calls. Killed, the same command goes on.
     """
-    from fewstep.pipeline.commands.search import execution_settings
-    from fewstep.pipeline.final import write_text
+    from fewstep.files import write_text
+    from fewstep.pipeline.campaign import Subject
+    from fewstep.pipeline.commands.options import execution_settings
     from fewstep.pipeline.refinement import KINDS, judge, published, refine
-    from fewstep.pipeline.single import Subject
-    from fewstep.pipeline.study import parse_teacher
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.refinement.moment_plan import MomentPlan
     from fewstep.tasks.refinement.plan import RefinePlan
+    from fewstep.tasks.sampling.grids import parse_schedule
 
     files = find_model(model)
-    start, many = parse_teacher(schedule, files), parse_teacher(teacher, files)
+    start, many = parse_schedule(schedule, files.noise), parse_schedule(teacher, files.noise)
     plan: RefinePlan | MomentPlan
     if distance == "moments":
         plan = MomentPlan.apart(images or 1000, limit, seed)

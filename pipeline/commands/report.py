@@ -34,9 +34,11 @@ def command(
     """Read a study's tables. Damaged files are skipped and named, with exit code 2."""
     from rich.console import Console
 
+    from fewstep.files import write_text
     from fewstep.pipeline.commands.publishing import log, write_report
     from fewstep.pipeline.display import mlflow_command, plain_table, results_table
-    from fewstep.pipeline.final import insert_between_markers, report_rows, results_markdown, write_text
+    from fewstep.pipeline.final import report_rows
+    from fewstep.pipeline.reports.markdown import insert_between_markers, results_markdown
     from fewstep.pipeline.study import Study
     from fewstep.storage.queries import leaderboard
 

@@ -34,8 +34,9 @@ def command(
 
     Kendall's tau is 1 for the same order, 0 for none. What a rung cannot tell apart it should not decide.
     """
-    from fewstep.pipeline.commands.search import execution_settings
-    from fewstep.pipeline.final import results_csv, write_text
+    from fewstep.files import write_text
+    from fewstep.pipeline.commands.options import execution_settings
+    from fewstep.pipeline.reports.csv import results_csv
     from fewstep.pipeline.rung_table import rung_table
     from fewstep.pipeline.study import Study
 

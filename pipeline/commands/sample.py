@@ -51,12 +51,12 @@ def command(
     """Write `count` images as PNG files named by their index: image i depends on (seed, i) alone."""
     from PIL import Image
 
-    from fewstep.pipeline.grids_of_images import to_pixels
-    from fewstep.pipeline.study import parse_teacher
+    from fewstep.pipeline.reports.pictures import to_pixels
     from fewstep.tasks.models.files import find_model
+    from fewstep.tasks.sampling.grids import parse_schedule
     from fewstep.tasks.worker import Worker, WorkerSettings
 
-    parsed = parse_teacher(schedule, find_model(model))
+    parsed = parse_schedule(schedule, find_model(model).noise)
     asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale, source, source_seed)
     settings = WorkerSettings(model, device=device, conditions=asked, statistics=statistics, quantized=quantized)
     worker = Worker(settings, features=False)

@@ -41,7 +41,7 @@ def import_command(
     as_json: AsJson = False,
 ) -> None:
     """Turn published USF schedules into our JSON, one file a schedule, on the model's own noise schedule."""
-    from fewstep.pipeline.final import write_text
+    from fewstep.files import write_text
     from fewstep.tasks.models.files import find_model
 
     files = find_model(model)

@@ -9,17 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.errors import ConfigurationError, StorageError, TrackingError
-from fewstep.pipeline.commands.options import AsJson, Device, conditions, guidance_range, print_json, typed
-from fewstep.pipeline.settings import (
-    REFINE_TO,
-    SAMPLERS,
-    SCREENS,
-    SPACES,
-    SURROGATES,
-    ExecutionSettings,
-    SearchSettings,
-    parse_nfes,
+from fewstep.pipeline.commands.options import (
+    AsJson,
+    Device,
+    conditions,
+    execution_settings,
+    guidance_range,
+    print_json,
+    typed,
 )
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import REFINE_TO, SAMPLERS, SCREENS, SPACES, SURROGATES, SearchSettings, parse_nfes
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 
 NAME = "search"
@@ -158,13 +158,13 @@ def _base_schedule(
 ) -> dict[str, Any]:
     """The settings that --schedule fills: itself, and the NFE where it is the only one."""
     from fewstep.pipeline.recipes import search_recipe
-    from fewstep.pipeline.study import parse_teacher
     from fewstep.tasks.models.files import find_model
+    from fewstep.tasks.sampling.grids import parse_schedule
 
     name = model or (search_recipe(recipe).model if recipe else None)
     if name is None:
         raise ConfigurationError("--schedule is read for a model: give --model NAME or --model DIRECTORY too")
-    found = parse_teacher(text, find_model(name))
+    found = parse_schedule(text, find_model(name).noise)
     calls = (found.nfe,) if space == "quantization" and nfes is None else nfes
     return {"base_schedule": found.to_json(), "nfes": calls}
 
@@ -178,13 +178,6 @@ def _conditions(
     scale, ends = guidance_range(guidance or "1")
     asked = conditions(labels or "none", scale, prompts, negative_prompt or "")
     return {"conditions": asked, "guidance_range": ends}
-
-
-def execution_settings(**fields: Any) -> ExecutionSettings:
-    """Where a command runs; ConfigurationError for an executor that there is none of."""
-    if fields["executor"] not in ("ray", "in-process"):
-        raise ConfigurationError(f"unknown executor {fields['executor']!r}: choose ray or in-process")
-    return ExecutionSettings(**fields)
 
 
 def _settings(recipe: str | None, chosen: dict[str, Any]) -> SearchSettings:

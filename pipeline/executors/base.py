@@ -5,9 +5,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from fewstep.tasks.worker import Task, TaskResult
+from pydantic import ConfigDict, Field, NonNegativeInt, field_validator
+
+from fewstep.plugins import Registry
+from fewstep.search_spaces.checked import Checked
+from fewstep.tasks.worker import Task, TaskResult, WorkerSettings
 
 MAX_TRIES = 3
+
+
+EXECUTORS = Registry(
+    "executor",
+    {
+        "ray": "fewstep.pipeline.executors.ray:RayExecutor",
+        "in-process": "fewstep.pipeline.executors.in_process:InProcessExecutor",
+    },
+)
+
+
+class ExecutionSettings(Checked):
+    """Where tasks run. Does not change their results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    executor: str = "ray"
+    workers: NonNegativeInt = Field(0, description="0: one a core, or one a GPU")
+    address: str | None = None
+    device: str = "cpu"
+
+    @field_validator("executor")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        return EXECUTORS.checked(name)
 
 
 @dataclass(frozen=True)
@@ -43,3 +72,9 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Release workers."""
+
+
+def make_executor(execution: ExecutionSettings, worker: WorkerSettings) -> Executor:
+    """The executor that the settings name, its workers set up; an executor is made from these two."""
+    made: Executor = EXECUTORS.load(execution.executor)(worker, execution)
+    return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from fewstep.pipeline.executors.base import ExecutorEvent
+from fewstep.pipeline.executors.base import ExecutionSettings, ExecutorEvent
 from fewstep.tasks.editing.worker import make_worker
 from fewstep.tasks.worker import Task, TaskResult, WorkerSettings
 
@@ -14,7 +14,7 @@ class InProcessExecutor:
 
     capacity = 1
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, execution: ExecutionSettings | None = None) -> None:
         self._worker = make_worker(settings)
         self._queue: deque[Task] = deque()
 

@@ -16,7 +16,7 @@ from scipy.stats import beta
 
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.presets import SEARCH_PRESETS, intervals, preset
-from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.tasks.models.noise_families import EDM, FlowMatching, VarianceExploding
 from fewstep.tasks.models.noise_schedule import DiscreteVP, NoiseSchedule
 
@@ -122,3 +122,13 @@ def all_presets(noise: NoiseSchedule, nfe: int, grids: tuple[str, ...] = SEARCH_
     """Every preset that a search starts from, on each of the grids, by name."""
     names = [f"{solver}/{where}" for solver in SEARCH_PRESETS for where in grids]
     return {name: preset_on_grid(name, noise, nfe) for name in names}
+
+
+def parse_schedule(text: str, noise: NoiseSchedule) -> SolverSchedule:
+    """`PRESET/GRID@CALLS` on a model's noise, or the path of a schedule's JSON file."""
+    name, at, calls = text.partition("@")
+    if not at:
+        return load_schedule(text)
+    if not calls.isdecimal() or not 1 <= int(calls) <= 200:
+        raise ConfigurationError(f"schedule {text!r}: write PRESET/GRID@CALLS with 1 to 200 calls")
+    return preset_on_grid(name, noise, int(calls))

@@ -24,9 +24,10 @@ from diffusers import DDPMScheduler, UNet2DModel  # noqa: F401
 # Imported before the forks, or every life would import them anew.
 import fewstep.pipeline.executors.in_process
 import fewstep.tasks.quantization.build  # noqa: F401
-from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.proposers.surrogate.encoder import warm_up
+from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
-from fewstep.pipeline.surrogate import warm_up
 from fewstep.storage.records import EvaluationRecord
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fewstep.pipeline.baseline import BaselineSettings, entries, run
-from fewstep.pipeline.settings import ExecutionSettings
+from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.study import Study
 from fewstep.storage.store import Store
 

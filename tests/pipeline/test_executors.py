@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import ray
 
-from fewstep.pipeline.executors import on_ray as on_ray_module
-from fewstep.pipeline.executors.base import MAX_TRIES, Executor
+from fewstep.pipeline.executors import ray as on_ray_module
+from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings, Executor
 from fewstep.pipeline.executors.in_process import InProcessExecutor
-from fewstep.pipeline.executors.on_ray import RayExecutor
-from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
+from fewstep.pipeline.executors.ray import RayExecutor
+from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
@@ -41,7 +41,7 @@ def cluster() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def on_ray(cluster: str, toy: Path) -> Iterator[RayExecutor]:
-    executor = RayExecutor(WorkerSettings(str(toy)), workers=2)
+    executor = RayExecutor(WorkerSettings(str(toy)), ExecutionSettings(workers=2))
     yield executor
     executor.close()
 
@@ -101,7 +101,7 @@ def test_every_task_is_delivered_once_and_complete(executor: Executor) -> None:
 
 def test_without_an_address_no_cluster_is_joined(cluster: str) -> None:
     """Not even one that Ray would find by itself."""
-    code = "import ray; from fewstep.pipeline.executors.on_ray import _connect; _connect(None, 1, False); "
+    code = "import ray; from fewstep.pipeline.executors.ray import _connect; _connect(None, 1, False); "
     code += "print(ray.get_runtime_context().gcs_address, ray.cluster_resources()['CPU'])"
     environment = os.environ | {"RAY_ADDRESS": cluster}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -176,7 +176,7 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_not(
     fragile: Any = FragileActor
     monkeypatch.setattr(on_ray_module, "MAX_TRIES", 2)  # an actor less to start
     monkeypatch.setattr(RayExecutor, "_new_actor", lambda self: fragile.remote(self._settings))
-    executor = RayExecutor(WorkerSettings("none"), workers=1)
+    executor = RayExecutor(WorkerSettings("none"), ExecutionSettings(workers=1))
     try:
         names = ["first", "deadly", "odd", "last"]
         results = _drain(executor, [Task(name, "moments", "", 0, 0, 1) for name in names])
@@ -230,8 +230,8 @@ def test_one_and_two_actors_compute_the_same_bits_though_one_is_killed(
     cluster: str, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, worker = _settings(toy), WorkerSettings(str(toy), threads=1)
-    alone = _search(tmp_path / "one", settings, RayExecutor(worker, workers=1), monkeypatch)
-    pair = RayExecutor(worker, workers=2)
+    alone = _search(tmp_path / "one", settings, RayExecutor(worker, ExecutionSettings(workers=1)), monkeypatch)
+    pair = RayExecutor(worker, ExecutionSettings(workers=2))
     seen: list[EvaluationRecord] = []
 
     def kill_one(record: EvaluationRecord) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fewstep.errors import ConfigurationError
+from fewstep.pipeline.campaign import Subject, evaluate
+from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.flow_table import FlowTableSettings, peers
-from fewstep.pipeline.settings import ExecutionSettings
-from fewstep.pipeline.single import Subject, evaluate
 from fewstep.search_spaces.ode import OdeSettings
 from fewstep.storage.store import Store
 from fewstep.tasks.flow.ode import OdeSampler

@@ -19,8 +19,8 @@ import pytest
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.climb import Work
-from fewstep.pipeline.pareto import dominance
-from fewstep.pipeline.quantization_proposer import NAMES, QuantizationProposer, named_members
+from fewstep.pipeline.proposers.evolution import NAMES, QuantizationProposer, named_members
+from fewstep.pipeline.proposers.pareto import dominance
 from fewstep.pipeline.quantization_report import members
 from fewstep.pipeline.quantization_state import QuantizationState, objectives
 from fewstep.pipeline.scope import Scope

@@ -13,6 +13,7 @@ import pytest
 
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline import quantization_table
+from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.quantization_table import (
     FULL,
     QuantizationRow,
@@ -23,7 +24,6 @@ from fewstep.pipeline.quantization_table import (
     table_csv,
     temporal_csv,
 )
-from fewstep.pipeline.settings import ExecutionSettings
 from fewstep.storage.store import Store
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model

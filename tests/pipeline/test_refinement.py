@@ -11,14 +11,15 @@ import pytest
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline import explain as explain_module
+from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.explain import nearest_preset, variants
-from fewstep.pipeline.final import results_markdown
 from fewstep.pipeline.peers import Peers
 from fewstep.pipeline.peers_settings import PeersSettings
 from fewstep.pipeline.peers_settings import calls as peers_calls
-from fewstep.pipeline.proposer import is_refined
+from fewstep.pipeline.proposers.optuna import is_refined
+from fewstep.pipeline.reports.markdown import results_markdown
 from fewstep.pipeline.scope import Scope
-from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
+from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.corrections import Corrections

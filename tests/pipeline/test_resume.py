@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.pipeline import surrogates
 from fewstep.pipeline.final import report_work
+from fewstep.pipeline.proposers.surrogate import registry as surrogates
+from fewstep.pipeline.proposers.surrogate.encoder import RankingSurrogate
 from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.state import SearchState, Work
-from fewstep.pipeline.surrogate import RankingSurrogate
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fewstep.errors import ConfigurationError
+from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.rung_table import candidates, tau_interval
-from fewstep.pipeline.settings import ExecutionSettings, SearchSettings
+from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.storage.store import Store
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fewstep.errors import ConfigurationError
+from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.recipes import RECIPES, search_recipe
-from fewstep.pipeline.settings import ExecutionSettings, SearchSettings, parse_nfes
+from fewstep.pipeline.settings import SearchSettings, parse_nfes
 
 
 @pytest.mark.parametrize(

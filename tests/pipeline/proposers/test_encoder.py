@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.pipeline.surrogate import FEWEST, MARGIN, Example, RankingSurrogate, pairwise_hinge
+from fewstep.pipeline.proposers.surrogate.encoder import FEWEST, MARGIN, Example, RankingSurrogate, pairwise_hinge
 from fewstep.search_spaces.evolution import random_genome
 from fewstep.search_spaces.genome import FEATURES, encode
 from fewstep.search_spaces.solver_space import SolverSpace

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from optuna.samplers import RandomSampler
 
-from fewstep.pipeline.proposer import Proposer, analytic_first_steps
+from fewstep.pipeline.proposers.optuna import Proposer, analytic_first_steps
 from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.genome import to_schedule

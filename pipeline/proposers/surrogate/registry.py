@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.stats import norm, rankdata
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.surrogate import FEWEST, Example, RankingSurrogate, mean_tau
+from fewstep.pipeline.proposers.surrogate.encoder import FEWEST, Example, RankingSurrogate, mean_tau
 
 Features = Sequence[npt.NDArray[np.float32]]
 Scores = npt.NDArray[np.float64]

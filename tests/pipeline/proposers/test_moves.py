@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, create_trial
 
-from fewstep.pipeline.local_moves import local_move
+from fewstep.pipeline.proposers.moves import local_move
 from fewstep.search_spaces.evolution import random_genome, with_nfe
 from fewstep.search_spaces.genome import Genome, to_schedule
 from fewstep.search_spaces.solver_space import SolverSpace

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from fewstep.pipeline.s3_sampler import OnRefit, S3Options, S3Sampler, Seeds
+from fewstep.pipeline.proposers.s3 import OnRefit, S3Options, S3Sampler, Seeds
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.solver_space import SolverSpace
 

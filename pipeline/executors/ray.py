@@ -11,7 +11,7 @@ import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.executors.base import MAX_TRIES, ExecutorEvent
+from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings, ExecutorEvent
 from fewstep.tasks.actors import WorkerActor
 from fewstep.tasks.worker import Task, TaskResult, WorkerSettings
 
@@ -42,7 +42,8 @@ def default_workers(device: str) -> int:
 class RayExecutor:
     """A fixed number of actors on this machine (`address` None) or on a running cluster."""
 
-    def __init__(self, settings: WorkerSettings, workers: int = 0, address: str | None = None) -> None:
+    def __init__(self, settings: WorkerSettings, execution: ExecutionSettings) -> None:
+        workers, address = execution.workers, execution.address
         self._settings = replace(settings, threads=settings.threads or 1)
         self._gpu = settings.device.startswith("cuda")
         count = workers or default_workers(settings.device)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.pipeline.evaluation import Evaluator, candidate_from
-from fewstep.pipeline.final import Row, row_of
+from fewstep.pipeline.evaluator import Evaluator, candidate_from
+from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
+from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
-from fewstep.pipeline.rungs import Rung
-from fewstep.pipeline.settings import ExecutionSettings
-from fewstep.pipeline.study import make_executor
+from fewstep.pipeline.reports.rows import Row, row_of
 from fewstep.search_spaces.ode import Sampler
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease

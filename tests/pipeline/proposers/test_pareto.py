@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.pipeline.pareto import crowding, dominance, front, ordered, ranks
+from fewstep.pipeline.proposers.pareto import crowding, dominance, front, ordered, ranks
 
 # A busy machine is no failure.
 patient = settings(deadline=None)

@@ -10,7 +10,7 @@ from random import Random
 
 from fewstep.errors import ScheduleError
 from fewstep.pipeline.climb import WARM, Trial
-from fewstep.pipeline.evaluation import Candidate
+from fewstep.pipeline.evaluator import Candidate
 from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.genome import to_genome, to_schedule

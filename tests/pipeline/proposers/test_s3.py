@@ -11,7 +11,7 @@ import pytest
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
-from fewstep.pipeline.s3_sampler import (
+from fewstep.pipeline.proposers.s3 import (
     CANDIDATE_ATTR,
     ORIGIN_ATTR,
     SCHEDULE_ATTR,

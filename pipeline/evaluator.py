@@ -17,7 +17,7 @@ import numpy as np
 
 from fewstep import __version__
 from fewstep.errors import EvaluationError
-from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline.ladder import Rung
 from fewstep.search_spaces.ode import OdeSettings, Sampler
 from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule

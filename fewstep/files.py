@@ -22,3 +22,8 @@ def write_whole(path: str | Path, data: bytes) -> Path:
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}; free space or choose another place") from error
     return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """The same for text, in UTF-8."""
+    return write_whole(path, text.encode())

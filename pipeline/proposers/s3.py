@@ -21,9 +21,9 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from fewstep.pipeline.local_moves import local_move
-from fewstep.pipeline.surrogate import Example
-from fewstep.pipeline.surrogates import Surrogate, make_surrogate
+from fewstep.pipeline.proposers.moves import local_move
+from fewstep.pipeline.proposers.surrogate.encoder import Example
+from fewstep.pipeline.proposers.surrogate.registry import Surrogate, make_surrogate
 from fewstep.search_spaces.evolution import cross, mutate, random_genome, with_nfe
 from fewstep.search_spaces.genome import Genome, encode, to_genome, to_schedule
 from fewstep.search_spaces.schedule import SolverSchedule

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep.pipeline import evaluation
-from fewstep.pipeline.evaluation import Candidate, Evaluator
-from fewstep.pipeline.rungs import Rung
+from fewstep.pipeline import evaluator as evaluation
+from fewstep.pipeline.evaluator import Candidate, Evaluator
+from fewstep.pipeline.ladder import Rung
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store

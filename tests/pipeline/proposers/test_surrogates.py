@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fewstep.errors import ConfigurationError
+from fewstep.pipeline.proposers.surrogate.encoder import FEWEST, Example
+from fewstep.pipeline.proposers.surrogate.registry import EnsembleSurrogate, make_surrogate
 from fewstep.pipeline.settings import SURROGATES
-from fewstep.pipeline.surrogate import FEWEST, Example
-from fewstep.pipeline.surrogates import EnsembleSurrogate, make_surrogate
 from fewstep.search_spaces.evolution import random_genome
 from fewstep.search_spaces.genome import encode
 from fewstep.search_spaces.solver_space import SolverSpace

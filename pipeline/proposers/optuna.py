@@ -14,10 +14,10 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from fewstep.errors import ScheduleError
-from fewstep.pipeline.evaluation import Candidate
-from fewstep.pipeline.rungs import ladder
-from fewstep.pipeline.s3_sampler import CANDIDATE_ATTR, ORIGIN_ATTR, SCHEDULE_ATTR, OnRefit, distributions
-from fewstep.pipeline.samplers import make_sampler
+from fewstep.pipeline.evaluator import Candidate
+from fewstep.pipeline.ladder import ladder
+from fewstep.pipeline.proposers.s3 import CANDIDATE_ATTR, ORIGIN_ATTR, SCHEDULE_ATTR, OnRefit, distributions
+from fewstep.pipeline.proposers.samplers import make_sampler
 from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.evolution import random_genome

@@ -1,0 +1,1 @@
+"""What ranks proposals before they are evaluated."""

@@ -1,0 +1,1 @@
+"""What is told of evaluations: rows, CSV, Markdown, pictures, and how they were made."""

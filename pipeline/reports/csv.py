@@ -1,0 +1,32 @@
+"""Rows as CSV under lines that say how they were made."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any
+
+from fewstep.pipeline.reports.provenance import provenance
+from fewstep.pipeline.reports.rows import Row
+
+
+def results_csv(
+    rows: Sequence[Any], command: str, seeds: dict[str, int], notes: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Rows, dataclasses of one kind, as CSV under `#` lines that say how they were made; `notes` explain columns."""
+    out = io.StringIO()
+    out.writelines(f"# {name}: {value}\n" for name, value in (provenance(command, seeds) | dict(notes)).items())
+    writer = csv.writer(out, lineterminator="\n")
+    columns = [f.name for f in fields(rows[0] if rows else Row)]
+    writer.writerow(columns)
+    writer.writerows([_cell(getattr(row, name)) for name in columns] for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
