@@ -1,97 +1,146 @@
-"""Evaluate single schedules outside a search; what was computed before is read back."""
+"""A fixed list of evaluations, each done once, in any order, resumable: reports, comparisons, grids, tables.
+
+What was computed before is read back, also what a search computed in the same folder under the same name; failed
+evaluations are tried again each time they are asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
+from pydantic import BaseModel
+
+from fewstep import __version__
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.pipeline.evaluator import Evaluator, candidate_from
+from fewstep.pipeline.candidate import Candidate
+from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
 from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
 from fewstep.pipeline.reports.rows import Row, row_of
+from fewstep.pipeline.trial import Work
 from fewstep.search_spaces.ode import Sampler
+from fewstep.search_spaces.point import Point, as_point
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
-from fewstep.storage.records import EvaluationRecord
+from fewstep.storage.records import EvaluationRecord, StudyRecord
 from fewstep.storage.store import Store
-from fewstep.tasks.metrics.interval import MIN_GROUPS, paired_difference
-from fewstep.tasks.models.conditions import Conditions
-from fewstep.tasks.models.files import find_model
-from fewstep.tasks.worker import GROUP, WorkerSettings
+from fewstep.tasks.metrics.interval import MIN_GROUPS
+from fewstep.tasks.work import GROUP, Subject, WorkerSettings
 
 STUDY = "evaluations"
+LIBRARIES = ("torch", "diffusers", "optuna", "ray", "scikit-learn")
+
+Cell = tuple[Point | Sampler, str, Rung]
+
+
+def opened(
+    evaluator: Evaluator, execution: ExecutionSettings, cache: str = "", on_record: OnRecord | None = None
+) -> Driver:
+    """A driver that goes on after what a study has, its workers set up; close its executor in the end."""
+    worker = WorkerSettings(evaluator.subject, execution.device, cache=cache)
+    where = {"study": evaluator.study}
+    order = max((r.order for r in evaluator.store.evaluations.records(where)), default=-1) + 1
+    events = max((e.order for e in evaluator.store.events.records(where)), default=-1) + 1
+    return Driver(evaluator, make_executor(execution, worker), evaluator.store, order, events, on_record)
+
+
+def completed(evaluator: Evaluator) -> dict[str, EvaluationRecord]:
+    """The complete records of an evaluator's study, by key."""
+    records = evaluator.store.evaluations.records({"study": evaluator.study})
+    return {r.key: r for r in records if r.status == "complete"}
+
+
+def missing(evaluator: Evaluator, work: Iterable[Work]) -> list[Work]:
+    """What of it has no complete record, each evaluation once."""
+    known, distinct = completed(evaluator), dict[str, Work]()
+    for candidate, rung in work:
+        if (key := evaluator.key(candidate.point, rung)) not in known:
+            distinct.setdefault(key, (candidate, rung))
+    return list(distinct.values())
+
+
+def register(root: Path, study: str, settings: BaseModel, model: str, model_hash: str) -> None:
+    """Write a study's row where its settings are new; ConfigurationError where the folder holds another study."""
+    store = Store(root)
+    past = store.studies.records()
+    others = [r.study for r in past if r.study != study]
+    if others:
+        raise ConfigurationError(f"{root} holds the study {others[-1]!r}: choose another --out")
+    text = settings.model_dump_json()
+    if past and past[-1].settings_json == text:
+        return
+    versions = {"fewstep": __version__, "python": platform.python_version(), **{n: version(n) for n in LIBRARIES}}
+    store.studies.append([StudyRecord(study, datetime.now(UTC), text, model, model_hash, versions)])
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a model, its features and reference, what it is asked for.
+class Campaign:
+    """Evaluations of one subject, kept in `root` under the name `study`.
 
-    `quantized` is the folder of a quantised network that takes the place of the model's own, `runtime` how it runs;
-    `judge` the classifier that says whether images show their labels, or empty.
+    Distances are to the `teacher`'s samples; `cache` is the folder of what workers make and keep.
     """
 
-    model: str
-    features: str = "auto"
-    reference: str = "auto"
-    conditions: Conditions = field(default_factory=Conditions)
-    statistics: str = ""
-    quantized: str = ""
-    runtime: Literal["reference", "integer"] = "reference"
-    judge: str = ""
+    subject: Subject
+    root: Path
+    execution: ExecutionSettings
+    study: str = STUDY
+    teacher: SolverSchedule | None = None
+    cache: str = ""
+    on_record: OnRecord | None = None
 
-    def evaluator(self, study: str, store: Store, teacher: SolverSchedule | None = None) -> Evaluator:
-        """Plans evaluations of it and reads them from the store."""
-        return Evaluator(
-            study,
-            find_model(self.model, self.quantized),
-            store,
-            self.features,
-            self.reference,
-            teacher,
-            conditions=self.conditions,
-            statistics=self.statistics,
-            runtime=self.runtime,
-            judge=self.judge,
-        )
+    def evaluator(self) -> Evaluator:
+        """Plans evaluations and reads them from the store; ConfigurationError where the subject cannot be asked so."""
+        evaluator = Evaluator(self.study, self.subject, Store(self.root), self.teacher)
+        files = evaluator.files
+        self.subject.conditions.check(files.null_label, files.text, files.shown)
+        return evaluator
 
-    def worker(self, device: str) -> WorkerSettings:
-        """What a worker needs to evaluate it."""
-        return WorkerSettings(
-            self.model,
-            self.features,
-            device,
-            conditions=self.conditions,
-            statistics=self.statistics,
-            quantized=self.quantized,
-            runtime=self.runtime,
-            judge=self.judge,
-        )
+    def run(self, cells: Sequence[Cell]) -> list[EvaluationRecord]:
+        """Records in the order of the cells; workers are set up only for what is missing, failures come as records."""
+        with Lease(self.root):
+            evaluator = self.evaluator()
+            work = self._work(evaluator, cells)
+            failed: dict[str, EvaluationRecord] = {}
+            if todo := missing(evaluator, work):
+                with _driver(evaluator, self.execution, self.cache, self.on_record) as driver:
+                    failed = {r.key: r for r in evaluate_all(todo, driver)}
+            known = failed | completed(evaluator)
+            return [known[evaluator.key(candidate.point, rung)] for candidate, rung in work]
+
+    def known(self, cells: Sequence[Cell]) -> list[EvaluationRecord | None]:
+        """Complete records in the order of the cells, None where there is none; nothing is computed."""
+        evaluator = self.evaluator()
+        records = completed(evaluator)
+        return [records.get(evaluator.key(as_point(what), rung)) for what, _, rung in cells]
+
+    @staticmethod
+    def _work(evaluator: Evaluator, cells: Sequence[Cell]) -> list[Work]:
+        numbers = evaluator.store.evaluations.read(["trial"], {"study": evaluator.study}).column("trial").to_pylist()
+        first = max(numbers, default=-1) + 1
+        return [(Candidate(first + i, as_point(what), origin), rung) for i, (what, origin, rung) in enumerate(cells)]
 
 
-def evaluate(
-    subject: Subject,
-    schedules: list[Sampler],
-    images: int,
-    seed: int,
-    root: Path,
-    execution: ExecutionSettings,
-) -> list[EvaluationRecord]:
-    """Frechet distances of the schedules, in their order; EvaluationError where one cannot be evaluated."""
-    rung = Rung("report", "moments", images, seed)
-    records = evaluate_missing(subject, [(s, "evaluate") for s in schedules], rung, root, execution)
-    for record in records:
-        if record.status != "complete" or record.value is None:
-            raise EvaluationError(record.error)
-    return records
+@contextmanager
+def _driver(
+    evaluator: Evaluator, execution: ExecutionSettings, cache: str, on_record: OnRecord | None
+) -> Iterator[Driver]:
+    driver = opened(evaluator, execution, cache, on_record)
+    try:
+        yield driver
+    finally:
+        driver.executor.close()
 
 
 def evaluate_missing(
     subject: Subject,
-    schedules: Sequence[tuple[Sampler, str]],
+    points: Sequence[tuple[Point | Sampler, str]],
     rung: Rung,
     root: Path,
     execution: ExecutionSettings,
@@ -99,42 +148,30 @@ def evaluate_missing(
     on_record: OnRecord | None = None,
     teacher: SolverSchedule | None = None,
 ) -> list[EvaluationRecord]:
-    """Records of (schedule, origin) at a rung, in their order; workers are set up only for what is missing.
-
-    Distances are to the `teacher`'s samples.
-    Failed evaluations come back as failed records, and are tried again the next time.
-    """
-    files, store = find_model(subject.model, subject.quantized), Store(root)
-    subject.conditions.check(files.null_label, files.text, files.shown)
-    with Lease(root):
-        evaluator = subject.evaluator(study, store, teacher)
-        past = store.evaluations.records(where={"study": study})
-        known = {r.key: r for r in past if r.status == "complete"}
-        missing = {evaluator.key(s, rung): (s, origin) for s, origin in schedules}
-        work = [
-            (candidate_from(len(past) + i, s, origin), rung)
-            for i, (key, (s, origin)) in enumerate(missing.items())
-            if key not in known
-        ]
-        if work:
-            executor = make_executor(execution, subject.worker(execution.device))
-            try:
-                events = max((e.order for e in store.events.records({"study": study})), default=-1) + 1
-                driver = Driver(evaluator, executor, store, len(past), events, on_record)
-                known |= {r.key: r for r in evaluate_all(work, driver)}
-            finally:
-                executor.close()
-        return [known[evaluator.key(s, rung)] for s, _ in schedules]
+    """Records of (point, origin) at one rung, in their order, see `Campaign.run`."""
+    campaign = Campaign(subject, root, execution, study, teacher, on_record=on_record)
+    return campaign.run([(point, origin, rung) for point, origin in points])
 
 
-def evaluated_already(
-    subject: Subject, samplers: Sequence[Sampler], rung: Rung, root: Path, study: str = STUDY
-) -> list[EvaluationRecord | None]:
-    """Complete records of samplers at a rung, in their order, None where there is none; nothing is computed."""
-    store = Store(root)
-    evaluator = subject.evaluator(study, store)
-    known = {r.key: r for r in store.evaluations.records(where={"study": study}) if r.status == "complete"}
-    return [known.get(evaluator.key(sampler, rung)) for sampler in samplers]
+def evaluate(
+    subject: Subject,
+    points: Sequence[Point | Sampler],
+    images: int,
+    seed: int,
+    root: Path,
+    execution: ExecutionSettings,
+    metric: str = "frechet",
+) -> list[EvaluationRecord]:
+    """Records of a metric, in the order of the points; EvaluationError where one cannot be evaluated."""
+    rung = Rung("report", metric, images, seed)
+    records = evaluate_missing(subject, [(p, "evaluate") for p in points], rung, root, execution)
+    for record in records:
+        if record.status != "complete" or record.value is None:
+            raise EvaluationError(record.error)
+    return records
+
+
+# -- comparisons --------------------------------------------------------------------------------------
 
 
 def check_groups(images: int) -> None:
@@ -175,19 +212,20 @@ def compare(
     seed: int,
     root: Path,
     execution: ExecutionSettings,
+    metric: str = "frechet",
 ) -> list[Row]:
     """Rows `first`, `second` and `difference` (first minus second, paired over the noise).
 
     ConfigurationError unless the images fill at least three groups of GROUP, which the interval needs.
     """
     check_groups(images)
-    records = evaluate(subject, list(pair), images, seed, root, execution)
-    rung = Rung("report", "moments", images, seed)
-    evaluator = subject.evaluator(STUDY, Store(root))
-    first, second = (evaluator.groups(schedule, rung) for schedule in pair)
-    found = paired_difference(evaluator.reference, first, second)
+    records = evaluate(subject, list(pair), images, seed, root, execution, metric)
+    rung = Rung("report", metric, images, seed)
+    evaluator = Campaign(subject, root, execution).evaluator()
+    first, second = (evaluator.parts(as_point(sampler), rung) for sampler in pair)
+    found = evaluator.metric(metric).paired(first, second)
     assert found is not None
-    names = [schedule.name or schedule.hash for schedule in pair]
+    names = [as_point(sampler).name for sampler in pair]
     rows = [row_of(r, method, name) for r, method, name in zip(records, ("first", "second"), names, strict=True)]
     ends = (found.value, found.low, found.high, images, f"{names[0]} - {names[1]}")
     return [*rows, Row(evaluator.files.name, "difference", rows[0].nfe, rows[0].metric, *ends)]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.ladder import ladder
-from fewstep.pipeline.proposers.evolution import NAMES
+from fewstep.pipeline.problems.networks import NAMES, NetworkProblem
 from fewstep.pipeline.study import Study
+from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.tasks.worker import Worker
@@ -27,7 +27,7 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
     Where networks are quantised, learning their rounding is counted in the minutes by the calls that it is worth.
     """
     s = study.settings
-    _, _, finals, report = ladder(s)
+    finals, report = study.problem.ladder.finals, study.problem.ladder.report
     growth = finals.images - s.frechet_images
     teacher_calls = study.teacher.nfe * s.distance_images if s.screen == "distance" else 0
     calibrations: dict[str, int] = {}
@@ -57,8 +57,9 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
 
 def _calibrations(study: Study) -> dict[str, int]:
     """How many networks the budget calibrates at most, and the calls that learning their rounding is worth."""
-    s, calibration = study.settings, study.scope.calibration
-    assert calibration is not None
+    s, problem = study.settings, study.problem
+    assert isinstance(problem, NetworkProblem)
+    calibration = problem.calibration
     least = min(s.nfes) * s.distance_images + FEWEST_TRAJECTORIES * calibration.nfe
     count = -(-s.budget // least)
     each = PASSES * s.calibration_iterations * QuantizationConfig().batch
@@ -69,11 +70,11 @@ def measured_rate(study: Study, execution: ExecutionSettings) -> float:
     """Denoiser calls (images) a second of one worker, measured for about a second."""
     threads = torch.get_num_threads()
     worker = Worker(study.worker_settings(execution.device, threads=1))
-    text = study.teacher.model_copy(update={"name": ""}).to_json()
-    worker.sample(text, 0, 0, min(worker.batch, 8))
-    worker.denoiser.calls, begun = 0, time.perf_counter()
+    teacher = as_point(study.teacher)
+    worker.render(teacher, 0, 0, min(worker.batch, 8))
+    calls, begun = worker.calls, time.perf_counter()
     while time.perf_counter() - begun < SECONDS:
-        worker.sample(text, 0, 0, max(8, worker.batch // 4))
-    rate = worker.denoiser.calls / (time.perf_counter() - begun)
+        worker.render(teacher, 0, 0, max(8, worker.batch // 4))
+    rate = (worker.calls - calls) / (time.perf_counter() - begun)
     torch.set_num_threads(threads)
     return rate

@@ -3,51 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-from fewstep.pipeline.settings import SearchSettings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One kind of evaluation on how many images: `distance` to a teacher, `moments` for Frechet's, `edit`, `refine`.
-
-    `plan` (JSON) says what a refinement does.
-    """
+    """One kind of evaluation: a metric on how many images of which noise; `arguments` are the metric's own."""
 
     name: str
-    kind: Literal["distance", "moments", "edit", "refine"]
+    metric: str
     images: int
     seed: int
-    plan: str = ""
-
-    @property
-    def metric(self) -> str:
-        """Name of the figure that decides at this rung."""
-        names = {"distance": "teacher-distance", "moments": "frechet", "edit": "imbalance", "refine": "refinement-loss"}
-        return names[self.kind]
+    arguments: Mapping[str, str] = field(default_factory=dict)
 
 
-def ladder(settings: SearchSettings) -> tuple[Rung, Rung, Rung, Rung]:
-    """Screen, judge, finals and report. The first three share their noise, the last never does.
+class Ladder(NamedTuple):
+    """The rungs of a search. All but the report share their noise, or their originals; the report's are its own.
 
-    Without a screen, the judge stands in its place.
+    `main` is where candidates are compared for good; it may be the `screen` itself.
     """
-    seed = settings.noise_seed
-    judge = Rung("frechet", "moments", settings.frechet_images, seed)
-    screens = {
-        "distance": Rung("distance", "distance", settings.distance_images, seed),
-        "frechet": Rung("look", "moments", settings.look_images, seed),
-        "none": judge,
-    }
-    return (
-        screens[settings.screen],
-        judge,
-        Rung("finals", "moments", settings.finalist_images, seed),
-        Rung("report", "moments", settings.report_images, settings.report_seed),
-    )
+
+    screen: Rung
+    main: Rung
+    finals: Rung
+    report: Rung
 
 
 def promoted(value: float, others: Sequence[float], keep: float) -> bool:

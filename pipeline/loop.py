@@ -7,45 +7,16 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
 
-from fewstep.pipeline.evaluator import Candidate, OdeCandidate
+from fewstep.pipeline.candidate import Candidate
+from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import Executor
 from fewstep.pipeline.ladder import Rung
-from fewstep.storage.records import EvaluationRecord, EventRecord, MomentsRecord
+from fewstep.pipeline.search import Search
+from fewstep.storage.records import EvaluationRecord, EventRecord
 from fewstep.storage.store import Store
-from fewstep.tasks.worker import Task, TaskResult
 
 OnRecord = Callable[[EvaluationRecord], None]
-
-
-class Evaluates(Protocol):
-    """Turns work into tasks and their results into records: `Evaluator`, or that of edits."""
-
-    study: str
-
-    @property
-    def key(self) -> Callable[..., str]:
-        """Content address of an evaluation."""
-
-    def plan(self, candidate: Any, rung: Rung) -> list[Task]:
-        """Tasks of an evaluation."""
-
-    def absorb(self, result: TaskResult, order: int) -> tuple[EvaluationRecord | None, list[MomentsRecord]]:
-        """The record, once the last task is in, and the moments that came with this one."""
-
-
-class Searches(Protocol):
-    """Knows what was found and what to try next: a `Climb`, or the search of edits."""
-
-    def next_work(self) -> tuple[Any, Rung] | None:
-        """The next evaluation; None where nothing is left to do before more results come in."""
-
-    def enter_finals(self) -> bool:
-        """With nothing in flight, queue the finals; False once they are over."""
-
-    def learn(self, record: EvaluationRecord) -> None:
-        """Take in a record."""
 
 
 @dataclass
@@ -66,7 +37,7 @@ class Driver:
 
     def __init__(
         self,
-        evaluator: Evaluates,
+        evaluator: Evaluator,
         executor: Executor,
         store: Store,
         order: int = 0,
@@ -77,7 +48,7 @@ class Driver:
         self.order, self.event_order, self.clock = order, event_order, Clock()
         self._on_record = on_record
 
-    def submit(self, candidate: Candidate | OdeCandidate, rung: Rung) -> None:
+    def submit(self, candidate: Candidate, rung: Rung) -> None:
         """Start an evaluation: its tasks go to the executor."""
         for task in self.evaluator.plan(candidate, rung):
             self.executor.submit(task)
@@ -111,7 +82,7 @@ class Driver:
         self.event_order += 1
 
 
-def search(state: Searches, driver: Driver) -> None:
+def search(state: Search, driver: Driver) -> None:
     """Run a search to its end: until the budget is spent and the finals are over."""
     begun = time.perf_counter()
     executor = driver.executor
@@ -128,7 +99,7 @@ def search(state: Searches, driver: Driver) -> None:
     driver.clock.total += time.perf_counter() - begun
 
 
-def evaluate_all(work: Iterable[tuple[Candidate | OdeCandidate, Rung]], driver: Driver) -> list[EvaluationRecord]:
+def evaluate_all(work: Iterable[tuple[Candidate, Rung]], driver: Driver) -> list[EvaluationRecord]:
     """Evaluate a fixed list, such as the report; records in the order in which they finish."""
     begun = time.perf_counter()
     waiting = list(work)[::-1]

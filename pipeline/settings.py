@@ -9,25 +9,25 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.checked import Checked
+from fewstep.search_spaces.registry import SPACES
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
+from fewstep.tasks.metrics.metric import METRICS
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.refinement.moment_plan import AT_ONCE, MOST_LOOKED_AT, MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.grids import SEARCH_GRIDS
 
-SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "cmaes")
-# What the schedules' samplers are to the other spaces: these are searched on their Pareto front.
-FRONT_SAMPLERS = ("s3", "evolution")
+SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes")
 SCREENS = ("distance", "frechet", "none")
 SURROGATES = ("encoder", "ensemble", "forest", "trees", "gp", "none")
 REFINE_TO = ("network", "pixel", "features", "reference", "moments")
-SPACES = ("schedule", "quantization", "joint")
 # What all candidates of an NFE are measured against is Euler's steps on this grid.
 BASELINE_GRID = "uniform-t-zero"
 REPORT_SEED_OFFSET = 1_000_003
@@ -44,7 +44,7 @@ class SearchSettings(Checked):
     features: str = "auto"
     reference: str = "auto"
     nfes: tuple[int, ...] = (3, 4, 5)
-    sampler: Literal["s3", "evolution", "tpe", "random", "nsgaii", "cmaes"] = "s3"
+    sampler: Literal["s3", "evolution", "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes"] = "s3"
     seed: NonNegativeInt = 0
     budget: PositiveInt = Field(500_000, description="denoiser calls for the search, its presets included")
     teacher: str = "unipc-2-bh2/karras-zero@64"
@@ -83,7 +83,10 @@ class SearchSettings(Checked):
         "none", description="what s3 ranks children by"
     )
     random_trials: NonNegativeInt = Field(24, description="random members of each NFE before any is bred")
-    space: Literal["schedule", "quantization", "joint"] = Field("schedule", description="what is searched")
+    metric: str = Field("frechet", description="what candidates are compared by, but at a screen by distance")
+    space: str = Field(
+        "schedule", description="what is searched: schedule, quantization, joint, or a space of another package"
+    )
     base_schedule: str = Field("", description="schedule (JSON) that quantised networks are calibrated with")
     calibration_iterations: NonNegativeInt = Field(200, description="most iterations of reconstruction for one unit")
     front: PositiveInt = Field(12, description="members of the Pareto front that finals and report see")
@@ -164,9 +167,7 @@ class SearchSettings(Checked):
                 f"space {self.space!r} makes quantised networks of its own: leave --quantized away, or search space "
                 "'schedule' for the one that you have"
             )
-        if self.sampler not in FRONT_SAMPLERS:
-            raise ValueError(f"sampler {self.sampler!r} searches schedules only: space {self.space!r} uses 'evolution'")
-        if self.space == "quantization":
+        if not self.moves_schedule:
             self._fits_one_schedule()
         return self
 
@@ -174,7 +175,7 @@ class SearchSettings(Checked):
         """ValueError where configs cannot be searched for the base schedule as it is."""
         if not self.base_schedule:
             raise ValueError(
-                "space 'quantization' needs the schedule that is kept: --schedule PRESET/GRID@CALLS or FILE"
+                f"space {self.space!r} needs the schedule that is kept: --schedule PRESET/GRID@CALLS or FILE"
             )
         calls = SolverSchedule.from_json(self.base_schedule).nfe
         if self.nfes != (calls,):
@@ -184,7 +185,26 @@ class SearchSettings(Checked):
         changing = {"warm_start": self.warm_start, "decisions": self.decisions, "guidance_range": self.guidance_range}
         for name, given in changing.items():
             if given:
-                raise ValueError(f"{name} changes schedules, which space 'quantization' keeps: search space 'joint'")
+                raise ValueError(f"{name} changes schedules, which space {self.space!r} keeps: search 'joint'")
+
+    @field_validator("space")
+    @classmethod
+    def _space_exists(cls, name: str) -> str:
+        for part in name.split("+"):
+            if part != "joint" and (part == "edit" or part not in SPACES.names):
+                known = ", ".join([*(n for n in SPACES.names if n != "edit"), "joint"])
+                raise ValueError(f"unknown space {part!r}: choose one of {known}, or several joined by +")
+        return name
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_exists(cls, name: str) -> str:
+        return METRICS.checked(name)
+
+    @property
+    def moves_schedule(self) -> bool:
+        """Whether schedules are searched, alone or together with something else."""
+        return self.space == "joint" or "schedule" in self.space.split("+")
 
     @property
     def noise_seed(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from fewstep.search_spaces.solver_space import Suggests
+from fewstep.search_spaces.trials import Suggests
 
 
 @dataclass(frozen=True)

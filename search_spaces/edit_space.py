@@ -7,16 +7,17 @@ and what lies around them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fewstep.errors import ConfigurationError
+from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.search_spaces.decisions import Choice, Decision, Range
 from fewstep.search_spaces.edit import EditConfig, Way
+from fewstep.search_spaces.point import EditPoint, Point, edit_of
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.solver_space import Suggests
+from fewstep.search_spaces.space import DecisionSpace
 
 # Noise prediction inverts stably: run towards noise, data prediction amplifies its errors by sigma's growth.
 INVERSIONS = ("ddim/uniform-t", "dpm-solver-2m/uniform-t", "dpm-solver-2m/uniform-lambda")
@@ -33,12 +34,12 @@ ETAS = (0.0, 0.25, 0.5, 1.0)
 WINDOWS = {"all": (0.0, 1.0), "first-half": (0.0, 0.5), "second-half": (0.5, 1.0), "first-quarter": (0.0, 0.25)}
 DECISIONS = ("step", "latent", "strength", "inversion", "generation", "eta", "rescale", "boundary")
 FLAG = Choice((False, True))
-# How far `neighbours` goes: a strength's ratio, that of what is on a log scale, and places in a row of calls.
-NEAR, NEAR_LOG, NEAR_CALLS = 1.1, 2.0, 2
+# Places in a row of calls that `neighbours` goes.
+NEAR_CALLS = 2
 
 
 @dataclass(frozen=True)
-class EditSpace:
+class EditSpace(DecisionSpace[EditConfig]):
     """Edits at one of `steps` (lambdas), with boundaries from up to `examples` images a side.
 
     `schedules` are solver schedules that may be stretched over either way instead of a preset. `kept` are decisions
@@ -80,14 +81,6 @@ class EditSpace:
             "boundary": {"C": Range(1e-4, 10.0, log=True), "standardise": FLAG, "images": Choice(tuple(counts))},
         }
         return {name: d for group, found in groups.items() if group not in self.kept for name, d in found.items()}
-
-    def suggest(self, trial: Suggests) -> EditConfig:
-        """A member, every parameter drawn through a trial; the space is the same for every member."""
-        return self.config({name: decision.suggest(trial, name) for name, decision in self.decisions.items()})
-
-    def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What `suggest` has to draw for the values of the parameters; ones that are not searched are left out."""
-        return {name: d.parameter(d.nearest(values[name])) for name, d in self.decisions.items() if name in values}
 
     def config(self, values: Mapping[str, Any]) -> EditConfig:
         """The edit that the values mean."""
@@ -131,32 +124,23 @@ class EditSpace:
             found[f"{name}_calls"] = int(calls) if calls else way.nfe
         return {name: decision.nearest(found[name]) for name, decision in self.decisions.items()}
 
-    def neighbours(self, config: EditConfig, names: Sequence[str]) -> list[EditConfig]:
-        """Edits that differ from a member in one of the named parameters, each once and not by much.
+    def point(self, genome: EditConfig) -> EditPoint:
+        """The edit as a point."""
+        return EditPoint(edit=genome)
 
-        Parameters that are not searched stay.
-        """
-        values, found = self.values(config), {config.hash: config}
-        for name in (n for n in names if n in self.decisions):
-            for value in _beside(name, self.decisions[name], values[name]):
-                other = self.config(values | {name: value})
-                found.setdefault(other.hash, other)
-        return list(found.values())[1:]
+    def genome(self, point: Point) -> EditConfig:
+        """The edit of a point; ScheduleError where it is none."""
+        edit = edit_of(point)
+        if edit is None:
+            raise ScheduleError(f"{point.name} is no edit")
+        return edit
+
+    def beside(self, name: str, value: Any, reach: int = 1) -> list[Any]:
+        """As any space, with calls two places in their row away."""
+        return super().beside(name, value, NEAR_CALLS if name.endswith("_calls") else reach)
 
     def _way(self, name: str, values: Mapping[str, Any], kept: Way) -> Way:
         if name not in values:
             return kept
         by_hash = {schedule.hash: schedule for schedule in self.schedules}
         return by_hash.get(values[name], f"{values[name]}@{values[f'{name}_calls']}")
-
-
-def _beside(name: str, decision: Decision, value: Any) -> list[Any]:
-    """Values near one: the options next to a number, all other names, a ratio up and down."""
-    if isinstance(decision, Range):
-        ratio = NEAR_LOG if decision.log else NEAR
-        return [decision.nearest(value / ratio), decision.nearest(value * ratio)]
-    if not all(isinstance(o, int | float) and not isinstance(o, bool) for o in decision.options):
-        return [o for o in decision.options if o != value]
-    row, reach = sorted(decision.options), NEAR_CALLS if name.endswith("_calls") else 1
-    place = row.index(value)
-    return [o for o in row[max(0, place - reach) : place + reach + 1] if o != value]

@@ -13,10 +13,14 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-from fewstep.errors import ConfigurationError
+import numpy as np
+
+from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.search_spaces.decisions import Choice, Decision, Range
+from fewstep.search_spaces.point import Point, QuantizationPoint, quantization_of
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig
-from fewstep.search_spaces.solver_space import Suggests
+from fewstep.search_spaces.space import Features, Space
+from fewstep.search_spaces.trials import Suggests
 
 RATE = 0.15
 # A block of a few layers, without images: iterations cost it little, so it may have more of them.
@@ -29,7 +33,7 @@ _FLAG = Choice((False, True))
 
 
 @dataclass(frozen=True)
-class QuantizationSpace:
+class QuantizationSpace(Space[QuantizationConfig]):
     """Configs for a network that is calibrated along a schedule of `calls` denoiser calls.
 
     `iterations` is the most that reconstruction may spend on a unit (the temporal block TIAR_SHARE times as many);
@@ -186,37 +190,53 @@ class QuantizationSpace:
 
     # -- variation ------------------------------------------------------------------------------------
 
-    def random(self, rng: Random) -> QuantizationConfig:
+    def random(self, nfe: int, rng: Random) -> QuantizationConfig:
         """Any member, every decision drawn on its own."""
         return self._settled({name: decision.draw(rng) for name, decision in self.decisions.items()})
 
-    def mutate(self, config: QuantizationConfig, rng: Random, rate: float = RATE) -> QuantizationConfig:
+    def mutate(self, config: QuantizationConfig, rng: Random, rate: float | None = None) -> QuantizationConfig:
         """Change each relevant decision with probability `rate`, at least one."""
         member = self.member(config)
         names = list(self.relevant(member))
         for _ in range(50):
-            chosen = [name for name in names if rng.random() < rate] or [rng.choice(names)]
+            chosen = [name for name in names if rng.random() < (rate or RATE)] or [rng.choice(names)]
             values = {name: getattr(member, name) for name in names}
             values |= {name: self.decisions[name].nudge(values[name], rng) for name in chosen}
             child = self._settled(values)
             if child != member:
                 return child
-        return self.random(rng)
+        return self.random(0, rng)
 
     def cross(self, a: QuantizationConfig, b: QuantizationConfig, rng: Random) -> QuantizationConfig:
         """Every decision from one of the two, at random."""
         a, b = self.member(a), self.member(b)
         return self._settled({name: getattr(rng.choice((a, b)), name) for name in self.decisions})
 
-    def encode(self, config: QuantizationConfig) -> list[float]:
-        """`width` features, each in [-1, 1]; those of decisions that the member does not have are 0."""
+    def encode(self, config: QuantizationConfig) -> Features:
+        """(1, `width`) features, each in [-1, 1]; those of decisions that the member does not have are 0."""
         member = self.member(config)
         has = set(self.relevant(member))
         rows = (
             decision.encode(getattr(member, name)) if name in has else [0.0] * decision.width
             for name, decision in self.decisions.items()
         )
-        return [value for row in rows for value in row]
+        return np.asarray([[value for row in rows for value in row]], np.float32)
+
+    def suggest_all(self, trial: Suggests) -> None:
+        """Ask for every decision, relevant or not."""
+        for name, decision in self.decisions.items():
+            decision.suggest(trial, name)
+
+    def point(self, config: QuantizationConfig) -> QuantizationPoint:
+        """The config as a point."""
+        return QuantizationPoint(config=config)
+
+    def genome(self, point: Point) -> QuantizationConfig:
+        """The config of a point; ScheduleError where it has none."""
+        config = quantization_of(point)
+        if config is None:
+            raise ScheduleError(f"{point.name} has no quantisation")
+        return config
 
     @property
     def width(self) -> int:

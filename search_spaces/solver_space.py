@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.genome import ORDERS, RELAXATIONS, STARTS, THRESHOLDS, Genes, Genome
+from fewstep.search_spaces.trials import Fixed, Suggests
 
 PREDICTIONS = ("noise", "data", "ems")
 ESTIMATES = (1, 2, 3)
@@ -26,13 +27,6 @@ COEFFICIENT_RANGE = 0.5
 LATEST_START = 0.9
 SKIP_RANGE = (0.5, 1.0)
 SMALLEST_NFE, LARGEST_NFE = 1, 100
-
-
-class Suggests(Protocol):
-    """The part of optuna.Trial that the space uses."""
-
-    def suggest_float(self, name: str, low: float, high: float) -> float: ...
-    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -188,17 +182,4 @@ class SolverSpace:
 
     def from_parameters(self, parameters: Mapping[str, Any]) -> Genome:
         """Inverse of `parameters`, up to the clipping of its ranges."""
-        return self.suggest(_Fixed(parameters))
-
-
-class _Fixed:
-    """A trial that answers from a mapping."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
-
-    def suggest_float(self, name: str, low: float, high: float) -> float:
-        return float(self._values[name])
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        return self._values[name]
+        return self.suggest(Fixed(parameters))

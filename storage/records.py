@@ -58,6 +58,14 @@ class Record:
     defaults: ClassVar[Mapping[str, object]] = {}
     """Stored values for columns that an older file lacks, where the empty value would be wrong."""
 
+    needed: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Further columns of an older file that the value of a column is worked out from."""
+
+    @classmethod
+    def upgrade(cls, table: pa.Table, version: int) -> pa.Table:
+        """What was stored under an older schema version, in today's terms; of the columns that are there."""
+        return table
+
     @classmethod
     def default(cls, column: str) -> object:
         """The stored value that fills `column` in rows of an older schema version."""
@@ -120,11 +128,12 @@ class EvaluationRecord(Record):
     key: str
     """Content address of the evaluation: what would be computed, not who asked for it."""
     candidate: str
-    """Hash of the schedule, or of schedule and quantisation where the candidate is both."""
+    """Hash of the point."""
     candidate_json: str
+    """The whole candidate: a point of `search_spaces/point.py`, whatever its space."""
     nfe: int
     rung: str
-    """'distance', 'frechet' or 'report'."""
+    """Which step of the ladder: the screen ('distance', 'look' or 'screen'), 'frechet', 'refine', 'finals', 'report'."""
     origin: str
     """Who proposed it, as 'preset:ddim/karras', 'random', 'evolution' or 'surrogate'."""
     model: str
@@ -150,11 +159,9 @@ class EvaluationRecord(Record):
     """Further figures by name."""
     versions: dict[str, str] = field(default_factory=dict)
     """Library versions by name."""
-    quantization: str = ""
-    """JSON of the config that the network was quantised with for this candidate; empty: it was not."""
 
     table: ClassVar[str] = "evaluations"
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 3
     # Two studies may share an evaluation; each keeps a row, so that each can be read on its own.
     unique: ClassVar[tuple[str, ...]] = ("study", "key")
     defaults: ClassVar[Mapping[str, object]] = {
@@ -189,11 +196,45 @@ class EvaluationRecord(Record):
             "status": pa.string(),
             "error": pa.string(),
             "versions": pa.string(),
-            "quantization": pa.string(),
             "finished_at": _TIME,
         },
         {"value": pa.float64(), "low": pa.float64(), "high": pa.float64()},
     )
+    needed: ClassVar[Mapping[str, tuple[str, ...]]] = {"candidate_json": ("quantization", "parameters")}
+
+    @classmethod
+    def upgrade(cls, table: pa.Table, version: int) -> pa.Table:
+        """Until version 2 `candidate_json` was a schedule's, and what else a candidate was stood in other columns."""
+        if version >= 3:
+            return table
+        names = table.column_names
+        parameters = table.column("parameters").to_pylist() if "parameters" in names else [None] * table.num_rows
+        edits = [text is not None and '"edit"' in text for text in parameters]
+        drawn = [json.loads(text) if edit else {} for text, edit in zip(parameters, edits, strict=True)]
+        if "candidate_json" in names:
+            configs = table.column("quantization").to_pylist() if "quantization" in names else [""] * table.num_rows
+            rows = zip(table.column("candidate_json").to_pylist(), configs, drawn, strict=True)
+            points = [_point(text, config, values.get("edit")) for text, config, values in rows]
+            table = table.set_column(names.index("candidate_json"), "candidate_json", pa.array(points, pa.string()))
+        if any(edits):
+            left = [
+                json.dumps({k: v for k, v in values.items() if k != "edit"}, sort_keys=True) if edit else text
+                for text, edit, values in zip(parameters, edits, drawn, strict=True)
+            ]
+            table = table.set_column(names.index("parameters"), "parameters", pa.array(left, pa.string()))
+        return table
+
+
+def _point(candidate: str, quantization: str, edit: object) -> str:
+    """The point of a row of version 1 or 2, whose candidate is the JSON of a schedule or of an ODE solver."""
+    if edit is not None:
+        return f'{{"kind":"edit","edit":{json.dumps(edit)}}}'
+    if candidate.startswith('{"ode"'):
+        return f'{{"kind":"ode","solver":{json.dumps(json.loads(candidate)["ode"])}}}'
+    schedule = f'{{"kind":"schedule","schedule":{candidate}}}'
+    if not quantization:
+        return schedule
+    return f'{{"kind":"joint","members":[{schedule},{{"kind":"quantization","config":{quantization}}}]}}'
 
 
 @dataclass(frozen=True)

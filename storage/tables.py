@@ -151,7 +151,12 @@ class Table(Generic[R]):
         (from then on reads skip it) and StorageError when the filesystem refuses.
         """
         try:
-            return self._fill(part, self.directory.read(part, columns), columns)
+            wanted = list(columns if columns is not None else self.record.schema.names)
+            needed = [name for column in wanted for name in self.record.needed.get(column, ())]
+            found = self.directory.read(part, list(dict.fromkeys([*wanted, *needed])))
+            version = (found.schema.metadata or {}).get(VERSION_KEY, b"1")
+            older = self.record.upgrade(found, int(version) if version.isdigit() else 1)
+            return self._fill(part, older, columns)
         except DamagedFileError as error:
             self._damaged[part] = str(error)
             raise

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from fewstep.errors import StorageError
+from fewstep.errors import ConfigurationError, StorageError
+from fewstep.search_spaces.point import edit_of, parse_point, quantization_of, schedule_of
 from fewstep.storage.queries import front
 from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store
@@ -153,9 +154,6 @@ def _plan_member(study: str, member: Mapping[Any, Any], rows: Sequence[Mapping[s
         if row[figure] is not None and math.isfinite(row[figure])
     ]
     times = [_milliseconds(row["finished_at"]) for row in own]
-    texts = {"schedule.json": member["candidate_json"]}
-    if quantization := member.get("quantization"):
-        texts["quantization.json"] = quantization
     return RunPlan(
         name=f"nfe {member['nfe']} {member['candidate'][:8]}",
         tags={STUDY_TAG: study, KIND_TAG: "front", CANDIDATE_TAG: member["candidate"]},
@@ -166,10 +164,25 @@ def _plan_member(study: str, member: Mapping[Any, Any], rows: Sequence[Mapping[s
             "model": member["model"],
         },
         points=points,
-        texts=texts,
+        texts=_artifacts(member["candidate_json"]),
         start=min(times),
         end=max(times),
     )
+
+
+def _artifacts(candidate: str) -> dict[str, str]:
+    """The files of a point: one of each part that is a format of its own, or the point as it is."""
+    try:
+        point = parse_point(candidate)
+    except ConfigurationError:
+        return {"point.json": candidate}
+    config, edit, schedule = quantization_of(point), edit_of(point), schedule_of(point)
+    found = {
+        "schedule.json": schedule.to_json() if schedule else "",
+        "quantization.json": config.model_dump_json() if config else "",
+        "edit.json": edit.model_dump_json() if edit else "",
+    }
+    return {name: text for name, text in found.items() if text} or {"point.json": candidate}
 
 
 def _surrogate_points(events: Sequence[EventRecord]) -> list[Point]:

@@ -6,8 +6,8 @@ import os
 
 import ray
 
-from fewstep.tasks.editing.worker import make_worker
-from fewstep.tasks.worker import Task, TaskResult, WorkerSettings
+from fewstep.tasks.work import Task, TaskResult, WorkerSettings
+from fewstep.tasks.worker import Worker
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -15,7 +15,7 @@ class WorkerActor:
     """A `Worker` in a process of its own. Restarts are the driver's business: it must see and record them."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self._worker = make_worker(settings)
+        self._worker = Worker(settings)
 
     def run(self, task: Task) -> TaskResult:
         """Run a task."""

@@ -19,7 +19,7 @@ from fewstep.pipeline.commands.options import (
     typed,
 )
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import REFINE_TO, SAMPLERS, SCREENS, SPACES, SURROGATES, SearchSettings, parse_nfes
+from fewstep.pipeline.settings import REFINE_TO, SAMPLERS, SCREENS, SURROGATES, SearchSettings, parse_nfes
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
 
 NAME = "search"
@@ -31,7 +31,7 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="go on with the study in --out")] = False,
     model: Annotated[str | None, typer.Option(help="a bundled model's name or a diffusers directory")] = None,
     space: Annotated[
-        str | None, typer.Option(help=f"what is searched: {', '.join(SPACES)} [default: schedule]")
+        str | None, typer.Option(help="what is searched: schedule, quantization, joint [default: schedule]")
     ] = None,
     schedule: Annotated[
         str | None,

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, field_validator
 
 from fewstep.plugins import Registry
 from fewstep.search_spaces.checked import Checked
-from fewstep.tasks.worker import Task, TaskResult, WorkerSettings
+from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 
 MAX_TRIES = 3
 

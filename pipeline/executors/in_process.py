@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 from fewstep.pipeline.executors.base import ExecutionSettings, ExecutorEvent
-from fewstep.tasks.editing.worker import make_worker
-from fewstep.tasks.worker import Task, TaskResult, WorkerSettings
+from fewstep.tasks.work import Task, TaskResult, WorkerSettings
+from fewstep.tasks.worker import Worker
 
 
 class InProcessExecutor:
@@ -15,7 +15,7 @@ class InProcessExecutor:
     capacity = 1
 
     def __init__(self, settings: WorkerSettings, execution: ExecutionSettings | None = None) -> None:
-        self._worker = make_worker(settings)
+        self._worker = Worker(settings)
         self._queue: deque[Task] = deque()
 
     @property

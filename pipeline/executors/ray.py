@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings, ExecutorEvent
 from fewstep.tasks.actors import WorkerActor
-from fewstep.tasks.worker import Task, TaskResult, WorkerSettings
+from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 
 # Two tasks an actor: the next one is already there when a result is on its way back.
 DEPTH = 2

@@ -1,184 +1,196 @@
-"""The Optuna study behind a search: where proposals come from and what its sampler is told.
+"""The Optuna study behind a search: any of its samplers, or S^3, on any space, with one objective or several.
 
-The study lives in memory and is a projection of the records: `restore` rebuilds it.
+The study lives in memory and is a projection of the records: `restore` rebuilds it. A sampler that carries a random
+state is made anew for every trial, seeded by its number; what NSGA-II notes with a trial (its generation) is stored
+with what it drew. So a resumed search goes on as the killed one would have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler, NSGAIISampler
 from optuna.trial import TrialState, create_trial
 
-from fewstep.errors import ScheduleError
-from fewstep.pipeline.evaluator import Candidate
-from fewstep.pipeline.ladder import ladder
-from fewstep.pipeline.proposers.s3 import CANDIDATE_ATTR, ORIGIN_ATTR, SCHEDULE_ATTR, OnRefit, distributions
-from fewstep.pipeline.proposers.samplers import make_sampler
-from fewstep.pipeline.scope import Scope
-from fewstep.pipeline.settings import SearchSettings
-from fewstep.search_spaces.evolution import random_genome
-from fewstep.search_spaces.genome import Genome, to_genome, to_schedule
-from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.tasks.models.noise_schedule import NoiseSchedule
-from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.errors import ConfigurationError, ScheduleError
+from fewstep.pipeline.candidate import Candidate
+from fewstep.pipeline.proposers.base import Check, Objectives, is_outside
+from fewstep.pipeline.proposers.s3 import CANDIDATE_ATTR, ORIGIN_ATTR, POINT_ATTR, distributions
+from fewstep.pipeline.trial import Trial
+from fewstep.search_spaces.point import Point
+from fewstep.search_spaces.space import Space
 
-if TYPE_CHECKING:
-    from fewstep.pipeline.state import Trial
-
+SamplerFor = Callable[[int], BaseSampler]
 ATTEMPTS = 40
-REFINED = "refine:"
-WARM_REFINED = "warm-start-refined"
-SEED_SOLVERS = ("unipc-2-bh2", "unipc-3-bh2", "dpmpp-3m")
-SEED_GRIDS = ("quadratic-zero", "uniform-lambda-zero", "karras-zero", "uniform-t-zero")
-
-
-def analytic_first_steps(noise: NoiseSchedule, nfe: int) -> list[Genome]:
-    """Presets with one step more, whose first call is replaced by the noise itself: the search's first guesses.
-
-    No preset saves that call, and a sampler would need many mutations to find it together with good times.
-    """
-    names = [f"{solver}/{where}" for where in SEED_GRIDS for solver in SEED_SOLVERS]
-    schedules = [preset_on_grid(name, noise, nfe + 1).model_copy(update={"first_call": "zero_x0"}) for name in names]
-    return list(dict.fromkeys(to_genome(schedule) for schedule in schedules)) if nfe > 1 else []
-
-
-def is_refined(origin: str) -> bool:
-    """Whether a candidate came from a refinement in this search."""
-    return origin.startswith(REFINED)
-
-
-def is_outside(origin: str) -> bool:
-    """Whether a candidate's tables lie outside the space that is searched, so that the sampler learns nothing of it."""
-    return is_refined(origin) or origin == WARM_REFINED
+# Where a candidate's parameters keep what the sampler noted, beside what it drew.
+NOTE = "sampler_note"
+# States of trials that have objectives.
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+IMPOSSIBLE = (ScheduleError, ConfigurationError)
 
 
 def _attributes(candidate: Candidate) -> dict[str, Any]:
     return {
-        SCHEDULE_ATTR: candidate.schedule.to_json(),
-        CANDIDATE_ATTR: candidate.schedule.hash,
+        POINT_ATTR: candidate.point.to_json(),
+        CANDIDATE_ATTR: candidate.hash,
         ORIGIN_ATTR: candidate.origin.partition(":")[0],
     }
 
 
-class Proposer:
-    """Asks the chosen sampler for schedules, and tells it how they did. Trial numbers are Optuna's."""
+class OptunaProposer:
+    """Asks a sampler for points, and tells it how they did. Trial numbers are Optuna's.
 
-    def __init__(self, settings: SearchSettings, scope: Scope, on_refit: OnRefit | None = None) -> None:
+    `rungs` name those whose values the sampler learns from, in their order. With `by_nfe` the NFE is a parameter that
+    the search fixes.
+    """
+
+    def __init__(
+        self,
+        space: Space[Any],
+        sampler: SamplerFor,
+        origin: str,
+        seed: int,
+        check: Check,
+        rungs: Sequence[str],
+        objectives: int = 1,
+        by_nfe: bool = True,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.space, self._scope = scope.space, scope
-        self._origin, self._seed = settings.sampler, settings.seed
-        screen, judge, *_ = ladder(settings)
-        self._rungs = tuple(dict.fromkeys((screen.name, judge.name)))
-        self._distributions = distributions(self.space)
-        self._sampler = make_sampler(settings, self.space, on_refit, partial(analytic_first_steps, scope.noise))
-        self._study = optuna.create_study(direction="minimize")
+        self.space, self._sampler, self._origin, self._seed, self._check = space, sampler, origin, seed, check
+        self._rungs, self._by_nfe, self._single = tuple(rungs), by_nfe, objectives == 1
+        self._distributions = distributions(space)
+        self._study = optuna.create_study(directions=["minimize"] * objectives)
         self._trials: dict[int, optuna.trial.Trial] = {}
         self._next = 0
 
-    def propose(self, nfe: int, seen: set[str]) -> Candidate:
-        """A schedule at `nfe` that is not among the hashes in `seen`.
+    # -- proposals ------------------------------------------------------------------------------------
 
-        A stock sampler may repeat itself for ever: after ATTEMPTS refused proposals a random member takes its
-        place. Raises ScheduleError where not even that finds anything new.
-        """
+    def ask(self, nfe: int, seen: set[str], trials: Mapping[int, Trial]) -> Candidate | None:
+        """See Proposer. A stock sampler may repeat itself for ever: in the end random members take its place."""
         for _ in range(ATTEMPTS):
-            trial = self._ask({"nfe": nfe})
+            trial = self._ask({"nfe": nfe} if self._by_nfe else {})
             try:
-                schedule = to_schedule(self.space.suggest(trial))
-                self._scope.check(schedule)
-            except ScheduleError:
+                point = self.space.point(self.space.suggest(trial))
+                self._check(point)
+            except IMPOSSIBLE:
                 self._study.tell(trial, state=TrialState.FAIL)
                 continue
-            if schedule.hash not in seen:
-                return self._register(trial, schedule, self._origin)
+            if point.hash not in seen:
+                return self._register(trial, point, self._origin)
             self._study.tell(trial, state=TrialState.FAIL)
-        return self._anything_new(nfe, seen)
+        return self._anything_new(nfe, seen, trials)
 
-    def _anything_new(self, nfe: int, seen: set[str]) -> Candidate:
+    def _anything_new(self, nfe: int, seen: set[str], trials: Mapping[int, Trial]) -> Candidate | None:
         rng = Random(f"{self._seed}/{self._next}")
         for _ in range(ATTEMPTS):
             try:
-                schedule = to_schedule(random_genome(self.space, nfe, rng))
-                self._scope.check(schedule)
-            except ScheduleError:
+                point = self.space.point(self.space.random(nfe, rng))
+                self._check(point)
+            except IMPOSSIBLE:
                 continue
-            if schedule.hash not in seen:
-                return self.enlist(schedule, "random")
-        raise ScheduleError(f"no schedule at NFE {nfe} is left to try: the space of this model's times is too narrow")
+            if point.hash not in seen:
+                return self.enlist(point, "random", trials)
+        return None
 
-    def enlist(self, schedule: SolverSchedule, origin: str) -> Candidate:
-        """Enter a schedule from elsewhere as a trial."""
-        trial = self._ask(self.space.parameters(to_genome(schedule)))
+    def enlist(self, point: Point, origin: str, trials: Mapping[int, Trial]) -> Candidate:
+        """See Proposer."""
+        trial = self._ask(self.space.parameters(self.space.genome(point)))
         self.space.suggest(trial)
-        return self._register(trial, schedule, origin)
+        return self._register(trial, point, origin)
 
-    def admit(self, schedule: SolverSchedule, origin: str) -> Candidate:
-        """A schedule that is judged beside the others but lies outside the space: the sampler learns nothing of it."""
+    def admit(self, point: Point, origin: str, trials: Mapping[int, Trial]) -> Candidate:
+        """See Proposer."""
         trial = self._ask({})
         self._study.tell(trial, state=TrialState.FAIL)
-        return Candidate(trial.number, schedule, origin)
-
-    def report(self, candidate: Candidate, value: float, step: int) -> None:
-        """An intermediate value: what the trial scored at rung number `step`."""
-        if not is_outside(candidate.origin):
-            self._trials[candidate.trial].report(value, step)
-
-    def tell(self, candidate: Candidate, state: TrialState, objective: float | None) -> None:
-        """Finish a trial."""
-        if is_outside(candidate.origin):
-            return
-        values = objective if state == TrialState.COMPLETE else None
-        self._study.tell(candidate.trial, values=values, state=state)
-
-    def restore(self, trials: Mapping[int, Trial], objective: Callable[[Trial], float | None]) -> list[Trial]:
-        """Rebuild the study from a search's trials; those whose objective is not known yet come back.
-
-        Numbers without a trial were refused proposals, those of refined schedules mean nothing to the sampler.
-        """
-        untold = []
-        for number in range(max(trials, default=-1) + 1):
-            trial = trials.get(number)
-            if trial is None or is_outside(trial.candidate.origin):
-                self._study.add_trial(create_trial(state=TrialState.FAIL))
-                continue
-            parameters = trial.candidate.parameters
-            steps = {step: trial.records.get(rung) for step, rung in enumerate(self._rungs)}
-            values = {k: r.value for k, r in steps.items() if r is not None and r.value is not None}
-            final = objective(trial) if trial.state == TrialState.COMPLETE else None
-            state = TrialState.RUNNING if trial.state == TrialState.COMPLETE and final is None else trial.state
-            if state == TrialState.PRUNED:
-                final = values[max(values)]
-            self._study.add_trial(
-                create_trial(
-                    state=state,
-                    value=final,
-                    params=parameters,
-                    intermediate_values=values,
-                    distributions={name: self._distributions[name] for name in parameters},
-                    user_attrs=_attributes(trial.candidate),
-                )
-            )
-            if state != trial.state:
-                untold.append(trial)
-        for frozen in self._study.get_trials(deepcopy=False):
-            if frozen.state == TrialState.RUNNING:
-                self._trials[frozen.number] = optuna.trial.Trial(self._study, frozen._trial_id)
-        self._next = len(self._study.get_trials(deepcopy=False))
-        return untold
+        return Candidate(trial.number, point, origin)
 
     def _ask(self, fixed: dict[str, Any]) -> optuna.trial.Trial:
         self._study.sampler = self._sampler(self._next)
-        self._study.enqueue_trial(fixed)
+        if fixed:
+            self._study.enqueue_trial(fixed)
         self._next += 1
         return self._study.ask()
 
-    def _register(self, trial: optuna.trial.Trial, schedule: SolverSchedule, origin: str) -> Candidate:
-        candidate = Candidate(trial.number, schedule, origin, dict(trial.params))
+    def _register(self, trial: optuna.trial.Trial, point: Point, origin: str) -> Candidate:
+        noted = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
+        note = {name: value for name, value in noted.items() if name.endswith("generation")}
+        drawn: dict[str, Any] = dict(trial.params) | ({NOTE: note} if note else {})
+        candidate = Candidate(trial.number, point, origin, drawn)
         for name, value in _attributes(candidate).items():
             trial.set_user_attr(name, value)
         self._trials[trial.number] = trial
         return candidate
+
+    # -- what was learned -----------------------------------------------------------------------------
+
+    def report(self, trial: Trial, value: float, step: int) -> None:
+        """See Proposer. Optuna has no intermediate values where there are several objectives."""
+        if self._single and not is_outside(trial.candidate):
+            self._trials[trial.number].report(value, step)
+
+    def tell(self, trial: Trial, objectives: Sequence[float] | None) -> None:
+        """See Proposer."""
+        if is_outside(trial.candidate):
+            return
+        state = self._state(trial, objectives)
+        values = list(objectives) if objectives is not None and state == TrialState.COMPLETE else None
+        self._study.tell(trial.number, values=values, state=state)
+
+    def _state(self, trial: Trial, objectives: Sequence[float] | None) -> TrialState:
+        """A trial's state as Optuna is told it: of several objectives those of a pruned trial are known as well."""
+        if not self._single and trial.state == TrialState.PRUNED and objectives is not None:
+            return TrialState.COMPLETE
+        return trial.state
+
+    def restore(self, trials: Mapping[int, Trial], objectives: Objectives) -> list[Trial]:
+        """See Proposer. Numbers without a trial were refused proposals; refined ones mean nothing to the sampler."""
+        untold = []
+        for number in range(max(trials, default=-1) + 1):
+            trial = trials.get(number)
+            if trial is None or is_outside(trial.candidate):
+                self._study.add_trial(create_trial(state=TrialState.FAIL))
+            elif not self._restore(trial, objectives(trial) if trial.state in ENDED else None):
+                untold.append(trial)
+        known = self._study.get_trials(deepcopy=False)
+        for frozen in known:
+            if frozen.state == TrialState.RUNNING:
+                self._trials[frozen.number] = optuna.trial.Trial(self._study, frozen._trial_id)
+        self._next = len(known)
+        self._restore_parents([n for t in trials.values() for n in t.candidate.parameters.get(NOTE, {}).values()])
+        return untold
+
+    def _restore(self, trial: Trial, objectives: Sequence[float] | None) -> bool:
+        """Enter a trial as it was; whether Optuna knows that it is over, where it is."""
+        drawn = dict(trial.candidate.parameters)
+        note = drawn.pop(NOTE, {})
+        steps = {step: trial.records.get(rung) for step, rung in enumerate(self._rungs)} if self._single else {}
+        reported = {k: r.value for k, r in steps.items() if r is not None and r.value is not None}
+        state = self._state(trial, objectives)
+        over = not (state == TrialState.COMPLETE and objectives is None)
+        if not over:
+            state = TrialState.RUNNING
+        values = list(objectives) if objectives is not None and state == TrialState.COMPLETE else None
+        if state == TrialState.PRUNED and self._single:
+            values = [reported[max(reported)]]
+        self._study.add_trial(
+            create_trial(
+                state=state,
+                values=values,
+                params=drawn,
+                intermediate_values=reported,
+                distributions={name: self._distributions[name] for name in drawn},
+                user_attrs=_attributes(trial.candidate),
+                system_attrs=note,
+            )
+        )
+        return over
+
+    def _restore_parents(self, generations: Sequence[int]) -> None:
+        """NSGA-II settles a generation's parents when it first asks for them, and from then on has them in order."""
+        sampler = self._sampler(0)
+        if isinstance(sampler, NSGAIISampler):
+            for generation in range(1, max(generations, default=0) + 1):
+                sampler.get_parent_population(self._study, generation)

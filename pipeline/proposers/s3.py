@@ -1,4 +1,4 @@
-"""S^3, predictor-guided schedule search, as an Optuna sampler (USF, section 4).
+"""S^3, predictor-guided search, as an Optuna sampler for any space with one objective (USF, section 4).
 
 Every trial's genome is decided at once, from the seed, the trial's number and the trials before it:
 first the seeds that it was given, then random members, then children of the best known ones, ranked by a
@@ -24,18 +24,16 @@ from optuna.trial import FrozenTrial, TrialState
 from fewstep.pipeline.proposers.moves import local_move
 from fewstep.pipeline.proposers.surrogate.encoder import Example
 from fewstep.pipeline.proposers.surrogate.registry import Surrogate, make_surrogate
-from fewstep.search_spaces.evolution import cross, mutate, random_genome, with_nfe
-from fewstep.search_spaces.genome import Genome, encode, to_genome, to_schedule
-from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.solver_space import SolverSpace
+from fewstep.search_spaces.point import Point, parse_point
+from fewstep.search_spaces.space import Space
 
-SCHEDULE_ATTR, CANDIDATE_ATTR, ORIGIN_ATTR = "schedule", "candidate", "origin"
+POINT_ATTR, CANDIDATE_ATTR, ORIGIN_ATTR = "point", "candidate", "origin"
 ENOUGH = 12
 NEIGHBOURS = 5
 MUTATION_RATES = (0.05, 0.12, 0.25)
 # How many examples it was fitted to, the former one's tau on those that came since, and seconds since the last fit.
 OnRefit = Callable[[int, float | None, float], None]
-Seeds = Callable[[int], Sequence[Genome]]
+Seeds = Callable[[int], Sequence[Point]]
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,11 @@ class S3Options:
     local: float = 0.2
 
 
-class Recorder:
-    """A trial that answers anything and remembers what could be asked."""
+class _Recorder:
+    """A trial that remembers what could be asked."""
 
-    def __init__(self, answers: dict[str, Any]) -> None:
-        self.answers, self.space = answers, dict[str, BaseDistribution]()
+    def __init__(self) -> None:
+        self.space: dict[str, BaseDistribution] = {}
 
     def suggest_float(self, name: str, low: float, high: float) -> float:
         self.space[name] = FloatDistribution(low, high)
@@ -72,13 +70,13 @@ class Recorder:
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
         self.space[name] = CategoricalDistribution(choices)
-        return self.answers.get(name, choices[0])
+        return choices[0]
 
 
-def distributions(space: SolverSpace) -> dict[str, BaseDistribution]:
+def distributions(space: Space[Any]) -> dict[str, BaseDistribution]:
     """Every parameter that a member of the space can have."""
-    recorder = Recorder({"nfe": max(space.nfes), "first_call": "zero_x0", "end": "epsilon"})
-    space.suggest(recorder)
+    recorder = _Recorder()
+    space.suggest_all(recorder)
     return recorder.space
 
 
@@ -91,27 +89,28 @@ def milestone(number: int, options: S3Options) -> int:
 
 
 class S3Sampler(BaseSampler):
-    """Proposes whole schedules; see the module's docstring."""
+    """Proposes whole members of a space; see the module's docstring."""
 
     def __init__(
         self,
-        space: SolverSpace,
+        space: Space[Any],
+        nfes: Sequence[int],
         rungs: int = 2,
         seed: int = 0,
         options: S3Options | None = None,
         on_refit: OnRefit | None = None,
         seeds: Seeds | None = None,
     ) -> None:
-        self._space, self._rungs, self._seed = space, rungs, seed
+        self._space, self._nfes, self._rungs, self._seed = space, nfes, rungs, seed
         self._options = options or S3Options()
         self._on_refit = on_refit
         self._seeds = seeds
-        self._rendered: dict[int, list[tuple[Genome, str]]] = {}
+        self._rendered: dict[int, list[tuple[Any, str]]] = {}
         self._distributions = distributions(space)
         self._surrogate: Surrogate | None = None
         self._fitted_at = 0
         self._seconds = 0.0
-        self._genomes: dict[int, Genome] = {}
+        self._genomes: dict[int, Any] = {}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space: a proposal is made for all parameters together."""
@@ -123,12 +122,10 @@ class S3Sampler(BaseSampler):
         """Parameters of the proposed genome, for the NFE that was fixed or else drawn at random."""
         rng = Random(f"{self._seed}/{trial.number}")
         fixed = trial.system_attrs.get("fixed_params", {})
-        nfe = int(fixed.get("nfe", rng.choice(self._space.nfes)))
+        nfe = int(fixed.get("nfe", rng.choice(self._nfes)))
         if len(fixed) > 1:
             return {}
-        past = [
-            t for t in study.get_trials(deepcopy=False) if t.number < trial.number and SCHEDULE_ATTR in t.user_attrs
-        ]
+        past = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number and POINT_ATTR in t.user_attrs]
         return self._space.parameters(self.propose(past, nfe, trial.number, rng))
 
     def sample_independent(
@@ -138,10 +135,10 @@ class S3Sampler(BaseSampler):
         seed = Random(f"{self._seed}/{trial.number}/{param_name}").randrange(2**31)
         return optuna.samplers.RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)
 
-    def propose(self, past: list[FrozenTrial], nfe: int, number: int, rng: Random) -> Genome:
+    def propose(self, past: list[FrozenTrial], nfe: int, number: int, rng: Random) -> Any:
         """The next genome at `nfe`, none that the past trials hold already."""
         known = [(t, self._genome(t)) for t in past]
-        mine = [(t, g) for t, g in known if g.nfe == nfe]
+        mine = [(t, g) for t, g in known if self._space.nfe(g) == nfe]
         seen = {g for _, g in mine}
         drawn = sum(1 for t, _ in mine if t.user_attrs.get(ORIGIN_ATTR) != "preset")
         hashes = {t.user_attrs.get(CANDIDATE_ATTR) for t, _ in mine}
@@ -149,7 +146,7 @@ class S3Sampler(BaseSampler):
         if fresh is not None:
             return fresh
         if drawn < self._options.random_trials:
-            return random_genome(self._space, nfe, rng)
+            return self._space.random(nfe, rng)
         share = rng.random()
         found = None
         if share < self._options.across:
@@ -170,58 +167,60 @@ class S3Sampler(BaseSampler):
             child = self._child(parents, rng)
             if child not in seen:
                 return child
-        return random_genome(self._space, nfe, rng)
+        return self._space.random(nfe, rng)
 
-    def _fidelity(self, mine: Sequence[tuple[FrozenTrial, Genome]]) -> int:
+    def _fidelity(self, mine: Sequence[tuple[FrozenTrial, Any]]) -> int:
         """The highest rung whose values are known for enough members of an NFE decides."""
         counts = [sum(1 for t, _ in mine if r in t.intermediate_values) for r in range(self._rungs)]
         return max((r for r in range(self._rungs) if counts[r] >= ENOUGH), default=0)
 
-    def _from_neighbour(self, known: Sequence[tuple[FrozenTrial, Genome]], nfe: int, rng: Random) -> Genome | None:
+    def _from_neighbour(self, known: Sequence[tuple[FrozenTrial, Any]], nfe: int, rng: Random) -> Any | None:
         """An elite of the nearest other NFE on either side, with as many steps added or dropped as it takes."""
-        nfes = sorted({g.nfe for _, g in known})
+        nfes = sorted({self._space.nfe(g) for _, g in known})
         beside = [max((n for n in nfes if n < nfe), default=0), min((n for n in nfes if n > nfe), default=0)]
         beside = [n for n in beside if n]
         if not beside:
             return None
         source = rng.choice(beside)
-        ranked = sorted(((t, g) for t, g in known if g.nfe == source), key=lambda entry: _standing(entry[0]))
-        return with_nfe(self._space, rng.choice(ranked[:NEIGHBOURS])[1], nfe, rng)
+        ranked = sorted(
+            ((t, g) for t, g in known if self._space.nfe(g) == source), key=lambda entry: _standing(entry[0])
+        )
+        return self._space.with_nfe(rng.choice(ranked[:NEIGHBOURS])[1], nfe, rng)
 
-    def _seeds_at(self, nfe: int) -> list[tuple[Genome, str]]:
+    def _seeds_at(self, nfe: int) -> list[tuple[Any, str]]:
         """The seeds as the space's parameters render them, which clip what is out of range, and their hashes."""
         if nfe not in self._rendered:
             given = self._seeds(nfe) if self._seeds else ()
-            genomes = [self._space.from_parameters(self._space.parameters(g)) for g in given]
-            self._rendered[nfe] = [(g, to_schedule(g).hash) for g in genomes]
+            genomes = [self._space.from_parameters(self._space.parameters(self._space.genome(p))) for p in given]
+            self._rendered[nfe] = [(g, self._space.point(g).hash) for g in genomes]
         return self._rendered[nfe]
 
-    def _genome(self, trial: FrozenTrial) -> Genome:
+    def _genome(self, trial: FrozenTrial) -> Any:
         if trial.number not in self._genomes:
-            self._genomes[trial.number] = to_genome(SolverSchedule.from_json(trial.user_attrs[SCHEDULE_ATTR]))
+            self._genomes[trial.number] = self._space.genome(parse_point(trial.user_attrs[POINT_ATTR]))
         return self._genomes[trial.number]
 
-    def _child(self, parents: list[Genome], rng: Random) -> Genome:
+    def _child(self, parents: list[Any], rng: Random) -> Any:
         # Linear ranking: the best parent is twice as likely as the middle one.
         a, b = rng.choices(range(len(parents)), range(len(parents), 0, -1), k=2)
         crossed = rng.random() < self._options.crossover
-        mixed = cross(self._space, parents[a], parents[b], rng) if crossed else parents[a]
-        return mutate(self._space, mixed, rng, rate=rng.choice(MUTATION_RATES))
+        mixed = self._space.cross(parents[a], parents[b], rng) if crossed else parents[a]
+        return self._space.mutate(mixed, rng, rng.choice(MUTATION_RATES))
 
-    def _evolve_on_surrogate(self, parents: list[Genome], fidelity: int, seen: set[Genome], rng: Random) -> Genome:
+    def _evolve_on_surrogate(self, parents: list[Any], fidelity: int, seen: set[Any], rng: Random) -> Any:
         assert self._surrogate is not None
-        pool: dict[Genome, float] = {}
+        pool: dict[Any, float] = {}
         breeders = parents
         for _ in range(self._options.generations):
             batch = [g for g in (self._child(breeders, rng) for _ in range(self._options.children)) if g not in seen]
             if batch:
                 # What little the dear rung has told, and the many values of the cheap one.
-                scores = self._surrogate.predict([encode(g) for g in batch])[:, : fidelity + 1].sum(axis=1)
+                scores = self._surrogate.predict([self._space.encode(g) for g in batch])[:, : fidelity + 1].sum(axis=1)
                 pool.update(zip(batch, map(float, scores), strict=True))
             breeders = sorted(pool, key=lambda g: pool[g])[: self._options.parents] or parents
         return breeders[0]
 
-    def _refit(self, known: list[tuple[FrozenTrial, Genome]], number: int) -> None:
+    def _refit(self, known: list[tuple[FrozenTrial, Any]], number: int) -> None:
         at = milestone(number, self._options)
         if not at or at == self._fitted_at or self._options.surrogate == "none":
             return
@@ -239,9 +238,9 @@ class S3Sampler(BaseSampler):
                 self._on_refit(len(examples), tau, self._seconds)
             self._seconds = 0.0
 
-    def _example(self, trial: FrozenTrial, genome: Genome) -> Example:
+    def _example(self, trial: FrozenTrial, genome: Any) -> Example:
         values = (trial.intermediate_values.get(r, float("nan")) for r in range(self._rungs))
-        return Example(encode(genome), genome.nfe, tuple(values))
+        return Example(self._space.encode(genome), self._space.nfe(genome), tuple(values))
 
 
 def _standing(trial: FrozenTrial) -> tuple[int, float]:

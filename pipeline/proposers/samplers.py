@@ -1,45 +1,57 @@
-"""Samplers by name: our own S^3, or any of Optuna's, made anew for every trial so that a resume repeats them."""
+"""Optuna's samplers by name, made anew for every trial so that a resume repeats them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
-from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 
-from fewstep.pipeline.proposers.s3 import OnRefit, S3Options, S3Sampler, Seeds
-from fewstep.pipeline.settings import SearchSettings
-from fewstep.search_spaces.solver_space import SolverSpace
+from fewstep.errors import ConfigurationError
 
-SamplerFor = Callable[[int], BaseSampler]
+# Ours, which are no Optuna samplers in every space, and Optuna's.
+OWN = ("s3", "evolution")
+SAMPLERS = (*OWN, "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes")
+# Optuna's default.
+POPULATION = 50
 
 
-def make_sampler(
-    settings: SearchSettings, space: SolverSpace, on_refit: OnRefit | None = None, seeds: Seeds | None = None
-) -> SamplerFor:
-    """A function from a trial's number to the sampler that proposes it.
+def stock_sampler(
+    name: str, seed: int, objectives: int, flat: bool, population: int = POPULATION
+) -> Callable[[int], BaseSampler]:
+    """A function from a trial's number to the sampler that proposes it. `flat`: all members have the same parameters.
 
-    Optuna's samplers carry a random state that is not stored; seeding them by the trial's number makes the
-    proposal a function of seed and history.
+    Optuna's samplers carry a random state that is not stored; seeding them by the trial's number makes the proposal a
+    function of seed and history. ConfigurationError for a name that there is not, or that cannot do `objectives`.
     """
-    if settings.sampler in ("s3", "evolution"):
-        options = S3Options(random_trials=settings.random_trials, surrogate=settings.surrogate)
-        if settings.sampler == "evolution":
-            # The published operators alone, from presets and random members.
-            options, seeds = replace(options, surrogate="none", across=0.0, local=0.0), None
-        ours = S3Sampler(space, seed=settings.seed, options=options, on_refit=on_refit, seeds=seeds)
-        return lambda number: ours
+    if name == "cmaes" and objectives > 1:
+        raise ConfigurationError(f"sampler 'cmaes' has one objective, this space has {objectives}: choose another")
 
-    def stock(number: int) -> BaseSampler:
-        seed = (settings.seed * 1_000_003 + number) % 2**32
-        match settings.sampler:
+    def made(number: int) -> BaseSampler:
+        own = (seed * 1_000_003 + number) % 2**32
+        match name:
             case "tpe":
-                return TPESampler(seed=seed, constant_liar=True)
+                # Where members differ in their parameters, how they are drawn is best left to Optuna.
+                together = {"multivariate": True} if flat else {}
+                return TPESampler(seed=own, constant_liar=True, **together)
             case "nsgaii":
-                return NSGAIISampler(seed=seed)
+                return NSGAIISampler(seed=own, population_size=population)
+            case "nsgaiii":
+                return NSGAIIISampler(seed=own, population_size=population)
+            case "gp":
+                return GPSampler(seed=own, deterministic_objective=False)
             case "cmaes":
-                return CmaEsSampler(seed=seed, warn_independent_sampling=False)
-            case _:
-                return RandomSampler(seed=seed)
+                return CmaEsSampler(seed=own, warn_independent_sampling=False)
+            case "random":
+                return RandomSampler(seed=own)
+        raise ConfigurationError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
 
-    return stock
+    made(0)
+    return made

@@ -1,28 +1,63 @@
-"""Image grids: found schedule, best preset and teacher from the same noise, one row each."""
+"""Image grids: the same noise under several points, one row each."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from fewstep.errors import EvaluationError, FewstepError
 from fewstep.pipeline.executors.base import Executor
-from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.tasks.worker import Task
+from fewstep.search_spaces.point import Point
+from fewstep.tasks.work import Task
 
 COLUMNS = 12
 LABEL = 110
 
 
-def sample_images(executor: Executor, schedule: SolverSchedule, seed: int, count: int) -> npt.NDArray[np.float32]:
-    """Images (count, C, H, W) in [-1, 1] through an executor that has nothing else in flight."""
-    executor.submit(Task(f"images-{schedule.hash}", "images", schedule.to_json(), seed, 0, count))
+class Picture(NamedTuple):
+    """A row of a grid."""
+
+    label: str
+    point: Point
+
+
+def sample_images(executor: Executor, point: Point, seed: int, count: int) -> npt.NDArray[np.float32]:
+    """Images (count, C, H, W) in [-1, 1] through an executor that has nothing else in flight.
+
+    EvaluationError where they cannot be made.
+    """
+    executor.submit(Task(f"images-{point.hash}", "images", point.to_json(), seed, 0, count))
     result = executor.next()
     if result.images is None:
-        raise RuntimeError(result.error)
+        raise EvaluationError(f"no images of {point.kind} {point.name}: {result.error}")
     return result.images
+
+
+def write_pictures(
+    executor: Executor,
+    pictures: Sequence[Picture],
+    seed: int,
+    count: int,
+    path: Path,
+    warn: Callable[[str], None],
+) -> Path | None:
+    """A grid of what can be made; what cannot is told to `warn` and ends nothing. None where nothing can."""
+    rows = []
+    for label, point in pictures:
+        try:
+            rows.append((label, sample_images(executor, point, seed, count)))
+        except FewstepError as error:
+            warn(f"{path.name} lacks the row {label!r}: {error}")
+    try:
+        return write_grid(rows, path) if rows else None
+    except OSError as error:
+        warn(f"{path} could not be written: {error.strerror}")
+        return None
 
 
 def to_pixels(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

@@ -384,8 +384,13 @@ class Bench:
         return frechet(self.extractor(images), self.reference)
 
 
-def make_bench(subject: EditSubject, cache: Path | None, device: str = "cpu") -> Bench:
-    """The bench of a subject; ConfigurationError or ModelError where the model cannot be edited that way."""
+def make_bench(
+    subject: EditSubject, cache: Path | None, device: str = "cpu", denoiser: Denoiser | None = None
+) -> Bench:
+    """The bench of a subject, on a denoiser that is there already or on one of its own.
+
+    ConfigurationError or ModelError where the model cannot be edited that way.
+    """
     from fewstep.tasks.worker import check_device
 
     check_device(device)
@@ -397,4 +402,7 @@ def make_bench(subject: EditSubject, cache: Path | None, device: str = "cpu") ->
     conditions = Conditions(prompts=subject.prompt, guidance=subject.guidance) if files.text else Conditions()
     if files.text and not subject.prompt:
         raise ConfigurationError(f"model {files.name} takes prompts: use --source text and give the three prompts")
-    return Bench(subject, Denoiser(files, device, conditions), load_decoder(files, device), cache)
+    if denoiser is None:
+        denoiser = Denoiser(files, device, conditions)
+    denoiser.conditions, denoiser.calls = conditions, 0
+    return Bench(subject, denoiser, load_decoder(files, device), cache)

@@ -132,3 +132,8 @@ def frechet(features: Array, reference: FrechetReference) -> Interval:
         value = reference.distance(merge_all(groups))
         return Interval(value, float("nan"), float("nan"))
     return found
+
+
+def balance(success: float, identity: float) -> float:
+    """The harmonic mean of the two, 0 where one of them is not positive."""
+    return 2 * success * identity / (success + identity) if success > 0 and identity > 0 else 0.0

@@ -1,0 +1,1 @@
+"""Who climbs the ladder: promotion policies, one a file."""

@@ -1,0 +1,384 @@
+"""Changes of the network, for one schedule or together with it: quality, size and cost at once, on a Pareto front.
+
+Objectives, all to be small:
+
+    quality   distance to the full-precision teacher at the screen, the study's metric at the other rungs
+    size      bytes of the packed network
+    latency   bit operations an image: multiply-adds x weight bits x activation bits x NFE, a stand-in that is the
+              same on every machine, and no measured time
+
+A space of another package has the quality, and the figures that its `SpaceKind` names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import ConfigurationError
+from fewstep.files import write_text
+from fewstep.pipeline.candidate import Candidate
+from fewstep.pipeline.policies.halving import WARM
+from fewstep.pipeline.policies.pareto import ParetoPolicy, Vector
+from fewstep.pipeline.problems.base import Publication, each_once, found
+from fewstep.pipeline.problems.schedules import ModelProblem
+from fewstep.pipeline.proposers.base import Proposer
+from fewstep.pipeline.proposers.evolution import ParetoEvolution
+from fewstep.pipeline.proposers.optuna import OptunaProposer
+from fewstep.pipeline.proposers.s3 import OnRefit
+from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
+from fewstep.pipeline.reports.pictures import COLUMNS, Picture, write_pictures
+from fewstep.pipeline.reports.rows import FOUND, Row, row_of
+from fewstep.pipeline.search import Search, Seed
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.stages.finals import Finals
+from fewstep.pipeline.trial import Trial, Work
+from fewstep.search_spaces.joint import ProductSpace
+from fewstep.search_spaces.point import Point, QuantizationPoint, SchedulePoint, as_point, joint, quantization_of
+from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig, named
+from fewstep.search_spaces.quantization_space import QuantizationSpace
+from fewstep.search_spaces.registry import SPACES, SpaceKind
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.space import Space
+from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.work import Subject
+
+NAMES = tuple(
+    f"{bits}-{procedure}-{coverage}"
+    for bits in ("w8a8", "w4a8")
+    for procedure in ("naive", "tfmq")
+    for coverage in ("paper", "full")
+)
+PRESETS = (
+    "unipc-2-bh2/quadratic-zero",
+    "unipc-3-bh2/uniform-lambda-zero",
+    "dpmpp-3m/quadratic-zero",
+    "unipc-2-bh2/karras-zero",
+)
+# What is calibrated with where the settings do not say, at the largest NFE.
+CALIBRATION_PRESET = "unipc-2-bh2/karras-zero"
+NAMED, EXACT, PICTURES = "named:", "full precision", 8
+NOTES = {
+    "size_bytes": "packed weights with their grids; of full precision 4 bytes a parameter",
+    "bit_operations": "multiply-adds x weight bits x activation bits x NFE for one image: a stand-in for time",
+}
+
+
+@dataclass(frozen=True)
+class QuantizedRow(Row):
+    """A row with the other two objectives, see NOTES."""
+
+    size_bytes: int
+    bit_operations: int
+    quantization: str
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of the front. `stem` names its files; the first of an NFE has the best quality."""
+
+    method: str
+    stem: str
+    trial: Trial
+
+
+def named_members(space: QuantizationSpace) -> dict[str, QuantizationConfig]:
+    """The named configs as the space has them, by name; what a cap on iterations changes is part of the name."""
+    members = {}
+    for name in NAMES:
+        config = named(name)
+        member = space.member(config)
+        changes = {field: value for field, value in member.model_dump().items() if value != getattr(config, field)}
+        members[name + "".join(f"+{field}={value}" for field, value in changes.items())] = member
+    return members
+
+
+class NetworkProblem(ModelProblem):
+    """See the module's docstring. The settings' space is `quantization`, another package's, or `joint` with schedules.
+
+    Names joined by `+` are searched together, `joint` is `schedule+quantization`.
+    """
+
+    def __init__(self, settings: SearchSettings) -> None:
+        super().__init__(settings)
+        self.check(SchedulePoint(schedule=self.calibration))
+        for schedule in self.warm:
+            if schedule.nfe in settings.nfes:
+                # Outside the space it could have no children: better to say so at the start.
+                self.schedules.genome(as_point(schedule))
+
+    @property
+    def kinds(self) -> list[str]:
+        """What is searched, by name."""
+        space = self.settings.space
+        return ["schedule", "quantization"] if space == "joint" else space.split("+")
+
+    @property
+    def moves_schedule(self) -> bool:
+        """Whether schedules are searched too."""
+        return "schedule" in self.kinds
+
+    @cached_property
+    def calibration(self) -> SolverSchedule:
+        """The schedule along which networks are made; where schedules are not searched, that of every candidate."""
+        if self.settings.base_schedule:
+            return SolverSchedule.from_json(self.settings.base_schedule)
+        return preset_on_grid(CALIBRATION_PRESET, self.files.noise, max(self.settings.nfes))
+
+    @cached_property
+    def subject(self) -> Subject:
+        """What is evaluated."""
+        s = self.settings
+        return Subject(
+            s.model, s.features, s.reference, s.conditions, s.statistics, calibration=self.calibration.to_json()
+        )
+
+    @cached_property
+    def networks(self) -> dict[str, Space[Any]]:
+        """The spaces of what changes the network, by kind."""
+        calls = self.calibration.nfe
+        spaces: dict[str, Space[Any]] = {}
+        for kind in self.kinds:
+            if kind == "quantization":
+                spaces[kind] = QuantizationSpace(calls, self.settings.calibration_iterations)
+            elif kind != "schedule":
+                spaces[kind] = self._kind(kind).space(calls)
+        return spaces
+
+    @staticmethod
+    def _kind(kind: str) -> SpaceKind:
+        found = SPACES.load(kind)
+        if not isinstance(found, SpaceKind):
+            raise ConfigurationError(f"space {kind!r} cannot be searched together with others, or for one schedule")
+        return found
+
+    @cached_property
+    def space(self) -> ProductSpace:
+        """The product of all of them."""
+        if self.moves_schedule:
+            return ProductSpace((self.schedules, *self.networks.values()))
+        return ProductSpace(tuple(self.networks.values()), (SchedulePoint(schedule=self.calibration),))
+
+    # -- the search -----------------------------------------------------------------------------------
+
+    def search(self, on_refit: OnRefit | None = None) -> Search:
+        """A new search."""
+        s, seeds = self.settings, self._seeds()
+        calibrated: set[str] = set()
+
+        def calibration_calls(point: Point) -> int:
+            """Trajectories that a config is calibrated on, once, whatever its schedules."""
+            config = quantization_of(point)
+            if config is None or config.hash in calibrated:
+                return 0
+            calibrated.add(config.hash)
+            return config.images * self.calibration.nfe
+
+        always = "" if self.moves_schedule else NAMED
+        policy = ParetoPolicy(
+            self.ladder, seeds, self.objectives, s.keep, s.front, self.check, always, calibration_calls
+        )
+        proposer = self._proposer(policy, on_refit)
+        return Search(s.nfes, s.budget, self.ladder, proposer, policy, [Finals()], s.patience)
+
+    def objectives(self, record: EvaluationRecord | None) -> Vector | None:
+        """See the module's docstring; None without a complete record."""
+        if record is None or record.status != "complete" or record.value is None:
+            return None
+        figures, values = record.metrics, [record.value]
+        for kind in self.networks:
+            if kind == "quantization":
+                values += [figures["size_bytes"], figures["bit_operations_a_call"] * record.nfe]
+            else:
+                values += [figures[name] for name in self._kind(kind).objectives]
+        return tuple(values)
+
+    def _proposer(self, policy: ParetoPolicy, on_refit: OnRefit | None) -> Proposer:
+        s = self.settings
+        if s.sampler in OWN:
+            ranked_by = s.surrogate if s.sampler == "s3" else "none"
+            return ParetoEvolution(
+                self.space, s.seed, self.check, policy.standing, policy.screened, ranked_by, on_refit
+            )
+        count = 1 + sum(2 if k == "quantization" else len(self._kind(k).objectives) for k in self.networks)
+        sampler = stock_sampler(s.sampler, s.seed, count, self.space.flat)
+        return OptunaProposer(
+            self.space, sampler, s.sampler, s.seed, self.check, [self.ladder.screen.name], count, self.moves_schedule
+        )
+
+    def _seeds(self) -> list[Seed]:
+        """Named configs, or the seeds of another package's space, each on every schedule to start from."""
+        changes: dict[str, list[Point]] = {"": []}
+        for kind, space in self.networks.items():
+            own: dict[str, Point]
+            if isinstance(space, QuantizationSpace):
+                own = {name: QuantizationPoint(config=c) for name, c in named_members(space).items()}
+            else:
+                own = self._kind(kind).seeds(space)
+            changes = {
+                f"{first} {name}".strip(): [*points, point]
+                for first, points in changes.items()
+                for name, point in own.items()
+            }
+        seeds = [
+            (f"{NAMED}{name}" if origin is None else f"{origin}:{name}", joint(as_point(schedule), *points))
+            for name, points in changes.items()
+            if points
+            for origin, schedule in self._first_schedules()
+        ]
+        distinct: dict[str, Seed] = {}
+        for origin, point in seeds:
+            distinct.setdefault(point.hash, (origin, point))
+        return list(distinct.values())
+
+    def _first_schedules(self) -> list[tuple[str | None, SolverSchedule]]:
+        """Origin, where it is not the network that names the seed, and schedule."""
+        if not self.moves_schedule:
+            return [(None, self.calibration)]
+        nfes = self.settings.nfes
+        first: list[tuple[str | None, SolverSchedule]] = [(WARM, s) for s in self.warm if s.nfe in nfes]
+        return first + [(None, preset_on_grid(name, self.files.noise, nfe)) for nfe in nfes for name in PRESETS]
+
+    # -- report ---------------------------------------------------------------------------------------
+
+    @staticmethod
+    def front(search: Search) -> list[Trial]:
+        """The front as the search itself judged it."""
+        assert isinstance(search.policy, ParetoPolicy)
+        return search.policy.front(search)
+
+    def members(self, search: Search) -> list[Member]:
+        """The front by NFE, best quality first."""
+        members = []
+        front = self.front(search)
+        for nfe in sorted(self.settings.nfes):
+            own = [t for t in front if t.candidate.nfe == nfe]
+            own.sort(key=lambda t: self._quality(search, t))
+            for i, trial in enumerate(own):
+                end = f"-{i + 1}" if i else ""
+                members.append(Member(f"{FOUND}{end}", f"nfe{nfe}{end}", trial))
+        return members
+
+    @staticmethod
+    def _quality(search: Search, trial: Trial) -> tuple[float, int]:
+        rungs = (search.ladder.finals, search.ladder.main, search.ladder.screen)
+        return next(v for v in (trial.value(rung) for rung in rungs) if v is not None), trial.number
+
+    def contenders(self, search: Search) -> list[tuple[str, Candidate]]:
+        """(method, candidate) of every row: the front, full precision, and each named one where it was judged best."""
+        front = self.members(search)
+        rows = [(m.method, found(m.trial.candidate)) for m in front]
+        on_front = {m.trial.candidate.hash for m in front}
+        for nfe in sorted(self.settings.nfes):
+            best = next((m.trial.candidate for m in front if m.trial.candidate.nfe == nfe), None)
+            if best is not None:
+                rows.append((EXACT, Candidate(best.trial, as_point(best.schedule), EXACT)))
+            yardsticks: dict[str, Candidate] = {}
+            for trial in search.best(nfe, search.ladder.main):
+                if trial.candidate.origin.startswith(NAMED):
+                    yardsticks.setdefault(trial.candidate.origin.removeprefix(NAMED), trial.candidate)
+            rows += [(name, candidate) for name, candidate in yardsticks.items() if candidate.hash not in on_front]
+        return rows
+
+    def report_work(self, search: Search) -> list[Work]:
+        """What the report has to evaluate, each candidate once."""
+        return each_once([(candidate, search.ladder.report) for _, candidate in self.contenders(search)])
+
+    def report_rows(self, search: Search, records: Sequence[EvaluationRecord]) -> list[Row]:
+        """The final table from the report's records."""
+        by_hash = {r.candidate: r for r in records if r.rung == search.ladder.report.name and r.value is not None}
+        known = (r.metrics for t in search.trials.values() for r in t.records.values())
+        sizes = next((m for m in known if "parameters" in m), {})
+        rows: list[Row] = []
+        for method, candidate in self.contenders(search):
+            record = by_hash.get(candidate.hash)
+            if record is not None:
+                base = row_of(record, method, candidate.schedule.name or candidate.schedule.hash)
+                rows.append(self._with_sizes(base, candidate, record, sizes) if sizes else base)
+        return rows
+
+    @staticmethod
+    def _with_sizes(row: Row, candidate: Candidate, record: EvaluationRecord, sizes: dict[str, float]) -> QuantizedRow:
+        config = quantization_of(candidate.point)
+        if config is None:
+            size = sizes["parameters"] * FULL_PRECISION / 8
+            operations = sizes["multiply_adds_a_call"] * FULL_PRECISION**2
+        else:
+            size, operations = record.metrics["size_bytes"], record.metrics["bit_operations_a_call"]
+        name = config.name if config else ""
+        return QuantizedRow(
+            **asdict(row), size_bytes=int(size), bit_operations=int(operations) * record.nfe, quantization=name
+        )
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What the columns mean that a schedule's table does not have."""
+        return NOTES if "quantization" in self.kinds else {}
+
+    # -- files ----------------------------------------------------------------------------------------
+
+    def network_path(self, root: Path, config: QuantizationConfig) -> Path:
+        """Where the network lies that a study in `root` calibrated for a config, if it did so on this machine."""
+        from fewstep.tasks.quantization.build import Recipe
+
+        recipe = Recipe(config, self.calibration, self.settings.conditions, self.statistics)
+        return root / "quantized" / recipe.key(self.files)
+
+    def publish(self, search: Search, rows: Sequence[Row], to: Publication) -> dict[str, Path]:
+        """Point, config and, where it was searched, schedule of every member, what they share, and pictures."""
+        calibration = write_text(to.root / "calibration.json", self.calibration.to_json(indent=2) + "\n")
+        listed = []
+        for member in self.members(search):
+            candidate = member.trial.candidate
+            if self.moves_schedule:
+                update = {"name": f"fewstep-{member.stem}", "provenance": to.identity}
+                schedule = candidate.schedule.model_copy(update=update)
+                write_text(to.root / "schedules" / f"{member.stem}.json", schedule.to_json(indent=2) + "\n")
+            write_text(to.root / "points" / f"{member.stem}.json", candidate.point.to_json() + "\n")
+            entry = self._listed(search, member)
+            if (config := quantization_of(candidate.point)) is not None:
+                write_text(to.root / "configs" / f"{member.stem}.json", config.model_dump_json(indent=2) + "\n")
+                folder = self.network_path(to.root, config)
+                entry |= {"network": str(folder.relative_to(to.root))} if folder.is_dir() else {}
+            listed.append(entry)
+        text = json.dumps({"notes": self.notes, "calibrated_with": calibration.name, "members": listed}, indent=2)
+        files = {"front.json": write_text(to.root / "front.json", text + "\n"), "calibration.json": calibration}
+        grid = self._pictures(search, to)
+        return files | ({"images.png": grid} if grid else {})
+
+    def _listed(self, search: Search, member: Member) -> dict[str, Any]:
+        candidate, rungs = member.trial.candidate, (search.ladder.finals, search.ladder.main, search.ladder.screen)
+        record = next(member.trial.records[r.name] for r in rungs if r.name in member.trial.records)
+        config, figures = quantization_of(candidate.point), record.metrics
+        entry: dict[str, Any] = {
+            "method": member.method,
+            "point": f"points/{member.stem}.json",
+            "schedule": f"schedules/{member.stem}.json" if self.moves_schedule else "calibration.json",
+            "origin": candidate.origin,
+            "nfe": candidate.nfe,
+            "rung": record.rung,
+            "value": record.value,
+        }
+        if config is not None:
+            entry |= {
+                "config": f"configs/{member.stem}.json",
+                "size_bytes": int(figures["size_bytes"]),
+                "bit_operations": int(figures["bit_operations_a_call"]) * record.nfe,
+                "quantization": config.name,
+            }
+        return entry
+
+    def _pictures(self, search: Search, to: Publication) -> Path | None:
+        """The same noise under the first members, in full precision, and under the teacher."""
+        exact = [Picture(f"exact, {c.nfe} calls", c.point) for m, c in self.contenders(search) if m == EXACT]
+        shown = [
+            Picture(f"{m.method}, {m.trial.candidate.nfe} calls", m.trial.candidate.point) for m in self.members(search)
+        ]
+        rows = [*shown[:PICTURES], *exact, Picture(f"teacher, {self.teacher.nfe}", as_point(self.teacher))]
+        seed = self.settings.report_seed
+        return write_pictures(to.executor, rows, seed, COLUMNS, to.root / "images.png", to.warn)

@@ -1,0 +1,279 @@
+"""Solver schedules: one objective, successive halving, finals of the best at each NFE, presets to be beaten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+
+from fewstep.errors import ConfigurationError
+from fewstep.files import write_text
+from fewstep.pipeline.ladder import Ladder, Rung
+from fewstep.pipeline.policies.halving import PRESET, WARM, HalvingPolicy
+from fewstep.pipeline.problems.base import Publication, each_once, found
+from fewstep.pipeline.proposers.base import WARM_REFINED
+from fewstep.pipeline.proposers.optuna import OptunaProposer, SamplerFor
+from fewstep.pipeline.proposers.s3 import OnRefit, S3Options, S3Sampler
+from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
+from fewstep.pipeline.reports.pictures import COLUMNS, Picture, write_pictures
+from fewstep.pipeline.reports.rows import FOUND, Row, row_of
+from fewstep.pipeline.search import Search, Seed
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.stages.finals import Finals
+from fewstep.pipeline.stages.refine import Refine
+from fewstep.pipeline.trial import Trial, Work
+from fewstep.search_spaces.point import Point, SchedulePoint, as_point, schedule_of
+from fewstep.search_spaces.presets import SEARCH_PRESETS
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule_space import ScheduleSpace
+from fewstep.search_spaces.solver_space import Extras
+from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.models.files import ModelFiles, find_model
+from fewstep.tasks.models.noise_schedule import NoiseSchedule
+from fewstep.tasks.models.statistics import ModelStatistics
+from fewstep.tasks.sampling.compile import compile_schedule
+from fewstep.tasks.sampling.grids import all_presets, parse_schedule, preset_on_grid
+from fewstep.tasks.work import Subject
+
+SEED_SOLVERS = ("unipc-2-bh2", "unipc-3-bh2", "dpmpp-3m")
+SEED_GRIDS = ("quadratic-zero", "uniform-lambda-zero", "karras-zero", "uniform-t-zero")
+
+
+def analytic_first_steps(noise: NoiseSchedule, nfe: int) -> list[Point]:
+    """Presets with one step more, whose first call is replaced by the noise itself: the search's first guesses.
+
+    No preset saves that call, and a sampler would need many mutations to find it together with good times.
+    """
+    names = [f"{solver}/{where}" for where in SEED_GRIDS for solver in SEED_SOLVERS]
+    schedules = [preset_on_grid(name, noise, nfe + 1).model_copy(update={"first_call": "zero_x0"}) for name in names]
+    return list({s.hash: as_point(s) for s in schedules}.values()) if nfe > 1 else []
+
+
+def ladder(settings: SearchSettings) -> Ladder:
+    """Screen, main rung, finals and report. The first three share their noise, the last never does.
+
+    Without a screen, the main rung stands in its place.
+    """
+    seed, metric = settings.noise_seed, settings.metric
+    main = Rung("frechet", metric, settings.frechet_images, seed)
+    screens = {
+        "distance": Rung("distance", "distance", settings.distance_images, seed),
+        "frechet": Rung("look", metric, settings.look_images, seed),
+        "none": main,
+    }
+    return Ladder(
+        screens[settings.screen],
+        main,
+        Rung("finals", metric, settings.finalist_images, seed),
+        Rung("report", metric, settings.report_images, settings.report_seed),
+    )
+
+
+class ModelProblem:
+    """What searches of schedules share with those of networks: a model, its noise, and whether a schedule fits it."""
+
+    def __init__(self, settings: SearchSettings) -> None:
+        self.settings = settings
+        self.files: ModelFiles = find_model(settings.model, settings.quantized)
+        self.teacher: SolverSchedule = parse_schedule(settings.teacher, self.files.noise)
+        settings.conditions.check(self.files.null_label, self.files.text, self.files.shown)
+        warm = [schedule.nfe for schedule in self.warm]
+        if warm and not set(warm) & set(settings.nfes):
+            raise ConfigurationError(
+                f"the schedules to start from have NFE {sorted(set(warm))}, the search NFE {list(settings.nfes)}: "
+                "give one of the same number of calls"
+            )
+
+    @cached_property
+    def subject(self) -> Subject:
+        """What is evaluated."""
+        s = self.settings
+        return Subject(s.model, s.features, s.reference, s.conditions, s.statistics, s.quantized)
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        """See `ladder`."""
+        return ladder(self.settings)
+
+    @cached_property
+    def warm(self) -> list[SolverSchedule]:
+        """Schedules to start from."""
+        return [SolverSchedule.from_json(text) for text in self.settings.warm_start]
+
+    @cached_property
+    def statistics(self) -> ModelStatistics | None:
+        """The model's statistics, where they are given."""
+        given = self.settings.statistics
+        return ModelStatistics.load_for(Path(given), self.files) if given else None
+
+    @cached_property
+    def schedules(self) -> ScheduleSpace:
+        """The space of schedules; ConfigurationError where the model cannot offer a decision."""
+        s, known = self.settings, self.statistics
+        for decision, has in (
+            ("mean-x0", known is not None and known.mean is not None),
+            ("ems", known is not None and known.empirical is not None),
+        ):
+            if decision in s.decisions and not has:
+                raise ConfigurationError(
+                    f"decision {decision!r} needs statistics of the model: make them with `fewstep statistics` and "
+                    "give the file as --statistics"
+                )
+        if s.guidance_range and not (self.files.text or s.conditions.labels != "none"):
+            raise ConfigurationError(
+                "a range of guidance needs conditions: give --labels balanced, a label, or --prompts FILE"
+            )
+        extras = Extras(frozenset(s.decisions), self.files.skips, s.guidance_range)
+        noise = self.files.noise
+        return ScheduleSpace(noise.lambda_start, noise.lambda_end, s.nfes, extras)
+
+    def check(self, point: Point) -> None:
+        """ScheduleError where a point's schedule does not compile for this model."""
+        schedule = schedule_of(point)
+        if schedule is not None:
+            compile_schedule(schedule, self.files.noise, self.files.prediction_type, self.statistics)
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Seeds by name, for the header of a table."""
+        return {"search": self.settings.noise_seed, "report": self.settings.report_seed}
+
+
+class ScheduleProblem(ModelProblem):
+    """See the module's docstring."""
+
+    @cached_property
+    def presets(self) -> dict[int, dict[str, SolverSchedule]]:
+        """Presets by NFE and name."""
+        s = self.settings
+        return {nfe: all_presets(self.files.noise, nfe, s.grids) for nfe in s.nfes}
+
+    def search(self, on_refit: OnRefit | None = None) -> Search:
+        """A new search."""
+        s = self.settings
+        proposer = OptunaProposer(
+            self.schedules,
+            self._sampler(on_refit),
+            s.sampler,
+            s.seed,
+            self.check,
+            dict.fromkeys((self.ladder.screen.name, self.ladder.main.name)),
+        )
+        policy = HalvingPolicy(s, self.presets, self._seeds())
+        stages = [Finals(), Refine(s, self.teacher.nfe)]
+        return Search(s.nfes, s.budget, self.ladder, proposer, policy, stages, s.patience)
+
+    def _seeds(self) -> list[Seed]:
+        """Warm starts that no preset equals, after the presets, each once."""
+        s = self.settings
+        warm = {w.hash: (WARM if w.corrections is None else WARM_REFINED, w) for w in self.warm if w.nfe in s.nfes}
+        presets = {p.hash: (f"{PRESET}{name}", p) for nfe in s.nfes for name, p in self.presets[nfe].items()}
+        both = presets | {key: seed for key, seed in warm.items() if key not in presets}
+        return [(origin, as_point(schedule)) for origin, schedule in both.values()]
+
+    def _sampler(self, on_refit: OnRefit | None) -> SamplerFor:
+        s = self.settings
+        if s.sampler not in OWN:
+            return stock_sampler(s.sampler, s.seed, 1, self.schedules.flat)
+        options, seeds = S3Options(random_trials=s.random_trials, surrogate=s.surrogate), None
+        if s.sampler == "evolution":
+            # The published operators alone, from presets and random members.
+            options = replace(options, surrogate="none", across=0.0, local=0.0)
+        else:
+            seeds = partial(analytic_first_steps, self.files.noise)
+        ours = S3Sampler(self.schedules, s.nfes, seed=s.seed, options=options, on_refit=on_refit, seeds=seeds)
+        return lambda number: ours
+
+    # -- report ---------------------------------------------------------------------------------------
+
+    def winner(self, search: Search, nfe: int) -> Trial | None:
+        """The trial that did best in the finals, or at the dearest rung where no final was held."""
+        for rung in (search.ladder.finals, search.ladder.main, search.ladder.screen):
+            best = search.best(nfe, rung)
+            if best:
+                return best[0]
+        return None
+
+    def contenders(self, search: Search, nfe: int) -> dict[str, Trial]:
+        """By method: the winner, and (unless the report leaves them out) every preset on the grid that did best."""
+        methods: dict[str, Trial] = {}
+        best = self.winner(search, nfe)
+        if best is not None:
+            methods[FOUND] = best
+        # The first trial of a schedule: a refinement that failed still stands for its start.
+        by_hash = {t.candidate.hash: t for t in reversed(search.trials.values())}
+        for solver in SEARCH_PRESETS if self.settings.report_presets else ():
+            grids = [s.hash for name, s in self.presets[nfe].items() if name.startswith(f"{solver}/")]
+            trials = [by_hash[h] for h in grids if h in by_hash]
+            values = [(t.value(search.ladder.main), t.number, t) for t in trials]
+            judged = sorted((v, number, t) for v, number, t in values if v is not None)
+            if judged:
+                methods[solver] = judged[0][2]
+        return methods
+
+    def report_work(self, search: Search) -> list[Work]:
+        """What the report has to evaluate, each schedule once, the found ones first."""
+        work = []
+        for nfe in self.settings.nfes:
+            for method, trial in self.contenders(search, nfe).items():
+                candidate = found(trial.candidate) if method == FOUND else trial.candidate
+                work.append((candidate, search.ladder.report))
+        return sorted(each_once(work), key=lambda w: not w[0].origin.startswith("found:"))
+
+    def report_rows(self, search: Search, records: Sequence[EvaluationRecord]) -> list[Row]:
+        """The final table. Presets that coincide at an NFE share their evaluation."""
+        by_hash = {r.candidate: r for r in records if r.rung == search.ladder.report.name and r.value is not None}
+        rows = []
+        for nfe in self.settings.nfes:
+            for method, trial in self.contenders(search, nfe).items():
+                record = by_hash.get(trial.candidate.hash)
+                if record is not None:
+                    rows.append(row_of(record, method, trial.candidate.point.name))
+        return rows
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def schedule_path(self, root: Path, nfe: int) -> Path:
+        """Where the found schedule for `nfe` is written."""
+        return root / "schedules" / f"nfe{nfe}.json"
+
+    def images_path(self, root: Path, nfe: int) -> Path:
+        """Where the image grid of the found schedule for `nfe` is written."""
+        return root / "schedules" / f"nfe{nfe}.png"
+
+    def publish(self, search: Search, rows: Sequence[Row], to: Publication) -> dict[str, Path]:
+        """Schedules as JSON, and the same noise under what was found, the best preset and the teacher."""
+        pictures: list[Picture] = []
+        teacher = Picture(f"teacher, {self.teacher.nfe}", as_point(self.teacher))
+        seed = self.settings.report_seed
+        for nfe in self.settings.nfes:
+            best = self.winner(search, nfe)
+            if best is None:
+                continue
+            schedule = best.candidate.schedule.model_copy(
+                update={
+                    "name": f"fewstep-{self.files.name}-nfe{nfe}",
+                    "provenance": to.identity | _figures(nfe, rows),
+                }
+            )
+            write_text(self.schedule_path(to.root, nfe), schedule.to_json(indent=2) + "\n")
+            pair = [Picture(f"found, {nfe} calls", SchedulePoint(schedule=schedule))]
+            methods = {r.method: r.value for r in rows if r.nfe == nfe and r.method != FOUND}
+            if methods:
+                other = min(methods, key=lambda m: methods[m])
+                pair.append(Picture(f"{other}, {nfe}", self.contenders(search, nfe)[other].candidate.point))
+            write_pictures(to.executor, [*pair, teacher], seed, COLUMNS, self.images_path(to.root, nfe), to.warn)
+            pictures += pair
+        grid = write_pictures(to.executor, [*pictures, teacher], seed, COLUMNS, to.root / "images.png", to.warn)
+        return {"images.png": grid} if grid else {}
+
+
+def _figures(nfe: int, rows: Sequence[Row]) -> dict[str, object]:
+    own = next((r for r in rows if r.nfe == nfe and r.method == FOUND), None)
+    if own is None:
+        return {}
+    return {"metric": own.metric, "value": own.value, "low": own.low, "high": own.high, "images": own.images}

@@ -1,0 +1,241 @@
+"""What a search knows and what it wants next, whatever it searches.
+
+A search is a function of its settings and its records, in order: replaying the records of a killed one gives the state
+it had, and nothing else is kept. In-process, where one evaluation follows the other, a search that was killed and
+continued therefore equals one that was never killed. The proposer says what is tried, the policy who climbs on, the
+stages what else is done.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from optuna.trial import TrialState
+
+from fewstep.errors import ConfigurationError, ScheduleError
+from fewstep.pipeline.candidate import Candidate, candidate_of
+from fewstep.pipeline.ladder import Ladder, Rung
+from fewstep.pipeline.proposers.base import Proposer
+from fewstep.pipeline.trial import Trial, Work
+from fewstep.search_spaces.point import Point
+from fewstep.storage.records import EvaluationRecord
+
+Seed = tuple[str, Point]
+
+
+class Policy(Protocol):
+    """Who climbs on, what candidates cost, and what is minimised."""
+
+    @property
+    def seeds(self) -> Sequence[Seed]:
+        """(origin, point) to begin with, in their order."""
+
+    @property
+    def seeds_are_free(self) -> bool:
+        """Whether seeds are tried whatever the budget."""
+
+    def fits(self, point: Point) -> None:
+        """ScheduleError or ConfigurationError where a seed does not fit the model."""
+
+    def account(self, point: Point) -> int:
+        """Under which number of `nfes` a candidate's calls are booked."""
+
+    def cost(self, search: Search, candidate: Candidate) -> int:
+        """Denoiser calls that a candidate commits the search to when it is adopted."""
+
+    def decide(self, search: Search, trial: Trial, record: EvaluationRecord) -> None:
+        """What a new record means for its trial."""
+
+    def objectives(self, search: Search, trial: Trial) -> Sequence[float] | None:
+        """What is minimised of a trial that is over; None where it is not known."""
+
+    def finalists(self, search: Search) -> list[Trial]:
+        """Whom the finals are held among."""
+
+
+class Stage(Protocol):
+    """Something that a search does besides proposing."""
+
+    def owns(self, candidate: Candidate) -> bool:
+        """Whether a candidate is this stage's."""
+
+    def cost(self, search: Search, candidate: Candidate) -> int:
+        """Denoiser calls that a candidate of its own commits the search to."""
+
+    def next_work(self, search: Search) -> Work | None:
+        """What comes before anything new is proposed, with nothing waiting; None for nothing."""
+
+    def take(self, search: Search, trial: Trial, record: EvaluationRecord) -> bool:
+        """A new record of any trial; True where it is this stage's and the policy has no say in it."""
+
+    def queue(self, search: Search) -> None:
+        """The budget is spent and nothing in flight: `search.wait_for` what is to be evaluated now."""
+
+
+class Search:
+    """What `pipeline/loop.py` drives: `next_work`, `enter_finals`, `learn`."""
+
+    def __init__(
+        self,
+        nfes: Sequence[int],
+        budget: int,
+        ladder: Ladder,
+        proposer: Proposer,
+        policy: Policy,
+        stages: Sequence[Stage],
+        patience: int = 0,
+    ) -> None:
+        self.nfes, self.budget, self.patience, self.ladder = tuple(nfes), budget, patience, ladder
+        self.proposer, self.policy, self.stages = proposer, policy, stages
+        self.trials: dict[int, Trial] = {}
+        self.by_hash: dict[str, int] = {}
+        self.committed = dict.fromkeys(self.nfes, 0)
+        self._waiting: deque[Seed] = deque(policy.seeds)
+        self._pending: deque[Work] = deque()
+        self._untold: list[Trial] = []
+        self._stage = 0
+        self._front: dict[int, float] = {}
+        self._calls = self._moved_at = 0
+
+    def replay(self, records: Sequence[EvaluationRecord]) -> Search:
+        """Become what it would be after `records`, whatever was under way when they end; for a new search only."""
+        ours = [r for r in records if r.rung != self.ladder.report.name]
+        first = {r.trial: r for r in reversed(ours)}
+        for number in sorted(first):
+            self.adopt(candidate_of(first[number]))
+        self._waiting = deque(s for s in self._waiting if s[1].hash not in self.by_hash)
+        for record in ours:
+            self._note(record)
+        self._pending = deque((c, rung) for c, rung in self._pending if rung.name not in self.trials[c.trial].records)
+        self._untold = self.proposer.restore(self.trials, lambda trial: self.policy.objectives(self, trial))
+        if any(r.rung == self.ladder.finals.name for r in ours):
+            self.enter_finals()
+        return self
+
+    # -- what comes next ------------------------------------------------------------------------------
+
+    def next_work(self) -> Work | None:
+        """The next evaluation to run; None where nothing is left to do before more results come in."""
+        if self._pending:
+            return self._pending.popleft()
+        for stage in self.stages:
+            if (work := stage.next_work(self)) is not None:
+                return work
+        candidate = self._next_candidate()
+        if candidate is None:
+            return None
+        self.adopt(candidate)
+        return candidate, self.ladder.screen
+
+    def _next_candidate(self) -> Candidate | None:
+        while self._waiting and (self.policy.seeds_are_free or self.may_propose):
+            origin, point = self._waiting.popleft()
+            if point.hash in self.by_hash:
+                continue
+            try:
+                self.policy.fits(point)
+                return self.proposer.enlist(point, origin, self.trials)
+            except (ScheduleError, ConfigurationError):
+                if self.policy.seeds_are_free:
+                    return self.proposer.admit(point, origin, self.trials)
+        return self.proposer.ask(self._hungriest, set(self.by_hash), self.trials) if self.may_propose else None
+
+    def enter_finals(self) -> bool:
+        """With the budget spent and nothing in flight, queue what the next stages want; False once all are over."""
+        while not self._pending and self._stage < len(self.stages):
+            self.stages[self._stage].queue(self)
+            self._stage += 1
+        return bool(self._pending)
+
+    def wait_for(self, candidate: Candidate, rung: Rung) -> None:
+        """Evaluate a candidate as soon as there is room."""
+        self._pending.append((candidate, rung))
+
+    @property
+    def seeds_are_tried(self) -> bool:
+        """Whether every seed is a trial."""
+        return not self._waiting
+
+    @property
+    def spent(self) -> int:
+        """Denoiser calls of everything proposed and promoted so far, in flight included, the finals not."""
+        return sum(self.committed.values())
+
+    @property
+    def may_propose(self) -> bool:
+        """Whether there is budget left, and a front that still moves."""
+        stalled = bool(self.patience) and self._calls - self._moved_at >= self.patience
+        return self.spent < self.budget and self._stage == 0 and not stalled
+
+    @property
+    def _hungriest(self) -> int:
+        """The NFE on which least was spent."""
+        return min(self.nfes, key=lambda n: (self.committed[n], n))
+
+    def best(self, nfe: int, rung: Rung) -> list[Trial]:
+        """Trials of an NFE that have a value at a rung, best first."""
+        having = [(t.value(rung), t) for t in self.trials.values() if self.policy.account(t.candidate.point) == nfe]
+        return [t for v, t in sorted(((v, t) for v, t in having if v is not None), key=lambda entry: entry[0])]
+
+    # -- what was learned -----------------------------------------------------------------------------
+
+    def learn(self, record: EvaluationRecord) -> None:
+        """Take in a record of a trial under way, decide whether it climbs on, and tell the proposer."""
+        self._note(record)
+        trial = self.trials[record.trial]
+        rungs = list(dict.fromkeys((self.ladder.screen.name, self.ladder.main.name)))
+        if record.rung in rungs and record.value is not None:
+            self.proposer.report(trial, record.value, rungs.index(record.rung))
+        untold, self._untold = self._untold, []
+        for entry in untold:
+            objectives = self.policy.objectives(self, entry) if entry.state != TrialState.FAIL else None
+            if entry.state == TrialState.COMPLETE and objectives is None:
+                self._untold.append(entry)
+            else:
+                self.proposer.tell(entry, objectives)
+
+    def _note(self, record: EvaluationRecord) -> None:
+        trial = self.trials[record.trial]
+        if record.rung in trial.records:
+            return
+        trial.records[record.rung] = record
+        self._watch(record)
+        if not any(stage.take(self, trial, record) for stage in self.stages):
+            self.policy.decide(self, trial, record)
+
+    def _watch(self, record: EvaluationRecord) -> None:
+        self._calls += record.denoiser_calls
+        if record.rung != self.ladder.main.name or record.status != "complete" or record.value is None:
+            return
+        if record.value < self._front.get(record.nfe, float("inf")):
+            self._front[record.nfe], self._moved_at = record.value, self._calls
+
+    def adopt(self, candidate: Candidate) -> None:
+        """Make a candidate a trial."""
+        owner = next((stage for stage in self.stages if stage.owns(candidate)), None)
+        self.trials[candidate.trial] = Trial(candidate)
+        if owner is None:
+            self.by_hash[candidate.hash] = candidate.trial
+        else:
+            # Under way it may be known by another trial, that of its start.
+            self.by_hash.setdefault(candidate.hash, candidate.trial)
+        self.commit(candidate, (owner or self.policy).cost(self, candidate))
+
+    def commit(self, candidate: Candidate, calls: int) -> None:
+        """Book denoiser calls."""
+        self.committed[self.policy.account(candidate.point)] += calls
+
+    def promote(self, trial: Trial) -> None:
+        """A trial goes on to the main rung, which continues the screen's images where both measure the same."""
+        screen, main = self.ladder.screen, self.ladder.main
+        trial.promoted = True
+        self.wait_for(trial.candidate, main)
+        grown = screen.metric == main.metric and screen.name in trial.records
+        self.commit(trial.candidate, trial.candidate.nfe * (main.images - (screen.images if grown else 0)))
+
+    def finish(self, trial: Trial, state: TrialState) -> None:
+        """A trial is over."""
+        trial.state = state
+        self._untold.append(trial)

@@ -1,0 +1,56 @@
+"""A refinement as an evaluation: its point is the schedule that it starts from, what comes of it is another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from fewstep.errors import EvaluationError
+from fewstep.search_spaces.point import as_point, parse_point, schedule_of
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.metrics.metric import FeatureMetric, Score
+from fewstep.tasks.work import Measured, Part, Task
+
+if TYPE_CHECKING:
+    from fewstep.tasks.worker import Worker
+
+BEFORE, AFTER = "loss_before", "loss"
+
+
+class Refinement(FeatureMetric):
+    """Tunes a schedule by the argument `plan` (JSON) on noise of the plan's own; `teacher` is a schedule (JSON)."""
+
+    figure: ClassVar[str] = "refinement-loss"
+
+    @property
+    def standard(self) -> dict[str, object]:
+        """As a distance to the teacher has it."""
+        return {"kind": "refine", "reference": self.reference}
+
+    def measure(self, worker: Worker, task: Task) -> Measured:
+        """The tuned schedule, and the losses before and after; a backward pass counts as two calls."""
+        from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan
+
+        start, plan = schedule_of(parse_point(task.point)), parse_plan(task.arguments["plan"])
+        if start is None:
+            raise EvaluationError("only schedules can be refined")
+        if isinstance(plan, MomentPlan):
+            from fewstep.tasks.refinement.descend import descend
+
+            descended = descend(start, worker.exact, plan, worker.statistics)
+            return _measured(descended.schedule, descended.before, descended.after)
+        from fewstep.tasks.refinement.tune import Refinement as Descent
+
+        teacher = SolverSchedule.from_json(task.arguments["teacher"])
+        found = Descent(start, teacher, worker.exact, plan, worker.statistics).run()
+        worker.spend(2 * found.cost.backward)
+        schedule, loss = found.better
+        return _measured(schedule, found.checks[0].loss, loss)
+
+    def score(self, parts: Sequence[Part], figures: Mapping[str, float]) -> Score:
+        """The loss of what came of it."""
+        return Score(figures[AFTER], figures=figures)
+
+
+def _measured(schedule: SolverSchedule, before: float, after: float) -> Measured:
+    return Measured(figures={BEFORE: before, AFTER: after}, point=as_point(schedule).to_json())
