@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
-from fewstep import __version__
 from fewstep.errors import ConfigurationError, StorageError
-from fewstep.pipeline.campaign import Subject, evaluate_missing
+from fewstep.pipeline.campaign import Campaign, completed, evaluate_missing, register
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
@@ -21,12 +17,12 @@ from fewstep.pipeline.reports.rows import Row, row_of
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET
 from fewstep.search_spaces.presets import ALIASES, PRESETS, SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.storage.records import EvaluationRecord, StudyRecord
-from fewstep.storage.store import Store
+from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling import grids
 from fewstep.tasks.sampling.grids import GRIDS, parse_schedule, preset_on_grid
+from fewstep.tasks.work import Subject
 
 STUDY = "baseline"
 TEACHER = "teacher"
@@ -70,8 +66,8 @@ class BaselineSettings(BaseModel):
     def rungs(self) -> tuple[Rung, Rung]:
         """Screen and report, on different noise."""
         return (
-            Rung("screen", "moments", self.screen_images, self.seed),
-            Rung("report", "moments", self.report_images, self.seed + REPORT_SEED_OFFSET),
+            Rung("screen", "frechet", self.screen_images, self.seed),
+            Rung("report", "frechet", self.report_images, self.seed + REPORT_SEED_OFFSET),
         )
 
     @property
@@ -129,7 +125,7 @@ def run(
     on_skip: Skip | None = None,
 ) -> Baseline:
     """Screen, then judge the best grid of each preset at each NFE and the teacher; goes on where a kill left it."""
-    register(settings, settings.model, root)
+    register(root, STUDY, settings, settings.model, find_model(settings.model).hash)
     screen, report = settings.rungs
     table = entries(settings, on_skip)
 
@@ -146,18 +142,16 @@ def run(
 
 def on_disk(settings: BaselineSettings, root: Path) -> Baseline:
     """The same from the records that are there, computing nothing; StorageError where there is none."""
-    store = Store(root)
-    evaluator = settings.subject.evaluator(STUDY, store)
-    records = {r.key: r for r in store.evaluations.records(where={"study": STUDY}) if r.status == "complete"}
-    if not records:
+    campaign = Campaign(settings.subject, root, ExecutionSettings(), STUDY)
+    if not completed(evaluator := campaign.evaluator()):
         raise StorageError(f"{root} holds no evaluations of a baseline yet: run the command without --partial")
     table = entries(settings)
     teacher = parse_schedule(settings.teacher, evaluator.files.noise)
     schedules = [teacher, *(s for group in table.values() for s in group)]
 
     def known(rung: Rung) -> dict[str, EvaluationRecord]:
-        found = {s.hash: records.get(evaluator.key(s, rung)) for s in schedules}
-        return {name: record for name, record in found.items() if record is not None}
+        records = campaign.known([(s, "", rung) for s in schedules])
+        return {r.candidate: r for r in records if r is not None}
 
     screen, report = settings.rungs
     screened = known(screen)
@@ -193,19 +187,3 @@ def _tables(
     second = [row_of(reported[s.hash], name, s.name) for (name, _), s in best.items() if s.hash in reported]
     last = [row_of(r, TEACHER, teacher) for r in reported.values() if r.origin == TEACHER]
     return Baseline(first, [*second, *last])
-
-
-def register(settings: BaseModel, model: str, root: Path, study: str = STUDY) -> None:
-    """Write the study's row where the settings are new; ConfigurationError where the directory holds another study."""
-    store = Store(root)
-    past = store.studies.records()
-    others = [r.study for r in past if r.study != study]
-    if others:
-        raise ConfigurationError(f"{root} holds the study {others[-1]!r}: choose another --out")
-    text = settings.model_dump_json()
-    if past and past[-1].settings_json == text:
-        return
-    libraries = {name: version(name) for name in ("torch", "diffusers", "ray")}
-    versions = {"fewstep": __version__, "python": platform.python_version(), **libraries}
-    files = find_model(model)
-    store.studies.append([StudyRecord(study, datetime.now(UTC), text, model, files.hash, versions)])

@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewstep.errors import ConfigurationError, EvaluationError, ScheduleError
-from fewstep.pipeline.campaign import STUDY, Subject, check_groups, evaluate_missing
+from fewstep.pipeline.campaign import Campaign, check_groups, evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
 from fewstep.search_spaces.genome import Genes, Genome, to_genome, to_schedule
+from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.storage.store import Store
-from fewstep.tasks.metrics.interval import paired_difference
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.sampling.grids import SEARCH_GRIDS, preset_on_grid
+from fewstep.tasks.work import Subject
 
 # What one differing decision of a step weighs against a mean move of the times by 1 in lambda.
 DECISION = 1.0
@@ -202,23 +202,24 @@ def explain(
     ConfigurationError unless the images fill at least three groups of GROUP, which the intervals need.
     """
     check_groups(images)
-    files, rung = find_model(subject.model, subject.quantized), Rung("report", "moments", images, seed)
+    files, rung = find_model(subject.model, subject.quantized), Rung("report", "frechet", images, seed)
     nearest, changed = variants(schedule, files.noise, each_step)
     whole = Variant("whole schedule", None, "", "", schedule)
     stock = Variant(f"nearest preset, {nearest.nfe} calls", None, "", nearest.name, nearest)
     entries = [whole, stock, *changed]
     work = [(entry.schedule, "explain") for entry in entries]
     records = evaluate_missing(subject, work, rung, root, execution, on_record=on_record)
-    evaluator = subject.evaluator(STUDY, Store(root))
+    evaluator = Campaign(subject, root, execution).evaluator()
+    metric = evaluator.metric(rung.metric)
     if records[0].value is None:
         raise EvaluationError(f"the schedule itself cannot be evaluated: {records[0].error}")
-    base = evaluator.groups(schedule, rung)
+    base = evaluator.parts(as_point(schedule), rung)
     rows = []
     for entry, record in zip(entries, records, strict=True):
         # Without that decision the schedule may explode: then that is what it bought.
         value, ends = math.inf, (math.inf, math.inf, math.inf)
         if record.value is not None:
-            found = paired_difference(evaluator.reference, evaluator.groups(entry.schedule, rung), base)
+            found = metric.paired(evaluator.parts(as_point(entry.schedule), rung), base)
             assert found is not None
             value, ends = record.value, (found.value, found.low, found.high)
         rows.append(_row(entry, files.name, record.features, value, ends, images))

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from fewstep.errors import ConfigurationError
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.problems.networks import NAMES, NetworkProblem
+from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.presets import SEARCH_PRESETS
@@ -26,7 +28,7 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
 
     Where networks are quantised, learning their rounding is counted in the minutes by the calls that it is worth.
     """
-    s = study.settings
+    s = _searched(study)
     finals, report = study.problem.ladder.finals, study.problem.ladder.report
     growth = finals.images - s.frechet_images
     teacher_calls = study.teacher.nfe * s.distance_images if s.screen == "distance" else 0
@@ -57,7 +59,7 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
 
 def _calibrations(study: Study) -> dict[str, int]:
     """How many networks the budget calibrates at most, and the calls that learning their rounding is worth."""
-    s, problem = study.settings, study.problem
+    s, problem = _searched(study), study.problem
     assert isinstance(problem, NetworkProblem)
     calibration = problem.calibration
     least = min(s.nfes) * s.distance_images + FEWEST_TRAJECTORIES * calibration.nfe
@@ -78,3 +80,9 @@ def measured_rate(study: Study, execution: ExecutionSettings) -> float:
     rate = (worker.calls - calls) / (time.perf_counter() - begun)
     torch.set_num_threads(threads)
     return rate
+
+
+def _searched(study: Study) -> SearchSettings:
+    if not isinstance(study.settings, SearchSettings):
+        raise ConfigurationError("there is no forecast for a search of edits: its budget bounds the screened ones")
+    return study.settings

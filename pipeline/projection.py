@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.pipeline.campaign import Subject, evaluate
+from fewstep.pipeline.campaign import evaluate
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.search_spaces.presets import preset
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.files import ModelFiles, find_model
 from fewstep.tasks.models.noise_schedule import DiscreteVP
+from fewstep.tasks.work import Subject
 
 # Presets that are DPMSolverMultistepScheduler with custom timesteps, by its solver_order.
 SOLVERS = {1: "ddim", 2: "dpmpp-2m", 3: "dpmpp-3m"}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.campaign import STUDY, Subject, evaluate_missing
-from fewstep.pipeline.evaluator import content_key
+from fewstep.pipeline.campaign import STUDY, evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
+from fewstep.search_spaces.point import content_key
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.denoiser import Denoiser
@@ -20,6 +20,7 @@ from fewstep.tasks.refinement.descend import descend
 from fewstep.tasks.refinement.moment_plan import MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.refinement.tune import Check, OnCheck, Refined, Refinement
+from fewstep.tasks.work import Subject
 
 KINDS = ("start", "best", "averaged")
 # Distances that need no teacher.
@@ -112,7 +113,7 @@ def judge(
     schedules = (refined.start, refined.best, refined.averaged)
     work = [(s, f"refinement:{kind}") for s, kind in zip(schedules, KINDS, strict=True)]
     records = evaluate_missing(
-        subject, work, Rung("search", "moments", images, seed), root, execution, study, on_record
+        subject, work, Rung("search", "frechet", images, seed), root, execution, study, on_record
     )
     values = [(r.value, i) for i, r in enumerate(records) if r.status == "complete" and r.value is not None]
     best = min(values)[1] if values else 0

@@ -162,7 +162,8 @@ class EditProblem:
     @property
     def seeds(self) -> dict[str, int]:
         """Those of the noise of each part."""
-        return {part: self.settings.subject.seed + SEEDS[part] for part in (SEARCH, REPORT)}
+        seed = self.settings.subject.seed
+        return {SEARCH: seed + SEEDS[SEARCH], REPORT: seed + SEEDS[REPORT]}
 
     def ways(self, point: Point) -> tuple[SolverSchedule, SolverSchedule]:
         """The ways of an edit to its step and back as schedules; ScheduleError where one does not fit the model."""

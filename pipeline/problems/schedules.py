@@ -158,7 +158,7 @@ class ScheduleProblem(ModelProblem):
             s.sampler,
             s.seed,
             self.check,
-            dict.fromkeys((self.ladder.screen.name, self.ladder.main.name)),
+            list(dict.fromkeys((self.ladder.screen.name, self.ladder.main.name))),
         )
         policy = HalvingPolicy(s, self.presets, self._seeds())
         stages = [Finals(), Refine(s, self.teacher.nfe)]

@@ -39,8 +39,7 @@ def stock_sampler(
         match name:
             case "tpe":
                 # Where members differ in their parameters, how they are drawn is best left to Optuna.
-                together = {"multivariate": True} if flat else {}
-                return TPESampler(seed=own, constant_liar=True, **together)
+                return TPESampler(seed=own, constant_liar=True, multivariate=True if flat else None)
             case "nsgaii":
                 return NSGAIISampler(seed=own, population_size=population)
             case "nsgaiii":

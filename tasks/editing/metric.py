@@ -6,20 +6,23 @@ import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.point import Point, edit_of, parse_point
+from fewstep.tasks.editing.attributes import Part
 from fewstep.tasks.editing.bench import Bench, make_bench
 from fewstep.tasks.editing.measures import balance
 from fewstep.tasks.editing.subject import EditSubject
 from fewstep.tasks.metrics.metric import Metric, Score
-from fewstep.tasks.work import Measured, Part, Task
+from fewstep.tasks.work import Measured, Task
+from fewstep.tasks.work import Part as ImagesPart
 
 if TYPE_CHECKING:
     from fewstep.tasks.worker import Worker
 
-SEARCH, REPORT = "search", "report"
+SEARCH: Final = "search"
+REPORT: Final = "report"
 
 
 class EditMetric(Metric):
@@ -55,12 +58,12 @@ class EditMetric(Metric):
         edit = edit_of(parse_point(task.point))
         if edit is None:
             raise ConfigurationError(f"this worker was set up for edits, it cannot measure {task.point[:40]!r}")
-        part = SEARCH if task.arguments["part"] == SEARCH else REPORT
+        part: Part = SEARCH if task.arguments["part"] == SEARCH else REPORT
         figures = self._bench_on(worker).evaluate(part, task.count, edit).metrics()
         known = {name: value for name, value in figures.items() if value == value}
         return Measured(figures=known, calls=round(figures["nfe"] * figures["images"]))
 
-    def score(self, parts: Sequence[Part], figures: Mapping[str, float]) -> Score:
+    def score(self, parts: Sequence[ImagesPart], figures: Mapping[str, float]) -> Score:
         """The imbalance, with everything that was measured."""
         return Score(1 - balance(figures["success"], figures["identity"]), figures=figures)
 

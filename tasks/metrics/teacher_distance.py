@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fewstep.errors import EvaluationError
 from fewstep.search_spaces.point import parse_point
-from fewstep.tasks.metrics.features import Array
 from fewstep.tasks.metrics.metric import FeatureMetric, Score
+from fewstep.tasks.metrics.moments import Array
 from fewstep.tasks.work import Measured, Part, Task
 
 if TYPE_CHECKING:
