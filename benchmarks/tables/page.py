@@ -7,10 +7,10 @@ title, text     its heading and its introduction
 file            a .csv or .jsonl of docs/results; the lines of the latter are flattened (`conditions` into the row)
 rows            columns that name a row of the table, in the order of the file
 columns         the column whose values become columns of the table, if any
-values          what a cell shows: `of` (a column), `low` and `high` (its interval), `format`, `name` (a heading)
+values          what a cell shows: `of` (a column), `low` and `high` (its interval), `format`, `name` (a heading),
+                `best` (`low` or `high`: the best of each column in bold, among rows of as many images as any)
 where, omit     column -> values: only these rows of the file, or all but these
 names           what rows, columns and headings are called on the page
-best            `low` or `high`: the best of each column in bold, among rows of as many images as any
 pictures, more  other files of docs/results to show, and to link to
 """
 
@@ -58,14 +58,15 @@ def table(entry: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     spots = [(column, value) for column in columns for value in values]
     heads = [names.get(k, k) for k in keys] + [_heading(c, v, across, names, len(values)) for c, v in spots]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    best = {i: _best(found.values(), *spot, across, most, entry.get("best")) for i, spot in enumerate(spots)}
+    starred = bool(across) and "images" not in keys
+    best = [_best(found.values(), column, value, across, most, value.get("best")) for column, value in spots]
     filled = Counter(column for _, column in found)
     for key in dict.fromkeys(key for key, _ in found):
         texts = [names.get(part, part) for part in key]
         for i, (column, value) in enumerate(spots):
             row = found.get((key, column))
             text = "" if row is None else _cell(row, value)
-            star = "*" if text and _images(row) and _images(row) < most and across else ""
+            star = "*" if text and starred and 0 < _images(row) < most else ""
             texts.append(f"**{text}**" if text and row is best[i] and filled[column] > 1 else text + star)
         lines.append("| " + " | ".join(texts) + " |")
     return lines
@@ -79,7 +80,9 @@ def section(entry: Mapping[str, Any]) -> str:
         parts.append("\n".join(table(entry, rows)))
         images = sorted({_images(row) for row in _chosen(entry, rows)} - {0})
         if images:
-            notes |= {"images": f"{images[-1]:,}" + (f" (with a star: {images[0]:,})" if images[1:] else "")}
+            starred = images[1:] and entry.get("columns") and "images" not in entry["rows"]
+            each = " and ".join(f"{n:,}" for n in images)
+            notes |= {"images": f"{images[-1]:,} (with a star: {images[0]:,})" if starred else each}
     parts += [f"![{entry['title']}](results/{picture})" for picture in entry.get("pictures", ())]
     files = ", ".join(f"[{file}](results/{file})" for file in (entry["file"], *entry.get("more", ())))
     made = "; ".join(f"{name}: {notes[name]}" for name in PROVENANCE if name in notes)
@@ -120,7 +123,7 @@ def _chosen(entry: Mapping[str, Any], rows: Iterable[Row]) -> list[Row]:
 
 def _key(value: Any) -> str:
     try:
-        return f"{float(value):.5g}"
+        return f"{round(float(value), 2):.15g}"
     except ValueError:
         return str(value)
 

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def page() -> ModuleType:
     spec = importlib.util.spec_from_file_location("results_page", ROOT / "benchmarks" / "tables" / "page.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -58,8 +59,8 @@ def _row(method: str, nfe: str, value: str, images: str = "10") -> dict[str, str
 
 def test_a_table_has_intervals_the_best_in_bold_and_a_star_for_fewer_images(page: ModuleType) -> None:
     rows = [_row("a", "10", "2"), _row("a", "3", "1"), _row("b", "3", "0.9", "5"), _row("c", "3", "4")]
-    value = {"of": "value", "low": "low", "high": "high", "format": ".1f"}
-    entry = {"rows": ["method"], "columns": "nfe", "values": [value], "best": "low", "names": {"a": "ours"}}
+    value = {"of": "value", "low": "low", "high": "high", "format": ".1f", "best": "low"}
+    entry = {"rows": ["method"], "columns": "nfe", "values": [value], "names": {"a": "ours"}}
     assert page.table(entry, rows) == [
         "| method | NFE 3 | NFE 10 |",
         "|---|---|---|",
