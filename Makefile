@@ -38,11 +38,12 @@ demo: setup  ## search samplers for the bundled digits model and print the table
 	$(BIN)/fewstep search --recipe digits-demo --out $(DEMO_OUT)
 	$(BIN)/fewstep report --out $(DEMO_OUT) --html $(DEMO_OUT)/report.html --json >/dev/null
 
-results: demo  ## run the demo and write its table and pictures into README.md and docs/results
-	$(BIN)/fewstep report --out $(DEMO_OUT) --csv docs/results/digits_demo.csv --markdown README.md
+results: demo  ## run the demo and write its files into docs/results, and docs/results.md
+	$(BIN)/fewstep report --out $(DEMO_OUT) --csv docs/results/digits_demo.csv
 	cp $(DEMO_OUT)/images.png docs/results/digits_demo_images.png
 	cp $(DEMO_OUT)/front.png docs/results/digits_demo_front.png
 	cp $(DEMO_OUT)/schedules.png docs/results/digits_demo_schedules.png
+	$(BIN)/python -m benchmarks.tables.page
 
 test: setup  ## run the tests (choose with PYTEST_ARGS="-m 'not slow'")
 	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
