@@ -55,11 +55,18 @@ class Record:
     """Columns that identify a row; of rows that agree on them only one is ever read."""
     latest_wins: ClassVar[bool] = False
     """Which of them: the one written last, or else the one written first."""
+    preferred: ClassVar[tuple[str, str] | None] = None
+    """A column and its value: among the rows that have it where there are any, whenever they were written."""
     defaults: ClassVar[Mapping[str, object]] = {}
     """Stored values for columns that an older file lacks, where the empty value would be wrong."""
 
     needed: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Further columns of an older file that the value of a column is worked out from."""
+
+    @classmethod
+    def deciding(cls) -> tuple[str, ...]:
+        """The columns that decide which rows are read."""
+        return cls.unique if cls.preferred is None else (*cls.unique, cls.preferred[0])
 
     @classmethod
     def upgrade(cls, table: pa.Table, version: int) -> pa.Table:
@@ -164,6 +171,8 @@ class EvaluationRecord(Record):
     schema_version: ClassVar[int] = 3
     # Two studies may share an evaluation; each keeps a row, so that each can be read on its own.
     unique: ClassVar[tuple[str, ...]] = ("study", "key")
+    # What failed is tried again where it is asked for again, and may go well then.
+    preferred: ClassVar[tuple[str, str] | None] = ("status", "complete")
     defaults: ClassVar[Mapping[str, object]] = {
         "status": "complete",
         "parameters": "{}",

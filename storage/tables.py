@@ -1,7 +1,7 @@
 """A table of records as a directory of Parquet files: append, read, compact.
 
 Rows are identified by the record's unique columns. Whatever is delivered twice, merged halfway or
-written again after a crash is therefore read once.
+written again after a crash is therefore read once; an evaluation that failed and then went well, as it went well.
 """
 
 import logging
@@ -133,10 +133,10 @@ class Table(Generic[R]):
     def scan(self, columns: Sequence[str] = ()) -> list[Scanned]:
         """Each readable part with the mask of its rows that count; for readers part by part.
 
-        With `columns`, which include the unique ones, it carries them for all its rows. Call it inside
+        With `columns`, which include the deciding ones, it carries them for all its rows. Call it inside
         `retry`, together with what loads the parts. Raises what `load` raises.
         """
-        loaded = self._each(columns or self.record.unique, {})
+        loaded = self._each(columns or self.record.deciding(), {})
         if not loaded:
             return []
         keep = self._first_or_latest(pa.concat_tables([table for _, table in loaded]))
@@ -187,7 +187,7 @@ class Table(Generic[R]):
                 f"not by {', '.join(sorted(set(where) - set(self.record.unique)))}"
             )
         wanted = list(columns if columns is not None else self.record.schema.names)
-        loaded = wanted + [name for name in self.record.unique if name not in wanted]
+        loaded = wanted + [name for name in self.record.deciding() if name not in wanted]
         tables = [table for _, table in self._each(loaded, where)]
         if not tables:
             return pa.schema([self.record.schema.field(name) for name in wanted]).empty_table()
@@ -232,9 +232,16 @@ class Table(Generic[R]):
         return pa.Table.from_arrays(filled, schema=pa.schema(fields))
 
     def _first_or_latest(self, table: pa.Table) -> NDArray[np.bool_]:
-        keys = table.select(list(self.record.unique)).to_pandas()
-        repeated = keys.duplicated(keep="last" if self.record.latest_wins else "first")
-        return np.asarray(~repeated, dtype=np.bool_)
+        keys, latest = table.select(list(self.record.unique)).to_pandas(), self.record.latest_wins
+        if self.record.preferred is None:
+            return np.asarray(~keys.duplicated(keep="last" if latest else "first"), dtype=np.bool_)
+        name, value = self.record.preferred
+        has = pc.equal(table.column(name), value).to_numpy()
+        # The preferred rows where the one that counts is looked for.
+        order = np.argsort(has if latest else ~has, kind="stable")
+        keep = np.zeros(len(order), dtype=np.bool_)
+        keep[order] = ~keys.iloc[order].duplicated(keep="last" if latest else "first").to_numpy()
+        return keep
 
     def _cast(self, part: Part, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
         try:
