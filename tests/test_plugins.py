@@ -81,7 +81,7 @@ def test_a_space_a_metric_and_an_executor_of_another_package_make_a_search(tmp_p
 
 @pytest.mark.parametrize("sampler", ["s3", "nsgaii", "tpe"])
 def test_a_space_of_another_package_is_searched_together_with_schedules(tmp_path: Path, sampler: str) -> None:
-    study = Study(tmp_path, _settings(space="schedule+caching", nfes=(3,), sampler=sampler, budget=1200))
+    study = Study(tmp_path, _settings(space="schedule+caching", nfes=(3,), sampler=sampler, budget=5000))
     state = study.find(HERE)
     own = [t for t in state.trials.values() if not t.candidate.origin.startswith("named:")]
     assert own
