@@ -6,6 +6,7 @@ python -m benchmarks.tables fashion_guidance --out runs/guidance --csv docs/resu
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ TABLES = Registry(
 
 def main(arguments: Sequence[str]) -> int:
     """Make a table; 2, with one line on stderr, where that cannot be."""
+    # Quiet start-up notes of Ray that the user can do nothing about; nothing is sent.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__.partition("\n")[0])
     parser.add_argument("name", help=", ".join(TABLES.names))
     parser.add_argument("--out", type=Path, help="keeps every result; the same command goes on [runs/tables/NAME]")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import AfterValidator, ConfigDict, NonNegativeInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt
 
 from fewstep.dashboards.drawings import save_front
 from fewstep.dashboards.lines import Level
@@ -104,14 +105,15 @@ class Table(Checked):
         raise NotImplementedError
 
     def changed(self, texts: Iterable[str]) -> Self:
-        """With fields set as `name=value`, lists separated by commas; ConfigurationError for what cannot be."""
+        """With fields set as `name=value`, lists with commas, records as JSON; ConfigurationError for what cannot be."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
         for text in texts:
             name, equals, value = text.partition("=")
             if not equals or name not in fields:
                 raise ConfigurationError(f"{text!r} sets nothing: give FIELD=VALUE, FIELD one of {', '.join(fields)}")
             parts = [part.strip() for part in value.split(",") if part.strip()]
-            fields[name] = parts if isinstance(fields[name], tuple) else value
+            nested = isinstance(fields[name], BaseModel)
+            fields[name] = parts if isinstance(fields[name], tuple) else _json(text, value) if nested else value
         return self.build(**fields)
 
     def chosen_on(self, name: str, images: int) -> Rung:
@@ -121,6 +123,13 @@ class Table(Checked):
     def reported_on(self, images: int) -> Rung:
         """The rung of what is shown, on noise that chose nothing."""
         return Rung("report", "moments", images, self.seed + REPORT_SEED_OFFSET)
+
+
+def _json(text: str, value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        raise ConfigurationError(f"{text!r}: give JSON, as {{\"iterations\": 100}}") from None
 
 
 def make(

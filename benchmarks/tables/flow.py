@@ -33,6 +33,7 @@ from benchmarks.tables.engine import (
 )
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.search_spaces.ode import ADAPTIVE, FIXED_CALLS, OdeSettings, Sampler, with_guidance
+from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.schedule import load_schedule
 from fewstep.tasks.models.conditions import NO_LABEL
 from fewstep.tasks.models.files import ModelFiles, find_model
@@ -61,7 +62,7 @@ class Flow(Table):
     labels: str = "balanced"
     judge: str = "fashion"
     nfes: tuple[int, ...] = (3, 4, 5, 6, 8, 10)
-    presets: Presets = ("dpmpp-2m", "dpmpp-3m", "unipc-2-bh1", "unipc-2-bh2", "unipc-3-bh1", "unipc-3-bh2", "deis-3")
+    presets: Presets = (*SEARCH_PRESETS[1:], "deis-3")
     grids: Grids = GRIDS_TO_ZERO
     guidances: tuple[float, ...] = Field((0.9, 1.0, 1.1, 1.25), min_length=1)
     found: tuple[str, ...] = tuple(f"{SCHEDULES}_nfe{n}.json" for n in (3, 4, 5, 6, 8, 10))
