@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.errors import ConfigurationError
+from fewstep.errors import ConfigurationError, EvaluationError
+from fewstep.pipeline.campaign import Campaign
 from fewstep.pipeline.editing import cache_folder, step_grid
-from fewstep.pipeline.editing_evaluation import REPORT, balance
-from fewstep.pipeline.editing_settings import EditSettings
-from fewstep.pipeline.editing_state import SCREEN, EditState
-from fewstep.pipeline.editing_study import EditStudy
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
+from fewstep.pipeline.problems.edits import EditProblem, EditSettings
+from fewstep.pipeline.search import Search
+from fewstep.pipeline.study import Study
 from fewstep.search_spaces.edit import PUBLISHED, BoundaryConfig, EditConfig
+from fewstep.search_spaces.point import EditPoint, edit_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.editing.bench import Bench, make_bench
+from fewstep.tasks.editing.measures import balance
+from fewstep.tasks.editing.metric import REPORT
 from fewstep.tasks.editing.subject import EditSubject
 from fewstep.tasks.models.files import find_model
 
@@ -27,8 +30,9 @@ from fewstep.tasks.models.files import find_model
 class EditSearch:
     """A search of edits at its end. `bench` holds its images, boundaries and judge."""
 
-    study: EditStudy
-    state: EditState
+    study: Study
+    problem: EditProblem
+    state: Search
     execution: ExecutionSettings
     on_record: OnRecord
     found: EditConfig
@@ -54,38 +58,56 @@ class EditSearch:
         base = EditConfig.build(
             step=min(grid, key=lambda s: abs(noise.time(s) - middle)), boundary=BoundaryConfig(images=subject.examples)
         )
-        study = f"edit-{subject.attribute}"
         settings = EditSettings.build(
-            study=study, subject=subject, steps=grid, base=base, schedules=tuple(schedules), **asked
+            study=f"edit-{subject.attribute}",
+            subject=subject,
+            steps=grid,
+            base=base,
+            schedules=tuple(schedules),
+            **asked,
         )
         cache = cache_folder()
-        search = EditStudy(root, settings, cache)
+        study = Study(root, settings, cache)
         # How many images the report has decides about nothing before it.
         free = {"report_images": settings.report_images}
-        if search.exists and EditStudy.load(root, cache).settings.model_copy(update=free) != settings:
+        if study.exists and Study.load(root, cache).settings.model_copy(update=free) != settings:
             raise ConfigurationError(
                 f"{root} holds a search that was made with other settings: give those, or choose another --out"
             )
-        state = search.run(execution, on_record)
-        search.publish(state, command)
-        chosen = state.chosen()
-        assert chosen is not None
-        bench = make_bench(subject, cache, execution.device)
-        return cls(search, state, execution, on_record, chosen.candidate.config, bench)
+        study.run(execution, command, on_record)
+        state, problem = study.state(), study.problem
+        assert isinstance(problem, EditProblem)
+        chosen = problem.chosen(state)
+        found = edit_of(chosen.candidate.point) if chosen is not None else None
+        assert found is not None
+        return cls(study, problem, state, execution, on_record, found, make_bench(subject, cache, execution.device))
 
     def measured(self, configs: Sequence[tuple[str, EditConfig]], images: int) -> list[EvaluationRecord]:
-        """Records of named edits on the report's first images."""
-        rung = Rung(REPORT, "edit", images, self.study.settings.subject.seed)
-        return self.study.measure(configs, rung, self.execution, self.on_record)
+        """Records of named edits on the report's first images; EvaluationError where one cannot be made."""
+        rung = Rung(REPORT, "edit", images, self.problem.seeds[REPORT], {"part": REPORT})
+        campaign = Campaign(
+            self.problem.subject,
+            self.study.root,
+            self.execution,
+            self.study.settings.study,
+            cache=str(self.study.cache),
+            on_record=self.on_record,
+        )
+        records = campaign.run([(EditPoint(edit=config), name, rung) for name, config in configs])
+        for record in records:
+            if record.status != "complete":
+                raise EvaluationError(record.error)
+        return records
 
     @property
     def published(self) -> EditConfig | None:
         """The best balanced screened edit at the base's step by the published calls; None where none was screened."""
         found = []
         for trial in self.state.trials.values():
-            config, record = trial.candidate.config, trial.records.get(SCREEN)
+            config, record = edit_of(trial.candidate.point), trial.records.get(self.state.ladder.screen.name)
+            if config is None or record is None or record.status != "complete":
+                continue
             stock = (config.inversion, config.generation) == (PUBLISHED, PUBLISHED) and trial.candidate.origin == "seed"
-            same = config.boundary == self.state.settings.base.boundary
-            if record is not None and record.status == "complete" and stock and same:
+            if stock and config.boundary == self.problem.settings.base.boundary:
                 found.append((balance(record.metrics["success"], record.metrics["identity"]), config))
         return max(found, key=lambda pair: pair[0])[1] if found else None

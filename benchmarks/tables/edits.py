@@ -16,15 +16,14 @@ from benchmarks.tables.edit_pairs import Outcomes, ahead
 from benchmarks.tables.edit_search import EditSearch
 from benchmarks.tables.engine import Engine, EvaluationRecord, Picture, Row, Sheet, Table
 from fewstep.pipeline.editing import at_strength, found_step, step_grid, strength_of
-from fewstep.pipeline.editing_evaluation import balance
-from fewstep.pipeline.editing_local import twin
 from fewstep.pipeline.editing_pictures import Pictures, draw
-from fewstep.pipeline.editing_study import way_name
+from fewstep.pipeline.problems.edits import way_name
 from fewstep.pipeline.reports.pictures import COLUMNS
+from fewstep.pipeline.stages.neighbours import twin
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.search_spaces.schedule import load_schedule
 from fewstep.tasks.editing.bench import Bench
-from fewstep.tasks.editing.measures import frechet
+from fewstep.tasks.editing.measures import balance, frechet
 from fewstep.tasks.editing.path import way_of
 from fewstep.tasks.editing.radius import CRITERIA, Radius, critical_step, readable_step
 from fewstep.tasks.editing.subject import EditSubject

@@ -25,30 +25,30 @@ from fewstep.dashboards.lines import Level
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.files import write_text, write_whole
 from fewstep.pipeline.baseline import GRIDS_TO_ZERO, known_names
-from fewstep.pipeline.campaign import Subject, evaluate_missing
-from fewstep.pipeline.evaluator import content_key
+from fewstep.pipeline.campaign import Campaign
 from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
-from fewstep.pipeline.final import winner
 from fewstep.pipeline.ladder import Rung
+from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.refinement import judge, refine
 from fewstep.pipeline.reports.provenance import provenance
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, SearchSettings
-from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.ode import Sampler
+from fewstep.search_spaces.point import Point, as_point, content_key, parse_point, schedule_of
 from fewstep.search_spaces.presets import ALIASES, PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store
+from fewstep.tasks.metrics.frechet_metric import CALLS
 from fewstep.tasks.metrics.moments import Moments
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling import grids
 from fewstep.tasks.sampling.grids import GRIDS, preset_on_grid
-from fewstep.tasks.worker import CALLS, GROUP, Task
+from fewstep.tasks.work import GROUP, Subject, Task, WorkerSettings
 
 __all__ = [
     "CALLS", "GRIDS_TO_ZERO", "GROUP", "Conditions", "EvaluationRecord", "ExecutionSettings", "Rung", "Subject",
@@ -56,7 +56,7 @@ __all__ = [
 ]  # fmt: skip
 
 Row = dict[str, Any]
-Work = Sequence[tuple[Sampler, str]]
+Work = Sequence[tuple[Point | Sampler, str]]
 Tell = Callable[[str], None]
 # Moments and further sums of one group of images.
 Group = tuple[Moments, Mapping[str, float]]
@@ -105,7 +105,7 @@ class Table(Checked):
         raise NotImplementedError
 
     def changed(self, texts: Iterable[str]) -> Self:
-        """With fields set as `name=value`, lists with commas, records as JSON; ConfigurationError for what cannot be."""
+        """With fields set as `name=value`, lists by commas, records as JSON; ConfigurationError where that cannot be."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
         for text in texts:
             name, equals, value = text.partition("=")
@@ -118,18 +118,18 @@ class Table(Checked):
 
     def chosen_on(self, name: str, images: int) -> Rung:
         """A rung that chooses, on the noise of searches."""
-        return Rung(name, "moments", images, self.seed)
+        return Rung(name, "frechet", images, self.seed)
 
     def reported_on(self, images: int) -> Rung:
         """The rung of what is shown, on noise that chose nothing."""
-        return Rung("report", "moments", images, self.seed + REPORT_SEED_OFFSET)
+        return Rung("report", "frechet", images, self.seed + REPORT_SEED_OFFSET)
 
 
 def _json(text: str, value: str) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError:
-        raise ConfigurationError(f"{text!r}: give JSON, as {{\"iterations\": 100}}") from None
+        raise ConfigurationError(f'{text!r}: give JSON, as {{"iterations": 100}}') from None
 
 
 def make(
@@ -197,20 +197,24 @@ class Searched:
         return cls(study)
 
     @property
+    def nfes(self) -> tuple[int, ...]:
+        """The numbers of calls that were searched."""
+        return tuple(getattr(self.study.settings, "nfes", ()))
+
+    @property
     def subject(self) -> Subject:
         """What was searched on."""
-        s = self.study.settings
-        return Subject(s.model, s.features, s.reference, s.conditions, s.statistics)
+        return self.study.problem.subject
 
     @property
     def seeds(self) -> dict[str, int]:
         """Those of the search's noise and of its report's."""
-        return {"search": self.study.settings.noise_seed, "report": self.study.settings.report_seed}
+        return self.study.problem.seeds
 
     @property
     def records(self) -> list[EvaluationRecord]:
         """What the search evaluated."""
-        return self.study.store.evaluations.records({"study": self.study.settings.study})
+        return self.study.records()
 
     @property
     def found(self) -> list[SolverSchedule]:
@@ -223,7 +227,7 @@ class Searched:
     def judged(self, nfe: int) -> list[SolverSchedule]:
         """The schedules of an NFE that were judged, the best first, each once."""
         asked = [(r.value, r.candidate_json) for r in self.records if r.rung == "frechet" and r.nfe == nfe and r.value]
-        ranked = [SolverSchedule.from_json(text) for _, text in sorted(asked)]
+        ranked = [schedule for _, text in sorted(asked) if (schedule := schedule_of(parse_point(text)))]
         return list({s.hash: s for s in reversed(ranked)}.values())[::-1]
 
     def calls(self, nfe: int) -> int:
@@ -243,10 +247,9 @@ class Engine:
     def records(
         self, subject: Subject, work: Work, rung: Rung, teacher: SolverSchedule | None = None
     ) -> list[EvaluationRecord]:
-        """Records of (sampler, origin) at a rung, in their order; failed ones among them."""
-        return evaluate_missing(
-            subject, list(work), rung, self.root, self.execution, self.study, self.told, teacher=teacher
-        )
+        """Records of (point, origin) at a rung, in their order; failed ones among them."""
+        campaign = Campaign(subject, self.root, self.execution, self.study, teacher, on_record=self.told)
+        return campaign.run([(point, origin, rung) for point, origin in work])
 
     def told(self, record: EvaluationRecord) -> None:
         """One line about a finished evaluation."""
@@ -268,9 +271,9 @@ class Engine:
         study = Study(self.root / "searches" / f"{name}-{nfe}", asked)
         if study.exists and Study.load(study.root).settings != asked:
             raise ConfigurationError(f"{study.root} holds a search with other settings: choose another --out")
-        state = study.find(self.execution, self.told)
-        assert isinstance(state, SearchState)
-        best = winner(state, nfe)
+        state, problem = study.find(self.execution, self.told), study.problem
+        assert isinstance(problem, ScheduleProblem)
+        best = problem.winner(state, nfe)
         if best is None:
             raise ConfigurationError(f"the search {name} found nothing at NFE {nfe}: give it a larger budget")
         return best.candidate.schedule, sum(r.denoiser_calls for r in Searched(study).records)
@@ -279,15 +282,15 @@ class Engine:
         self, subject: Subject, sampler: Sampler, seed: int, starts: Sequence[int], count: int = GROUP
     ) -> Iterator[tuple[int, npt.NDArray[np.float32], int]]:
         """Start, images and denoiser calls of runs of images, in the order in which they finish."""
-        waiting = list(starts)[::-1]
+        waiting, point = list(starts)[::-1], as_point(sampler).to_json()
         if not waiting:
             return
-        executor = make_executor(self.execution, subject.worker(self.execution.device))
+        executor = make_executor(self.execution, WorkerSettings(subject, self.execution.device))
         try:
             while waiting or executor.in_flight:
                 while waiting and executor.in_flight < executor.capacity:
                     start = waiting.pop()
-                    executor.submit(Task(f"{self.study}-{start}", "images", sampler.to_json(), seed, start, count))
+                    executor.submit(Task(f"{self.study}-{start}", "images", point, seed, start, count))
                 result = executor.next()
                 if result.images is None:
                     raise EvaluationError(f"{subject.model} could not be sampled: {result.error}")

@@ -44,7 +44,7 @@ class Rungs(Table):
         """A row a rung and NFE: tau, among the better half too, and the report's rank of what the rung likes best."""
         search = Searched.load(self.search)
         teacher, seeds, rows = search.study.teacher, search.seeds, list[Row]()
-        for nfe in self.nfes or search.study.settings.nfes:
+        for nfe in self.nfes or search.nfes:
             work = [(s, f"rung-table:{i}") for i, s in enumerate(candidates(search, nfe, self.candidates))]
 
             def values(rung: Rung, metric: str = "", work: Sequence[tuple[SolverSchedule, str]] = work) -> list[float]:
@@ -52,13 +52,13 @@ class Rungs(Table):
                 found = [r.metrics.get(metric) if metric else r.value for r in records]
                 return [np.nan if value is None else value for value in found]
 
-            last = values(Rung("report", "moments", self.report_images, seeds["report"]))
+            last = values(Rung("report", "frechet", self.report_images, seeds["report"]))
             for kind, images in [("distance", n) for n in self.distance_images] + [
                 ("frechet", n) for n in self.frechet_images
             ]:
                 head = {"model": search.study.files.name, "nfe": nfe}
                 if kind == "frechet":
-                    told = {kind: values(Rung(f"frechet-{images}", "moments", images, seeds["search"]))}
+                    told = {kind: values(Rung(f"frechet-{images}", "frechet", images, seeds["search"]))}
                 else:
                     rung = Rung(f"distance-{images}", "distance", images, seeds["search"])
                     told = {f"{of} distance": values(rung, f"{of}_distance") for of in ("feature", "pixel")}

@@ -13,12 +13,14 @@ from benchmarks.tables.conditions import ConditionsTable
 from benchmarks.tables.engine import Engine
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.ode import OdeSettings
+from fewstep.search_spaces.point import OdePoint
 from fewstep.storage.store import Store
 from fewstep.tasks.data import load_dataset
 from fewstep.tasks.models.condition_config import ConditionConfig
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.image_condition import layout_of
-from fewstep.tasks.worker import Worker, WorkerSettings
+from fewstep.tasks.work import Subject, WorkerSettings
+from fewstep.tasks.worker import Worker
 
 MakeTable = Callable[..., dict[str, list[dict[str, str]]]]
 EDGES = (-0.5, 0.5)
@@ -76,9 +78,9 @@ def test_the_rows_are_what_is_measured_by_hand_and_go_on_after_a_kill(
     assert (tmp_path / "t.png").is_file()
 
     shown = Conditions(source="test", source_seed=REPORT)
-    worker = Worker(WorkerSettings(asked.layout, conditions=shown), features=False)
-    sampler = OdeSettings(atol=0.05, rtol=0.05).to_json()
-    made = torch.cat([worker.sample(sampler, REPORT, start, 250) for start in (0, 250, 500)])
+    worker = Worker(WorkerSettings(Subject(asked.layout, conditions=shown)))
+    sampler = OdePoint(solver=OdeSettings(atol=0.05, rtol=0.05))
+    made = torch.cat([worker.render(sampler, REPORT, start, 250) for start in (0, 250, 500)])
     same = layout_of(made, EDGES) == layout_of(torch.from_numpy(load_dataset("digits").images[:750]), EDGES)
     assert float(rows["layout", "dopri5"]["pixel_accuracy"]) == pytest.approx(float(same.double().mean()), rel=1e-4)
 

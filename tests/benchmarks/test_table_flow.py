@@ -9,12 +9,13 @@ import pytest
 
 from benchmarks.tables.flow import Flow, peers
 from benchmarks.tables.guidance import Guidance
-from fewstep.pipeline.campaign import Subject, evaluate
+from fewstep.pipeline.campaign import evaluate
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.search_spaces.ode import parse_ode
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.work import Subject
 
 Rows = list[dict[str, str]]
 MakeTable = Callable[..., dict[str, Rows]]

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.campaign import Subject, evaluate
+from fewstep.pipeline.campaign import evaluate
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.search_spaces.ode import OdeSettings
+from fewstep.search_spaces.point import OdePoint
 from fewstep.tasks.flow.ode import OdeSampler
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
@@ -20,7 +21,8 @@ from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.judge import JudgeNetwork, load_judge
 from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.sampling.noise import starting_noise
-from fewstep.tasks.worker import Worker, WorkerSettings
+from fewstep.tasks.work import Subject, WorkerSettings
+from fewstep.tasks.worker import Worker
 
 Run = Callable[..., Any]
 HERE = ExecutionSettings(executor="in-process")
@@ -48,11 +50,11 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_samples_and_calls_of_an_image_depend_on_it_alone(flow: Path) -> None:
     """Whatever the start, the count and the size of batches: up to what float32 does, far below the tolerance."""
     asked = Conditions(labels="balanced", guidance=1.5)
-    worker = Worker(WorkerSettings(str(flow), conditions=asked))
-    whole = worker.sample(LOOSE.to_json(), 7, 0, 9)
+    worker = Worker(WorkerSettings(Subject(str(flow), conditions=asked)))
+    whole = worker.render(OdePoint(solver=LOOSE), 7, 0, 9)
     calls = worker.calls
     worker.batch = 4
-    parts = [worker.sample(LOOSE.to_json(), 7, start, 3) for start in (0, 3, 6)]
+    parts = [worker.render(OdePoint(solver=LOOSE), 7, start, 3) for start in (0, 3, 6)]
     assert worker.calls == 2 * calls
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-3)
     # The same by the sampler itself, one image at a time.
@@ -74,8 +76,8 @@ def test_the_record_counts_calls_and_right_answers_of_all_images(flow: Path, jud
     assert grown.denoiser_calls < anew.denoiser_calls == round(750 * anew.metrics["nfe"])
     assert anew.nfe == round(anew.metrics["nfe"])
 
-    worker = Worker(WorkerSettings(str(flow), conditions=subject.conditions), features=False)
-    images = worker.sample(LOOSE.to_json(), 3, 0, 750)
+    worker = Worker(WorkerSettings(Subject(str(flow), conditions=subject.conditions)))
+    images = worker.render(OdePoint(solver=LOOSE), 3, 0, 750)
     assert worker.calls == anew.denoiser_calls
     right = (load_judge(str(judge)).labels(images) == torch.arange(750) % 10).double().mean()
     assert abs(anew.metrics["accuracy"] - float(right)) < 3 / 750
