@@ -1,4 +1,4 @@
-"""Pictures of edits: the report's first images, none picked, and what grows out of them with the strength."""
+"""Pictures of edits: the report's first images, none picked."""
 
 from __future__ import annotations
 
@@ -24,16 +24,6 @@ def at_strengths(bench: Bench, config: EditConfig, count: int = COLUMNS) -> Pict
         moved = at_strength(config, factor * own)
         found.append((f"strength {factor * own:.1f}", bench.edit("report", count, moved)))
     return found
-
-
-def growing(bench: Bench, config: EditConfig, count: int = COLUMNS) -> Pictures:
-    """Originals under the attribute's name, and the found edit at half, all and one and a half of its strength."""
-    own = strength_of(config)
-    rows = [(bench.attribute.name, bench.originals("report", count).images)]
-    for factor in (0.5, 1.0, 1.5):
-        found = " (found)" if factor == 1 else ""
-        rows.append((f"{factor * own:.1f} sd{found}", bench.edit("report", count, at_strength(config, factor * own))))
-    return rows
 
 
 def draw(pictures: Sequence[tuple[str, Tensor]], path: Path, pixels: int = 0) -> Path:

@@ -10,7 +10,6 @@ import typer
 from fewstep.pipeline.commands.options import AsJson, Device, Features, Guidance, Model, Seed, print_json, typed
 
 NAME = "edit"
-TABLE_PIXELS = 56
 
 app = typer.Typer(
     name=NAME,
@@ -248,93 +247,6 @@ def search_command(
         f"identity {figures['identity']:.2f}, {figures['nfe']:.0f} calls, t = {bench.files.noise.time(config.step):.0f}"
         f", {config.latent}; apply it with `fewstep edit apply --boundary {out}`"
     )
-
-
-@app.command("table")
-def table_command(
-    model: Model,
-    data: Annotated[str, typer.Option("--data", help="data set name, or a folder of classes")],
-    attributes: Annotated[str, typer.Option(help="comma-separated; several classes of a side with +, as A+B/C")],
-    out: Annotated[Path, typer.Option("--out", help="searches that are kept; the same command goes on from there")],
-    steps: Annotated[int, typer.Option(min=1, help="how many edit steps, even in time")] = 12,
-    schedule: Schedules = None,
-    sampler: Annotated[str, typer.Option(help="tpe, nsgaii or random (Optuna)")] = "tpe",
-    budget: Annotated[int, typer.Option(min=1, help="denoiser calls of screened edits, an attribute")] = 100_000,
-    most_calls: Annotated[int, typer.Option(min=0, help="bound on the calls of what is chosen; 0: none")] = 40,
-    screen_images: Annotated[int, typer.Option(min=2, help="images that an edit is first tried on")] = 64,
-    final_images: Annotated[int, typer.Option(min=2, help="images that the front is judged on")] = 200,
-    report_images: Annotated[int, typer.Option(min=2, help="held-out images of the comparison")] = 500,
-    sweep_images: Annotated[int, typer.Option(min=2, help="held-out images of each edit step")] = 200,
-    published: Annotated[
-        bool, typer.Option("--published", help="add a row: t = 500 by DDIM's 40 + 40 calls at its best strength")
-    ] = False,
-    examples: Examples = 200,
-    fit_way: FitWay = "dpm-solver-2m/uniform-t@10",
-    judge: JudgeFolder = "",
-    judge_steps: JudgeSteps = 2500,
-    seed: Seed = 0,
-    csv: Annotated[Path | None, typer.Option(help="copy the comparison here")] = None,
-    steps_csv: Annotated[Path | None, typer.Option(help="copy the sweep over edit steps here")] = None,
-    plot: Annotated[Path | None, typer.Option(help="picture of originals and edits")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="put the tables between this file's edits-DATA markers")] = None,
-    summary: Annotated[
-        Path | None, typer.Option(help="put the found edits alone between this file's edits-found markers")
-    ] = None,
-    executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
-    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
-    work: Work = None,
-    device: Device = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """Search each attribute, then compare the choice with the published setting and with every other edit step."""
-    from dataclasses import asdict
-
-    from fewstep.files import write_text
-    from fewstep.pipeline import editing, editing_page, editing_pictures, editing_table
-    from fewstep.pipeline.commands.options import execution_settings
-    from fewstep.pipeline.reports.markdown import insert_between_markers
-
-    execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
-    results = []
-    for name in (part.strip().replace("+", ",") for part in attributes.split(",") if part.strip()):
-        subject = _subject(
-            model=model, data=data, attribute=name, fit_way=fit_way, examples=examples, judge=judge,
-            judge_steps=judge_steps, seed=seed,
-        )  # fmt: skip
-        settings = _settings(
-            subject, step="auto", steps=steps, schedules=schedule or [], keep="", sampler=sampler, population=20,
-            budget=budget, most_calls=most_calls, screen_images=screen_images, final_images=final_images,
-            report_images=report_images,
-        )  # fmt: skip
-        folder = out / name.replace("/", "-vs-").replace(",", "+")
-        tell = None if as_json else _tell
-        cache = work or editing.cache_folder()
-        results.append(
-            editing_table.run_attribute(folder, settings, execution, cache, sweep_images, published, typed(), tell)
-        )
-        texts = {
-            "edits.csv": editing_table.edits_csv(results, typed(), seed),
-            "steps.csv": editing_table.steps_csv(results, typed(), seed),
-        }
-        files = {file: write_text(out / file, text) for file, text in texts.items()}
-    for target, file in ((csv, "edits.csv"), (steps_csv, "steps.csv")):
-        if target is not None:
-            write_text(target, texts[file])
-    if markdown is not None:
-        insert_between_markers(markdown, editing_page.page(results, typed(), seed), f"edits-{Path(data).name}")
-    if summary is not None:
-        insert_between_markers(summary, editing_page.summary(results, typed(), seed), "edits-found")
-    picture = plot or out / "edits.png"
-    files["edits.png"] = editing_pictures.draw([p for r in results for p in r.pictures], picture, TABLE_PIXELS)
-    rows = [row for r in results for row in r.rows]
-    if as_json:
-        print_json({"rows": [asdict(r) for r in rows], "steps": [asdict(s) for r in results for s in r.steps]})
-        return
-    for row in rows:
-        typer.echo(
-            f"{row.attribute:14} {row.method:20} {row.nfe:3} calls  success {row.success:.2f}  identity "
-            f"{row.identity:.2f}  {row.metric} {row.frechet:.2f}"
-        )
 
 
 def _settings(subject: Any, **given: Any) -> Any:

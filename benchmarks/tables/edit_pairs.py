@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.editing_evaluation import balance
-from fewstep.tasks.editing.measures import LEVEL_Z, mean
+from fewstep.tasks.editing.measures import LEVEL_Z, balance, mean
 from fewstep.tasks.metrics.interval import Interval
 
 Array = npt.NDArray[np.float64]

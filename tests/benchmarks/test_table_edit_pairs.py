@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.tables.edit_pairs import Outcomes, ahead, shares_apart
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.editing_evaluation import balance
-from fewstep.pipeline.editing_pairs import Outcomes, ahead, shares_apart
+from fewstep.tasks.editing.measures import balance
 
 
 def drawn(seed: int, n: int = 120, shift: float = 0.0) -> tuple[Outcomes, Outcomes]:
