@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -246,6 +248,112 @@ def test_a_file_that_is_no_database_is_an_error(store, study, tmp_path):
     (tmp_path / "mlflow.db").write_text("not a database, but long enough to be taken for a damaged one")
     with pytest.raises(TrackingError, match=r"tracking at sqlite.*failed"):
         sync(store, study, default_tracking_uri(tmp_path))
+
+
+NAMES = [
+    "a-b",
+    "a_b",
+    "a%b",
+    "A-b",
+    "a'b",
+    'a"b',
+    """a'"b""",
+    "a\\b",
+    "a`b",
+    "a\nb",
+    "a\u00e9b \u2014 \U0001f600",
+    "%",
+    "a' OR '1'='1",
+    "-- ;",
+]
+
+
+def test_a_study_of_any_name_is_found_again_and_no_other_in_its_place(tmp_path, uri, client, evaluation):
+    store = Store(tmp_path / "study")
+    for name in NAMES:
+        store.studies.append([StudyRecord(name, evaluation(0).finished_at, "{}", "digits", "h")])
+    first = {name: sync(store, name, uri) for name in NAMES}
+    assert len(set(first.values())) == len(NAMES)
+    assert {name: sync(store, name, uri) for name in NAMES} == first
+    assert {name: client.get_run(run).data.tags["fewstep.study"] for name, run in first.items()} == dict(
+        zip(NAMES, NAMES, strict=True)
+    )
+
+
+def test_artifacts_follow_a_study_that_is_moved(store, study, tmp_path):
+    old, new, elsewhere = tmp_path / "old", tmp_path / "new place", tmp_path / "elsewhere"
+    note = tmp_path / "note.txt"
+    note.write_text("x")
+    parent = sync(store, study, default_tracking_uri(old), {"before.txt": note})
+    chosen = MlflowClient(tracking_uri=default_tracking_uri(old))
+    other = chosen.create_experiment("somebody's", elsewhere.as_uri())
+    for _ in range(2):
+        shutil.move(old, new)
+        uri = default_tracking_uri(new)
+        assert sync(store, study, uri, {"after.txt": note}) == parent
+        assert not old.exists()
+        assert len(list(new.rglob("after.txt"))) == len(list(new.rglob("before.txt"))) == 1
+        moved = MlflowClient(tracking_uri=uri)
+        assert {"before.txt", "after.txt", "settings.json"} <= {f.path for f in moved.list_artifacts(parent)}
+        assert moved.get_experiment(other).artifact_location == elsewhere.as_uri()
+        old, new = new, old
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def half_made(path):
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+    from sqlalchemy import create_engine
+
+    engine = create_engine(f"sqlite:///{path}")
+    Base.metadata.create_all(engine)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("end", ["killed", "full disk", "earlier version", "empty file"])
+def test_a_database_whose_creation_was_cut_off_is_made_anew(store, study, tmp_path, monkeypatch, end):
+    root = tmp_path / "mlflow"
+    root.mkdir()
+    if end == "earlier version":
+        half_made(root / "mlflow.db")
+    elif end == "empty file":
+        (root / "mlflow.db").touch()
+    else:
+        stopped = Killed() if end == "killed" else OSError(errno.ENOSPC, "No space left on device")
+
+        def stop(*_):
+            raise stopped
+
+        with monkeypatch.context() as patch:
+            patch.setattr("mlflow.store.db.utils._upgrade_db", stop)
+            with pytest.raises(Killed if end == "killed" else TrackingError):
+                sync(store, study, default_tracking_uri(root))
+        assert not (root / "mlflow.db").exists()
+        half_made(root / "mlflow.db.0123abcd.new")  # a killed process tidies nothing
+    parent = sync(store, study, default_tracking_uri(root))
+    assert MlflowClient(tracking_uri=default_tracking_uri(root)).get_run(parent).info.status == "FINISHED"
+    assert sorted(path.name for path in root.iterdir() if path.name.startswith("mlflow.db")) == ["mlflow.db"]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:hunter2@127.0.0.1:{port}",
+        "http://127.0.0.1:{port}/?token=hunter2",
+        "nonsense://me:hunter2@x/y",
+        "postgresql://me:hunter2@127.0.0.1:{port}/runs",
+    ],
+)
+def test_a_password_in_the_address_is_in_no_message(store, study, uri):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = uri.format(port=probe.getsockname()[1])
+    with pytest.raises(TrackingError) as caught:
+        sync(store, study, address, timeout=1.0)
+    assert "hunter2" not in str(caught.value)
+    assert "***" in str(caught.value)
 
 
 def test_the_plan_depends_on_the_tables_alone(store, study):
