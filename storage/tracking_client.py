@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import FewstepError, LeaseError, TrackingError
 from fewstep.storage.lease import Lease
@@ -120,7 +120,8 @@ def _create(database: Path) -> None:
     aside = database.with_name(f"{database.name}.{uuid.uuid4().hex[:8]}.new")
     _tidy(database)
     try:
-        store = SqlAlchemyStore(f"{_SQLITE}{aside}", (database.parent / _ARTIFACTS).as_uri())
+        make: Any = SqlAlchemyStore
+        store = make(f"{_SQLITE}{aside}", (database.parent / _ARTIFACTS).as_uri())
         store.engine.dispose()
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
