@@ -9,7 +9,6 @@ from fewstep.storage.parts import open_filesystem
 from fewstep.storage.records import EvaluationRecord, EventRecord, MomentsRecord, StudyRecord
 from fewstep.storage.tables import R, Table
 
-
 _log = logging.getLogger(__name__)
 
 
