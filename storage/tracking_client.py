@@ -73,11 +73,12 @@ def connect(tracking_uri: str, timeout: float) -> Iterator["MlflowClient"]:
             if database is not None:
                 # Two first starts at once would both create the tables, and one of them fail.
                 stack.enter_context(Lease(database.parent, "mlflow.lock", wait=timeout))
-            stack.enter_context(_quiet())
-            if database is not None and not _complete(database):
-                _create(database)
             from mlflow.tracking import MlflowClient
 
+            # Only now: MLflow sets its loggers up when it is imported.
+            stack.enter_context(_quiet())
+            if database is not None and not complete(database):
+                _create(database)
             yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     except LeaseError as error:
         raise TrackingError(f"tracking store {without_secrets(tracking_uri)} is busy: {error}") from error
@@ -98,7 +99,7 @@ def _database(tracking_uri: str) -> Path | None:
     return Path(path).absolute() if tracking_uri.startswith(_SQLITE) and path not in ("", ":memory:") else None
 
 
-def _complete(database: Path) -> bool:
+def complete(database: Path) -> bool:
     """Whether MLflow finished making this database, or it is something else than a database."""
     if not database.exists():
         return False

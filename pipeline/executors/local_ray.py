@@ -24,7 +24,7 @@ from fewstep.errors import ConfigurationError
 SOCKET = "/session_2026-01-01_00-00-00_000000_12345678/sockets/plasma_store.1"
 LONGEST = 103 if sys.platform == "darwin" else 107
 SHORT = Path("/tmp")
-TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def start(cpus: int, gpus: int, **options: Any) -> Path | None:
@@ -36,7 +36,8 @@ def start(cpus: int, gpus: int, **options: Any) -> Path | None:
     if folder is not None:
         # Ray opens its folder to all: this one lies in another that is closed.
         options["_temp_dir"] = str(folder / "r")
-    if not any(name in os.environ for name in TOKEN_VARIABLES):
+    open_to_all = os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled"
+    if not open_to_all and not any(name in os.environ for name in TOKEN_VARIABLES):
         # From the environment, which only this user can read, Ray takes it without a file.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:

@@ -21,6 +21,7 @@ from fewstep.storage.lease import Lease
 from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store
 from fewstep.storage.tracking import default_tracking_uri, sync
+from fewstep.storage.tracking_client import complete
 from fewstep.storage.tracking_plan import best_so_far, flatten, plan_study
 
 
@@ -205,6 +206,16 @@ def test_nothing_of_this_process_changes_and_nothing_is_printed(store, study, ur
     assert captured.out + captured.err == ""
 
 
+def test_nor_when_the_database_is_made_by_a_process_that_had_no_mlflow_yet(store, study, tmp_path):
+    code = (
+        "import sys; from fewstep.storage.store import Store; from fewstep.storage.tracking import sync\n"
+        "sync(Store(sys.argv[1]), sys.argv[2], sys.argv[3])"
+    )
+    arguments = [store.root, study, default_tracking_uri(tmp_path / "new")]
+    done = subprocess.run([sys.executable, "-P", "-c", code, *arguments], capture_output=True, timeout=60, check=True)
+    assert done.stdout + done.stderr == b""
+
+
 def test_what_cannot_be_shown_is_refused_before_anything_is_sent(store, study, tmp_path):
     uri = default_tracking_uri(tmp_path / "never made")
     with pytest.raises(StorageError, match="there is no study 'other'"):
@@ -312,28 +323,39 @@ def half_made(path):
     engine.dispose()
 
 
-@pytest.mark.parametrize("end", ["killed", "full disk", "earlier version", "empty file"])
-def test_a_database_whose_creation_was_cut_off_is_made_anew(store, study, tmp_path, monkeypatch, end):
+@pytest.mark.parametrize("stopped", [Killed(), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_database_is_there_whole_or_not_at_all(store, study, tmp_path, monkeypatch, stopped):
+    def stop(*_):
+        raise stopped
+
+    monkeypatch.setattr("mlflow.store.db.utils._upgrade_db", stop)
+    with pytest.raises(Killed if isinstance(stopped, Killed) else TrackingError):
+        sync(store, study, default_tracking_uri(tmp_path / "new"))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.lock"]
+
+
+def test_what_is_half_made_is_told_from_what_is_foreign(tmp_path):
+    made = {name: tmp_path / name for name in ("none", "empty", "half", "foreign")}
+    made["empty"].touch()
+    half_made(made["half"])
+    made["foreign"].write_text("not a database, but long enough to be taken for a damaged one")
+    assert {name: complete(path) for name, path in made.items()} == {
+        "none": False,
+        "empty": False,
+        "half": False,
+        "foreign": True,
+    }
+
+
+def test_a_database_whose_creation_was_cut_off_is_made_anew(store, study, tmp_path):
+    """What an earlier version left in its place, and what a killed process left beside it."""
     root = tmp_path / "mlflow"
     root.mkdir()
-    if end == "earlier version":
-        half_made(root / "mlflow.db")
-    elif end == "empty file":
-        (root / "mlflow.db").touch()
-    else:
-        stopped = Killed() if end == "killed" else OSError(errno.ENOSPC, "No space left on device")
-
-        def stop(*_):
-            raise stopped
-
-        with monkeypatch.context() as patch:
-            patch.setattr("mlflow.store.db.utils._upgrade_db", stop)
-            with pytest.raises(Killed if end == "killed" else TrackingError):
-                sync(store, study, default_tracking_uri(root))
-        assert not (root / "mlflow.db").exists()
-        half_made(root / "mlflow.db.0123abcd.new")  # a killed process tidies nothing
+    half_made(root / "mlflow.db")
+    half_made(root / "mlflow.db.0123abcd.new")
     parent = sync(store, study, default_tracking_uri(root))
     assert MlflowClient(tracking_uri=default_tracking_uri(root)).get_run(parent).info.status == "FINISHED"
+    assert complete(root / "mlflow.db")
     assert sorted(path.name for path in root.iterdir() if path.name.startswith("mlflow.db")) == ["mlflow.db"]
 
 
