@@ -42,7 +42,7 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
         calibrations = _calibrations(study)
     total = s.budget + final_calls + report_calls + teacher_calls
     rate = measured_rate(study, execution)
-    workers = execution.workers or (os.cpu_count() or 1) if execution.executor == "ray" else 1
+    workers = execution.workers or (os.cpu_count() or 1) if execution.resolved == "ray" else 1
     work = total + calibrations.get("calls_that_learning_is_worth_at_most", 0)
     return {
         "search_calls": s.budget,

@@ -45,6 +45,16 @@ def _empty(column: pa.Field) -> object:
 
 
 @dataclass(frozen=True)
+class Preference:
+    """Among rows of one identity the first with `value` in `column` counts; without one, that of the latest `time`."""
+
+    column: str
+    value: str
+    time: str
+    """A column of times: unlike its place among the files, a row's time stays what it is when files are merged."""
+
+
+@dataclass(frozen=True)
 class Record:
     """Base of all records; subclasses set the class variables."""
 
@@ -55,6 +65,8 @@ class Record:
     """Columns that identify a row; of rows that agree on them only one is ever read."""
     latest_wins: ClassVar[bool] = False
     """Which of them: the one written last, or else the one written first."""
+    preferred: ClassVar[Preference | None] = None
+    """Which of them instead, where not all are worth the same."""
     defaults: ClassVar[Mapping[str, object]] = {}
     """Stored values for columns that an older file lacks, where the empty value would be wrong."""
 
@@ -65,6 +77,11 @@ class Record:
     def upgrade(cls, table: pa.Table, version: int) -> pa.Table:
         """What was stored under an older schema version, in today's terms; of the columns that are there."""
         return table
+
+    @classmethod
+    def deciding(cls) -> tuple[str, ...]:
+        """The columns that say which rows count."""
+        return cls.unique if cls.preferred is None else (*cls.unique, cls.preferred.column, cls.preferred.time)
 
     @classmethod
     def default(cls, column: str) -> object:
@@ -164,6 +181,8 @@ class EvaluationRecord(Record):
     schema_version: ClassVar[int] = 3
     # Two studies may share an evaluation; each keeps a row, so that each can be read on its own.
     unique: ClassVar[tuple[str, ...]] = ("study", "key")
+    # A failure must not hide that another try succeeded.
+    preferred: ClassVar[Preference | None] = Preference("status", "complete", "finished_at")
     defaults: ClassVar[Mapping[str, object]] = {
         "status": "complete",
         "parameters": "{}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
-from fewstep.tasks.worker import Task, TaskResult, WorkerSettings
+from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 
 pytestmark = pytest.mark.slow
 
@@ -99,15 +100,53 @@ def test_every_task_is_delivered_once_and_complete(executor: Executor) -> None:
     assert list(executor.events()) == []
 
 
-def test_without_an_address_no_cluster_is_joined(cluster: str) -> None:
-    """Not even one that Ray would find by itself."""
-    code = "import ray; from fewstep.pipeline.executors.ray import _connect; _connect(None, 1, False); "
-    code += "print(ray.get_runtime_context().gcs_address, ray.cluster_resources()['CPU'])"
-    environment = os.environ | {"RAY_ADDRESS": cluster}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    address, cpus = done.stdout.split()
-    assert address != cluster
-    assert float(cpus) == 1
+# A batch system's folder, in which Ray's sockets have no place, and a cluster that Ray would find by itself.
+ALONE = """
+import json, os
+import ray
+import psutil  # Ray brings it
+from pathlib import Path
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.executors.ray import RayExecutor
+from fewstep.tasks.work import WorkerSettings
+
+executor = RayExecutor(WorkerSettings(os.environ["MODEL"]), ExecutionSettings(workers=1))
+me = psutil.Process()
+ours = [me, *me.children(recursive=True)]
+sockets = [c.laddr.ip for p in ours for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+folder = Path(ray._private.worker._global_node.get_session_dir_path()).parent.parent
+said = {
+    "address": ray.get_runtime_context().gcs_address,
+    "cpus": ray.cluster_resources()["CPU"],
+    "sockets": sockets,
+    "mode": os.environ["RAY_AUTH_MODE"],
+    "folder": [str(folder), folder.stat().st_mode & 0o777],
+    "capacity": executor.capacity,
+}
+executor.close()
+print(json.dumps(said | {"left": folder.exists()}))
+"""
+
+
+def test_a_ray_of_our_own_is_private(cluster: str, toy: Path, tmp_path: Path) -> None:
+    """It joins no cluster, listens to this machine alone, keeps its token off the disk, and finds a short folder."""
+    home, temporary = tmp_path / "home", tmp_path / ("a_folder_as_batch_systems_make_them_" + 50 * "x")
+    for folder in (home, temporary):
+        folder.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_AUTH_MODE", "RAY_TMPDIR")}
+    environment |= {"RAY_ADDRESS": cluster, "HOME": str(home), "TMPDIR": str(temporary), "MODEL": str(toy)}
+    code = [sys.executable, "-P", "-c", ALONE]
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["address"] != cluster
+    assert (said["cpus"], said["capacity"]) == (1, 2)
+    assert len(said["sockets"]) > 3
+    assert {ip.removeprefix("::ffff:") for ip in said["sockets"]} == {"127.0.0.1"}
+    assert said["mode"] == "token"
+    assert [path for path in home.rglob("*") if "token" in path.name] == []
+    assert said["folder"][1] == 0o700
+    assert said["left"] is False
 
 
 def test_a_candidate_that_cannot_be_evaluated_comes_back_with_its_error(executor: Executor) -> None:
@@ -183,10 +222,11 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_not(
     finally:
         executor.close()
     assert results["first", 0].error == results["last", 0].error == ""
-    assert results["deadly", 0].error == "gave up: the worker died 2 times at this task"
+    assert results["deadly", 0].error == "gave up: the worker died 2 times at this task (ActorDiedError)"
     assert MAX_TRIES == 3
     assert "what happened" in results["odd", 0].error
-    assert [e.kind for e in executor.events()] == ["actor_died"] * 2
+    # Once beside another task, which says nothing, then alone.
+    assert [e.kind for e in executor.events()] == ["actor_died"] * 3
 
 
 # -- Ray: whole searches ---------------------------------------------------------------------------------
