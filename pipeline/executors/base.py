@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import ConfigDict, Field, NonNegativeInt, field_validator
 
 from fewstep.plugins import Registry
 from fewstep.search_spaces.checked import Checked
-from fewstep.tasks.work import Task, TaskResult, WorkerSettings
+
+if TYPE_CHECKING:
+    from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 
 MAX_TRIES = 3
 
@@ -28,10 +30,10 @@ class ExecutionSettings(Checked):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    executor: str = "ray"
-    workers: NonNegativeInt = Field(0, description="0: one a core, or one a GPU")
-    address: str | None = None
-    device: str = "cpu"
+    executor: str = Field("in-process", description="what runs evaluations: ray or in-process")
+    workers: NonNegativeInt = Field(0, description="workers on Ray; 0: one a core, or one a GPU")
+    address: str | None = Field(None, description="join the Ray cluster at this address")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, ...")
 
     @field_validator("executor")
     @classmethod
