@@ -84,7 +84,9 @@ def search(
 
     study = open_study(Path(out) if out is not None else Path("runs") / chosen.study, chosen)
     with SearchDisplay(chosen, quiet=not progress) as display:
-        run_study(study, execution, _called(study), tracking_uri, display.on_record, log=tracking_uri is not None)
+        run_study(
+            study, execution, _called(chosen, study.root), tracking_uri, display.on_record, log=tracking_uri is not None
+        )
     return StudyView(study)
 
 
@@ -419,10 +421,9 @@ def _execution(executor: str | None, workers: int | None, address: str | None, d
     return built(ExecutionSettings, {name: value for name, value in given.items() if value is not None})
 
 
-def _called(study: Study) -> str:
+def _called(s: SearchSettings, root: Path) -> str:
     """What made a study's results, as their header names it."""
-    s = study.settings
-    return f"fewstep.search(model={s.model!r}, nfe={list(s.nfes)}, budget={s.budget}, out={str(study.root)!r})"
+    return f"fewstep.search(model={s.model!r}, nfe={list(s.nfes)}, budget={s.budget}, out={str(root)!r})"
 
 
 def _saved(pipeline: Any, folder: Path) -> str:

@@ -18,7 +18,6 @@ from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.registry import SPACES
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
-from fewstep.tasks.metrics.metric import METRICS
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.refinement.moment_plan import AT_ONCE, MOST_LOOKED_AT, MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
@@ -228,6 +227,9 @@ class SearchSettings(ModelSettings):
     @field_validator("metric")
     @classmethod
     def _metric_exists(cls, name: str) -> str:
+        # Here, since it brings torch: settings are read by commands that do not need it.
+        from fewstep.tasks.metrics.metric import METRICS
+
         return METRICS.checked(name)
 
     @property

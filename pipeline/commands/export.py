@@ -92,7 +92,7 @@ def _of_study(study: Path, asked: dict[str, Any]) -> tuple[SubjectSettings, list
     from fewstep.pipeline.study import Study
 
     found = Study.load(study)
-    s, paths = found.settings, found.schedules()
+    s, paths = found.problem.subject, found.schedules()
     if not paths:
         raise ConfigurationError(f"{study} holds no found schedule yet: let the search end (`fewstep search --resume`)")
     fields = {name: getattr(s, name) for name in ("model", "features", "reference", "statistics")}

@@ -52,7 +52,7 @@ def command(
     best = (
         [
             candidate
-            for nfe in study.settings.nfes
+            for nfe in sorted({record.nfe for record in records})
             for candidate in leaderboard(study.store, study.settings.study, nfe=nfe, top=top)[LISTED].to_dict("records")
         ]
         if top

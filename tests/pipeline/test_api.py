@@ -14,6 +14,7 @@ import torch
 
 import fewstep
 from fewstep.errors import ConfigurationError, StorageError
+from fewstep.pipeline.campaign import register
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.storage.store import Store
@@ -110,7 +111,8 @@ def test_a_study_is_opened_to_read(study: fewstep.StudyView, tmp_path: Path) -> 
 
 
 def test_a_study_without_a_report_says_how_to_go_on(toy: Path, tmp_path: Path) -> None:
-    Study(tmp_path / "begun", SearchSettings(model=str(toy))).create()
+    settings = SearchSettings(model=str(toy))
+    register(tmp_path / "begun", settings.study, settings, settings.model, find_model(str(toy)).hash)
     begun = fewstep.load_study(tmp_path / "begun")
     with pytest.raises(StorageError, match="--resume"):
         begun.front()
