@@ -105,7 +105,7 @@ class Table(Checked):
         raise NotImplementedError
 
     def changed(self, texts: Iterable[str]) -> Self:
-        """With fields set as `name=value`, lists by commas, records as JSON; ConfigurationError where that cannot be."""
+        """With fields set as `name=value`, lists by commas, records as JSON; ConfigurationError where it cannot be."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
         for text in texts:
             name, equals, value = text.partition("=")

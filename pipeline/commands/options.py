@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fewstep.errors import ConfigurationError
+from fewstep.errors import ConfigurationError, StorageError
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.tasks.models.conditions import Conditions, read_prompts
 
@@ -35,6 +36,44 @@ JudgeName = Annotated[
     str, typer.Option("--judge", help="classifier that counts images which show their label: a name or a folder")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object for scripts")]
+Tracking = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: in --out]")]
+
+
+def writable(path: Path | None) -> Path | None:
+    """A file that can be written, before anything is computed for it; StorageError where it cannot."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise StorageError(f"cannot write {path}: it is a folder; give the name of a file in it")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = "is no folder" if not there.is_dir() else "may not be written to"
+        raise StorageError(f"cannot write {path}: {there} {reason}; choose another place")
+    return path
+
+
+def drawable(path: Path | None) -> Path | None:
+    """The same for a picture, whose name says its kind."""
+    if path is not None and path.suffix.lower() not in PICTURES:
+        raise ConfigurationError(f"{path} is no picture's name: end it with {', '.join(PICTURES)}")
+    return writable(path)
+
+
+def folder(path: Path | None) -> Path | None:
+    """A folder that can be made and written to, or StorageError."""
+    if path is None:
+        return None
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"cannot write into {path}: it is a file; give a folder")
+    writable(path / "file")
+    return path
+
+
+PICTURES = (".png", ".svg", ".pdf")
+Csv = Annotated[Path | None, typer.Option("--csv", help="copy the table here", callback=writable)]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", help="copy the picture here (.png, .svg or .pdf)", callback=drawable)
+]
 
 
 def conditions(
@@ -60,16 +99,6 @@ def conditions(
         source=source,
         source_seed=source_seed,
     )
-
-
-def guidance_range(text: str) -> tuple[float, tuple[float, float] | None]:
-    """`7.5` is a fixed scale, `1:8` a range to search, whose middle the presets get; ConfigurationError else."""
-    low, colon, high = text.partition(":")
-    try:
-        ends = float(low), float(high if colon else low)
-    except ValueError:
-        raise ConfigurationError(f"guidance {text!r}: give a scale, as 7.5, or a range to search, as 1:8") from None
-    return 0.5 * (ends[0] + ends[1]), ends if colon else None
 
 
 def print_json(value: Any) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from pydantic import ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
 from fewstep.errors import ConfigurationError
 from fewstep.plugins import Registry
 from fewstep.search_spaces.checked import Checked
-from fewstep.tasks.work import Task, TaskResult, WorkerSettings
+
+if TYPE_CHECKING:
+    from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 
 MAX_TRIES = 3
 
