@@ -150,7 +150,7 @@ class EvaluationRecord(Record):
     """The whole candidate: a point of `search_spaces/point.py`, whatever its space."""
     nfe: int
     rung: str
-    """Which step of the ladder: the screen ('distance', 'look' or 'screen'), 'frechet', 'refine', 'finals', 'report'."""
+    """Step of the ladder: the screen ('distance', 'look' or 'screen'), 'frechet', 'refine', 'finals' or 'report'."""
     origin: str
     """Who proposed it, as 'preset:ddim/karras', 'random', 'evolution' or 'surrogate'."""
     model: str
