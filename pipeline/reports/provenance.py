@@ -9,18 +9,16 @@ from datetime import UTC, datetime
 
 from fewstep.storage.masking import without_secrets
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.metrics.metric import METRICS
 
 JACKKNIFE = "delete-a-group jackknife over the images"
 WILSON = "Wilson's for a share"
 NORMAL = "normal over the images"
 BOOTSTRAP = "bootstrap over the candidates"
 LEVEL = "95%"
-NOT_RECORDED = "not recorded"
+NOT_RECORDED, NO_INTERVAL = "not recorded", "none"
 MACHINE = "machine"
 """Under this name a record's versions hold the class of the machine that its worker ran on."""
-
-# How the evaluator makes the interval of a record's value, by the record's metric.
-INTERVALS = {"frechet": JACKKNIFE, "teacher-distance": NORMAL, "refinement-loss": "none"}
 
 
 def made_by(
@@ -31,8 +29,8 @@ def made_by(
 ) -> dict[str, str]:
     """How a table of these evaluations was made, by name, whoever renders it and whenever.
 
-    `intervals` names the kind of interval by column, as `{"value": JACKKNIFE, "accuracy": WILSON}`; without it, that
-    of `value` is told by the records' metric. `command` is shown without passwords.
+    `intervals` names the kind of interval by column, as `{"value": JACKKNIFE, "accuracy": WILSON}`; without it the
+    records' metrics say what theirs are. `command` is shown without passwords.
     """
     return {
         "command": without_secrets(command),
@@ -105,11 +103,12 @@ def _images(counts: Iterable[int]) -> str:
 
 def _intervals(records: Sequence[EvaluationRecord], intervals: Mapping[str, str] | None) -> str:
     if intervals is None:
-        kinds = sorted({INTERVALS.get(record.metric, NOT_RECORDED) for record in records})
-        intervals = {"value": " or ".join(kinds)} if kinds else {}
+        figures = {record.metric for record in records}
+        metrics = [METRICS.load(name) for name in METRICS.names] if figures else []
+        kinds = {metric.figure: metric.interval for metric in metrics}
+        return " / ".join(sorted({kinds.get(figure, NOT_RECORDED) or NO_INTERVAL for figure in figures})) or NO_INTERVAL
     by_kind: dict[str, list[str]] = {}
     for column, kind in intervals.items():
         by_kind.setdefault(kind, []).append(column)
-    if not by_kind:
-        return "none"
-    return f"{LEVEL}; " + "; ".join(f"{', '.join(columns)}: {kind}" for kind, columns in by_kind.items())
+    told = [f"{', '.join(columns)}: {kind}" for kind, columns in by_kind.items()]
+    return "; ".join([LEVEL, *told]) if told else NO_INTERVAL

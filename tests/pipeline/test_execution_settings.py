@@ -10,7 +10,7 @@ import pytest
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.executors import base
 from fewstep.pipeline.executors.base import AUTO, EXECUTORS, ExecutionSettings, make_executor
-from fewstep.tasks.work import WorkerSettings
+from fewstep.tasks.work import Subject, WorkerSettings
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_every_option_acts_or_is_refused(executor: str, workers: int, address: s
 def test_the_executor_made_is_the_resolved_one(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> None:
     asked = ExecutionSettings(**fields)
     monkeypatch.setattr(base.EXECUTORS, "load", lambda name: lambda worker, execution: (name, worker, execution))
-    worker = WorkerSettings("m")
+    worker = WorkerSettings(Subject("m"))
     assert make_executor(asked, worker) == (asked.resolved, worker, asked)
 
 

@@ -20,7 +20,7 @@ from fewstep.pipeline.executors import ray as on_ray
 from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings
 from fewstep.pipeline.executors.ray import DEPTH, START_TRIES, RayExecutor
 from fewstep.tasks.actors import own_device
-from fewstep.tasks.work import Task, TaskResult, WorkerSettings
+from fewstep.tasks.work import Subject, Task, TaskResult, WorkerSettings
 
 MACHINERY: dict[str, Callable[[], exceptions.RayError]] = {
     "ActorDiedError": exceptions.ActorDiedError,
@@ -126,7 +126,7 @@ class PlayedRay:
             assert task is not None
             if task.key.startswith("poison"):
                 self.beside[task.key] += len(actor.queue) == 1
-                actor.end(MACHINERY[task.plan])
+                actor.end(MACHINERY[task.arguments["how"]])
                 return
             if self.random.random() < 0.5:
                 break
@@ -148,11 +148,11 @@ def play(monkeypatch: pytest.MonkeyPatch, ray: PlayedRay) -> None:
 
 
 def make(workers: int = 1, device: str = "cpu") -> RayExecutor:
-    return RayExecutor(WorkerSettings("none", device=device), ExecutionSettings(executor="ray", workers=workers))
+    return RayExecutor(WorkerSettings(Subject("none"), device), ExecutionSettings(executor="ray", workers=workers))
 
 
-def task(key: str, plan: str = "") -> Task:
-    return Task(key, "moments", "", 0, 0, 1, plan=plan)
+def task(key: str, how: str = "") -> Task:
+    return Task(key, "frechet", "", 0, 0, 1, {"how": how})
 
 
 def drain(executor: RayExecutor, tasks: list[Task]) -> dict[str, str]:

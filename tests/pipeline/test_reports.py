@@ -7,6 +7,7 @@ import re
 from collections import deque
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,16 +16,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.errors import EvaluationError, StorageError
+from fewstep.errors import EvaluationError
 from fewstep.pipeline.reports import pictures, provenance
 from fewstep.pipeline.reports.csv import results_csv
-from fewstep.pipeline.reports.pictures import best_effort, sample_images
+from fewstep.pipeline.reports.pictures import Picture, sample_images, write_pictures
 from fewstep.pipeline.reports.provenance import BOOTSTRAP, JACKKNIFE, NORMAL, NOT_RECORDED, WILSON, footnote, made_by
 from fewstep.pipeline.reports.rows import Row
+from fewstep.search_spaces.point import as_point
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.metrics.metric import METRICS
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
-from fewstep.tasks.worker import Task, TaskResult
+from fewstep.tasks.work import Task, TaskResult
 
 ROW = Row("m", "ddim", 3, "fid-digits", 1.0, 0.5, 1.5, 1000, "s")
 NOON = datetime(2025, 3, 4, 12, tzinfo=UTC)
@@ -89,6 +92,14 @@ def test_the_lines_tell_of_the_records_and_of_nothing_else(records: list[Evaluat
     assert (NORMAL in made["interval"]) == ("teacher-distance" in metrics)
 
 
+def test_every_metric_says_what_its_intervals_are() -> None:
+    for name in METRICS.names:
+        metric = METRICS.load(name)
+        told = made_by([replace(RECORD, metric=metric.figure)], "c", {})["interval"]
+        assert told == (metric.interval or "none")
+    assert made_by([replace(RECORD, metric="somebody's")], "c", {})["interval"] == NOT_RECORDED
+
+
 def test_days_are_those_of_utc() -> None:
     late = replace(RECORD, finished_at=datetime(2025, 3, 4, 23, tzinfo=timezone(timedelta(hours=-5))))
     assert made_by([late], "c", {})["date"] == "2025-03-05"
@@ -139,69 +150,51 @@ def test_a_header_is_one_line_a_name_and_holds_no_password(
 class Played:
     """An executor whose results are given."""
 
-    def __init__(self, *results: TaskResult | Exception, error: str = "") -> None:
-        self.results: deque[TaskResult | Exception] = deque(results)
-        self.error = error
+    def __init__(self, *stale: TaskResult, errors: tuple[str, ...] = ()) -> None:
+        self.results, self.errors = deque(stale), deque(errors)
 
     def submit(self, task: Task) -> None:
-        self.results.append(TaskResult(task, images=None if self.error else np.ones((1, 1, 2, 2)), error=self.error))
+        error = self.errors.popleft() if self.errors else ""
+        images = None if error else np.ones((1, 1, 2, 2), np.float32)
+        self.results.append(TaskResult(task, images=images, error=error))
 
     def next(self) -> TaskResult:
-        result = self.results.popleft()
-        if isinstance(result, Exception):
-            raise result
-        return result
+        return self.results.popleft()
 
 
-SCHEDULE = preset_on_grid("ddim", find_model("digits-ddpm").noise, 3)
+POINT = as_point(preset_on_grid("ddim", find_model("digits-ddpm").noise, 3))
 
 
 @pytest.mark.parametrize("error", ["EvaluationError: its steps explode", "gave up: the worker died 3 times"])
 def test_pictures_that_cannot_be_made_are_an_error_of_ours_with_its_reason(error: str) -> None:
-    played: Any = Played(error=error)
-    with pytest.raises(EvaluationError, match=f"no pictures of schedule .*{error}"):
-        sample_images(played, SCHEDULE, 0, 1)
+    played: Any = Played(errors=(error,))
+    with pytest.raises(EvaluationError, match=f"no images of schedule .*{error}"):
+        sample_images(played, POINT, 0, 1)
 
 
 def test_what_an_earlier_picture_left_under_way_is_not_taken_for_this_one() -> None:
     stale = TaskResult(Task("images-other", "images", "{}", 0, 0, 1), images=np.zeros((1, 1, 2, 2), np.float32))
     played: Any = Played(stale)
-    assert (sample_images(played, SCHEDULE, 0, 1) == 1).all()
+    assert (sample_images(played, POINT, 0, 1) == 1).all()
 
 
-@pytest.mark.parametrize(
-    "error", [EvaluationError("a\nb"), StorageError("full"), RuntimeError("x"), OSError(28, "full")]
-)
-def test_pictures_never_end_a_search(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    def fail() -> None:
-        raise error
-
-    told: list[tuple[str, str]] = []
-    assert best_effort(fail, "images.png", lambda kind, message: told.append((kind, message))) is None
-    ((kind, message),) = told
-    assert kind == "pictures_failed"
-    assert message.startswith(f"images.png left out: {type(error).__name__}: ")
-    assert "\n" not in message
-    assert [record.getMessage() for record in caplog.records] == [message]
-
-
-def test_not_even_where_the_failure_cannot_be_recorded() -> None:
-    def refuse(kind: str, message: str) -> None:
-        raise StorageError("read-only")
-
-    assert best_effort(lambda: sample_images(None, SCHEDULE, 0, 1), "images.png", refuse) is None  # type: ignore[arg-type]
-    assert best_effort(lambda: 3, "x", refuse) == 3
-
-
-def test_a_person_may_still_stop_it() -> None:
-    def stop() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        best_effort(stop, "images.png")
-
-
-def test_a_grid_holds_a_row_a_method(tmp_path: Any) -> None:
-    rows = [(name, np.zeros((3, 1, 8, 8), np.float32)) for name in ("found", "ddim")]
-    path = pictures.write_grid(rows, tmp_path / "deep" / "grid.png")
+def test_what_cannot_be_drawn_is_told_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    rows = [Picture(name, POINT) for name in ("found", "ddim")]
+    played: Any = Played(errors=("it exploded",))
+    path = write_pictures(played, rows, 0, 1, tmp_path / "deep" / "grid.png", told.append)
+    assert path is not None
     assert path.is_file()
+    (message,) = told
+    assert "'found'" in message
+    assert "it exploded" in message
+    none: Any = Played(errors=("it exploded",) * 2)
+    assert write_pictures(none, rows, 0, 1, tmp_path / "none.png", told.append) is None
+    for error in (OSError(28, "No space left on device"), ValueError("unknown file extension")):
+
+        def refuse(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(pictures, "write_grid", refuse)
+        assert write_pictures(none, rows, 0, 1, tmp_path / "full.png", told.append) is None
+        assert str(error) in told[-1]
