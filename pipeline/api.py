@@ -326,6 +326,7 @@ def run_study(
     A tracking server that refuses is a warning on stderr, since everything is on disk.
     """
     from fewstep.pipeline.commands import publishing
+    from fewstep.storage.masking import without_secrets
     from fewstep.storage.tracking import default_tracking_uri
 
     outcome = study.run(execution, command, on_record)
@@ -335,8 +336,8 @@ def run_study(
             publishing.log(study, uri)
         return replace(outcome, files=outcome.files | publishing.draw(study)), uri
     except (TrackingError, StorageError) as error:
-        hint = f"nothing is lost: run `fewstep report --out {study.root} --sync --tracking-uri {uri}` later"
-        print(f"warning: {' '.join(str(error).split())}; {hint}", file=sys.stderr)
+        hint = f"run `fewstep report --out {study.root} --sync --tracking-uri {without_secrets(uri)}` later"
+        print(f"warning: {' '.join(str(error).split())}; nothing is lost: {hint}", file=sys.stderr)
     return outcome, uri
 
 

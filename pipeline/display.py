@@ -18,6 +18,7 @@ from rich.text import Text
 
 from fewstep.pipeline.reports.rows import FOUND, Row
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.storage.masking import without_secrets
 from fewstep.storage.records import EvaluationRecord
 
 if TYPE_CHECKING:
@@ -197,7 +198,8 @@ def print_outcome(study: Study, outcome: Outcome, files: dict[str, Path], tracki
 
 
 def mlflow_command(uri: str) -> str:
-    """How to open MLflow's page on a tracking URI."""
+    """How to open MLflow's page on a tracking URI, shown without its password."""
+    uri = without_secrets(uri)
     if uri.startswith(("http://", "https://")):
         return uri
     return f"mlflow server --backend-store-uri {uri} --host 127.0.0.1 --port 5000   then open http://127.0.0.1:5000"

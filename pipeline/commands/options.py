@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they read the same everywhere."""
+"""Options that several commands share and no settings have, and what they print with."""
 
 from __future__ import annotations
 
@@ -11,30 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.errors import ConfigurationError, StorageError
-from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.tasks.models.conditions import Conditions, read_prompts
 
 Model = Annotated[str, typer.Option("--model", help="a bundled model's name or a diffusers directory")]
 Out = Annotated[Path, typer.Option("--out", help="directory of the study")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
-Features = Annotated[str, typer.Option("--features", help="auto, inception or a classifier's folder")]
-Reference = Annotated[str, typer.Option("--reference", help="auto, a folder of images, an .npz file or a data set")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="seed of the starting noise")]
-Labels = Annotated[str, typer.Option("--labels", help="none, balanced (image i gets label i mod K) or one label")]
-Guidance = Annotated[float, typer.Option("--guidance", min=0, help="scale of classifier-free guidance; 1: none")]
-Prompts = Annotated[Path | None, typer.Option("--prompts", help="file with one prompt a line")]
-NegativePrompt = Annotated[str, typer.Option("--negative-prompt", help="what guidance leads away from")]
-Classifier = Annotated[str, typer.Option("--classifier", help="folder of a classifier that guides to the labels")]
-ClassifierScale = Annotated[float, typer.Option("--classifier-scale", min=0, help="scale of classifier guidance")]
-Source = Annotated[
-    str, typer.Option("--source", help="for inpainting and layouts: part of the data set to be shown, test or train")
-]
-SourceSeed = Annotated[int, typer.Option("--source-seed", min=0, help="seed of the holes to paint")]
-Statistics = Annotated[str, typer.Option("--statistics", help="file made by `fewstep statistics`")]
-Quantized = Annotated[str, typer.Option("--quantized", help="folder made by `fewstep quantize`: sample with it")]
-JudgeName = Annotated[
-    str, typer.Option("--judge", help="classifier that counts images which show their label: a name or a folder")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object for scripts")]
 Tracking = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: in --out]")]
 
@@ -76,31 +57,6 @@ Plot = Annotated[
 ]
 
 
-def conditions(
-    labels: str = "none",
-    guidance: float = 1.0,
-    prompts: Path | None = None,
-    negative_prompt: str = "",
-    classifier: str = "",
-    classifier_scale: float = 0.0,
-    source: str = "",
-    source_seed: int = 0,
-) -> Conditions:
-    """What the options above ask a model for; DataError where the prompt file cannot be read."""
-    if source not in ("", "train", "test"):
-        raise ConfigurationError(f"unknown source {source!r}: give test or train")
-    return Conditions(
-        labels=labels,
-        prompts=read_prompts(prompts),
-        negative_prompt=negative_prompt,
-        guidance=guidance,
-        classifier=classifier,
-        classifier_scale=classifier_scale,
-        source=source,
-        source_seed=source_seed,
-    )
-
-
 def print_json(value: Any) -> None:
     """One JSON object on one line of stdout."""
     typer.echo(json.dumps(value, default=str))
@@ -109,8 +65,3 @@ def print_json(value: Any) -> None:
 def typed() -> str:
     """What was typed, as tables and studies keep it."""
     return "fewstep " + " ".join(sys.argv[1:])
-
-
-def execution_settings(**fields: Any) -> ExecutionSettings:
-    """Where a command runs; ConfigurationError for an executor that there is none of."""
-    return ExecutionSettings.build(**fields)
