@@ -182,6 +182,8 @@ class JointPoint(Point):
     @field_validator("members", mode="before")
     @classmethod
     def _read(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
         return tuple(point_of(v) if isinstance(v, dict) else v for v in value)
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, NSGAIISampler
+from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIIISampler, NSGAIISampler
 from optuna.trial import TrialState, create_trial
 
 from fewstep.errors import ConfigurationError, ScheduleError
@@ -159,7 +159,7 @@ class OptunaProposer:
             if frozen.state == TrialState.RUNNING:
                 self._trials[frozen.number] = optuna.trial.Trial(self._study, frozen._trial_id)
         self._next = len(known)
-        self._restore_parents([n for t in trials.values() for n in t.candidate.parameters.get(NOTE, {}).values()])
+        self._restore_parents(trials)
         return untold
 
     def _restore(self, trial: Trial, objectives: Sequence[float] | None) -> bool:
@@ -183,14 +183,40 @@ class OptunaProposer:
                 intermediate_values=reported,
                 distributions={name: self._distributions[name] for name in drawn},
                 user_attrs=_attributes(trial.candidate),
-                system_attrs=note,
+                system_attrs=self._recalled(trial.number, note),
             )
         )
         return over
 
-    def _restore_parents(self, generations: Sequence[int]) -> None:
-        """NSGA-II settles a generation's parents when it first asks for them, and from then on has them in order."""
-        sampler = self._sampler(0)
-        if isinstance(sampler, NSGAIISampler):
-            for generation in range(1, max(generations, default=0) + 1):
+    def _recalled(self, number: int, note: dict[str, Any]) -> dict[str, Any]:
+        """A trial's note; for the first of a CMA-ES generation with the state that is kept there, found out again.
+
+        It would be a pickle, and what is read from a study's tables is never run.
+        """
+        sampler = self._sampler(number)
+        if not isinstance(sampler, CmaEsSampler) or not note:
+            return note
+        known = self._study.get_trials(deepcopy=False)
+        held = [t for t in known if t.state == TrialState.COMPLETE and t.system_attrs.items() >= note.items()]
+        if held:
+            return note
+        again = optuna.create_study()
+        again.add_trials(known)
+        again.add_trial(create_trial(state=TrialState.RUNNING))
+        running = again.get_trials(deepcopy=False)[-1]
+        sampler.sample_relative(again, running, sampler.infer_relative_search_space(again, running))
+        return dict(again.get_trials(deepcopy=False)[-1].system_attrs)
+
+    def _restore_parents(self, trials: Mapping[int, Trial]) -> None:
+        """A genetic sampler settles a generation's parents when it is first asked for one of their children.
+
+        That is right after the last member of the generation before was told; NSGA-III draws lots among equals then.
+        """
+        last: dict[int, int] = {}
+        for number, trial in sorted(trials.items()):
+            for generation in trial.candidate.parameters.get(NOTE, {}).values():
+                last[generation] = number
+        for generation in range(1, max(last, default=0) + 1):
+            sampler = self._sampler(last.get(generation - 1, -1) + 1)
+            if isinstance(sampler, NSGAIISampler | NSGAIIISampler):
                 sampler.get_parent_population(self._study, generation)

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from fewstep.pipeline import evaluator as evaluation
-from fewstep.pipeline.evaluator import Candidate, Evaluator
+from fewstep.pipeline.candidate import Candidate
+from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.ladder import Rung
+from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import ModelFiles, find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
-from fewstep.tasks.worker import Task, TaskResult, Worker, WorkerSettings
+from fewstep.tasks.work import Subject, Task, TaskResult, WorkerSettings
+from fewstep.tasks.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +29,18 @@ def files(toy: Path) -> ModelFiles:
 
 
 @pytest.fixture(scope="module")
+def subject(toy: Path) -> Subject:
+    return Subject(str(toy))
+
+
+@pytest.fixture(scope="module")
 def worker(toy: Path) -> Worker:
-    return Worker(WorkerSettings(str(toy)))
+    return Worker(WorkerSettings(Subject(str(toy))))
 
 
 @pytest.fixture(scope="module")
 def candidate(files: ModelFiles) -> Candidate:
-    return Candidate(0, preset_on_grid("dpmpp-2m/karras", files.noise, 2), "test", {"nfe": 2})
+    return Candidate(0, as_point(preset_on_grid("dpmpp-2m/karras", files.noise, 2)), "test", {"nfe": 2})
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +49,7 @@ def teacher(files: ModelFiles) -> SolverSchedule:
 
 
 def _rung(images: int) -> Rung:
-    return Rung("frechet", "moments", images, 5)
+    return Rung("frechet", "frechet", images, 5)
 
 
 def _finish(evaluator: Evaluator, results: Sequence[TaskResult]) -> tuple[EvaluationRecord, list[MomentsRecord]]:
@@ -64,9 +72,9 @@ def _numbers(record: EvaluationRecord) -> tuple[object, ...]:
 
 
 def test_growth_computes_the_new_images_only_and_equals_one_evaluation(
-    files: ModelFiles, worker: Worker, candidate: Candidate, tmp_path: Path
+    subject: Subject, worker: Worker, candidate: Candidate, tmp_path: Path
 ) -> None:
-    at_once = _evaluate(Evaluator("s", files, Store(tmp_path / "a")), candidate, 1000, worker)
+    at_once = _evaluate(Evaluator("s", subject, Store(tmp_path / "a")), candidate, 1000, worker)
     assert at_once.status == "complete"
     assert at_once.denoiser_calls == 2 * 1000
     assert at_once.low is not None
@@ -74,7 +82,7 @@ def test_growth_computes_the_new_images_only_and_equals_one_evaluation(
     assert at_once.high is not None
     assert at_once.low < at_once.value < at_once.high
     store = Store(tmp_path / "b")
-    growing = Evaluator("s", files, store)
+    growing = Evaluator("s", subject, store)
     half = _evaluate(growing, candidate, 500, worker)
     grown = _evaluate(growing, candidate, 1000, worker)
     assert (half.denoiser_calls, grown.denoiser_calls) == (2 * 500, 2 * 500)
@@ -82,16 +90,16 @@ def test_growth_computes_the_new_images_only_and_equals_one_evaluation(
     assert half.key != grown.key
     assert sorted(m.start for m in store.moments.records()) == [0, 250, 500, 750]
     # A process that starts anew finds the moments on disk.
-    reopened = Evaluator("s", files, Store(tmp_path / "b"))
+    reopened = Evaluator("s", subject, Store(tmp_path / "b"))
     more = _evaluate(reopened, candidate, 1250, worker)
     assert more.denoiser_calls == 2 * 250
 
 
 def test_a_short_last_group_is_replaced_when_the_evaluation_grows(
-    files: ModelFiles, worker: Worker, candidate: Candidate, tmp_path: Path
+    subject: Subject, worker: Worker, candidate: Candidate, tmp_path: Path
 ) -> None:
-    at_once = _evaluate(Evaluator("s", files, Store(tmp_path / "a")), candidate, 500, worker)
-    growing = Evaluator("s", files, Store(tmp_path / "b"))
+    at_once = _evaluate(Evaluator("s", subject, Store(tmp_path / "a")), candidate, 500, worker)
+    growing = Evaluator("s", subject, Store(tmp_path / "b"))
     assert _evaluate(growing, candidate, 300, worker).images == 300
     assert [m.count for m in growing.store.moments.records()] == [250]
     grown = _evaluate(growing, candidate, 500, worker)
@@ -99,16 +107,16 @@ def test_a_short_last_group_is_replaced_when_the_evaluation_grows(
     assert _numbers(grown) == _numbers(at_once)
     # And back: the first 300 again, from one full group and one short one.
     again = _evaluate(growing, candidate, 300, worker)
-    assert _numbers(again) == _numbers(_evaluate(Evaluator("s", files, Store(tmp_path / "c")), candidate, 300, worker))
+    assert _numbers(again) == _numbers(_evaluate(Evaluator("s", subject, Store(tmp_path / "c")), candidate, 300, worker))
 
 
 def test_the_result_does_not_depend_on_how_the_images_are_cut_into_tasks(
-    files: ModelFiles, worker: Worker, candidate: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, worker: Worker, candidate: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = []
     for size in (250, 500, 1000):
         monkeypatch.setattr(evaluation, "IMAGES_PER_TASK", size)
-        evaluator = Evaluator("s", files, Store(tmp_path / str(size)))
+        evaluator = Evaluator("s", subject, Store(tmp_path / str(size)))
         tasks = evaluator.plan(candidate, _rung(1000))
         assert [(t.start, t.count) for t in tasks] == [(i, size) for i in range(0, 1000, size)]
         # They arrive in any order.
@@ -117,29 +125,29 @@ def test_the_result_does_not_depend_on_how_the_images_are_cut_into_tasks(
 
 
 def test_other_noise_other_count_and_another_schedule_have_other_keys(
-    files: ModelFiles, candidate: Candidate, teacher: SolverSchedule, tmp_path: Path
+    subject: Subject, candidate: Candidate, teacher: SolverSchedule, tmp_path: Path
 ) -> None:
-    evaluator = Evaluator("s", files, Store(tmp_path), teacher=teacher)
+    evaluator = Evaluator("s", subject, Store(tmp_path), teacher=teacher)
     schedule = candidate.schedule
-    rungs = [_rung(500), _rung(1000), Rung("report", "moments", 500, 6), Rung("distance", "distance", 500, 5)]
-    keys = [evaluator.key(schedule, rung) for rung in rungs]
-    keys.append(evaluator.key(teacher, _rung(500)))
-    keys.append(Evaluator("s", files, Store(tmp_path), teacher=schedule).key(schedule, rungs[3]))
+    rungs = [_rung(500), _rung(1000), Rung("report", "frechet", 500, 6), Rung("distance", "distance", 500, 5)]
+    keys = [evaluator.key(candidate.point, rung) for rung in rungs]
+    keys.append(evaluator.key(as_point(teacher), _rung(500)))
+    keys.append(Evaluator("s", subject, Store(tmp_path), teacher=schedule).key(candidate.point, rungs[3]))
     assert len(set(keys)) == len(keys)
     # The name and the past of a schedule are not part of what is computed, nor is the study.
     renamed = schedule.model_copy(update={"name": "x", "provenance": {"by": "me"}})
-    assert Evaluator("t", files, Store(tmp_path)).key(renamed, rungs[0]) == keys[0]
+    assert Evaluator("t", subject, Store(tmp_path)).key(as_point(renamed), rungs[0]) == keys[0]
 
 
 def test_results_that_come_twice_or_from_nowhere_change_nothing(
-    files: ModelFiles, worker: Worker, candidate: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, worker: Worker, candidate: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "IMAGES_PER_TASK", 250)
-    evaluator = Evaluator("s", files, Store(tmp_path))
+    evaluator = Evaluator("s", subject, Store(tmp_path))
     first, second = (worker.run(t) for t in evaluator.plan(candidate, _rung(500)))
-    stranger = TaskResult(Task("nobody", "moments", "", 5, 0, 250), moments=first.moments)
+    stranger = TaskResult(Task("nobody", "frechet", "", 5, 0, 250), parts=first.parts)
     elsewhere = dataclasses.replace(first, task=dataclasses.replace(first.task, start=5000))
-    poison = dataclasses.replace(first, error="late news of a worker that died", moments=())
+    poison = dataclasses.replace(first, error="late news of a worker that died", parts=())
     assert evaluator.absorb(stranger, 0) == (None, [])
     record, moments = evaluator.absorb(first, 0)
     assert (record, [m.start for m in moments]) == (None, [0])
@@ -154,30 +162,30 @@ def test_results_that_come_twice_or_from_nowhere_change_nothing(
 
 
 def test_an_evaluation_that_is_cut_short_goes_on_where_it_was(
-    files: ModelFiles, worker: Worker, candidate: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, worker: Worker, candidate: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "IMAGES_PER_TASK", 250)
-    killed = Evaluator("s", files, Store(tmp_path))
+    killed = Evaluator("s", subject, Store(tmp_path))
     tasks = killed.plan(candidate, _rung(1000))
     for task in (tasks[0], tasks[2]):
         record, moments = killed.absorb(worker.run(task), 0)
         assert record is None
         killed.store.moments.append(moments)
-    goes_on = Evaluator("s", files, Store(tmp_path))
+    goes_on = Evaluator("s", subject, Store(tmp_path))
     left = goes_on.plan(candidate, _rung(1000))
     assert [(t.start, t.count) for t in left] == [(250, 250), (750, 250)]
     done = _finish(goes_on, [worker.run(t) for t in left])[0]
-    at_once = _evaluate(Evaluator("s", files, Store(tmp_path / "other")), candidate, 1000, worker)
+    at_once = _evaluate(Evaluator("s", subject, Store(tmp_path / "other")), candidate, 1000, worker)
     assert _numbers(done) == _numbers(at_once)
 
 
 def test_an_evaluation_whose_images_are_all_known_still_ends(
-    files: ModelFiles, worker: Worker, candidate: Candidate, tmp_path: Path
+    subject: Subject, worker: Worker, candidate: Candidate, tmp_path: Path
 ) -> None:
     """The driver died between writing the moments and writing the record."""
-    evaluator = Evaluator("s", files, Store(tmp_path))
+    evaluator = Evaluator("s", subject, Store(tmp_path))
     whole = _evaluate(evaluator, candidate, 500, worker)
-    reopened = Evaluator("s", files, Store(tmp_path))
+    reopened = Evaluator("s", subject, Store(tmp_path))
     again = _evaluate(reopened, candidate, 500, worker)
     assert again.denoiser_calls == 2 * 250
     assert _numbers(again) == _numbers(whole)
@@ -196,14 +204,14 @@ class _Nothing:
         return images
 
 
-@pytest.mark.parametrize("kind", ["moments", "distance"])
+@pytest.mark.parametrize("metric", ["frechet", "distance"])
 def test_a_candidate_that_explodes_becomes_a_failed_record_with_the_reason(
-    kind: str, files: ModelFiles, toy: Path, candidate: Candidate, teacher: SolverSchedule, tmp_path: Path
+    metric: str, subject: Subject, toy: Path, candidate: Candidate, teacher: SolverSchedule, tmp_path: Path
 ) -> None:
-    evaluator = Evaluator("s", files, Store(tmp_path), teacher=teacher)
-    sick = Worker(WorkerSettings(str(toy)))
-    sick.denoiser = _Nothing()  # type: ignore[assignment]
-    rung = Rung("distance", "distance", 16, 5) if kind == "distance" else _rung(500)
+    evaluator = Evaluator("s", subject, Store(tmp_path), teacher=teacher)
+    sick = Worker(WorkerSettings(Subject(str(toy))))
+    sick._default = _Nothing()  # type: ignore[assignment]
+    rung = Rung("distance", "distance", 16, 5) if metric == "distance" else _rung(500)
     record, moments = _finish(evaluator, [sick.run(t) for t in evaluator.plan(candidate, rung)])
     assert (record.status, record.value, record.low, record.high, moments) == ("failed", None, None, None, [])
     assert "not finite" in record.error
@@ -212,15 +220,15 @@ def test_a_candidate_that_explodes_becomes_a_failed_record_with_the_reason(
 
 
 def test_the_screen_scores_the_distance_to_the_teacher(
-    files: ModelFiles, worker: Worker, candidate: Candidate, teacher: SolverSchedule, tmp_path: Path
+    subject: Subject, worker: Worker, candidate: Candidate, teacher: SolverSchedule, tmp_path: Path
 ) -> None:
-    evaluator = Evaluator("s", files, Store(tmp_path), teacher=teacher)
+    evaluator = Evaluator("s", subject, Store(tmp_path), teacher=teacher)
     rung = Rung("distance", "distance", 32, 5)
     record, moments = _finish(evaluator, [worker.run(t) for t in evaluator.plan(candidate, rung)])
     assert moments == []
     assert record.metric == "teacher-distance"
     assert record.value == record.metrics["feature_distance"] > 0
-    itself = Candidate(1, teacher, "test")
+    itself = Candidate(1, as_point(teacher), "test")
     nothing, _ = _finish(evaluator, [worker.run(t) for t in evaluator.plan(itself, rung)])
     assert nothing.value == 0.0
     assert nothing.denoiser_calls == 6 * 32  # the teacher's samples were there already

@@ -48,7 +48,7 @@ class _Fixed:
 @patient
 @given(spaces, seeds)
 def test_parameters_are_what_suggest_draws(space: QuantizationSpace, seed: int) -> None:
-    config = space.random(Random(seed))
+    config = space.random(0, Random(seed))
     trial = _Fixed(space.parameters(config))
     again = space.suggest(trial)
     assert again == config
@@ -67,7 +67,7 @@ def test_a_named_config_is_its_own_member(config: QuantizationConfig) -> None:
 @given(spaces, seeds)
 def test_variation_stays_in_the_space(space: QuantizationSpace, seed: int) -> None:
     rng = Random(seed)
-    a, b = space.random(rng), space.random(rng)
+    a, b = space.random(0, rng), space.random(0, rng)
     child = space.mutate(a, rng)
     assert child != a
     for config in (a, child, space.cross(a, b, rng), space.member(rng.choice(NAMED))):
@@ -86,7 +86,7 @@ def test_variation_stays_in_the_space(space: QuantizationSpace, seed: int) -> No
 @given(spaces, seeds)
 def test_a_cross_has_every_decision_from_one_of_the_two(space: QuantizationSpace, seed: int) -> None:
     rng = Random(seed)
-    a, b = space.random(rng), space.random(rng)
+    a, b = space.random(0, rng), space.random(0, rng)
     child = space.cross(a, b, rng)
     merged = {"tib": "nearest", "tib_bits": None, "fsc": "none", "reconstruction": "block"}
     if "hybrid" in (a.solver, b.solver):
@@ -103,11 +103,12 @@ def test_a_cross_has_every_decision_from_one_of_the_two(space: QuantizationSpace
 @given(spaces, seeds)
 def test_features_have_one_width_and_tell_members_apart(space: QuantizationSpace, seed: int) -> None:
     rng = Random(seed)
-    a = space.random(rng)
+    a = space.random(0, rng)
     b = space.mutate(a, rng)
-    assert len(space.encode(a)) == len(space.encode(b)) == space.width
-    assert all(-1 - 1e-9 <= value <= 1 + 1e-9 for value in space.encode(a))
-    assert space.encode(a) != space.encode(b)
+    features = space.encode(a)
+    assert features.shape == space.encode(b).shape == (1, space.width)
+    assert all(-1 - 1e-9 <= value <= 1 + 1e-9 for value in features[0])
+    assert features.tobytes() != space.encode(b).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_the_cap_on_iterations_holds_for_every_member() -> None:
     rng = Random(0)
     for cap in (0, 1, 2, 60):
         space = QuantizationSpace(5, cap)
-        for config in [*(space.random(rng) for _ in range(50)), *map(space.member, NAMED)]:
+        for config in [*(space.random(0, rng) for _ in range(50)), *map(space.member, NAMED)]:
             spent = 0 if config.reconstruction == "none" else config.iterations
             block = config.tiar_iterations if config.tib in ("tiar", "table") else 0
             if getattr(config, "solver", "adaround") == "adaround":

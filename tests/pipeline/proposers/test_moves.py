@@ -14,9 +14,9 @@ from optuna.trial import FrozenTrial, create_trial
 from fewstep.pipeline.proposers.moves import local_move
 from fewstep.search_spaces.evolution import random_genome, with_nfe
 from fewstep.search_spaces.genome import Genome, to_schedule
-from fewstep.search_spaces.solver_space import SolverSpace
+from fewstep.search_spaces.schedule_space import ScheduleSpace
 
-SPACE = SolverSpace(-5.0, 4.6, (2, 3, 4, 5, 6, 8))
+SPACE = ScheduleSpace(-5.0, 4.6, (2, 3, 4, 5, 6, 8))
 
 
 @given(st.integers(0, 10_000), st.sampled_from(SPACE.nfes), st.sampled_from(SPACE.nfes))

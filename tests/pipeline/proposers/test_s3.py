@@ -14,16 +14,17 @@ from optuna.trial import TrialState
 from fewstep.pipeline.proposers.s3 import (
     CANDIDATE_ATTR,
     ORIGIN_ATTR,
-    SCHEDULE_ATTR,
+    POINT_ATTR,
     S3Options,
     S3Sampler,
     distributions,
     milestone,
 )
 from fewstep.search_spaces.genome import Genome, to_schedule
-from fewstep.search_spaces.solver_space import SolverSpace
+from fewstep.search_spaces.point import as_point
+from fewstep.search_spaces.schedule_space import ScheduleSpace
 
-SPACE = SolverSpace(-5.0, 4.6, (3, 4))
+SPACE = ScheduleSpace(-5.0, 4.6, (3, 4))
 QUICK = S3Options(random_trials=8, children=24, generations=3, first_fit=30, growth=1.5, surrogate="encoder")
 
 
@@ -49,7 +50,7 @@ def _ask_and_tell(sampler: BaseSampler, trials: int, nfe: int | None = None) -> 
         trial = study.ask()
         genome = SPACE.suggest(trial)
         schedule = to_schedule(genome)
-        trial.set_user_attr(SCHEDULE_ATTR, schedule.to_json())
+        trial.set_user_attr(POINT_ATTR, as_point(schedule).to_json())
         trial.set_user_attr(CANDIDATE_ATTR, schedule.hash)
         trial.set_user_attr(ORIGIN_ATTR, "s3")
         trial.report(_badness(genome), 0)
@@ -60,7 +61,7 @@ def _ask_and_tell(sampler: BaseSampler, trials: int, nfe: int | None = None) -> 
 
 def test_proposals_are_valid_new_and_guided_by_a_surrogate_that_is_refitted() -> None:
     refits: list[tuple[int, float | None, float]] = []
-    sampler = S3Sampler(SPACE, seed=3, options=QUICK, on_refit=lambda *told: refits.append(told))
+    sampler = S3Sampler(SPACE, SPACE.nfes, seed=3, options=QUICK, on_refit=lambda *told: refits.append(told))
     study, genomes = _ask_and_tell(sampler, 75)
     assert all(t.state == TrialState.COMPLETE for t in study.trials)
     hashes = [to_schedule(g).hash for g in genomes]  # building them checks them
@@ -74,18 +75,18 @@ def test_proposals_are_valid_new_and_guided_by_a_surrogate_that_is_refitted() ->
 
 
 def test_the_nfe_that_was_fixed_is_kept() -> None:
-    _, genomes = _ask_and_tell(S3Sampler(SPACE, options=QUICK), 20, nfe=4)
+    _, genomes = _ask_and_tell(S3Sampler(SPACE, SPACE.nfes, options=QUICK), 20, nfe=4)
     assert {g.nfe for g in genomes} == {4}
 
 
 def test_proposals_are_a_function_of_the_seed() -> None:
-    runs = [_ask_and_tell(S3Sampler(SPACE, seed=seed, options=QUICK), 34)[1] for seed in (5, 5, 6)]
+    runs = [_ask_and_tell(S3Sampler(SPACE, SPACE.nfes, seed=seed, options=QUICK), 34)[1] for seed in (5, 5, 6)]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
 
 
 def test_a_parameter_from_outside_the_space_is_drawn_too() -> None:
-    study = optuna.create_study(sampler=S3Sampler(SPACE, options=QUICK))
+    study = optuna.create_study(sampler=S3Sampler(SPACE, SPACE.nfes, options=QUICK))
     first = study.ask()
     SPACE.suggest(first)
     assert 0 <= first.suggest_float("threshold", 0, 1) <= 1
@@ -93,7 +94,7 @@ def test_a_parameter_from_outside_the_space_is_drawn_too() -> None:
 
 def test_the_distributions_hold_every_parameter_of_every_member() -> None:
     known = distributions(SPACE)
-    _, genomes = _ask_and_tell(S3Sampler(SPACE, options=QUICK), 25)
+    _, genomes = _ask_and_tell(S3Sampler(SPACE, SPACE.nfes, options=QUICK), 25)
     for genome in genomes:
         for name, value in SPACE.parameters(genome).items():
             assert known[name]._contains(known[name].to_internal_repr(value))
@@ -118,8 +119,8 @@ def test_it_beats_random_search_and_its_surrogate_helps_it() -> None:
     for seed in seeds:
         samplers: dict[str, BaseSampler] = {
             "random": RandomSampler(seed=seed),
-            "evolution": S3Sampler(SPACE, seed=seed, options=replace(QUICK, surrogate="none", across=0.0, local=0.0)),
-            "s3": S3Sampler(SPACE, seed=seed, options=QUICK),
+            "evolution": S3Sampler(SPACE, SPACE.nfes, seed=seed, options=replace(QUICK, surrogate="none", across=0.0, local=0.0)),
+            "s3": S3Sampler(SPACE, SPACE.nfes, seed=seed, options=QUICK),
         }
         for name, sampler in samplers.items():
             best[name].append(min(map(_badness, _ask_and_tell(sampler, trials, nfe=4)[1])))
