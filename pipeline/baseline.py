@@ -79,10 +79,11 @@ def known_names(names: tuple[str, ...], kind: str, all_names: Sequence[str]) -> 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The table of the screen, and of the report; the teacher is the report's row at its own NFE."""
+    """The tables of the screen and of the report, with their records; the teacher is a row of the report."""
 
     screened: list[Row]
     reported: list[Row]
+    records: tuple[list[EvaluationRecord], list[EvaluationRecord]]
 
 
 def entries(settings: BaselineSettings, on_skip: Skip | None = None) -> dict[tuple[str, int], list[SolverSchedule]]:
@@ -179,4 +180,5 @@ def _tables(
     ]
     second = [row_of(reported[s.hash], name, s.name) for (name, _), s in best.items() if s.hash in reported]
     last = [row_of(r, TEACHER, teacher) for r in reported.values() if r.origin == TEACHER]
-    return Baseline(first, [*second, *last])
+    records = list(screened.values()), [r for r in reported.values() if r.value is not None]
+    return Baseline(first, [*second, *last], records)

@@ -188,7 +188,8 @@ class Study:
             print(f"warning: {message}", file=sys.stderr)
 
         problem = self.problem
-        text = results_csv(rows, command, problem.seeds, problem.notes)
+        kinds = {"value": driver.evaluator.metric(problem.ladder.report.metric).interval}
+        text = results_csv(rows, command, problem.seeds, problem.notes, self.reported(), kinds)
         files = {"results.csv": write_text(self.root / "results.csv", text)}
         to = Publication(self.root, self._identity(), command, driver.executor, warn)
         return files | problem.publish(state, rows, to)

@@ -83,7 +83,9 @@ def _write(settings: Any, found: Any, out: Path, copies: dict[str, Path | None])
     command_line = typed()
     rows = [r for r in found.reported if r.method != TEACHER]
     teacher = next((r for r in found.reported if r.method == TEACHER), None)
-    report, screen = (results_csv(table, command_line, settings.seeds) for table in (found.reported, found.screened))
+    screened, reported = found.records
+    report = results_csv(found.reported, command_line, settings.seeds, records=reported)
+    screen = results_csv(found.screened, command_line, settings.seeds, records=screened)
     files = {
         "results.csv": write_text(out / "results.csv", report),
         "screen.csv": write_text(out / "screen.csv", screen),

@@ -49,10 +49,10 @@ def command(
     files, asked = find_model(subject.model, subject.quantized), subject_of(subject)
     check_groups(images)
     pairs = pairs_by_nfe(_schedules(first, files), _schedules(second, files))
-    evaluate(asked, [schedule for pair in pairs for schedule in pair], images, seed, out, execution)
+    records = evaluate(asked, [schedule for pair in pairs for schedule in pair], images, seed, out, execution)
     rows = [row for pair in pairs for row in compare(asked, pair, images, seed, out, execution)]
     if csv is not None:
-        write_text(csv, results_csv(rows, typed(), {"report": seed}))
+        write_text(csv, results_csv(rows, typed(), {"report": seed}, records=records))
     if as_json:
         print_json({"rows": [vars(row) for row in rows]})
         return

@@ -46,7 +46,7 @@ def command(
     tell = None if as_json else _tell
     told = explain(found, subject_of(subject), images, seed, out, execution, each_step, tell)
     notes = {"difference": "of the schedule with that decision put back, minus the whole one, on the same noise"}
-    text = results_csv(told.rows, typed(), {"report": seed}, notes)
+    text = results_csv(told.rows, typed(), {"report": seed}, notes, told.records)
     files = [write_text(path, text) for path in (out / "explain.csv", csv) if path is not None]
     title = found.name or found.hash
     pair = [(title, found), (f"{told.nearest.name}, the nearest preset", told.nearest)]

@@ -264,7 +264,8 @@ class EditProblem:
             raise ConfigurationError(f"the search found no edit{bound}: give it a larger --budget")
         edit = edit_of(best.candidate.point)
         assert edit is not None
-        text = results_csv(self.front_rows(search), to.command, self.seeds)
+        finals = [r for t in search.trials.values() if (r := t.records.get(search.ladder.finals.name))]
+        text = results_csv(self.front_rows(search), to.command, self.seeds, records=finals)
         return {
             "front.csv": write_text(to.root / "front.csv", text),
             "edit.json": write_text(to.root / "edit.json", edit.model_dump_json(indent=2) + "\n"),

@@ -119,7 +119,9 @@ def test_it_beats_random_search_and_its_surrogate_helps_it() -> None:
     for seed in seeds:
         samplers: dict[str, BaseSampler] = {
             "random": RandomSampler(seed=seed),
-            "evolution": S3Sampler(SPACE, SPACE.nfes, seed=seed, options=replace(QUICK, surrogate="none", across=0.0, local=0.0)),
+            "evolution": S3Sampler(
+                SPACE, SPACE.nfes, seed=seed, options=replace(QUICK, surrogate="none", across=0.0, local=0.0)
+            ),
             "s3": S3Sampler(SPACE, SPACE.nfes, seed=seed, options=QUICK),
         }
         for name, sampler in samplers.items():
