@@ -26,8 +26,7 @@ from fewstep.tasks.models.conditions import Conditions, read_prompts
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fewstep.pipeline.problems.registry import Settings
-    from fewstep.pipeline.study import Outcome, Study
+    from fewstep.pipeline.study import Outcome, Settings, Study
     from fewstep.search_spaces.ode import Sampler
     from fewstep.storage.records import EvaluationRecord
     from fewstep.tasks.sampling.scheduler import FewStepScheduler
@@ -325,7 +324,7 @@ def run_study(
 
     A tracking server that refuses is a warning on stderr, since everything is on disk.
     """
-    from fewstep.pipeline.commands import publishing
+    from fewstep.pipeline import publishing
     from fewstep.storage.masking import without_secrets
     from fewstep.storage.tracking import default_tracking_uri
 

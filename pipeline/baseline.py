@@ -11,10 +11,10 @@ from pydantic import Field, NonNegativeInt, field_validator
 from fewstep.errors import ConfigurationError, StorageError
 from fewstep.pipeline.campaign import Campaign, completed, evaluate_missing, register
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.reports.rows import Row, row_of
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ModelSettings
+from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.presets import ALIASES, PRESETS, SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord

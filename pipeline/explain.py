@@ -15,8 +15,8 @@ from pathlib import Path
 from fewstep.errors import ConfigurationError, EvaluationError, ScheduleError
 from fewstep.pipeline.campaign import Campaign, check_groups, evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
+from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.genome import Genes, Genome, to_genome, to_schedule
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.presets import SEARCH_PRESETS

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.campaign import Campaign
-from fewstep.pipeline.editing import cache_folder, step_grid
+from fewstep.pipeline.editing.boundaries import cache_folder, step_grid
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.problems.edits import EditProblem, EditSettings
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.study import Study
+from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.edit import PUBLISHED, BoundaryConfig, EditConfig
 from fewstep.search_spaces.point import EditPoint, edit_of
 from fewstep.search_spaces.schedule import SolverSchedule

@@ -15,8 +15,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from benchmarks.tables.edit_pairs import Outcomes, ahead
 from benchmarks.tables.edit_search import EditSearch
 from benchmarks.tables.engine import Engine, EvaluationRecord, Picture, Row, Sheet, Table
-from fewstep.pipeline.editing import at_strength, found_step, step_grid, strength_of
-from fewstep.pipeline.editing_pictures import Pictures, draw
+from fewstep.pipeline.editing.boundaries import at_strength, found_step, step_grid, strength_of
+from fewstep.pipeline.editing.pictures import Pictures, draw
 from fewstep.pipeline.problems.edits import way_name
 from fewstep.pipeline.reports.pictures import COLUMNS
 from fewstep.pipeline.stages.neighbours import twin

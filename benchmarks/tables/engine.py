@@ -27,12 +27,12 @@ from fewstep.files import write_text, write_whole
 from fewstep.pipeline.baseline import GRIDS_TO_ZERO, known_names
 from fewstep.pipeline.campaign import Campaign
 from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.refinement import judge, refine
 from fewstep.pipeline.reports.provenance import provenance
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, SearchSettings
 from fewstep.pipeline.study import Study
+from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.ode import Sampler
 from fewstep.search_spaces.point import Point, as_point, content_key, parse_point, schedule_of

@@ -77,7 +77,7 @@ def _write(settings: Any, found: Any, out: Path, copies: dict[str, Path | None])
     """The tables and the picture in `out`, and where they are to be copied to."""
     from fewstep.files import write_text
     from fewstep.pipeline.baseline import TEACHER
-    from fewstep.pipeline.commands.publishing import draw_rows
+    from fewstep.pipeline.publishing import draw_rows
     from fewstep.pipeline.reports.csv import results_csv
 
     command_line = typed()

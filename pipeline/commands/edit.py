@@ -117,7 +117,7 @@ def fit_command(
     as_json: AsJson = False,
 ) -> None:
     """Fit the boundaries of an attribute at a step: linear SVMs in z and h, with their held-out accuracy."""
-    from fewstep.pipeline import editing
+    from fewstep.pipeline.editing import boundaries as editing
     from fewstep.tasks.editing.bench import make_bench
     from fewstep.tasks.editing.path import check_step, way_of
 
@@ -152,7 +152,7 @@ def apply_command(
     as_json: AsJson = False,
 ) -> None:
     """Edit held-out images (or your own) at several strengths; 0 is the reconstruction, and reported as such."""
-    from fewstep.pipeline import editing
+    from fewstep.pipeline.editing import boundaries as editing
     from fewstep.tasks.editing.bench import make_bench
 
     subject, config, boundaries = editing.load_fit(boundary)
@@ -207,7 +207,8 @@ def search_command(
 ) -> None:
     """Search edits for success, identity and few calls at once, and report the choice on images nothing has seen."""
     from fewstep.errors import ConfigurationError
-    from fewstep.pipeline import editing, editing_pictures
+    from fewstep.pipeline.editing import boundaries as editing
+    from fewstep.pipeline.editing import pictures as editing_pictures
     from fewstep.pipeline.study import Study
     from fewstep.search_spaces.point import edit_of
     from fewstep.tasks.editing.bench import make_bench
@@ -247,7 +248,7 @@ def search_command(
 def _settings(
     subject: EditSubject, step: str, steps: int, files: list[Path], keep: str, chosen: dict[str, Any]
 ) -> EditSettings:
-    from fewstep.pipeline import editing
+    from fewstep.pipeline.editing import boundaries as editing
     from fewstep.search_spaces.edit import BoundaryConfig
     from fewstep.search_spaces.schedule import load_schedule
     from fewstep.tasks.models.files import find_model

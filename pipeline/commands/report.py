@@ -34,8 +34,8 @@ def command(
     from rich.console import Console
 
     from fewstep.files import write_text
-    from fewstep.pipeline.commands.publishing import log, write_report
     from fewstep.pipeline.display import mlflow_command, plain_table, results_table
+    from fewstep.pipeline.publishing import log, write_report
     from fewstep.pipeline.study import Study
     from fewstep.storage.queries import leaderboard
 

@@ -13,7 +13,7 @@ from fewstep.pipeline.editing_settings import EditSettings
 from fewstep.pipeline.editing_state import FINALS, SCREEN, EditTrial, round_of
 from fewstep.pipeline.editing_study import EditStudy
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.ladder import Rung
+from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from fewstep.pipeline import evaluator as evaluation
-from fewstep.pipeline.candidate import Candidate
 from fewstep.pipeline.evaluator import Evaluator
-from fewstep.pipeline.ladder import Rung
+from fewstep.pipeline.trial import Candidate, Rung
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord

@@ -11,15 +11,15 @@ import pytest
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
-from fewstep.pipeline.proposers.s3 import (
+from fewstep.pipeline.proposers.options import (
     CANDIDATE_ATTR,
     ORIGIN_ATTR,
     POINT_ATTR,
     S3Options,
-    S3Sampler,
     distributions,
     milestone,
 )
+from fewstep.pipeline.proposers.s3 import S3Sampler
 from fewstep.search_spaces.genome import Genome, to_schedule
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule_space import ScheduleSpace

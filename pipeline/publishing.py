@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -11,9 +12,11 @@ from fewstep.dashboards.lines import Level
 from fewstep.dashboards.page import write_page
 from fewstep.dashboards.results import convergence, report_table
 from fewstep.pipeline.reports.rows import Row
-from fewstep.pipeline.study import Study
 from fewstep.search_spaces.schedule import load_schedule
 from fewstep.storage.tracking import default_tracking_uri, sync
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.study import Study
 
 
 def write_report(study: Study, html: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fewstep.pipeline.editing import at_strength, strength_of
+from fewstep.pipeline.editing.boundaries import at_strength, strength_of
 from fewstep.pipeline.reports.pictures import COLUMNS, write_grid
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.tasks.editing.bench import Bench
