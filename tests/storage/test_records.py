@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import StorageError
+from fewstep.search_spaces.edit import EditConfig
+from fewstep.search_spaces.point import JointPoint, edit_of, parse_point
 from fewstep.storage.records import EvaluationRecord, EventRecord, MomentsRecord, Record, StudyRecord
 from fewstep.storage.tables import Table
 
@@ -108,3 +112,55 @@ def test_the_golden_evaluation_has_its_values():
     assert stored.low is None
     assert stored.metrics == {"distance": 0.5}
     assert stored.finished_at == AT
+
+
+def test_golden_evaluations_have_points_whatever_their_version():
+    """What stood in columns of its own until version 2 is part of the point, also once old files are merged."""
+    texts = {}
+    for version in ("v1", "v2", "v3"):
+        (stored,) = Table(EvaluationRecord, GOLDEN / "evaluations" / version).records()
+        (alone,) = Table(EvaluationRecord, GOLDEN / "evaluations" / version).read(["candidate_json"]).to_pylist()
+        assert alone["candidate_json"] == stored.candidate_json
+        texts[version] = json.loads(stored.candidate_json)
+    # They hold no real schedules, which was nobody's business then.
+    schedule = {"kind": "schedule", "schedule": {}}
+    assert texts["v1"] == schedule
+    assert texts["v2"] == {
+        "kind": "joint",
+        "members": [schedule, {"kind": "quantization", "config": {"weight_bits": 4}}],
+    }
+    point = parse_point(json.dumps(texts["v3"]))
+    assert isinstance(point, JointPoint)
+    assert (point.hash, point.nfe) == (stored.candidate, stored.nfe)
+    assert [part.kind for part in point.parts] == ["schedule", "quantization"]
+    assert stored.parameters == {"nfe": 4}
+
+
+def test_old_files_that_are_merged_are_of_todays_version(tmp_path, evaluation):
+    for number, version in enumerate(("v1", "v2")):
+        (path,) = (GOLDEN / "evaluations" / version).iterdir()
+        table = pq.read_table(path).set_column(0, "study", pa.array([version]))
+        pq.write_table(table, tmp_path / f"part-{number:012d}-0123abcd.parquet")
+    table = Table(EvaluationRecord, tmp_path)
+    table.append([evaluation(1)])
+    before = table.records()
+    assert table.compact() == 1
+    after = Table(EvaluationRecord, tmp_path)
+    assert after.records() == before
+    assert [json.loads(r.candidate_json).get("kind") for r in before] == ["schedule", "joint", None]
+
+
+def test_an_edit_that_stood_among_the_parameters_is_the_point(tmp_path):
+    """So it was written until version 2: the schedule of the way back as candidate, the edit beside it."""
+    (path,) = (GOLDEN / "evaluations" / "v2").iterdir()
+    edit = {"step": -1.0, "strength_z": 2.0}
+    table = pq.read_table(path)
+    for column, text in (("parameters", json.dumps({"edit": edit, "latent": "z"})), ("quantization", "")):
+        table = table.set_column(table.column_names.index(column), column, pa.array([text]))
+    pq.write_table(table, tmp_path / "part-000000000000-0123abcd.parquet")
+    (stored,) = Table(EvaluationRecord, tmp_path).records()
+    assert json.loads(stored.candidate_json) == {"kind": "edit", "edit": edit}
+    assert edit_of(parse_point(stored.candidate_json)) == EditConfig(**edit)
+    assert stored.parameters == {"latent": "z"}
+    (alone,) = Table(EvaluationRecord, tmp_path).read(["parameters"]).to_pylist()
+    assert json.loads(alone["parameters"]) == {"latent": "z"}

@@ -59,6 +59,28 @@ def test_the_same_evaluation_may_belong_to_two_studies(new_table, evaluation):
     assert table.read().num_rows == 2
 
 
+@pytest.mark.parametrize("compact", [False, True])
+def test_what_went_well_stands_for_what_failed_before_or_after(new_table, evaluation, compact):
+    table = new_table(EvaluationRecord)
+    failed = {"status": "failed", "value": None, "error": "it explodes"}
+    table.append([evaluation(1, **failed), evaluation(2), evaluation(3, **failed)])
+    table.append([evaluation(1, **failed, seconds=9.0)])
+    table.append([evaluation(1, value=5.0), evaluation(2, **failed)])
+    table.append([evaluation(1, value=6.0)])
+    if compact:
+        assert table.compact() == 1
+    found = new_table(EvaluationRecord).records()
+    assert sorted((r.order, r.status, r.value) for r in found) == [
+        (1, "complete", 5.0),
+        (2, "complete", evaluation(2).value),
+        (3, "failed", None),
+    ]
+    assert found == new_table(EvaluationRecord).records({"study": "digits"})
+    assert sorted(orders(new_table(EvaluationRecord))) == [1, 2, 3]
+    kept = [row for part in new_table(EvaluationRecord).scan() for row in part.keep]
+    assert sum(kept) == 3
+
+
 def test_of_a_study_the_latest_row_holds(new_table, evaluation):
     table = new_table(StudyRecord)
     at = evaluation(0).finished_at

@@ -17,12 +17,22 @@ from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
 from fewstep.errors import StorageError, TrackingError
+from fewstep.search_spaces.edit import EditConfig
+from fewstep.search_spaces.ode import OdeSettings
+from fewstep.search_spaces.point import EditPoint, QuantizationPoint, as_point, joint, parse_point
+from fewstep.search_spaces.presets import preset
+from fewstep.search_spaces.quantization import QuantizationConfig
+from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store
 from fewstep.storage.tracking import default_tracking_uri, sync
 from fewstep.storage.tracking_client import complete
 from fewstep.storage.tracking_plan import best_so_far, flatten, plan_study
+
+
+SCHEDULE = preset("ddim", (-5.0, -2.0, 1.0, 4.0))
+EDIT = EditConfig(step=-1.0)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +59,13 @@ def store(tmp_path, study, evaluation):
     settings = {"nfe": [3, 5], "sampler": {"name": "s3", "seed": 0}, "note": "n" * 7000, "empty": ""}
     store.studies.append([StudyRecord(study, at, json.dumps(settings), "digits", "h", {"torch": "2.14"})])
     values = [9.0, 8.0, 7.0, 10.0, 6.0, 7.5]
-    store.evaluations.append([evaluation(i, study=study, value=value) for i, value in enumerate(values)])
+    points = {0: as_point(SCHEDULE).to_json()}
+    store.evaluations.append(
+        [
+            evaluation(i, study=study, value=value, candidate_json=points.get(i, "what no version can read"))
+            for i, value in enumerate(values)
+        ]
+    )
     store.evaluations.append(
         [
             evaluation(
@@ -130,6 +146,31 @@ def test_a_study_is_one_run_with_a_nested_run_for_each_member_of_its_front(store
     }
     files = {file.path for file in client.list_artifacts(nested.info.run_id)}
     assert files == {"schedule.json", "page.html"}
+
+
+def test_every_kind_of_point_is_in_files_that_can_be_used(tmp_path, study, evaluation):
+    """A part that is a format of its own is a file of its own; whatever else a point is, it is kept as it is."""
+    config = QuantizationConfig(weight_bits=4)
+    points = {
+        3: joint(as_point(SCHEDULE), QuantizationPoint(config=config)),
+        4: EditPoint(edit=EDIT),
+        5: as_point(OdeSettings()),
+    }
+    store = Store(tmp_path / "other")
+    store.studies.append([StudyRecord(study, evaluation(0).finished_at, "{}", "digits", "h", {})])
+    store.evaluations.append(
+        [evaluation(nfe, study=study, nfe=nfe, candidate_json=point.to_json()) for nfe, point in points.items()]
+    )
+    texts = {plan.params["nfe"]: plan.texts for plan in plan_study(store, study).members}
+    assert {nfe: set(files) for nfe, files in texts.items()} == {
+        "3": {"schedule.json", "quantization.json"},
+        "4": {"edit.json"},
+        "5": {"point.json"},
+    }
+    assert SolverSchedule.from_json(texts["3"]["schedule.json"]).hash == SCHEDULE.hash
+    assert QuantizationConfig.from_json(texts["3"]["quantization.json"]) == config
+    assert EditConfig.from_json(texts["4"]["edit.json"]) == EDIT
+    assert parse_point(texts["5"]["point.json"]) == points[5]
 
 
 def test_telling_it_again_changes_nothing(store, study, uri, client):
