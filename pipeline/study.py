@@ -136,6 +136,7 @@ class Study:
 
         # As written: a study's numbers rise, and a replay must not depend on a sort.
         records = self.store.evaluations.records(where={"study": self.settings.study})
+        self.store.warn_of_damage()
         return self.problem.search(refitted).replay(records)
 
     # -- running it -----------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ from fewstep.storage.tracking import default_tracking_uri, sync
 from fewstep.storage.tracking_client import complete
 from fewstep.storage.tracking_plan import best_so_far, flatten, plan_study
 
-
 SCHEDULE = preset("ddim", (-5.0, -2.0, 1.0, 4.0))
 EDIT = EditConfig(step=-1.0)
 
