@@ -16,5 +16,5 @@ def test_evaluate_asks_for_a_source_and_refuses_an_unknown_one(
     model = make_tiny_flow(tmp_path / "inpaint", hole, labels=False)
     here = ("evaluate", "--model", model, "--ode", "euler@2", "--images", "20")
     assert "--source test" in run(*here).err
-    assert "unknown source 'all'" in run(*here, "--source", "all").err
+    assert "(given: all)" in run(*here, "--source", "all").err
     assert run(*here, "--source", "test").code == 0
