@@ -104,6 +104,8 @@ class Campaign:
         """Records in the order of the cells; workers are set up only for what is missing, failures come as records."""
         with Lease(self.root):
             evaluator = self.evaluator()
+            for metric in {rung.metric for *_, rung in cells}:
+                evaluator.metric(metric).check()
             work = self._work(evaluator, cells)
             failed: dict[str, EvaluationRecord] = {}
             if todo := missing(evaluator, work):

@@ -145,9 +145,7 @@ class Study:
         """Plans evaluations; what cannot be measured is refused here, before any worker is set up."""
         evaluator = Evaluator(self.settings.study, self.problem.subject, self.store, self.problem.teacher)
         for rung in self.problem.ladder:
-            metric = evaluator.metric(rung.metric)
-            assert metric.standard is not None
-            assert metric.identity is not None
+            evaluator.metric(rung.metric).check()
         return evaluator
 
     def worker_settings(self, device: str, threads: int = 0) -> WorkerSettings:
