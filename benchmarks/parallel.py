@@ -23,9 +23,9 @@ from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.study import Study
 from fewstep.pipeline.trial import Rung
-from fewstep.search_spaces.evolution import random_genome
-from fewstep.search_spaces.genome import to_schedule
-from fewstep.search_spaces.solver_space import SolverSpace
+from fewstep.search_spaces.schedule.evolution import random_genome
+from fewstep.search_spaces.schedule.genome import to_schedule
+from fewstep.search_spaces.schedule.solver_space import SolverSpace
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.worker import WorkerSettings

@@ -25,8 +25,8 @@ from fewstep.pipeline.proposers.surrogate.registry import make_surrogate
 from fewstep.pipeline.settings import SURROGATES, SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.pipeline.trial import ladder
-from fewstep.search_spaces.genome import encode, to_genome
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.genome import encode, to_genome
 
 
 def examples_of(study: Study) -> list[tuple[int, Example]]:

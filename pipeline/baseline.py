@@ -15,8 +15,8 @@ from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.reports.rows import Row, row_of
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ModelSettings
 from fewstep.pipeline.trial import Rung
-from fewstep.search_spaces.presets import ALIASES, PRESETS, SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS, SEARCH_PRESETS
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling import grids

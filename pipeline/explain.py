@@ -17,10 +17,10 @@ from fewstep.pipeline.campaign import Campaign, check_groups, evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.trial import Rung
-from fewstep.search_spaces.genome import Genes, Genome, to_genome, to_schedule
 from fewstep.search_spaces.point import as_point
-from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.genome import Genes, Genome, to_genome, to_schedule
+from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.noise_schedule import NoiseSchedule

@@ -14,8 +14,8 @@ from fewstep.pipeline.problems.networks import NAMES, NetworkProblem
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.point import as_point
-from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.quantization import QuantizationConfig
+from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
 from fewstep.tasks.worker import Worker
 
 SECONDS = 1.0

@@ -17,7 +17,7 @@ from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.registry import SPACES
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
+from fewstep.search_spaces.schedule.solver_space import EXTRA_DECISIONS
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.refinement.moment_plan import AT_ONCE, MOST_LOOKED_AT, MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan

@@ -36,8 +36,8 @@ from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.ode import Sampler
 from fewstep.search_spaces.point import Point, as_point, content_key, parse_point, schedule_of
-from fewstep.search_spaces.presets import ALIASES, PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store

@@ -33,8 +33,8 @@ from benchmarks.tables.engine import (
 )
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.search_spaces.ode import ADAPTIVE, FIXED_CALLS, OdeSettings, Sampler, with_guidance
-from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.schedule import load_schedule
+from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
 from fewstep.tasks.models.conditions import NO_LABEL
 from fewstep.tasks.models.files import ModelFiles, find_model
 from fewstep.tasks.sampling.stock_flow import is_stock_flow, stock_schedule

@@ -38,8 +38,8 @@ from benchmarks.tables.engine import (
     on_grids,
 )
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.presets import SEARCH_PRESETS, preset
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS, preset
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.gits import Trajectories

@@ -27,7 +27,7 @@ from fewstep.pipeline.stages.neighbours import LAST_ROUND, Neighbours, chosen
 from fewstep.pipeline.trial import Ladder, Rung, Trial, Work
 from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.edit import PUBLISHED, EditConfig
-from fewstep.search_spaces.edit_space import EditSpace
+from fewstep.search_spaces.edit.space import EditSpace
 from fewstep.search_spaces.point import EditPoint, Point, edit_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord

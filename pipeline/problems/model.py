@@ -10,8 +10,8 @@ from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.trial import Ladder, Rung
 from fewstep.search_spaces.point import Point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.schedule_space import ScheduleSpace
-from fewstep.search_spaces.solver_space import Extras
+from fewstep.search_spaces.schedule.solver_space import Extras
+from fewstep.search_spaces.schedule.space import ScheduleSpace
 from fewstep.tasks.models.files import ModelFiles, find_model
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.sampling.compile import compile_schedule

@@ -39,7 +39,7 @@ from fewstep.pipeline.trial import Candidate, Trial, Work
 from fewstep.search_spaces.joint import ProductSpace
 from fewstep.search_spaces.point import Point, QuantizationPoint, SchedulePoint, as_point, joint, quantization_of
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig, named
-from fewstep.search_spaces.quantization_space import QuantizationSpace
+from fewstep.search_spaces.quantization.space import QuantizationSpace
 from fewstep.search_spaces.registry import SPACES, SpaceKind
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.space import Space

@@ -23,8 +23,8 @@ from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.refine import Refine
 from fewstep.pipeline.trial import Trial, Work
 from fewstep.search_spaces.point import Point, SchedulePoint, as_point
-from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.sampling.grids import all_presets, preset_on_grid

@@ -14,7 +14,7 @@ from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.search import Search, Stage
 from fewstep.pipeline.trial import Candidate, Trial
 from fewstep.search_spaces.edit import PUBLISHED, EditConfig
-from fewstep.search_spaces.edit_space import EditSpace
+from fewstep.search_spaces.edit.space import EditSpace
 from fewstep.search_spaces.point import EditPoint, edit_of
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.editing.measures import balance

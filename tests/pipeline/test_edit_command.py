@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fewstep.tasks import data
 from fewstep.tasks.models.classifier import SmallClassifier
 from fewstep.tasks.models.files import ZOO
 
@@ -115,13 +116,18 @@ def test_text_edits_come_from_two_prompts(run: Run, tmp_path: Path, tiny_stable_
     assert applied["strengths"][0]["identity"] == pytest.approx(1, abs=0.15)
 
 
+WITH_FASHION = pytest.mark.skipif(
+    not Path(data.FASHION_FOLDERS[0]).is_dir(), reason="dataset-fashion-mnist is not installed"
+)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
         (("--attribute", "wings"), ("unknown attribute 'wings'", "nine")),
         (("--step", "soon"), ("step 'soon'", "lambda=-1.2")),
         (("--step", "5000"), ("outside the model's range",)),
-        (("--data", "fashion"), ("1x28x28", "1x8x8")),
+        pytest.param(("--data", "fashion"), ("1x28x28", "1x8x8"), marks=WITH_FASHION),
         (("--source", "text"), ("prompts",)),
         (("--inversion", "ddim"), ("ddim",)),
         (("--examples", 100_000), ()),

@@ -27,7 +27,7 @@ from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.quantization import QuantizationConfig, named
-from fewstep.search_spaces.quantization_space import QuantizationSpace
+from fewstep.search_spaces.quantization.space import QuantizationSpace
 from fewstep.search_spaces.schedule import load_schedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store

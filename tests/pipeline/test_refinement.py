@@ -18,9 +18,9 @@ from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.study import Study
-from fewstep.search_spaces.corrections import Corrections
-from fewstep.search_spaces.genome import to_genome
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.search_spaces.schedule.corrections import Corrections
+from fewstep.search_spaces.schedule.genome import to_genome
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan

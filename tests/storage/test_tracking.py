@@ -20,9 +20,9 @@ from fewstep.errors import StorageError, TrackingError
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.search_spaces.ode import OdeSettings
 from fewstep.search_spaces.point import EditPoint, QuantizationPoint, as_point, joint, parse_point
-from fewstep.search_spaces.presets import preset
 from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.presets import preset
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store

@@ -20,9 +20,9 @@ from fewstep.pipeline.proposers.options import (
     milestone,
 )
 from fewstep.pipeline.proposers.s3 import S3Sampler
-from fewstep.search_spaces.genome import Genome, to_schedule
 from fewstep.search_spaces.point import as_point
-from fewstep.search_spaces.schedule_space import ScheduleSpace
+from fewstep.search_spaces.schedule.genome import Genome, to_schedule
+from fewstep.search_spaces.schedule.space import ScheduleSpace
 
 SPACE = ScheduleSpace(-5.0, 4.6, (3, 4))
 QUICK = S3Options(random_trials=8, children=24, generations=3, first_fit=30, growth=1.5, surrogate="encoder")

@@ -19,9 +19,9 @@ from fewstep.pipeline.proposers.pareto import ordered
 from fewstep.pipeline.proposers.samplers import OWN, SAMPLERS, stock_sampler
 from fewstep.pipeline.trial import Candidate, Trial, candidate_of
 from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
-from fewstep.search_spaces.edit_space import EditSpace
+from fewstep.search_spaces.edit.space import EditSpace
 from fewstep.search_spaces.point import Point, parse_point
-from fewstep.search_spaces.quantization_space import QuantizationSpace
+from fewstep.search_spaces.quantization.space import QuantizationSpace
 from fewstep.search_spaces.space import Space
 from fewstep.storage.records import EvaluationRecord
 

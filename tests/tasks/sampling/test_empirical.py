@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fewstep.errors import ConfigurationError, DataError, EvaluationError
 from fewstep.pipeline.commands.statistics import command
-from fewstep.search_spaces.formula import taylor
 from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step
+from fewstep.search_spaces.schedule.formula import taylor
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.formula import Derivative, Formula, Relaxation, blended, pseudo_corrector, taylor
 from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step
+from fewstep.search_spaces.schedule.formula import Derivative, Formula, Relaxation, blended, pseudo_corrector, taylor
 
 Preset = Callable[[Sequence[float]], SolverSchedule]
 LONG = 15

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import DataError
-from fewstep.search_spaces.published import REQUIRED
+from fewstep.search_spaces.schedule.published import REQUIRED
 
 DEPTH = 8
 

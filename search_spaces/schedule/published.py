@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.search_spaces.formula import Derivative, Formula
 from fewstep.search_spaces.schedule import SolverSchedule, Step
+from fewstep.search_spaces.schedule.formula import Derivative, Formula
 
 PREDICTIONS = {"noise_prediction": "noise", "data_prediction": "data", "dpmsolver_v3_prediction": "ems"}
 RELAXATIONS = {None: "none", "linear": "linear", "bh1": "bh1", "bh2": "bh2", "dpmsolver-2": "bh2"}

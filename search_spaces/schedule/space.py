@@ -8,10 +8,10 @@ from random import Random
 import numpy as np
 
 from fewstep.errors import ScheduleError
-from fewstep.search_spaces import evolution, genome
-from fewstep.search_spaces.genome import Genes, Genome
 from fewstep.search_spaces.point import Point, SchedulePoint, schedule_of
-from fewstep.search_spaces.solver_space import SolverSpace
+from fewstep.search_spaces.schedule import evolution, genome
+from fewstep.search_spaces.schedule.genome import Genes, Genome
+from fewstep.search_spaces.schedule.solver_space import SolverSpace
 from fewstep.search_spaces.space import Features, Space, Vector
 from fewstep.search_spaces.trials import Suggests
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
-from fewstep.search_spaces.genome import ORDERS, RELAXATIONS, STARTS, Genes, Genome
-from fewstep.search_spaces.solver_space import COEFFICIENT_RANGE, ENDS, ESTIMATES, SKIP_RANGE, SolverSpace
+from fewstep.search_spaces.schedule.genome import ORDERS, RELAXATIONS, STARTS, Genes, Genome
+from fewstep.search_spaces.schedule.solver_space import COEFFICIENT_RANGE, ENDS, ESTIMATES, SKIP_RANGE, SolverSpace
 
 RATE = 0.25
 TIME_SPREAD = (0.03, 0.6)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.genome import ORDERS, RELAXATIONS, STARTS, THRESHOLDS, Genes, Genome
+from fewstep.search_spaces.schedule.genome import ORDERS, RELAXATIONS, STARTS, THRESHOLDS, Genes, Genome
 from fewstep.search_spaces.trials import Fixed, Suggests
 
 PREDICTIONS = ("noise", "data", "ems")

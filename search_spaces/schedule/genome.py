@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import ScheduleError
-from fewstep.search_spaces.formula import Derivative, Formula, Relaxation, newest, pseudo_corrector
 from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step, Threshold
+from fewstep.search_spaces.schedule.formula import Derivative, Formula, Relaxation, newest, pseudo_corrector
 
 ORDERS = (1, 2, 3, 4)
 RELAXATIONS = ("none", "linear", "bh1", "bh2", "half2")

@@ -19,8 +19,8 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 from pydantic import model_validator as check
 
 from fewstep.errors import ScheduleError
-from fewstep.search_spaces.corrections import Corrections
-from fewstep.search_spaces.formula import Formula, Part
+from fewstep.search_spaces.schedule.corrections import Corrections
+from fewstep.search_spaces.schedule.formula import Formula, Part
 
 SCHEMA_VERSION: Final = 1
 MIN_GAP = 1e-3

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field
 from pydantic import model_validator as check
 
-from fewstep.search_spaces.formula import Part
+from fewstep.search_spaces.schedule.formula import Part
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Row = tuple[Number, ...]
