@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from benchmarks._line import machine
-from fewstep.search_spaces.presets import preset
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.presets import preset
 from fewstep.tasks.models.from_diffusers import from_diffusers, prediction_type
 from fewstep.tasks.models.noise_schedule import DiscreteVP, NoiseSchedule, VariancePreserving
 from fewstep.tasks.sampling.compile import compile_schedule

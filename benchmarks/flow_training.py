@@ -8,11 +8,12 @@ encoded by the same autoencoder), on one thread, rounds interleaved, medians com
 
 Second line: seconds of denoiser and decoder for 1,000 images at equal quality, the latent model (`ours`) against the
 bundled fashion-ddpm (`theirs`). The target is the worse of the two models' best Frechet distances, so that both reach
-it; each model takes its schedule of fewest calls that does, those of least distance among equals. Distances come
-from the tables (rows of `fewstep baseline`, `search` or `flow-table`, same features, same number of images), whose
-presets are built again and whose found schedules are looked for by hash in docs/results/schedules. A model without
-a row is measured in the run, on --images images of the report seed, and kept in --out. `targets` repeats the
-comparison at laxer targets. Images are conditional (balanced labels) without guidance unless a schedule has its own.
+it; each model takes its schedule of fewest calls that does, those of least distance among equals. Distances come from
+the tables (rows of `fewstep baseline`, `fewstep search` or the table `fashion_flow`, same features, same number of
+images), whose presets are built again and whose found schedules are looked for by hash in docs/results/schedules. A
+model without a row is measured in the run, on --images images of the report seed, and kept in --out. `targets`
+repeats the comparison at laxer targets. Images are conditional (balanced labels) without guidance unless a schedule
+has its own.
 """
 
 from __future__ import annotations

@@ -17,15 +17,15 @@ from benchmarks._line import emit
 from fewstep.pipeline.evaluator import Candidate, Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.executors.ray import RayExecutor
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import Driver, search
 from fewstep.pipeline.proposers.surrogate.encoder import warm_up
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.study import Study
-from fewstep.search_spaces.evolution import random_genome
-from fewstep.search_spaces.genome import to_schedule
-from fewstep.search_spaces.solver_space import SolverSpace
+from fewstep.pipeline.trial import Rung
+from fewstep.search_spaces.schedule.evolution import random_genome
+from fewstep.search_spaces.schedule.genome import to_schedule
+from fewstep.search_spaces.schedule.solver_space import SolverSpace
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.worker import WorkerSettings

@@ -33,9 +33,9 @@ from fewstep.dashboards.drawings import save_figure
 from fewstep.dashboards.lines import ACCENT, MUTED
 from fewstep.pipeline.campaign import Subject, evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, SearchSettings, parse_nfes
 from fewstep.pipeline.study import Study
+from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.conditions import Conditions
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks import published_usf
 from benchmarks._line import emit
-from fewstep.search_spaces.presets import SEARCH_PRESETS
+from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
 from fewstep.tasks.models.from_diffusers import from_diffusers
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program

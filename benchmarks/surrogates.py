@@ -19,14 +19,14 @@ import numpy as np
 
 from benchmarks._line import emit
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.ladder import ladder
-from fewstep.pipeline.proposers.s3 import S3Options, milestone
+from fewstep.pipeline.proposers.options import S3Options, milestone
 from fewstep.pipeline.proposers.surrogate.encoder import Example
 from fewstep.pipeline.proposers.surrogate.registry import make_surrogate
 from fewstep.pipeline.settings import SURROGATES, SearchSettings
 from fewstep.pipeline.study import Study
-from fewstep.search_spaces.genome import encode, to_genome
+from fewstep.pipeline.trial import ladder
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.genome import encode, to_genome
 
 
 def examples_of(study: Study) -> list[tuple[int, Example]]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._line import machine
-from fewstep.search_spaces.published import read_published
+from fewstep.search_spaces.schedule.published import read_published
 from fewstep.tasks.models.noise_schedule import VariancePreserving
 from fewstep.tasks.models.statistics import EmpiricalStatistics, ModelStatistics
 from fewstep.tasks.sampling.compile import compile_schedule

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fewstep.search_spaces.formula import Derivative, Formula
 from fewstep.search_spaces.schedule import SolverSchedule, Step
+from fewstep.search_spaces.schedule.formula import Derivative, Formula
 
 LANES = ("prediction", "order", "relaxation", "corrector")
 """From the top down; lane k is drawn at height LANE_TOP - k, the axis at height 0."""

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.search_spaces.presets import SEARCH_PRESETS, preset
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS, preset
 from fewstep.storage.store import Store
 
 FOUND = "fewstep"

@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fewstep.pipeline.api import Evaluation, Found, StudyView, evaluate, load_study, search
     from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
     from fewstep.tasks.quantization.storage import load_quantized
     from fewstep.tasks.sampling.scheduler import FewStepScheduler
 
-__all__ = ["FewStepScheduler", "SolverSchedule", "__version__", "load_quantized", "load_schedule"]
+# Imported when they are first used: `import fewstep` stays fast.
+_HOMES = {
+    "Evaluation": "pipeline.api",
+    "Found": "pipeline.api",
+    "StudyView": "pipeline.api",
+    "evaluate": "pipeline.api",
+    "load_study": "pipeline.api",
+    "search": "pipeline.api",
+    "SolverSchedule": "search_spaces.schedule",
+    "load_schedule": "search_spaces.schedule",
+    "load_quantized": "tasks.quantization.storage",
+    "FewStepScheduler": "tasks.sampling.scheduler",
+}
+
+__all__ = [
+    "Evaluation",
+    "FewStepScheduler",
+    "Found",
+    "SolverSchedule",
+    "StudyView",
+    "__version__",
+    "evaluate",
+    "load_quantized",
+    "load_schedule",
+    "load_study",
+    "search",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are first used: `import fewstep` stays fast."""
-    if name in ("SolverSchedule", "load_schedule"):
-        from fewstep.search_spaces import schedule
-
-        return getattr(schedule, name)
-    if name == "FewStepScheduler":
-        from fewstep.tasks.sampling.scheduler import FewStepScheduler
-
-        return FewStepScheduler
-    if name == "load_quantized":
-        from fewstep.tasks.quantization.storage import load_quantized
-
-        return load_quantized
+    if name in _HOMES:
+        return getattr(import_module(f"fewstep.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

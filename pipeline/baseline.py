@@ -6,19 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, field_validator
 
 from fewstep.errors import ConfigurationError, StorageError
 from fewstep.pipeline.campaign import Campaign, completed, evaluate_missing, register
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.reports.rows import Row, row_of
-from fewstep.pipeline.settings import REPORT_SEED_OFFSET
-from fewstep.search_spaces.presets import ALIASES, PRESETS, SEARCH_PRESETS
+from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ModelSettings
+from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS, SEARCH_PRESETS
 from fewstep.storage.records import EvaluationRecord
-from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling import grids
 from fewstep.tasks.sampling.grids import GRIDS, parse_schedule, preset_on_grid
@@ -30,22 +29,16 @@ GRIDS_TO_ZERO = tuple(name for name in grids.SEARCH_GRIDS if name.endswith("-zer
 Skip = Callable[[str], None]
 
 
-class BaselineSettings(BaseModel):
+class BaselineSettings(ModelSettings):
     """Everything that decides what a baseline computes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    features: str = "auto"
-    reference: str = "auto"
-    conditions: Conditions = Field(default_factory=Conditions)
-    presets: tuple[str, ...] = SEARCH_PRESETS
-    grids: tuple[str, ...] = GRIDS_TO_ZERO
-    nfes: tuple[int, ...] = (3, 4, 5, 6, 8, 10)
-    screen_images: PositiveInt = 2000
-    report_images: PositiveInt = 10_000
-    teacher: str = "unipc-2-bh2/karras-zero@100"
-    seed: NonNegativeInt = 0
+    presets: tuple[str, ...] = Field(SEARCH_PRESETS, description="solvers, comma-separated")
+    grids: tuple[str, ...] = Field(GRIDS_TO_ZERO, description="grids, comma-separated")
+    nfes: tuple[int, ...] = Field((3, 4, 5, 6, 8, 10), description="denoiser calls, as 3-6 or 3,5,8")
+    screen_images: int = Field(2000, ge=2, description="images of every preset on every grid")
+    report_images: int = Field(10_000, ge=2, description="images of the best grids and the teacher")
+    teacher: str = Field("unipc-2-bh2/karras-zero@100", description="PRESET/GRID@CALLS, or a schedule's file")
+    seed: NonNegativeInt = Field(0, description="seed of the screen's noise")
 
     @field_validator("presets")
     @classmethod
@@ -60,7 +53,7 @@ class BaselineSettings(BaseModel):
     @property
     def subject(self) -> Subject:
         """Model, features, reference and conditions."""
-        return Subject(self.model, self.features, self.reference, self.conditions)
+        return Subject(self.model, self.features, self.reference, self.conditions, self.statistics, self.quantized)
 
     @property
     def rungs(self) -> tuple[Rung, Rung]:
@@ -86,10 +79,11 @@ def known_names(names: tuple[str, ...], kind: str, all_names: Sequence[str]) -> 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The table of the screen, and of the report; the teacher is the report's row at its own NFE."""
+    """The tables of the screen and of the report, with their records; the teacher is a row of the report."""
 
     screened: list[Row]
     reported: list[Row]
+    records: tuple[list[EvaluationRecord], list[EvaluationRecord]]
 
 
 def entries(settings: BaselineSettings, on_skip: Skip | None = None) -> dict[tuple[str, int], list[SolverSchedule]]:
@@ -186,4 +180,5 @@ def _tables(
     ]
     second = [row_of(reported[s.hash], name, s.name) for (name, _), s in best.items() if s.hash in reported]
     last = [row_of(r, TEACHER, teacher) for r in reported.values() if r.origin == TEACHER]
-    return Baseline(first, [*second, *last])
+    records = list(screened.values()), [r for r in reported.values() if r.value is not None]
+    return Baseline(first, [*second, *last], records)

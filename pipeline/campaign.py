@@ -18,13 +18,11 @@ from pydantic import BaseModel
 
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.pipeline.candidate import Candidate
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
 from fewstep.pipeline.reports.rows import Row, row_of
-from fewstep.pipeline.trial import Work
+from fewstep.pipeline.trial import Candidate, Rung, Work
 from fewstep.search_spaces.ode import Sampler
 from fewstep.search_spaces.point import Point, as_point
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -106,6 +104,8 @@ class Campaign:
         """Records in the order of the cells; workers are set up only for what is missing, failures come as records."""
         with Lease(self.root):
             evaluator = self.evaluator()
+            for metric in {rung.metric for *_, rung in cells}:
+                evaluator.metric(metric).check()
             work = self._work(evaluator, cells)
             failed: dict[str, EvaluationRecord] = {}
             if todo := missing(evaluator, work):

@@ -1,16 +1,86 @@
-"""The command line. Each command lives in `pipeline/commands`; this file joins them and prints errors."""
+"""The command line: one line a command, grouped by what it is for. Each lives in `pipeline/commands`.
+
+A command is imported when it runs: `fewstep --help` waits for none of them.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from fewstep.errors import FewstepError
 
+# Group -> command -> what it does. A command is `command` (or, with commands of its own, `app`) of the module of its
+# name, with _ for -.
+COMMANDS: dict[str, dict[str, str]] = {
+    "find": {
+        "search": "Search solver schedules, quantised networks or both for a model.",
+        "refine": "Tune one schedule, by gradient or on feature moments.",
+        "quantize": "Quantise a model's network for a schedule.",
+        "baseline": "See what stock samplers reach: what there is to beat.",
+    },
+    "measure": {
+        "evaluate": "Frechet distance of a schedule or an ODE solver, with its interval.",
+        "compare": "Difference of two schedules or two fronts on the same noise.",
+        "explain": "Which decision of a schedule bought what.",
+    },
+    "use": {
+        "sample": "Write images of a model under a schedule.",
+        "export": "Write a scheduler that diffusers pipelines load.",
+        "schedule": "Import published schedules, show what a schedule decides.",
+        "edit": "Move images across an attribute's boundary, and search the edit.",
+    },
+    "look": {
+        "report": "What a study found: table, page, tracking server.",
+    },
+    "more": {
+        "statistics": "Measure what some schedules need to know of a model.",
+        "train": "Train a bundled model from its recipe.",
+        "zoo": "List the bundled models.",
+        "doctor": "Check what is installed.",
+    },
+}
+
+
+class Commands(TyperGroup):
+    """Commands that are imported when they are asked for, listed in their groups."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Every command's name, in the help's order."""
+        return [name for group in COMMANDS.values() for name in group]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name, None where there is none."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        if cmd_name not in self.commands:
+            module = import_module(f"fewstep.pipeline.commands.{cmd_name.replace('-', '_')}")
+            self.commands[cmd_name] = _made(module)
+        return self.commands[cmd_name]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """One table a group."""
+        for title, group in COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(group.items()))
+
+
+def _made(module: Any) -> Any:
+    if hasattr(module, "app"):
+        return typer.main.get_command(module.app)
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    alone.command(module.NAME)(module.command)
+    return typer.main.get_command(alone)
+
+
 app = typer.Typer(
     name="fewstep",
+    cls=Commands,
     help="Find, for a pretrained diffusion model, the sampler that gives the best images in very few steps.",
     no_args_is_help=True,
     add_completion=False,
@@ -19,59 +89,9 @@ app = typer.Typer(
 )
 
 
-def _register() -> None:
-    from fewstep.pipeline.commands import (
-        baseline,
-        bound,
-        compare,
-        conditions_table,
-        doctor,
-        edit,
-        evaluate,
-        explain,
-        export,
-        flow_table,
-        guidance_table,
-        peers,
-        quantization_table,
-        quantize,
-        refine,
-        report,
-        rungs,
-        sample,
-        schedule,
-        search,
-        statistics,
-        train,
-        zoo,
-    )
-
-    for module in (
-        search,
-        baseline,
-        evaluate,
-        compare,
-        sample,
-        export,
-        refine,
-        peers,
-        explain,
-        rungs,
-        quantize,
-        quantization_table,
-        flow_table,
-        guidance_table,
-        conditions_table,
-        statistics,
-        train,
-        bound,
-        zoo,
-        report,
-        doctor,
-    ):
-        app.command(module.NAME)(module.command)
-    app.add_typer(schedule.app, name=schedule.NAME)
-    app.add_typer(edit.app, name=edit.NAME)
+@app.callback()
+def _fewstep() -> None:
+    """A group, though it has no command of its own."""
 
 
 def main() -> None:
@@ -79,7 +99,6 @@ def main() -> None:
     # Quiet start-up notes of libraries that the user can do nothing about.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    _register()
     try:
         app()
     except FewstepError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
@@ -17,14 +18,68 @@ from rich.text import Text
 
 from fewstep.pipeline.reports.rows import FOUND, Row
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.storage.masking import without_secrets
 from fewstep.storage.records import EvaluationRecord
 
 if TYPE_CHECKING:
     from fewstep.pipeline.study import Outcome, Study
 
 
+NOTEBOOK_SECONDS = 0.5
+PRE = "<pre style='white-space:pre;overflow-x:auto;line-height:normal'>{code}</pre>"
+
+
+class _Updates(Protocol):
+    def start(self) -> None: ...
+    def update(self, renderable: RenderableType) -> None: ...
+    def stop(self) -> None: ...
+
+
+class NotebookLive:
+    """One output of a notebook that is written anew. rich's own needs ipywidgets for that."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable, self._shown = renderable, 0.0
+        self._handle: Any = None
+
+    def start(self) -> None:
+        """Show it."""
+        from IPython.display import HTML, display
+
+        self._handle = display(HTML(self._html()), display_id=True)
+
+    def update(self, renderable: RenderableType) -> None:
+        """Show this instead, at most every NOTEBOOK_SECONDS."""
+        self._renderable = renderable
+        if time.monotonic() - self._shown > NOTEBOOK_SECONDS:
+            self._show()
+
+    def stop(self) -> None:
+        """Show the last state."""
+        self._show()
+
+    def _show(self) -> None:
+        from IPython.display import HTML
+
+        self._shown = time.monotonic()
+        if self._handle is not None:
+            self._handle.update(HTML(self._html()))
+
+    def _html(self) -> str:
+        console = Console(file=io.StringIO(), record=True, width=100, force_jupyter=False)
+        console.print(self._renderable)
+        return console.export_html(inline_styles=True, code_format=PRE)
+
+
+def live(renderable: RenderableType, console: Console) -> _Updates | None:
+    """What shows a state that changes: in a terminal or a notebook; None elsewhere."""
+    if console.is_jupyter:
+        return NotebookLive(renderable)
+    return Live(renderable, console=console, refresh_per_second=4) if console.is_terminal else None
+
+
 class SearchDisplay:
-    """Live progress: best per NFE, evaluations, denoiser calls, time left. Prints lines where there is no terminal."""
+    """Live progress: best per NFE, evaluations, denoiser calls, time left. In a terminal or a notebook; lines else."""
 
     def __init__(self, settings: SearchSettings, quiet: bool = False) -> None:
         self._settings, self._quiet = settings, quiet
@@ -33,8 +88,7 @@ class SearchDisplay:
         self._count = self._calls = 0
         self._phase = "search"
         self._best: dict[int, EvaluationRecord] = {}
-        live = not quiet and self._console.is_terminal
-        self._live = Live(self._render(), console=self._console, refresh_per_second=4) if live else None
+        self._live = None if quiet else live(self._render(), self._console)
 
     def __enter__(self) -> Self:
         if self._live:
@@ -59,7 +113,7 @@ class SearchDisplay:
             self._live.update(self._render())
         elif not self._quiet and time.monotonic() - self._printed > 10:
             self._printed = time.monotonic()
-            self._console.print(self._line(), highlight=False)
+            self._console.print(self._line(), highlight=False, soft_wrap=True)
 
     def _line(self) -> str:
         best = "  ".join(f"NFE {n}: {r.value:.3f}" for n, r in sorted(self._best.items()))
@@ -144,7 +198,8 @@ def print_outcome(study: Study, outcome: Outcome, files: dict[str, Path], tracki
 
 
 def mlflow_command(uri: str) -> str:
-    """How to open MLflow's page on a tracking URI."""
+    """How to open MLflow's page on a tracking URI, shown without its password."""
+    uri = without_secrets(uri)
     if uri.startswith(("http://", "https://")):
         return uri
     return f"mlflow server --backend-store-uri {uri} --host 127.0.0.1 --port 5000   then open http://127.0.0.1:5000"

@@ -19,6 +19,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from fewstep.storage.masking import without_secrets
+
 OLDEST_PYTHON = (3, 11)
 FIRST_UNTESTED_PYTHON = (3, 14)
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -116,7 +118,7 @@ def check_threads() -> Check:
 
 def check_ray() -> Check:
     """Whether Ray imports and has the programs that a local start runs."""
-    advice = "`pip install --force-reinstall ray`; searches with --executor local run without it"
+    advice = "`pip install --force-reinstall ray`; searches with --executor in-process run without it"
     try:
         ray = importlib.import_module("ray")
     except Exception as error:
@@ -134,7 +136,9 @@ def check_mlflow() -> Check:
     if found is None:
         return Check("tracking", False, "no MLflow", "`pip install mlflow`")
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    return Check("tracking", True, f"MLflow {found}, " + (uri or "SQLite in the study's folder"))
+    return Check(
+        "tracking", True, f"MLflow {found}, " + (without_secrets(uri) if uri else "SQLite in the study's folder")
+    )
 
 
 def check_digits() -> Check:

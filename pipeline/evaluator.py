@@ -16,8 +16,7 @@ from pathlib import Path
 
 from fewstep import __version__
 from fewstep.errors import EvaluationError
-from fewstep.pipeline.candidate import Candidate
-from fewstep.pipeline.ladder import Rung
+from fewstep.pipeline.trial import Candidate, Rung
 from fewstep.search_spaces.point import OdePoint, Point, content_key, parse_point, quantization_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord

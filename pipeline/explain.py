@@ -15,12 +15,13 @@ from pathlib import Path
 from fewstep.errors import ConfigurationError, EvaluationError, ScheduleError
 from fewstep.pipeline.campaign import Campaign, check_groups, evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
-from fewstep.search_spaces.genome import Genes, Genome, to_genome, to_schedule
+from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import as_point
-from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.genome import Genes, Genome, to_genome, to_schedule
+from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
+from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.sampling.grids import SEARCH_GRIDS, preset_on_grid
@@ -67,10 +68,11 @@ class ExplainRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The table, its first line the whole schedule, and the stock schedule that decisions were put back to."""
+    """The table, its first line the whole schedule, the stock schedule that decisions were put back to, the records."""
 
     rows: list[ExplainRow]
     nearest: SolverSchedule
+    records: list[EvaluationRecord]
 
 
 def nearest_preset(genome: Genome, noise: NoiseSchedule) -> tuple[SolverSchedule, Genome]:
@@ -223,7 +225,7 @@ def explain(
             assert found is not None
             value, ends = record.value, (found.value, found.low, found.high)
         rows.append(_row(entry, files.name, record.features, value, ends, images))
-    return Explanation(rows, nearest)
+    return Explanation(rows, nearest, records)
 
 
 def _row(entry: Variant, model: str, metric: str, value: float, ends: tuple[float, ...], images: int) -> ExplainRow:

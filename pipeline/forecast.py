@@ -14,8 +14,8 @@ from fewstep.pipeline.problems.networks import NAMES, NetworkProblem
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.point import as_point
-from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.quantization import QuantizationConfig
+from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
 from fewstep.tasks.worker import Worker
 
 SECONDS = 1.0
@@ -42,7 +42,7 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
         calibrations = _calibrations(study)
     total = s.budget + final_calls + report_calls + teacher_calls
     rate = measured_rate(study, execution)
-    workers = execution.workers or (os.cpu_count() or 1) if execution.executor == "ray" else 1
+    workers = execution.workers or (os.cpu_count() or 1) if execution.resolved == "ray" else 1
     work = total + calibrations.get("calls_that_learning_is_worth_at_most", 0)
     return {
         "search_calls": s.budget,

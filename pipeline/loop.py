@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from fewstep.pipeline.candidate import Candidate
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import Executor
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.search import Search
+from fewstep.pipeline.trial import Candidate, Rung
 from fewstep.storage.records import EvaluationRecord, EventRecord
 from fewstep.storage.store import Store
 

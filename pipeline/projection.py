@@ -10,8 +10,8 @@ from typing import Any
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.campaign import evaluate
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.search_spaces.presets import preset
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.presets import preset
 from fewstep.tasks.models.files import ModelFiles, find_model
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.work import Subject

@@ -8,8 +8,8 @@ from pathlib import Path
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.campaign import STUDY, evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.loop import OnRecord
+from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import content_key
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord

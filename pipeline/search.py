@@ -15,10 +15,8 @@ from typing import Protocol
 from optuna.trial import TrialState
 
 from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.pipeline.candidate import Candidate, candidate_of
-from fewstep.pipeline.ladder import Ladder, Rung
 from fewstep.pipeline.proposers.base import Proposer
-from fewstep.pipeline.trial import Trial, Work
+from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial, Work, candidate_of
 from fewstep.search_spaces.point import Point
 from fewstep.storage.records import EvaluationRecord
 
@@ -55,20 +53,24 @@ class Policy(Protocol):
         """Whom the finals are held among."""
 
 
-class Stage(Protocol):
-    """Something that a search does besides proposing."""
+class Stage:
+    """Something that a search does besides proposing; as it stands, nothing."""
 
     def owns(self, candidate: Candidate) -> bool:
         """Whether a candidate is this stage's."""
+        return False
 
     def cost(self, search: Search, candidate: Candidate) -> int:
         """Denoiser calls that a candidate of its own commits the search to."""
+        return 0
 
     def next_work(self, search: Search) -> Work | None:
         """What comes before anything new is proposed, with nothing waiting; None for nothing."""
+        return None
 
     def take(self, search: Search, trial: Trial, record: EvaluationRecord) -> bool:
         """A new record of any trial; True where it is this stage's and the policy has no say in it."""
+        return False
 
     def queue(self, search: Search) -> None:
         """The budget is spent and nothing in flight: `search.wait_for` what is to be evaluated now."""

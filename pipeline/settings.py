@@ -17,8 +17,7 @@ from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.registry import SPACES
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.solver_space import EXTRA_DECISIONS
-from fewstep.tasks.metrics.metric import METRICS
+from fewstep.search_spaces.schedule.solver_space import EXTRA_DECISIONS
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.refinement.moment_plan import AT_ONCE, MOST_LOOKED_AT, MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
@@ -34,42 +33,68 @@ REPORT_SEED_OFFSET = 1_000_003
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
 
 
-class SearchSettings(Checked):
-    """Everything that decides what a search computes. Equal settings and seed give equal proposals."""
+class ModelSettings(Checked):
+    """What is sampled and measured: a model, what it is asked for, and the features that its images are compared by."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    study: str = Field("search", min_length=1, max_length=120)
-    model: str
-    features: str = "auto"
-    reference: str = "auto"
-    nfes: tuple[int, ...] = (3, 4, 5)
-    sampler: Literal["s3", "evolution", "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes"] = "s3"
-    seed: NonNegativeInt = 0
+    model: str = Field(description="a bundled model's name or a diffusers directory")
+    features: str = Field("auto", description="what images are compared by: auto, inception or a classifier's folder")
+    reference: str = Field(
+        "auto", description="images they are compared with: auto, a folder of images, an .npz file or a data set"
+    )
+    conditions: Conditions = Field(default_factory=Conditions, description="labels or prompts, and guidance")
+    statistics: str = Field("", description="file made by `fewstep statistics`")
+    quantized: str = Field("", description="folder made by `fewstep quantize`, sampled in the model's place")
+
+
+class SubjectSettings(ModelSettings):
+    """What single schedules are evaluated on."""
+
+    integer: bool = Field(False, description="run the quantised network in 8-bit integers")
+    judge: str = Field("", description="classifier that counts images which show their label: a name or a folder")
+
+    @model_validator(mode="after")
+    def _has_integers(self) -> Self:
+        if self.integer and not self.quantized:
+            raise ValueError("--integer runs a quantised network: give its folder as --quantized")
+        return self
+
+
+class SearchSettings(ModelSettings):
+    """Everything that decides what a search computes. Equal settings and seed give equal proposals."""
+
+    study: str = Field(
+        "search", min_length=1, max_length=120, description="the study's name in tables and on the tracking server"
+    )
+    nfes: tuple[int, ...] = Field((3, 4, 5), description="denoiser calls a schedule may make, as 3-6 or 3,5,8")
+    sampler: Literal["s3", "evolution", "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes"] = Field(
+        "s3", description="what proposes candidates"
+    )
+    seed: NonNegativeInt = Field(0, description="seed of the proposals and of the noise that the search sees")
     budget: PositiveInt = Field(500_000, description="denoiser calls for the search, its presets included")
-    teacher: str = "unipc-2-bh2/karras-zero@64"
+    teacher: str = Field("unipc-2-bh2/karras-zero@64", description="many-step sampler, as PRESET/GRID@CALLS")
     screen: Literal["distance", "frechet", "none"] = Field(
         "distance", description="what candidates are screened by: paired distance to the teacher, few images, nothing"
     )
     distance_images: PositiveInt = Field(128, description="images of a screen by distance")
     look_images: PositiveInt = Field(250, description="images of a screen by Frechet distance")
-    frechet_images: PositiveInt = 1000
-    finalist_images: PositiveInt = 3000
-    finalists: PositiveInt = 3
+    frechet_images: PositiveInt = Field(1000, description="images that what passes the screen is judged on")
+    finalist_images: PositiveInt = Field(3000, description="images of the finals")
+    finalists: PositiveInt = Field(3, description="schedules of each NFE in the finals")
     keep: float = Field(0.25, gt=0, le=1, description="share of candidates that the screen lets through")
     grids: tuple[str, ...] = Field(SEARCH_GRIDS, description="grids that presets start on")
     preset_grids: NonNegativeInt = Field(
         2, description="grids of each preset that the screen lets through; 0: the best preset alone"
     )
-    report_images: PositiveInt = 10_000
+    report_images: PositiveInt = Field(10_000, description="images of each row of the final table")
     report_presets: bool = Field(True, description="whether the report judges presets beside the found schedules")
-    conditions: Conditions = Field(default_factory=Conditions, description="labels or prompts, and guidance")
-    statistics: str = Field("", description="file of the model's statistics")
-    decisions: tuple[str, ...] = Field((), description="decisions searched besides the usual ones")
+    decisions: tuple[str, ...] = Field((), description=f"searched besides the usual: {', '.join(EXTRA_DECISIONS)}")
     guidance_range: tuple[float, float] | None = Field(None, description="lowest and highest searched guidance")
-    quantized: str = Field("", description="folder of a quantised network that samples in the model's place")
-    warm_start: tuple[str, ...] = Field((), description="schedules (JSON) that the search starts from")
-    refine: float = Field(0.0, ge=0, le=0.9, description="share of the budget that tunes elites")
+    warm_start: tuple[str, ...] = Field(
+        (), description="schedules that the search starts from: a file, or a finished study's folder"
+    )
+    refine: float = Field(0.0, ge=0, le=0.9, description="share of the budget that tunes the best, as 0.3")
     refined_elites: PositiveInt = Field(
         2, description="schedules of each NFE that this share is divided among, or of moments the best is taken of"
     )
@@ -87,7 +112,10 @@ class SearchSettings(Checked):
     space: str = Field(
         "schedule", description="what is searched: schedule, quantization, joint, or a space of another package"
     )
-    base_schedule: str = Field("", description="schedule (JSON) that quantised networks are calibrated with")
+    base_schedule: str = Field(
+        "",
+        description="schedule that space quantization keeps and joint calibrates with: a file or PRESET/GRID@CALLS",
+    )
     calibration_iterations: NonNegativeInt = Field(200, description="most iterations of reconstruction for one unit")
     front: PositiveInt = Field(12, description="members of the Pareto front that finals and report see")
 
@@ -204,6 +232,9 @@ class SearchSettings(Checked):
     @field_validator("metric")
     @classmethod
     def _metric_exists(cls, name: str) -> str:
+        # Here, since it brings torch: settings are read by commands that do not need it.
+        from fewstep.tasks.metrics.metric import METRICS
+
         return METRICS.checked(name)
 
     @property

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from fewstep import __version__
 from fewstep.errors import DamagedFileError, StorageError
@@ -16,16 +20,38 @@ from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
 from fewstep.pipeline.problems.base import Problem, Publication
-from fewstep.pipeline.problems.registry import Settings, problem_of, read_settings
+from fewstep.pipeline.problems.edits import EditProblem, EditSettings
+from fewstep.pipeline.problems.networks import NetworkProblem
+from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.reports.csv import results_csv
 from fewstep.pipeline.reports.rows import Row
 from fewstep.pipeline.search import Search
+from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.work import WorkerSettings
+
+Settings = SearchSettings | EditSettings
+
+
+def problem_of(settings: Settings) -> Problem:
+    """The problem; ConfigurationError where the model does not fit it."""
+    if isinstance(settings, EditSettings):
+        return EditProblem(settings)
+    return ScheduleProblem(settings) if settings.space == "schedule" else NetworkProblem(settings)
+
+
+def read_settings(text: str) -> Settings:
+    """Settings as a study stored them; StorageError where they are no search's."""
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        kind = EditSettings if "subject" in fields else SearchSettings
+        return kind.model_validate(fields)
+    except (ValidationError, ValueError, TypeError) as error:
+        raise StorageError(f"no search that this version can read ({' '.join(str(error).split())[:200]})") from None
 
 
 @dataclass
@@ -110,6 +136,7 @@ class Study:
 
         # As written: a study's numbers rise, and a replay must not depend on a sort.
         records = self.store.evaluations.records(where={"study": self.settings.study})
+        self.store.warn_of_damage()
         return self.problem.search(refitted).replay(records)
 
     # -- running it -----------------------------------------------------------------------------------
@@ -118,9 +145,7 @@ class Study:
         """Plans evaluations; what cannot be measured is refused here, before any worker is set up."""
         evaluator = Evaluator(self.settings.study, self.problem.subject, self.store, self.problem.teacher)
         for rung in self.problem.ladder:
-            metric = evaluator.metric(rung.metric)
-            assert metric.standard is not None
-            assert metric.identity is not None
+            evaluator.metric(rung.metric).check()
         return evaluator
 
     def worker_settings(self, device: str, threads: int = 0) -> WorkerSettings:
@@ -190,7 +215,8 @@ class Study:
             print(f"warning: {message}", file=sys.stderr)
 
         problem = self.problem
-        text = results_csv(rows, command, problem.seeds, problem.notes)
+        kinds = {"value": driver.evaluator.metric(problem.ladder.report.metric).interval}
+        text = results_csv(rows, command, problem.seeds, problem.notes, self.reported(), kinds)
         files = {"results.csv": write_text(self.root / "results.csv", text)}
         to = Publication(self.root, self._identity(), command, driver.executor, warn)
         return files | problem.publish(state, rows, to)

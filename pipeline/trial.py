@@ -1,14 +1,82 @@
-"""One candidate's way through the ladder."""
+"""What a search speaks of: rungs and their ladder, candidates, and the trials that climb it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from optuna.trial import TrialState
 
-from fewstep.pipeline.candidate import Candidate
-from fewstep.pipeline.ladder import Rung
+from fewstep.search_spaces.point import Point, parse_point, schedule_of
+from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One kind of evaluation: a metric on how many images of which noise; `arguments` are the metric's own."""
+
+    name: str
+    metric: str
+    images: int
+    seed: int
+    arguments: Mapping[str, str] = field(default_factory=dict)
+
+
+class Ladder(NamedTuple):
+    """The rungs of a search. All but the report share their noise, or their originals; the report's are its own.
+
+    `main` is where candidates are compared for good; it may be the `screen` itself.
+    """
+
+    screen: Rung
+    main: Rung
+    finals: Rung
+    report: Rung
+
+
+def promoted(value: float, others: Sequence[float], keep: float) -> bool:
+    """Whether a value is in the best share `keep` of all values seen at its rung, itself among them.
+
+    The rule of asynchronous successive halving (1810.05934): nobody waits for a rung to fill.
+    """
+    rank = sum(1 for other in others if other < value)
+    return rank < max(1, math.ceil(keep * len(others)))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial's point. `parameters` are what a sampler drew, with which a study is rebuilt exactly."""
+
+    trial: int
+    point: Point
+    origin: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """The point's content address: 16 hex digits."""
+        return self.point.hash
+
+    @property
+    def nfe(self) -> int:
+        """The point's denoiser calls for one image."""
+        return self.point.nfe
+
+    @property
+    def schedule(self) -> SolverSchedule:
+        """The schedule that it samples by; only for points that have one."""
+        schedule = schedule_of(self.point)
+        assert schedule is not None
+        return schedule
+
+
+def candidate_of(record: EvaluationRecord) -> Candidate:
+    """The candidate that a record is about."""
+    return Candidate(record.trial, parse_point(record.candidate_json), record.origin, record.parameters)
+
 
 Work = tuple[Candidate, Rung]
 

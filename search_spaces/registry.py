@@ -32,8 +32,8 @@ class SpaceKind:
 SPACES = Registry(
     "space",
     {
-        "schedule": "fewstep.search_spaces.schedule_space:ScheduleSpace",
-        "quantization": "fewstep.search_spaces.quantization_space:QuantizationSpace",
-        "edit": "fewstep.search_spaces.edit_space:EditSpace",
+        "schedule": "fewstep.search_spaces.schedule.space:ScheduleSpace",
+        "quantization": "fewstep.search_spaces.quantization.space:QuantizationSpace",
+        "edit": "fewstep.search_spaces.edit.space:EditSpace",
     },
 )

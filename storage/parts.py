@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from fewstep.errors import DamagedFileError, StorageError
+from fewstep.storage.masking import without_secrets
 
 VERSION_KEY = b"fewstep.schema_version"
 
@@ -51,7 +52,9 @@ def open_filesystem(root: str | Path) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, path = pafs.FileSystem.from_uri(str(root))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise StorageError(f"cannot open the store {root}: {one_line(error)}; check the address") from error
+        raise StorageError(
+            f"cannot open the store {without_secrets(str(root))}: {without_secrets(one_line(error))}; check the address"
+        ) from error
     return filesystem, path
 
 

@@ -45,6 +45,16 @@ def _empty(column: pa.Field) -> object:
 
 
 @dataclass(frozen=True)
+class Preference:
+    """Among rows of one identity the first with `value` in `column` counts; without one, that of the latest `time`."""
+
+    column: str
+    value: str
+    time: str
+    """A column of times: unlike its place among the files, a row's time stays what it is when files are merged."""
+
+
+@dataclass(frozen=True)
 class Record:
     """Base of all records; subclasses set the class variables."""
 
@@ -55,8 +65,8 @@ class Record:
     """Columns that identify a row; of rows that agree on them only one is ever read."""
     latest_wins: ClassVar[bool] = False
     """Which of them: the one written last, or else the one written first."""
-    preferred: ClassVar[tuple[str, str] | None] = None
-    """A column and its value: among the rows that have it where there are any, whenever they were written."""
+    preferred: ClassVar[Preference | None] = None
+    """Which of them instead, where not all are worth the same."""
     defaults: ClassVar[Mapping[str, object]] = {}
     """Stored values for columns that an older file lacks, where the empty value would be wrong."""
 
@@ -64,14 +74,14 @@ class Record:
     """Further columns of an older file that the value of a column is worked out from."""
 
     @classmethod
-    def deciding(cls) -> tuple[str, ...]:
-        """The columns that decide which rows are read."""
-        return cls.unique if cls.preferred is None else (*cls.unique, cls.preferred[0])
-
-    @classmethod
     def upgrade(cls, table: pa.Table, version: int) -> pa.Table:
         """What was stored under an older schema version, in today's terms; of the columns that are there."""
         return table
+
+    @classmethod
+    def deciding(cls) -> tuple[str, ...]:
+        """The columns that say which rows count."""
+        return cls.unique if cls.preferred is None else (*cls.unique, cls.preferred.column, cls.preferred.time)
 
     @classmethod
     def default(cls, column: str) -> object:
@@ -140,7 +150,7 @@ class EvaluationRecord(Record):
     """The whole candidate: a point of `search_spaces/point.py`, whatever its space."""
     nfe: int
     rung: str
-    """Which step of the ladder: the screen ('distance', 'look' or 'screen'), 'frechet', 'refine', 'finals', 'report'."""
+    """Step of the ladder: the screen ('distance', 'look', 'screen'), 'frechet', 'refine', 'finals' or 'report'."""
     origin: str
     """Who proposed it, as 'preset:ddim/karras', 'random', 'evolution' or 'surrogate'."""
     model: str
@@ -171,8 +181,8 @@ class EvaluationRecord(Record):
     schema_version: ClassVar[int] = 3
     # Two studies may share an evaluation; each keeps a row, so that each can be read on its own.
     unique: ClassVar[tuple[str, ...]] = ("study", "key")
-    # What failed is tried again where it is asked for again, and may go well then.
-    preferred: ClassVar[tuple[str, str] | None] = ("status", "complete")
+    # A failure must not hide that another try succeeded.
+    preferred: ClassVar[Preference | None] = Preference("status", "complete", "finished_at")
     defaults: ClassVar[Mapping[str, object]] = {
         "status": "complete",
         "parameters": "{}",

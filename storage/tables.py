@@ -1,7 +1,7 @@
 """A table of records as a directory of Parquet files: append, read, compact.
 
 Rows are identified by the record's unique columns. Whatever is delivered twice, merged halfway or
-written again after a crash is therefore read once; an evaluation that failed and then went well, as it went well.
+written again after a crash is therefore read once: the row that its record's rule prefers.
 """
 
 import logging
@@ -133,13 +133,13 @@ class Table(Generic[R]):
     def scan(self, columns: Sequence[str] = ()) -> list[Scanned]:
         """Each readable part with the mask of its rows that count; for readers part by part.
 
-        With `columns`, which include the deciding ones, it carries them for all its rows. Call it inside
-        `retry`, together with what loads the parts. Raises what `load` raises.
+        It carries `columns` for all its rows, and those that decide. Call it inside `retry`, together with
+        what loads the parts. Raises what `load` raises.
         """
-        loaded = self._each(columns or self.record.deciding(), {})
+        loaded = self._each(self._with_deciding(columns), {})
         if not loaded:
             return []
-        keep = self._first_or_latest(pa.concat_tables([table for _, table in loaded]))
+        keep = self._counting(pa.concat_tables([table for _, table in loaded]))
         ends = np.cumsum([table.num_rows for _, table in loaded])
         masks = np.split(keep, ends[:-1])
         return [Scanned(part, table, mask) for (part, table), mask in zip(loaded, masks, strict=True)]
@@ -187,12 +187,11 @@ class Table(Generic[R]):
                 f"not by {', '.join(sorted(set(where) - set(self.record.unique)))}"
             )
         wanted = list(columns if columns is not None else self.record.schema.names)
-        loaded = wanted + [name for name in self.record.deciding() if name not in wanted]
-        tables = [table for _, table in self._each(loaded, where)]
+        tables = [table for _, table in self._each(self._with_deciding(wanted), where)]
         if not tables:
             return pa.schema([self.record.schema.field(name) for name in wanted]).empty_table()
         table = pa.concat_tables(tables)
-        keep = self._first_or_latest(table)
+        keep = self._counting(table)
         return (table if keep.all() else table.filter(pa.array(keep))).select(wanted)
 
     def _each(self, columns: Sequence[str], where: Mapping[str, str | int]) -> list[tuple[Part, pa.Table]]:
@@ -231,16 +230,22 @@ class Table(Generic[R]):
                 filled.append(table.column(field.name))
         return pa.Table.from_arrays(filled, schema=pa.schema(fields))
 
-    def _first_or_latest(self, table: pa.Table) -> NDArray[np.bool_]:
-        keys, latest = table.select(list(self.record.unique)).to_pandas(), self.record.latest_wins
-        if self.record.preferred is None:
-            return np.asarray(~keys.duplicated(keep="last" if latest else "first"), dtype=np.bool_)
-        name, value = self.record.preferred
-        has = pc.equal(table.column(name), value).to_numpy()
-        # The preferred rows where the one that counts is looked for.
-        order = np.argsort(has if latest else ~has, kind="stable")
-        keep = np.zeros(len(order), dtype=np.bool_)
-        keep[order] = ~keys.iloc[order].duplicated(keep="last" if latest else "first").to_numpy()
+    def _with_deciding(self, columns: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys((*columns, *self.record.deciding())))
+
+    def _counting(self, table: pa.Table) -> NDArray[np.bool_]:
+        """Which rows count: one of each identity."""
+        keys = table.select(list(self.record.unique)).to_pandas()
+        rule = self.record.preferred
+        worse = pc.not_equal(table.column(rule.column), rule.value).to_numpy() if rule else np.zeros(0, np.bool_)
+        if rule is None or not worse.any():
+            repeated = keys.duplicated(keep="last" if self.record.latest_wins else "first")
+            return np.asarray(~repeated, dtype=np.bool_)
+        time = table.column(rule.time).cast(pa.int64()).to_numpy()
+        # A stable sort: rows of equal rank stay in the order of writing, and the first of them counts.
+        ranked = np.lexsort((np.where(worse, -time, 0), worse))
+        keep = np.empty(len(ranked), dtype=np.bool_)
+        keep[ranked] = ~keys.iloc[ranked].duplicated()
         return keep
 
     def _cast(self, part: Part, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
@@ -292,10 +297,11 @@ class Table(Generic[R]):
             return False  # another process has merged them
         except DamagedFileError:
             return False  # it is left alone from now on, and its neighbours are merged next time
-        keep = self._first_or_latest(table)
+        keep = self._counting(table)
         merged = table.filter(pa.array(keep)).replace_schema_metadata(self._schema.metadata)
         # In the order of writing the merged file stands where no input left over by a crash can come
         # before it and win: first among them where the first row counts, last where the latest does.
+        # A preference ranks by what rows hold, and by the place only the equal ones, of which the first counts.
         self.directory.publish(merged, parts[-1 if self.record.latest_wins else 0].number)
         for part in parts:
             self.directory.remove(part)

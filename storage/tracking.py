@@ -4,6 +4,7 @@ MLflow is for people to browse; the tables are the truth. A sync may therefore b
 left out: the next one finds the runs by their tags and completes them, and duplicates nothing.
 """
 
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,19 +12,21 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from fewstep.errors import TrackingError
+from fewstep.storage.masking import without_secrets
 from fewstep.storage.store import Store
-from fewstep.storage.tracking_client import artifact_location, connect, default_tracking_uri
+from fewstep.storage.tracking_client import artifact_location, connect, default_tracking_uri, follow
 from fewstep.storage.tracking_plan import CANDIDATE_TAG, STUDY_TAG, RunPlan, plan_study
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-__all__ = ["default_tracking_uri", "sync"]
+__all__ = ["default_tracking_uri", "sync", "without_secrets"]
 
 _METRICS_A_BATCH = 1000
 _PARAMS_A_BATCH = 100
 _PARAM_LENGTH = 6000
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ./-]")
 _PARENT_TAG = "mlflow.parentRunId"
 
 Files = Mapping[str, Path]
@@ -75,8 +78,10 @@ def _experiment(client: "MlflowClient", name: str, tracking_uri: str) -> str:
         return str(client.create_experiment(name, artifact_location(tracking_uri)))
     if found.lifecycle_stage != "active":
         raise TrackingError(
-            f"experiment {name!r} at {tracking_uri} is deleted: restore it there or choose another name"
+            f"experiment {name!r} at {without_secrets(tracking_uri)} is deleted: restore it there or choose another "
+            "name"
         )
+    follow(tracking_uri, found.experiment_id, found.artifact_location)
     return str(found.experiment_id)
 
 
@@ -120,13 +125,13 @@ class _StudyRuns:
     def _search(self, study: str) -> list["Run"]:
         from mlflow.entities import ViewType
 
-        quote = "'" if "'" not in study else '"'
-        query = f"tags.`{STUDY_TAG}` = {quote}{study}{quote}"
+        # MLflow's queries escape nothing: what is not plain becomes a wildcard, and equality is seen to here.
+        query = f"tags.`{STUDY_TAG}` LIKE '{_NOT_PLAIN.sub('_', study)}'"
         runs: list[Run] = []
         token: str | None = None
         while True:
             page = self.client.search_runs([self.experiment_id], query, run_view_type=ViewType.ALL, page_token=token)
-            runs.extend(page)
+            runs.extend(run for run in page if run.data.tags.get(STUDY_TAG) == study)
             token = page.token
             if not token:
                 # Active before deleted, then one fixed order for every client.

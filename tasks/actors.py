@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 
 import ray
 
@@ -10,12 +12,18 @@ from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 from fewstep.tasks.worker import Worker
 
 
+def own_device(device: str, gpus: Sequence[object]) -> str:
+    """The device as an actor sees it: the GPU that Ray gave it is the only one there, whatever its index outside."""
+    return "cuda" if gpus and device.startswith("cuda") else device
+
+
 @ray.remote(max_restarts=0, max_task_retries=0)
 class WorkerActor:
     """A `Worker` in a process of its own. Restarts are the driver's business: it must see and record them."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self._worker = Worker(settings)
+        device = own_device(settings.device, ray.get_gpu_ids())
+        self._worker = Worker(replace(settings, device=device))
 
     def run(self, task: Task) -> TaskResult:
         """Run a task."""

@@ -92,7 +92,10 @@ def test_the_wheel_carries_the_data_files(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     zoo = [p for p in ZOO.rglob("*") if p.is_file()] if ZOO.is_dir() else []
     templates = [p for p in (ROOT / "dashboards" / "templates").glob("*") if p.is_file()]
-    expected = {"fewstep/" + str(path.relative_to(ROOT)) for path in zoo + templates if path.name[0] != "."}
+    recipes = list((ROOT / "pipeline" / "recipes").glob("*.toml"))
+    assert recipes
+    data = zoo + templates + recipes
+    expected = {"fewstep/" + str(path.relative_to(ROOT)) for path in data if path.name[0] != "."}
     assert expected - names == set()
 
 

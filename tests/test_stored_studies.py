@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 
 from fewstep.pipeline.campaign import Campaign
-from fewstep.pipeline.candidate import Candidate, candidate_of
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.problems.edits import EditProblem
 from fewstep.pipeline.problems.networks import NetworkProblem
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.study import Study
+from fewstep.pipeline.trial import Candidate, Rung, candidate_of
 from fewstep.search_spaces.point import parse_point, quantization_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord

@@ -7,21 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.pipeline.commands.options import (
-    AsJson,
-    Device,
-    Features,
-    Guidance,
-    Labels,
-    Model,
-    Quantized,
-    Reference,
-    Seed,
-    Statistics,
-    conditions,
-    print_json,
-    typed,
-)
+from fewstep.pipeline.commands.fields import EXECUTION, UNJUDGED, options
+from fewstep.pipeline.commands.options import AsJson, Seed, print_json, typed, writable
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import SubjectSettings
 
 if TYPE_CHECKING:
     from fewstep.search_spaces.schedule import SolverSchedule
@@ -30,8 +19,10 @@ if TYPE_CHECKING:
 NAME = "compare"
 
 
+@options(subject=UNJUDGED, execution=EXECUTION)
 def command(
-    model: Model,
+    subject: SubjectSettings,
+    execution: ExecutionSettings,
     first: Annotated[str, typer.Option(help="a schedule's JSON file, PRESET/GRID@CALLS, or a study's folder")],
     second: Annotated[
         str, typer.Option(help="what it is compared with, at any number of calls, or of a folder at each of both")
@@ -41,16 +32,7 @@ def command(
         "runs/evaluations"
     ),
     seed: Seed = 1_000_003,
-    features: Features = "auto",
-    reference: Reference = "auto",
-    labels: Labels = "none",
-    guidance: Guidance = 1.0,
-    statistics: Statistics = "",
-    quantized: Quantized = "",
-    csv: Annotated[Path | None, typer.Option(help="write the rows here, three of each pair")] = None,
-    executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
-    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
-    device: Device = "cpu",
+    csv: Annotated[Path | None, typer.Option(help="write the rows here, three of each pair", callback=writable)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Frechet distances of two schedules and the paired difference: the noise that both share cancels.
@@ -59,20 +41,18 @@ def command(
     An interval that leaves out 0 says that one of them is better, often where their own intervals overlap.
     """
     from fewstep.files import write_text
-    from fewstep.pipeline.campaign import Subject, check_groups, compare, evaluate, pairs_by_nfe
-    from fewstep.pipeline.commands.options import execution_settings
+    from fewstep.pipeline.api import subject_of
+    from fewstep.pipeline.campaign import check_groups, compare, evaluate, pairs_by_nfe
     from fewstep.pipeline.reports.csv import results_csv
     from fewstep.tasks.models.files import find_model
 
-    files = find_model(model, quantized)
-    execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
-    subject = Subject(model, features, reference, conditions(labels, guidance), statistics, quantized)
+    files, asked = find_model(subject.model, subject.quantized), subject_of(subject)
     check_groups(images)
     pairs = pairs_by_nfe(_schedules(first, files), _schedules(second, files))
-    evaluate(subject, [schedule for pair in pairs for schedule in pair], images, seed, out, execution)
-    rows = [row for pair in pairs for row in compare(subject, pair, images, seed, out, execution)]
+    records = evaluate(asked, [schedule for pair in pairs for schedule in pair], images, seed, out, execution)
+    rows = [row for pair in pairs for row in compare(asked, pair, images, seed, out, execution)]
     if csv is not None:
-        write_text(csv, results_csv(rows, typed(), {"report": seed}))
+        write_text(csv, results_csv(rows, typed(), {"report": seed}, records=records))
     if as_json:
         print_json({"rows": [vars(row) for row in rows]})
         return
@@ -83,7 +63,7 @@ def command(
 
 def _schedules(text: str, files: ModelFiles) -> list[SolverSchedule]:
     """Of a study's folder all that it found, of anything else the one."""
-    from fewstep.pipeline.commands.search import warm_starts
+    from fewstep.pipeline.study_file import warm_starts
     from fewstep.search_spaces.schedule import SolverSchedule
     from fewstep.tasks.sampling.grids import parse_schedule
 

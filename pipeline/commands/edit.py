@@ -7,10 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.pipeline.commands.options import AsJson, Device, Features, Guidance, Model, Seed, print_json, typed
+from fewstep.pipeline.commands.fields import DEVICE, EXECUTION, Fields, options
+from fewstep.pipeline.commands.options import AsJson, Device, Tracking, folder, print_json, typed
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.problems.edits import EditProblem, EditSettings
+from fewstep.pipeline.values import built
+from fewstep.search_spaces.edit import EditConfig
+from fewstep.tasks.editing.subject import EditSubject
 
 NAME = "edit"
-TABLE_PIXELS = 56
+# How a search inverts the examples that boundaries are fitted to: in few calls, since it fits many.
+SEARCH_FIT_WAY = "dpm-solver-2m/uniform-t@10"
 
 app = typer.Typer(
     name=NAME,
@@ -19,18 +26,66 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Data = Annotated[str, typer.Option("--data", help="data set name, or a folder with a folder of images for each class")]
-AttributeName = Annotated[
-    str, typer.Option("--attribute", help="a known attribute, or POSITIVE/NEGATIVE classes, as Boot/Sneaker")
-]
-SourceOption = Annotated[str, typer.Option("--source", help="images (inverted), samples, or text (by two prompts)")]
-Examples = Annotated[int, typer.Option("--examples", min=8, help="images of each side that boundaries are fitted to")]
-FitWay = Annotated[str, typer.Option("--fit-way", help="how they are inverted: PRESET/GRID@CALLS or a schedule's file")]
-Prompt = Annotated[str, typer.Option("--prompt", help="text: the prompt of what is edited")]
-PositivePrompt = Annotated[str, typer.Option("--positive-prompt", help="text: the prompt that has the attribute")]
-NegativePrompt = Annotated[str, typer.Option("--negative-prompt", help="text: the prompt that does not")]
-JudgeFolder = Annotated[str, typer.Option("--judge", help="classifier that judges success: a name or a folder")]
-JudgeSteps = Annotated[int, typer.Option("--judge-steps", min=1, help="training steps of the judge, where it is made")]
+SUBJECT = Fields(
+    EditSubject,
+    texts={
+        "model": "a bundled model's name or a diffusers directory",
+        "source": "images (inverted), samples, or text (by two prompts)",
+        "data": "data set name, or a folder with a folder of images for each class",
+        "attribute": "a known attribute, or POSITIVE/NEGATIVE classes, as Boot/Sneaker",
+        "prompt": "text: the prompt of what is edited",
+        "positive_prompt": "text: the prompt that has the attribute",
+        "negative_prompt": "text: the prompt that does not",
+        "guidance": "scale of classifier-free guidance; 1: none",
+        "fit_way": "how examples are inverted: PRESET/GRID@CALLS or a schedule's file",
+        "examples": "images of each side that boundaries are fitted to",
+        "features": "auto, inception or a classifier's folder",
+        "judge": "classifier that judges success: a name or a folder",
+        "judge_steps": "training steps of the judge, where it is made",
+        "seed": "seed of the starting noise",
+    },
+    partial=True,
+)
+EDIT = Fields(
+    EditConfig,
+    only=(
+        "latent",
+        "inversion",
+        "generation",
+        "eta",
+        "eta_window",
+        "rescale",
+        "boundary.C",
+        "boundary.standardise",
+    ),
+    flags={"boundary.C": "--svm-c"},
+    texts={
+        "latent": "z (the noisy image), h (the bottleneck) or both",
+        "inversion": "way to the step: PRESET/GRID@CALLS or a file",
+        "generation": "way from the step: the same",
+        "eta": "noise on the way from the step, as DDIM's eta",
+        "eta_window": "share of that way in which it is on, as 0:1",
+        "rescale": "give z its old norm back after the edit",
+        "boundary.C": "penalty of the SVM",
+        "boundary.standardise": "fit to standardised coordinates",
+    },
+    defaults={"latent": "both"},
+    partial=True,
+)
+SETTINGS = Fields(
+    EditSettings,
+    only=("sampler", "population", "budget", "most_calls", "screen_images", "final_images", "report_images"),
+    texts={
+        "sampler": "what proposes edits",
+        "population": "of NSGA-II",
+        "budget": "denoiser calls of screened edits",
+        "most_calls": "bound on the calls of what is chosen; 0: none",
+        "screen_images": "images that an edit is first tried on",
+        "final_images": "images that the front is judged on",
+        "report_images": "held-out images of the report",
+    },
+    partial=True,
+)
 Schedules = Annotated[
     list[Path] | None,
     typer.Option("--schedule", help="a schedule's file to try as a way besides presets; may be repeated"),
@@ -38,64 +93,42 @@ Schedules = Annotated[
 Work = Annotated[Path | None, typer.Option("--work", help="keeps inversions and judges; by default in ~/.cache")]
 
 
-def _subject(**fields: Any) -> Any:
+def _subject(fields: dict[str, Any], fit_way: str | None = None) -> EditSubject:
+    """The subject; `fit_way` is how examples are inverted unless the fields say it."""
+    from fewstep.errors import ConfigurationError
     from fewstep.tasks.editing.path import way_of
-    from fewstep.tasks.editing.subject import EditSubject
 
-    return EditSubject.build(**fields | {"fit_way": way_of(fields["fit_way"])})
+    if not fields.get("model"):
+        raise ConfigurationError("say which model to edit with: --model NAME or --model DIRECTORY")
+    way = fields.get("fit_way", fit_way)
+    return built(EditSubject, fields if way is None else {**fields, "fit_way": way_of(way)})
 
 
 @app.command("fit")
+@options(subject=SUBJECT, edit=EDIT, execution=DEVICE)
 def fit_command(
-    model: Model,
-    out: Annotated[Path, typer.Option("--out", help="folder for the boundaries")],
-    data: Data = "",
-    attribute: AttributeName = "",
+    subject: dict[str, Any],
+    edit: dict[str, Any],
+    execution: ExecutionSettings,
+    out: Annotated[Path, typer.Option("--out", help="folder for the boundaries", callback=folder)],
     step: Annotated[str, typer.Option(help="edit step: a time as 500, lambda=-1.2, or auto (by radius)")] = "auto",
-    latent: Annotated[str, typer.Option(help="z (the noisy image), h (the bottleneck) or both")] = "both",
-    inversion: Annotated[str, typer.Option(help="way to the step: PRESET/GRID@CALLS or a file")] = "ddim/uniform-t@40",
-    generation: Annotated[str, typer.Option(help="way from the step: the same")] = "ddim/uniform-t@40",
-    c: Annotated[float, typer.Option("--svm-c", help="penalty of the SVM")] = 1.0,
-    standardise: Annotated[bool, typer.Option("--standardise", help="fit to standardised coordinates")] = False,
-    eta: Annotated[float, typer.Option(min=0, max=1, help="noise on the way from the step, as DDIM's eta")] = 0.0,
-    eta_window: Annotated[str, typer.Option(help="share of that way in which it is on")] = "0:1",
-    rescale: Annotated[bool, typer.Option("--rescale", help="give z its old norm back after the edit")] = False,
-    examples: Examples = 200,
-    fit_way: FitWay = "ddim/uniform-t@40",
-    source: SourceOption = "images",
-    prompt: Prompt = "",
-    positive_prompt: PositivePrompt = "",
-    negative_prompt: NegativePrompt = "",
-    guidance: Guidance = 1.0,
-    features: Features = "auto",
-    judge: JudgeFolder = "",
-    judge_steps: JudgeSteps = 2500,
-    seed: Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="write boundaries also where classes do not separate")] = False,
     work: Work = None,
-    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Fit the boundaries of an attribute at a step: linear SVMs in z and h, with their held-out accuracy."""
-    from fewstep.pipeline import editing
-    from fewstep.search_spaces.edit import EditConfig
+    from fewstep.pipeline.editing import boundaries as editing
     from fewstep.tasks.editing.bench import make_bench
     from fewstep.tasks.editing.path import check_step, way_of
 
-    subject = _subject(
-        model=model, source=source, data=data, attribute=attribute, prompt=prompt, positive_prompt=positive_prompt,
-        negative_prompt=negative_prompt, guidance=guidance, fit_way=fit_way, examples=examples, features=features,
-        judge=judge, judge_steps=judge_steps, seed=seed,
-    )  # fmt: skip
-    bench = make_bench(subject, work or editing.cache_folder(), device)
+    bench = make_bench(_subject(subject), work or editing.cache_folder(), execution.device)
     noise = bench.files.noise
     lambda_ = editing.found_step(bench)[0].step if step == editing.AUTO else editing.parse_step(step, noise)
     check_step(lambda_, noise)
-    config = EditConfig.build(
-        step=lambda_, latent=latent, inversion=way_of(inversion), generation=way_of(generation), eta=eta,
-        eta_window=_window(eta_window), rescale=rescale,
-        boundary={"C": c, "standardise": standardise, "images": examples},
-    )  # fmt: skip
+    ways: dict[str, Any] = {name: way_of(edit[name]) for name in ("inversion", "generation") if name in edit}
+    boundary = {"images": bench.subject.examples, **edit.pop("boundary", {})}
+    fields: dict[str, Any] = {"latent": "both", **edit, **ways, "step": lambda_, "boundary": boundary}
+    config = EditConfig.build(**fields)
     boundaries = editing.fit(bench, config, out, force)
     facts = editing.facts_of(boundaries)
     if as_json:
@@ -119,7 +152,7 @@ def apply_command(
     as_json: AsJson = False,
 ) -> None:
     """Edit held-out images (or your own) at several strengths; 0 is the reconstruction, and reported as such."""
-    from fewstep.pipeline import editing
+    from fewstep.pipeline.editing import boundaries as editing
     from fewstep.tasks.editing.bench import make_bench
 
     subject, config, boundaries = editing.load_fit(boundary)
@@ -156,85 +189,47 @@ def _numbers(text: str) -> list[float]:
         raise ConfigurationError(f"strengths {text!r}: give numbers, as -3,0,3") from None
 
 
-def _window(text: str) -> tuple[float, float]:
-    from fewstep.errors import ConfigurationError
-
-    low, colon, high = text.partition(":")
-    try:
-        return float(low), float(high if colon else "1")
-    except ValueError:
-        raise ConfigurationError(f"eta window {text!r}: give shares of the way, as 0:0.5") from None
-
-
 @app.command("search")
+@options(subject=SUBJECT, chosen=SETTINGS, execution=EXECUTION)
 def search_command(
-    out: Annotated[Path, typer.Option("--out", help="directory of the search")],
-    model: Annotated[str, typer.Option("--model", help="a bundled model's name or a diffusers directory")] = "",
-    data: Data = "",
-    attribute: AttributeName = "",
+    subject: dict[str, Any],
+    chosen: dict[str, Any],
+    execution: ExecutionSettings,
+    out: Annotated[Path, typer.Option("--out", help="directory of the search", callback=folder)],
     step: Annotated[str, typer.Option(help="the one edit step, or auto: the search chooses among --steps")] = "auto",
     steps: Annotated[int, typer.Option(min=1, help="how many edit steps, even in time")] = 12,
     schedule: Schedules = None,
     keep: Annotated[str, typer.Option(help="decisions that are not searched, comma-separated")] = "",
-    sampler: Annotated[str, typer.Option(help="tpe, nsgaii or random (Optuna)")] = "tpe",
-    population: Annotated[int, typer.Option(min=2, help="of NSGA-II")] = 20,
-    budget: Annotated[int, typer.Option(min=1, help="denoiser calls of screened edits")] = 100_000,
-    most_calls: Annotated[int, typer.Option(min=0, help="bound on the calls of what is chosen; 0: none")] = 0,
-    screen_images: Annotated[int, typer.Option(min=2, help="images that an edit is first tried on")] = 64,
-    final_images: Annotated[int, typer.Option(min=2, help="images that the front is judged on")] = 200,
-    report_images: Annotated[int, typer.Option(min=2, help="held-out images of the report")] = 500,
-    examples: Examples = 200,
-    fit_way: FitWay = "dpm-solver-2m/uniform-t@10",
-    source: SourceOption = "images",
-    prompt: Prompt = "",
-    positive_prompt: PositivePrompt = "",
-    negative_prompt: NegativePrompt = "",
-    guidance: Guidance = 1.0,
-    features: Features = "auto",
-    judge: JudgeFolder = "",
-    judge_steps: JudgeSteps = 2500,
-    seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the search in --out")] = False,
-    executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
-    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
-    address: Annotated[str | None, typer.Option(help="join the Ray cluster at this address")] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server; by default a file in --out")] = None,
+    tracking_uri: Tracking = None,
     work: Work = None,
-    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Search edits for success, identity and few calls at once, and report the choice on images nothing has seen."""
     from fewstep.errors import ConfigurationError
-    from fewstep.pipeline import editing, editing_pictures
-    from fewstep.pipeline.commands.options import execution_settings
-    from fewstep.pipeline.editing_study import EditStudy
+    from fewstep.pipeline.editing import boundaries as editing
+    from fewstep.pipeline.editing import pictures as editing_pictures
+    from fewstep.pipeline.study import Study
+    from fewstep.search_spaces.point import edit_of
     from fewstep.tasks.editing.bench import make_bench
 
     cache = work or editing.cache_folder()
-    execution = execution_settings(executor=executor, workers=workers, address=address, device=device)
     if resume:
-        study = EditStudy.load(out, cache)
+        study = Study.load(out, cache)
     else:
-        subject = _subject(
-            model=model, source=source, data=data, attribute=attribute, prompt=prompt,
-            positive_prompt=positive_prompt, negative_prompt=negative_prompt, guidance=guidance, fit_way=fit_way,
-            examples=examples, features=features, judge=judge, judge_steps=judge_steps, seed=seed,
-        )  # fmt: skip
-        settings = _settings(
-            subject, step=step, steps=steps, schedules=schedule or [], keep=keep, sampler=sampler,
-            population=population, budget=budget, most_calls=most_calls, screen_images=screen_images,
-            final_images=final_images, report_images=report_images,
-        )  # fmt: skip
-        study = EditStudy(out, settings, cache)
+        settings = _settings(_subject(subject, SEARCH_FIT_WAY), step, steps, schedule or [], keep, chosen)
+        study = Study(out, settings, cache)
         if study.exists:
             raise ConfigurationError(f"{out} holds a study already: add --resume to go on, or choose another --out")
-    state = study.run(execution, None if as_json else _tell)
-    files = study.publish(state, typed())
-    found = state.chosen()
-    assert found is not None
-    config = found.candidate.config
-    (record,) = study.measure([("found", config)], state.report, execution)
-    bench = make_bench(study.settings.subject, cache, device)
+    if not isinstance(study.problem, EditProblem):
+        raise ConfigurationError(f"{out} holds no search of edits: go on with `fewstep search --resume --out {out}`")
+    files = study.run(execution, typed(), None if as_json else _tell).files
+    best = study.problem.chosen(study.state())
+    assert best is not None
+    config = edit_of(best.candidate.point)
+    assert config is not None
+    record = next(r for r in reversed(study.reported()) if r.candidate == best.candidate.hash)
+    bench = make_bench(study.problem.settings.subject, cache, execution.device)
     # What was found is tried, and reported as it is.
     editing.fit(bench, config, out, force=True)
     files["grid.png"] = editing_pictures.draw(editing_pictures.at_strengths(bench, config), out / "grid.png")
@@ -250,113 +245,33 @@ def search_command(
     )
 
 
-@app.command("table")
-def table_command(
-    model: Model,
-    data: Annotated[str, typer.Option("--data", help="data set name, or a folder of classes")],
-    attributes: Annotated[str, typer.Option(help="comma-separated; several classes of a side with +, as A+B/C")],
-    out: Annotated[Path, typer.Option("--out", help="searches that are kept; the same command goes on from there")],
-    steps: Annotated[int, typer.Option(min=1, help="how many edit steps, even in time")] = 12,
-    schedule: Schedules = None,
-    sampler: Annotated[str, typer.Option(help="tpe, nsgaii or random (Optuna)")] = "tpe",
-    budget: Annotated[int, typer.Option(min=1, help="denoiser calls of screened edits, an attribute")] = 100_000,
-    most_calls: Annotated[int, typer.Option(min=0, help="bound on the calls of what is chosen; 0: none")] = 40,
-    screen_images: Annotated[int, typer.Option(min=2, help="images that an edit is first tried on")] = 64,
-    final_images: Annotated[int, typer.Option(min=2, help="images that the front is judged on")] = 200,
-    report_images: Annotated[int, typer.Option(min=2, help="held-out images of the comparison")] = 500,
-    sweep_images: Annotated[int, typer.Option(min=2, help="held-out images of each edit step")] = 200,
-    published: Annotated[
-        bool, typer.Option("--published", help="add a row: t = 500 by DDIM's 40 + 40 calls at its best strength")
-    ] = False,
-    examples: Examples = 200,
-    fit_way: FitWay = "dpm-solver-2m/uniform-t@10",
-    judge: JudgeFolder = "",
-    judge_steps: JudgeSteps = 2500,
-    seed: Seed = 0,
-    csv: Annotated[Path | None, typer.Option(help="copy the comparison here")] = None,
-    steps_csv: Annotated[Path | None, typer.Option(help="copy the sweep over edit steps here")] = None,
-    plot: Annotated[Path | None, typer.Option(help="picture of originals and edits")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="put the tables between this file's edits-DATA markers")] = None,
-    summary: Annotated[
-        Path | None, typer.Option(help="put the found edits alone between this file's edits-found markers")
-    ] = None,
-    executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
-    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
-    work: Work = None,
-    device: Device = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """Search each attribute, then compare the choice with the published setting and with every other edit step."""
-    from dataclasses import asdict
-
-    from fewstep.files import write_text
-    from fewstep.pipeline import editing, editing_page, editing_pictures, editing_table
-    from fewstep.pipeline.commands.options import execution_settings
-    from fewstep.pipeline.reports.markdown import insert_between_markers
-
-    execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
-    results = []
-    for name in (part.strip().replace("+", ",") for part in attributes.split(",") if part.strip()):
-        subject = _subject(
-            model=model, data=data, attribute=name, fit_way=fit_way, examples=examples, judge=judge,
-            judge_steps=judge_steps, seed=seed,
-        )  # fmt: skip
-        settings = _settings(
-            subject, step="auto", steps=steps, schedules=schedule or [], keep="", sampler=sampler, population=20,
-            budget=budget, most_calls=most_calls, screen_images=screen_images, final_images=final_images,
-            report_images=report_images,
-        )  # fmt: skip
-        folder = out / name.replace("/", "-vs-").replace(",", "+")
-        tell = None if as_json else _tell
-        cache = work or editing.cache_folder()
-        results.append(
-            editing_table.run_attribute(folder, settings, execution, cache, sweep_images, published, typed(), tell)
-        )
-        texts = {
-            "edits.csv": editing_table.edits_csv(results, typed(), seed),
-            "steps.csv": editing_table.steps_csv(results, typed(), seed),
-        }
-        files = {file: write_text(out / file, text) for file, text in texts.items()}
-    for target, file in ((csv, "edits.csv"), (steps_csv, "steps.csv")):
-        if target is not None:
-            write_text(target, texts[file])
-    if markdown is not None:
-        insert_between_markers(markdown, editing_page.page(results, typed(), seed), f"edits-{Path(data).name}")
-    if summary is not None:
-        insert_between_markers(summary, editing_page.summary(results, typed(), seed), "edits-found")
-    picture = plot or out / "edits.png"
-    files["edits.png"] = editing_pictures.draw([p for r in results for p in r.pictures], picture, TABLE_PIXELS)
-    rows = [row for r in results for row in r.rows]
-    if as_json:
-        print_json({"rows": [asdict(r) for r in rows], "steps": [asdict(s) for r in results for s in r.steps]})
-        return
-    for row in rows:
-        typer.echo(
-            f"{row.attribute:14} {row.method:20} {row.nfe:3} calls  success {row.success:.2f}  identity "
-            f"{row.identity:.2f}  {row.metric} {row.frechet:.2f}"
-        )
-
-
-def _settings(subject: Any, **given: Any) -> Any:
-    from fewstep.errors import ConfigurationError
-    from fewstep.pipeline import editing
-    from fewstep.pipeline.editing_settings import EditSettings
-    from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
+def _settings(
+    subject: EditSubject, step: str, steps: int, files: list[Path], keep: str, chosen: dict[str, Any]
+) -> EditSettings:
+    from fewstep.pipeline.editing import boundaries as editing
+    from fewstep.search_spaces.edit import BoundaryConfig
     from fewstep.search_spaces.schedule import load_schedule
     from fewstep.tasks.models.files import find_model
 
-    if not subject.model:
-        raise ConfigurationError("say which model to edit with: --model NAME or --model DIRECTORY")
     noise = find_model(subject.model).noise
-    grid = editing.step_grid(noise, given.pop("steps"))
-    step = given.pop("step")
-    chosen = grid if step == editing.AUTO else (editing.parse_step(step, noise),)
-    base = EditConfig.build(step=_base_step(chosen, noise), boundary=BoundaryConfig(images=subject.examples))
-    kept = tuple(part.strip() for part in given.pop("keep").split(",") if part.strip())
-    schedules = tuple(load_schedule(path) for path in given.pop("schedules"))
+    grid = editing.step_grid(noise, steps)
+    among = grid if step == editing.AUTO else (editing.parse_step(step, noise),)
+    base = EditConfig.build(step=_base_step(among, noise), boundary=BoundaryConfig(images=subject.examples))
+    kept = tuple(part.strip() for part in keep.split(",") if part.strip())
+    schedules = tuple(load_schedule(path) for path in files)
     name = f"edit-{subject.attribute or 'prompted'}"
-    fields = {"study": name, "subject": subject, "steps": chosen, "base": base, "kept": kept, "schedules": schedules}
-    return EditSettings.build(**fields, **given)
+    return built(
+        EditSettings,
+        {
+            **chosen,
+            "study": name,
+            "subject": subject,
+            "steps": among,
+            "base": base,
+            "kept": kept,
+            "schedules": schedules,
+        },
+    )
 
 
 def _base_step(steps: tuple[float, ...], noise: Any) -> float:
@@ -378,12 +293,12 @@ def _track(study: Any, files: dict[str, Path], uri: str | None) -> str:
     import sys
 
     from fewstep.errors import StorageError, TrackingError
-    from fewstep.pipeline.editing_state import FINALS, SCREEN
     from fewstep.storage.tracking import default_tracking_uri, sync
 
-    target = uri or default_tracking_uri(study.root)
+    target, ladder = uri or default_tracking_uri(study.root), study.problem.ladder
+    rungs = {"rung": ladder.screen.name, "front_rung": ladder.finals.name}
     try:
-        sync(study.store, study.settings.study, target, artifacts=files, rung=SCREEN, front_rung=FINALS)
+        sync(study.store, study.settings.study, target, artifacts=files, **rungs)
     except (TrackingError, StorageError) as error:
         print(f"warning: {' '.join(str(error).split())}; the search in {study.root} is whole", file=sys.stderr)
     return str(target)

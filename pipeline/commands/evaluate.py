@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from fewstep.errors import ConfigurationError
-from fewstep.pipeline.commands.options import (
-    AsJson,
-    Classifier,
-    ClassifierScale,
-    Device,
-    Features,
-    Guidance,
-    JudgeName,
-    Labels,
-    Model,
-    NegativePrompt,
-    Prompts,
-    Quantized,
-    Reference,
-    Seed,
-    Source,
-    SourceSeed,
-    Statistics,
-    conditions,
-    print_json,
-)
+from fewstep.pipeline.commands.fields import EXECUTION, SUBJECT, options
+from fewstep.pipeline.commands.options import AsJson, Seed, print_json
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import SubjectSettings
 
 NAME = "evaluate"
 
 
+@options(subject=SUBJECT, execution=EXECUTION)
 def command(
-    model: Model,
+    subject: SubjectSettings,
+    execution: ExecutionSettings,
     schedule: Annotated[str | None, typer.Option(help="a schedule's JSON file, or PRESET/GRID@CALLS")] = None,
     ode: Annotated[
         str | None, typer.Option(help="an ODE solver instead: dopri5 (adaptive), or euler, midpoint, heun as heun@6")
@@ -44,67 +29,25 @@ def command(
     images: Annotated[int, typer.Option(min=2, help="how many images to sample")] = 5000,
     out: Annotated[Path, typer.Option(help="tables that keep the result and its moments")] = Path("runs/evaluations"),
     seed: Seed = 1_000_003,
-    features: Features = "auto",
-    reference: Reference = "auto",
-    labels: Labels = "none",
-    guidance: Guidance = 1.0,
-    prompts: Prompts = None,
-    negative_prompt: NegativePrompt = "",
-    classifier: Classifier = "",
-    classifier_scale: ClassifierScale = 0.0,
-    source: Source = "",
-    source_seed: SourceSeed = 0,
-    statistics: Statistics = "",
-    judge: JudgeName = "",
-    quantized: Quantized = "",
-    integer: Annotated[bool, typer.Option("--integer", help="run the quantised network in 8-bit integers")] = False,
-    executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
-    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
-    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a schedule or an ODE solver.
 
     The same evaluation is never computed twice; more images compute only the new ones.
     """
-    from fewstep.pipeline.campaign import Subject, evaluate
-    from fewstep.pipeline.commands.options import execution_settings
-    from fewstep.search_spaces.ode import parse_ode
-    from fewstep.tasks.models.files import find_model
-    from fewstep.tasks.sampling.grids import parse_schedule
+    from fewstep.pipeline.api import chosen_sampler, evaluate_subject
 
-    if (schedule is None) == (ode is None):
-        raise ConfigurationError("say what to evaluate: --schedule FILE or PRESET/GRID@CALLS, or --ode SOLVER")
-    execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
-    asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale, source, source_seed)
-    if integer and not quantized:
-        raise ConfigurationError("--integer runs a quantised network: give its folder as --quantized")
-    runtime: Literal["reference", "integer"] = "integer" if integer else "reference"
-    if integer and ode == "dopri5":
-        raise ConfigurationError("integers run at one time a batch, dopri5 at one an image: leave --integer out")
-    subject = Subject(model, features, reference, asked, statistics, quantized, runtime, judge)
-    sampler = parse_ode(ode, atol, rtol) if ode is not None else parse_schedule(str(schedule), find_model(model).noise)
-    (record,) = evaluate(subject, [sampler], images, seed, out, execution)
-    nfe = record.metrics.get("nfe", record.nfe)
+    sampler = chosen_sampler(subject, schedule, ode, rtol, atol)
+    found = evaluate_subject(subject, sampler, images, seed, out, execution)
     if as_json:
-        print_json(
-            {
-                "model": record.model,
-                "schedule": record.candidate,
-                "nfe": nfe,
-                "metric": record.features,
-                "value": record.value,
-                "low": record.low,
-                "high": record.high,
-                "images": record.images,
-                "seed": record.seed,
-                "denoiser_calls": record.denoiser_calls,
-                **{name: value for name, value in record.metrics.items() if name.startswith("accuracy")},
-            }
-        )
+        print_json({name: value for name, value in asdict(found).items() if name in FIGURES or value is not None})
         return
-    ends = "" if record.low is None else f" ({record.low:.4f} to {record.high:.4f})"
-    typer.echo(f"{record.features} {record.value:.4f}{ends} at NFE {nfe:g}, {record.images:,} images")
-    if "accuracy" in record.metrics:
-        low, high = record.metrics["accuracy_low"], record.metrics["accuracy_high"]
-        typer.echo(f"accuracy {record.metrics['accuracy']:.4f} ({low:.4f} to {high:.4f}) by judge {judge}")
+    ends = "" if found.low is None else f" ({found.low:.4f} to {found.high:.4f})"
+    typer.echo(f"{found.metric} {found.value:.4f}{ends} at NFE {found.nfe:g}, {found.images:,} images")
+    if found.accuracy is not None:
+        interval = f"({found.accuracy_low:.4f} to {found.accuracy_high:.4f})"
+        typer.echo(f"accuracy {found.accuracy:.4f} {interval} by judge {subject.judge}")
+
+
+# Printed in any case; others where there are any.
+FIGURES = ("low", "high")

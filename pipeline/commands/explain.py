@@ -7,45 +7,27 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.pipeline.commands.options import (
-    AsJson,
-    Device,
-    Features,
-    Guidance,
-    Labels,
-    Model,
-    Quantized,
-    Reference,
-    Seed,
-    Statistics,
-    conditions,
-    print_json,
-    typed,
-)
+from fewstep.pipeline.commands.fields import EXECUTION, UNJUDGED, options
+from fewstep.pipeline.commands.options import AsJson, Csv, Plot, Seed, folder, print_json, typed
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import SubjectSettings
 
 NAME = "explain"
 
 
+@options(subject=UNJUDGED, execution=EXECUTION)
 def command(
+    subject: SubjectSettings,
+    execution: ExecutionSettings,
     schedule: Annotated[str, typer.Argument(help="the JSON file of a found or refined schedule")],
-    model: Model,
     images: Annotated[int, typer.Option(min=750, help="images of each variant, a multiple of 250")] = 5000,
-    out: Annotated[Path, typer.Option(help="tables that keep the results; the same command goes on")] = Path(
-        "runs/explain"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="tables that keep the results; the same command goes on", callback=folder)
+    ] = Path("runs/explain"),
     each_step: Annotated[bool, typer.Option(help="put back decisions of single steps too")] = True,
     seed: Seed = 1_000_003,
-    features: Features = "auto",
-    reference: Reference = "auto",
-    labels: Labels = "none",
-    guidance: Guidance = 1.0,
-    statistics: Statistics = "",
-    quantized: Quantized = "",
-    csv: Annotated[Path | None, typer.Option(help="copy the table here")] = None,
-    plot: Annotated[Path | None, typer.Option(help="copy the picture here (.png, .svg or .pdf)")] = None,
-    executor: Annotated[str, typer.Option(help="ray or in-process")] = "in-process",
-    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
-    device: Device = "cpu",
+    csv: Csv = None,
+    plot: Plot = None,
     as_json: AsJson = False,
 ) -> None:
     """Put back one decision at a time to the nearest stock schedule, and compare on the same noise.
@@ -54,20 +36,17 @@ def command(
     """
     from fewstep.dashboards.drawings import save_schedules
     from fewstep.files import write_text
-    from fewstep.pipeline.campaign import Subject
-    from fewstep.pipeline.commands.options import execution_settings
+    from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.explain import explain
     from fewstep.pipeline.reports.csv import results_csv
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.sampling.grids import parse_schedule
 
-    found = parse_schedule(schedule, find_model(model, quantized).noise)
-    subject = Subject(model, features, reference, conditions(labels, guidance), statistics, quantized)
-    execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
+    found = parse_schedule(schedule, find_model(subject.model, subject.quantized).noise)
     tell = None if as_json else _tell
-    told = explain(found, subject, images, seed, out, execution, each_step, tell)
+    told = explain(found, subject_of(subject), images, seed, out, execution, each_step, tell)
     notes = {"difference": "of the schedule with that decision put back, minus the whole one, on the same noise"}
-    text = results_csv(told.rows, typed(), {"report": seed}, notes)
+    text = results_csv(told.rows, typed(), {"report": seed}, notes, told.records)
     files = [write_text(path, text) for path in (out / "explain.csv", csv) if path is not None]
     title = found.name or found.hash
     pair = [(title, found), (f"{told.nearest.name}, the nearest preset", told.nearest)]

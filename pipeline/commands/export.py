@@ -9,21 +9,35 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.commands.options import AsJson, Device, Statistics, print_json
+from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
+from fewstep.pipeline.commands.options import AsJson, folder, print_json
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import SubjectSettings
+from fewstep.pipeline.values import built
 
 NAME = "export"
 
 
+# A study says these itself; what is given goes before it.
+ASKED = Fields(
+    SubjectSettings,
+    without=("judge", "integer", "quantized"),
+    texts={"model": "the model of --schedule: a bundled model's name or a diffusers directory"},
+    partial=True,
+    shows_defaults=False,
+)
+
+
+@options(asked=ASKED, execution=EXECUTION)
 def command(
-    out: Annotated[Path, typer.Option(help="folder for the scheduler")],
+    asked: dict[str, Any],
+    execution: ExecutionSettings,
+    out: Annotated[Path, typer.Option(help="folder for the scheduler", callback=folder)],
     study: Annotated[Path | None, typer.Option(help="directory of a finished search: all its schedules")] = None,
     schedule: Annotated[list[Path] | None, typer.Option(help="a schedule's JSON file; may be repeated")] = None,
-    model: Annotated[str | None, typer.Option(help="the model of --schedule: a name or a directory")] = None,
-    statistics: Statistics = "",
     stock: Annotated[bool, typer.Option("--stock", help="also find and measure stock schedulers")] = False,
     images: Annotated[int, typer.Option(min=750, help="images of the measurement")] = 5000,
     tables: Annotated[Path, typer.Option(help="tables that keep the measurements")] = Path("runs/evaluations"),
-    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Write a FewStepScheduler that any diffusers pipeline of this model can use.
@@ -31,20 +45,21 @@ def command(
     With --stock, stock.json names for each schedule the stock scheduler and timesteps that come nearest, with
     both Frechet distances measured on the same fresh noise: what is lost without fewstep at run time.
     """
-    from fewstep.pipeline.campaign import Subject
-    from fewstep.pipeline.executors.base import ExecutionSettings
+    from fewstep.files import write_text
+    from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.projection import measured_projection
     from fewstep.search_spaces.schedule import load_schedule
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.models.statistics import ModelStatistics
     from fewstep.tasks.sampling.scheduler import FewStepScheduler
 
-    if study is not None and not schedule and not model:
-        subject, paths = _of_study(study, statistics)
-    elif schedule and model and study is None:
-        subject, paths = Subject(model, statistics=statistics), schedule
+    if study is not None and not schedule and "model" not in asked:
+        settings, paths = _of_study(study, asked)
+    elif schedule and "model" in asked and study is None:
+        settings, paths = built(SubjectSettings, asked), schedule
     else:
         raise ConfigurationError("say what to export: --study DIR, or --schedule FILE together with --model")
+    subject = subject_of(settings)
     schedules, files = [load_schedule(str(path)) for path in paths], find_model(subject.model)
     made = FewStepScheduler.from_schedules(
         schedules,
@@ -56,10 +71,9 @@ def command(
     made.save_pretrained(out)
     rows = []
     if stock:
-        execution = ExecutionSettings(executor="in-process", device=device)
         for calls in sorted(made.schedules):
             rows.append(measured_projection(made.schedules[calls], subject, images, tables, execution))
-        (out / "stock.json").write_text(json.dumps(rows, indent=2) + "\n")
+        write_text(out / "stock.json", json.dumps(rows, indent=2) + "\n")
     if as_json:
         print_json({"folder": out, "nfes": sorted(made.schedules), "stock": rows})
         return
@@ -74,15 +88,16 @@ def command(
     _warn(schedules)
 
 
-def _of_study(study: Path, statistics: str) -> tuple[Any, list[Path]]:
-    from fewstep.pipeline.campaign import Subject
+def _of_study(study: Path, asked: dict[str, Any]) -> tuple[SubjectSettings, list[Path]]:
     from fewstep.pipeline.study import Study
 
     found = Study.load(study)
-    s, paths = found.settings, found.schedules()
+    s, paths = found.problem.subject, found.schedules()
     if not paths:
         raise ConfigurationError(f"{study} holds no found schedule yet: let the search end (`fewstep search --resume`)")
-    return Subject(s.model, s.features, s.reference, s.conditions, statistics or s.statistics), list(paths.values())
+    fields = {name: getattr(s, name) for name in ("model", "features", "reference", "statistics")}
+    conditions = s.conditions.model_dump() | asked.pop("conditions", {})
+    return built(SubjectSettings, {**fields, **asked, "conditions": conditions}), list(paths.values())
 
 
 def _span(figure: dict[str, float | None]) -> str:

@@ -7,18 +7,10 @@ from typing import Annotated
 
 import typer
 
-from fewstep.pipeline.commands.options import (
-    AsJson,
-    Device,
-    Guidance,
-    Labels,
-    Model,
-    NegativePrompt,
-    Prompts,
-    Statistics,
-    conditions,
-    print_json,
-)
+from fewstep.pipeline.commands.fields import DEVICE, Fields, options
+from fewstep.pipeline.commands.options import AsJson, print_json
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import SubjectSettings
 
 NAME = "quantize"
 Config = Annotated[
@@ -30,18 +22,17 @@ Config = Annotated[
 ]
 
 
+SUBJECT = Fields(SubjectSettings, without=("features", "reference", "quantized", "integer", "judge"))
+
+
+@options(subject=SUBJECT, execution=DEVICE)
 def command(
-    model: Model,
+    subject: SubjectSettings,
+    execution: ExecutionSettings,
     schedule: Annotated[str, typer.Option(help="what it will sample with: a schedule's file, or PRESET/GRID@CALLS")],
     out: Annotated[Path, typer.Option(help="folder to write")],
     config: Config = "w4a8-tfmq-full",
     work: Annotated[Path | None, typer.Option(help="keeps what a killed calibration had finished")] = None,
-    labels: Labels = "none",
-    guidance: Guidance = 1.0,
-    prompts: Prompts = None,
-    negative_prompt: NegativePrompt = "",
-    statistics: Statistics = "",
-    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Quantise a model's network for a schedule: weights packed, temporal features kept (TFMQ-DM).
@@ -60,11 +51,11 @@ def command(
 
     if out.exists():
         raise ConfigurationError(f"--out {out} is there already: choose another name, or delete it to quantise again")
+    device, asked = execution.device, subject.conditions
     check_device(device)
-    files = find_model(model)
-    asked = conditions(labels, guidance, prompts, negative_prompt)
-    asked.check(files.null_label, files.text)
-    learned = ModelStatistics.load_for(Path(statistics), files) if statistics else None
+    files = find_model(subject.model)
+    asked.check(files.null_label, files.text, files.shown)
+    learned = ModelStatistics.load_for(Path(subject.statistics), files) if subject.statistics else None
     recipe = Recipe(parse_config(config), parse_schedule(schedule, files.noise), asked, learned)
     kept = work or Path.home() / ".cache" / "fewstep" / "calibrations"
     with QuantizeDisplay(quiet=as_json) as display:

@@ -7,58 +7,53 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.pipeline.commands.options import (
-    AsJson,
-    Device,
-    Features,
-    Guidance,
-    Labels,
-    Model,
-    Reference,
-    Seed,
-    Statistics,
-    conditions,
-    print_json,
-)
+from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
+from fewstep.pipeline.commands.options import AsJson, print_json, writable
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import SubjectSettings
+from fewstep.pipeline.values import built
+from fewstep.tasks.refinement.plan import RefinePlan
 
 NAME = "refine"
-Parts = Annotated[str, typer.Option(help="what is tuned, comma-separated: times, relaxations, shifts, points, outputs")]
-ALL_PARTS = "times,relaxations,shifts,points,outputs"
+SUBJECT = Fields(SubjectSettings, without=("quantized", "integer", "judge"))
+PLAN = Fields(
+    RefinePlan,
+    without=("distance", "images", "check_every", "average"),
+    texts={
+        "parts": "what is tuned, comma-separated",
+        "window": "newest calls whose coefficients are tuned; 0: all",
+        "validation": "noises that choose among iterates",
+        "batch": "noises an iteration",
+        "iterations": "steps of Adam",
+        "seed": "seed of the noise that start and results are judged on",
+    },
+    partial=True,
+)
 
 
+@options(subject=SUBJECT, plan=PLAN, execution=EXECUTION)
 def command(
+    subject: SubjectSettings,
+    plan: dict[str, Any],
+    execution: ExecutionSettings,
     schedule: Annotated[str, typer.Argument(help="a schedule's JSON file, or PRESET/GRID@CALLS")],
-    model: Model,
-    to: Annotated[Path | None, typer.Option("--to", help="where the refined schedule is written")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="where the refined schedule is written", callback=writable)
+    ] = None,
     out: Annotated[Path, typer.Option(help="progress and tables; the same command goes on from there")] = Path(
         "runs/refinement"
     ),
     teacher: Annotated[str, typer.Option(help="PRESET/GRID@CALLS, or a schedule's file")] = (
         "unipc-2-bh2/karras-zero@64"
     ),
-    parts: Parts = ALL_PARTS,
-    window: Annotated[int, typer.Option(min=0, help="newest calls whose coefficients are tuned; 0: all")] = 0,
     distance: Annotated[
         str, typer.Option(help="to the teacher by network (its middle block), pixel, features; or reference, moments")
     ] = "network",
     images: Annotated[
         int | None, typer.Option(min=2, help="noises that are tuned on [default: 256, of moments 1,000]")
     ] = None,
-    validation: Annotated[int, typer.Option(min=2, help="noises that choose among iterates")] = 128,
-    batch: Annotated[int, typer.Option(min=1, help="noises an iteration")] = 16,
-    iterations: Annotated[int, typer.Option(min=1, help="steps of Adam")] = 300,
-    speed: Annotated[float, typer.Option(help="all step sizes times this")] = 1.0,
     limit: Annotated[int, typer.Option(min=1, help="denoiser calls at most, of moments")] = 100_000,
     judge_images: Annotated[int, typer.Option(min=2, help="images that start and results are judged on")] = 2000,
-    seed: Seed = 0,
-    features: Features = "auto",
-    reference: Reference = "auto",
-    labels: Labels = "none",
-    guidance: Guidance = 1.0,
-    statistics: Statistics = "",
-    executor: Annotated[str, typer.Option(help="ray or in-process, for the judgement")] = "in-process",
-    workers: Annotated[int, typer.Option(min=0, help="Ray actors; 0: one a core, or one a GPU")] = 0,
-    device: Device = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast the denoiser calls, run nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -72,40 +67,27 @@ def command(
     A backward pass through a denoiser call counts as two calls. Killed, the same command goes on.
     """
     from fewstep.files import write_text
-    from fewstep.pipeline.campaign import Subject
-    from fewstep.pipeline.commands.options import execution_settings
+    from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.refinement import KINDS, judge, published, refine
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.refinement.moment_plan import MomentPlan
-    from fewstep.tasks.refinement.plan import RefinePlan
     from fewstep.tasks.sampling.grids import parse_schedule
 
-    files = find_model(model)
+    files, asked = find_model(subject.model), subject_of(subject)
     start, many = parse_schedule(schedule, files.noise), parse_schedule(teacher, files.noise)
-    plan: RefinePlan | MomentPlan
+    seed = built(RefinePlan, plan).seed
+    wanted: RefinePlan | MomentPlan
     if distance == "moments":
-        plan = MomentPlan.apart(images or 1000, limit, seed)
+        wanted = MomentPlan.apart(images or 1000, limit, seed)
     else:
-        plan = RefinePlan.build(
-            parts=tuple(part.strip() for part in parts.split(",") if part.strip()),
-            window=window,
-            distance=distance,
-            images=images or 256,
-            validation=validation,
-            batch=batch,
-            iterations=iterations,
-            speed=speed,
-            seed=seed,
-        )
-    most = plan.calls(start.nfe, many.nfe)
+        wanted = built(RefinePlan, {**plan, "distance": distance, "images": images or 256})
+    most = wanted.calls(start.nfe, many.nfe)
     results = 2 if distance == "moments" else 3
     if dry_run:
         _say({"refinement_calls_at_most": most, "judging_calls": results * judge_images * start.nfe}, as_json)
         return
-    subject = Subject(model, features, reference, conditions(labels, guidance), statistics)
-    execution = execution_settings(executor=executor, workers=workers, address=None, device=device)
-    refined = refine(subject, start, many, plan, out, device, None if as_json else _tell)
-    judged = judge(subject, refined, judge_images, seed, out, execution)
+    refined = refine(asked, start, many, wanted, out, execution.device, None if as_json else _tell)
+    judged = judge(asked, refined, judge_images, seed, out, execution)
     name = f"{start.name or start.hash}, refined" if judged.kind != "start" else start.name
     path = to or out / "schedules" / f"{start.hash}-refined.json"
     write_text(path, published(judged, name).to_json(indent=2) + "\n")

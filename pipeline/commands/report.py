@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fewstep.errors import ConfigurationError, DamagedFileError
-from fewstep.pipeline.commands.options import AsJson, Out, print_json
+from fewstep.pipeline.commands.options import AsJson, Out, Tracking, print_json, writable
 
 NAME = "report"
 LISTED = ["nfe", "value", "trial", "candidate", "origin", "images", "denoiser_calls"]
@@ -23,45 +23,36 @@ def _results_csv(out: Path) -> str:
 
 def command(
     out: Out,
-    html: Annotated[Path | None, typer.Option(help="write one self-contained page here")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="put the table between this file's results markers")] = None,
-    csv: Annotated[Path | None, typer.Option(help="copy the study's results.csv here")] = None,
+    html: Annotated[Path | None, typer.Option(help="write one self-contained page here", callback=writable)] = None,
+    csv: Annotated[Path | None, typer.Option(help="copy the study's results.csv here", callback=writable)] = None,
     top: Annotated[int, typer.Option(min=0, help="list this many of the best candidates of each NFE as judged")] = 0,
     sync: Annotated[bool, typer.Option("--sync", help="log the study to the tracking server again")] = False,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server or database [default: in --out]")] = None,
+    tracking_uri: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
     """Read a study's tables. Damaged files are skipped and named, with exit code 2."""
     from rich.console import Console
 
     from fewstep.files import write_text
-    from fewstep.pipeline.commands.publishing import log, write_report
     from fewstep.pipeline.display import mlflow_command, plain_table, results_table
-    from fewstep.pipeline.final import report_rows
-    from fewstep.pipeline.reports.markdown import insert_between_markers, results_markdown
+    from fewstep.pipeline.publishing import log, write_report
     from fewstep.pipeline.study import Study
     from fewstep.storage.queries import leaderboard
 
     study = Study.load(out)
     records = study.store.evaluations.records(where={"study": study.settings.study})
-    rows = report_rows(study.state(), records)
+    rows = study.problem.report_rows(study.state(), study.reported())
     shown: dict[str, object] = {"study": study.settings.study, "evaluations": len(records)}
     if html is not None:
         shown["html"] = write_report(study, html)
     if csv is not None:
         shown["csv"] = write_text(csv, _results_csv(out))
-    if markdown is not None:
-        header = [line[2:] for line in _results_csv(out).splitlines() if line.startswith("# ")]
-        images = max((r.images for r in rows), default=0)
-        metric = rows[0].metric if rows else "nothing"
-        note = f"{metric}, {images:,} images, lower is better. " + "; ".join(header) + "."
-        insert_between_markers(markdown, results_markdown(rows, note))
     if sync:
         shown["browse"] = mlflow_command(log(study, tracking_uri))
     best = (
         [
             candidate
-            for nfe in study.settings.nfes
+            for nfe in sorted({record.nfe for record in records})
             for candidate in leaderboard(study.store, study.settings.study, nfe=nfe, top=top)[LISTED].to_dict("records")
         ]
         if top

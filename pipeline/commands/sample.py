@@ -7,64 +7,42 @@ from typing import Annotated
 
 import typer
 
-from fewstep.pipeline.commands.options import (
-    AsJson,
-    Classifier,
-    ClassifierScale,
-    Device,
-    Guidance,
-    Labels,
-    Model,
-    NegativePrompt,
-    Prompts,
-    Quantized,
-    Seed,
-    Source,
-    SourceSeed,
-    Statistics,
-    conditions,
-    print_json,
-)
+from fewstep.pipeline.commands.fields import DEVICE, UNMEASURED, options
+from fewstep.pipeline.commands.options import AsJson, Seed, folder, print_json
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import SubjectSettings
 
 NAME = "sample"
 
 
+@options(subject=UNMEASURED, execution=DEVICE)
 def command(
-    model: Model,
+    subject: SubjectSettings,
+    execution: ExecutionSettings,
     schedule: Annotated[str, typer.Option(help="a schedule's JSON file, or PRESET/GRID@CALLS")],
-    out: Annotated[Path, typer.Option(help="folder for the images")] = Path("samples"),
+    out: Annotated[Path, typer.Option(help="folder for the images", callback=folder)] = Path("samples"),
     count: Annotated[int, typer.Option(min=1, help="how many images")] = 64,
     seed: Seed = 0,
-    labels: Labels = "none",
-    guidance: Guidance = 1.0,
-    prompts: Prompts = None,
-    negative_prompt: NegativePrompt = "",
-    classifier: Classifier = "",
-    classifier_scale: ClassifierScale = 0.0,
-    source: Source = "",
-    source_seed: SourceSeed = 0,
-    statistics: Statistics = "",
-    quantized: Quantized = "",
-    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Write `count` images as PNG files named by their index: image i depends on (seed, i) alone."""
     from PIL import Image
 
+    from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.reports.pictures import to_pixels
+    from fewstep.search_spaces.point import as_point
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.sampling.grids import parse_schedule
-    from fewstep.tasks.worker import Worker, WorkerSettings
+    from fewstep.tasks.work import WorkerSettings
+    from fewstep.tasks.worker import Worker
 
-    parsed = parse_schedule(schedule, find_model(model).noise)
-    asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale, source, source_seed)
-    settings = WorkerSettings(model, device=device, conditions=asked, statistics=statistics, quantized=quantized)
-    worker = Worker(settings, features=False)
-    pixels = to_pixels(worker.sample(parsed.to_json(), seed, 0, count).cpu().numpy())
+    parsed = parse_schedule(schedule, find_model(subject.model).noise)
+    worker = Worker(WorkerSettings(subject_of(subject), execution.device))
+    pixels = to_pixels(worker.render(as_point(parsed), seed, 0, count).cpu().numpy())
     out.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(pixels):
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(out / f"{i:06d}.png")
     if as_json:
-        print_json({"folder": out, "images": count, "nfe": parsed.nfe, "denoiser_calls": worker.denoiser.calls})
+        print_json({"folder": out, "images": count, "nfe": parsed.nfe, "denoiser_calls": worker.calls})
     else:
         typer.echo(f"{count} images at {parsed.nfe} calls each in {out}")

@@ -14,10 +14,10 @@ import typer
 
 from fewstep.errors import ConfigurationError, DataError, ScheduleError
 from fewstep.pipeline.commands.options import AsJson, Model, print_json
-from fewstep.search_spaces.formula import Formula
-from fewstep.search_spaces.published import read_published
-from fewstep.search_spaces.published_files import find_published, read_json
 from fewstep.search_spaces.schedule import MIN_GAP, SolverSchedule, load_schedule
+from fewstep.search_spaces.schedule.formula import Formula
+from fewstep.search_spaces.schedule.published import read_published
+from fewstep.search_spaces.schedule.published_files import find_published, read_json
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 
 NAME = "schedule"

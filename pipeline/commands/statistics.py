@@ -9,40 +9,28 @@ from typing import Annotated
 import typer
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.commands.options import (
-    AsJson,
-    Classifier,
-    ClassifierScale,
-    Device,
-    Guidance,
-    Labels,
-    Model,
-    NegativePrompt,
-    Prompts,
-    Seed,
-    conditions,
-    print_json,
-)
+from fewstep.pipeline.commands.fields import DEVICE, Fields, options
+from fewstep.pipeline.commands.options import AsJson, Seed, print_json, writable
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import SubjectSettings
 
 NAME = "statistics"
 
 
+SUBJECT = Fields(SubjectSettings, without=("features", "reference", "statistics", "quantized", "integer", "judge"))
+
+
+@options(subject=SUBJECT, execution=DEVICE)
 def command(
-    model: Model,
-    out: Annotated[Path, typer.Option(help="the file to write, NAME.safetensors")],
+    subject: SubjectSettings,
+    execution: ExecutionSettings,
+    out: Annotated[Path, typer.Option(help="the file to write, NAME.safetensors", callback=writable)],
     points: Annotated[int, typer.Option(min=3, help="lambdas on a uniform grid over the model's range")] = 64,
     trajectories: Annotated[int, typer.Option(min=1, help="images to sample; the error falls with their root")] = 256,
     steps: Annotated[int, typer.Option(min=1, help="solver steps from one grid point to the next")] = 4,
     batch: Annotated[int, typer.Option(min=1, help="images at once; a kill loses at most one batch")] = 32,
     mean_only: Annotated[bool, typer.Option("--mean-only", help="only the mean image, without l, s and b")] = False,
     seed: Seed = 2_000_003,
-    device: Device = "cpu",
-    labels: Labels = "none",
-    guidance: Guidance = 1.0,
-    prompts: Prompts = None,
-    negative_prompt: NegativePrompt = "",
-    classifier: Classifier = "",
-    classifier_scale: ClassifierScale = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Measure DPM-Solver-v3's statistics and the mean image from the model's own samples.
@@ -52,18 +40,18 @@ def command(
     from fewstep.tasks.models.denoiser import Denoiser
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.models.statistics import ModelStatistics
-    from fewstep.tasks.sampling.empirical import MeasurePlan, Subject, measure
+    from fewstep.tasks.sampling import empirical
     from fewstep.tasks.worker import check_device
 
     if out.exists():
         raise ConfigurationError(f"--out {out} is there already: choose another name, or delete it to measure again")
+    device, asked = execution.device, subject.conditions
     check_device(device)
-    files = find_model(model)
-    asked = conditions(labels, guidance, prompts, negative_prompt, classifier, classifier_scale)
-    plan = MeasurePlan(points, trajectories, steps, seed, batch, mean_only)
+    files = find_model(subject.model)
+    plan = empirical.MeasurePlan(points, trajectories, steps, seed, batch, mean_only)
     denoiser = Denoiser(files, device, asked)
     identity = f"{files.hash} {asked.hash}"
-    subject = Subject(denoiser.on, files.noise, files.prediction_type, files.shape, device, identity)
+    measured = empirical.Subject(denoiser.on, files.noise, files.prediction_type, files.shape, device, identity)
     partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -71,7 +59,7 @@ def command(
         if not as_json:
             typer.echo(f"trajectory {done}/{total}  {denoiser.calls:,} denoiser calls")
 
-    replace(measure(subject, plan, partial, show), model=files.hash).save(out)
+    replace(empirical.measure(measured, plan, partial, show), model=files.hash).save(out)
     partial.unlink(missing_ok=True)
     facts = {
         "file": out,

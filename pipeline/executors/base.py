@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
-from pydantic import ConfigDict, Field, NonNegativeInt, field_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
+from fewstep.errors import ConfigurationError
 from fewstep.plugins import Registry
 from fewstep.search_spaces.checked import Checked
-from fewstep.tasks.work import Task, TaskResult, WorkerSettings
+
+if TYPE_CHECKING:
+    from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 
 MAX_TRIES = 3
 
@@ -23,20 +26,57 @@ EXECUTORS = Registry(
 )
 
 
+AUTO, IN_PROCESS = "auto", "in-process"
+
+
 class ExecutionSettings(Checked):
     """Where tasks run. Does not change their results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    executor: str = "ray"
-    workers: NonNegativeInt = Field(0, description="0: one a core, or one a GPU")
-    address: str | None = None
-    device: str = "cpu"
+    executor: str = Field(
+        AUTO,
+        description="what runs evaluations: ray, in-process, or auto: ray where --workers or --address is given",
+    )
+    workers: NonNegativeInt = Field(
+        0, description="workers on Ray; 0: one a core (a GPU, with --device cuda) of this machine or of the cluster"
+    )
+    address: str | None = Field(
+        None, min_length=1, description="join the Ray cluster at this address; auto: the one on this machine"
+    )
+    device: str = Field(
+        "cpu",
+        min_length=1,
+        description="cpu, cuda or, in-process, cuda:1; on Ray every worker gets a GPU of its own, whatever the index",
+    )
 
     @field_validator("executor")
     @classmethod
     def _exists(cls, name: str) -> str:
-        return EXECUTORS.checked(name)
+        if name != AUTO and name not in EXECUTORS.names:
+            known = ", ".join((AUTO, *EXECUTORS.names))
+            raise ConfigurationError(f"unknown executor {name!r}: choose one of {known}")
+        return name
+
+    @model_validator(mode="after")
+    def _all_act(self) -> Self:
+        """ConfigurationError for what the executor would not heed."""
+        if self.resolved == IN_PROCESS and self.workers > 1:
+            raise ConfigurationError(
+                f"{self.workers} workers cannot run in-process, which is one: give --executor ray, or no --workers"
+            )
+        if self.resolved == IN_PROCESS and self.address is not None:
+            raise ConfigurationError(
+                f"a search in-process joins no cluster, not {self.address!r}: give --executor ray, or no --address"
+            )
+        return self
+
+    @property
+    def resolved(self) -> str:
+        """The executor's name; `auto` is Ray where workers or a cluster are asked for, else this process."""
+        if self.executor != AUTO:
+            return self.executor
+        return "ray" if self.workers or self.address else IN_PROCESS
 
 
 @dataclass(frozen=True)
@@ -76,5 +116,5 @@ class Executor(Protocol):
 
 def make_executor(execution: ExecutionSettings, worker: WorkerSettings) -> Executor:
     """The executor that the settings name, its workers set up; an executor is made from these two."""
-    made: Executor = EXECUTORS.load(execution.executor)(worker, execution)
+    made: Executor = EXECUTORS.load(execution.resolved)(worker, execution)
     return made

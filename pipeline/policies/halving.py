@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from optuna.trial import TrialState
 
-from fewstep.pipeline.candidate import Candidate
-from fewstep.pipeline.ladder import promoted
 from fewstep.pipeline.proposers.base import WARM_REFINED
 from fewstep.pipeline.search import Search, Seed
 from fewstep.pipeline.settings import BASELINE_GRID, SearchSettings
-from fewstep.pipeline.trial import Trial
+from fewstep.pipeline.trial import Candidate, Trial, promoted
 from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord

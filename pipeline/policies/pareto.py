@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from optuna.trial import TrialState
 
-from fewstep.pipeline.candidate import Candidate
-from fewstep.pipeline.ladder import Ladder, Rung
 from fewstep.pipeline.proposers.base import Check
 from fewstep.pipeline.proposers.pareto import front, ordered
 from fewstep.pipeline.search import Search, Seed
-from fewstep.pipeline.trial import Trial
+from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial
 from fewstep.search_spaces.point import Point
 from fewstep.storage.records import EvaluationRecord
 

@@ -8,13 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from fewstep.pipeline.candidate import Candidate
 from fewstep.pipeline.executors.base import Executor
-from fewstep.pipeline.ladder import Ladder, Rung
-from fewstep.pipeline.proposers.s3 import OnRefit
+from fewstep.pipeline.proposers.options import OnRefit
 from fewstep.pipeline.reports.rows import Row
 from fewstep.pipeline.search import Search
-from fewstep.pipeline.trial import Work
+from fewstep.pipeline.trial import Candidate, Ladder, Rung, Work
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.files import ModelFiles

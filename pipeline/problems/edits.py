@@ -12,23 +12,22 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from fewstep.errors import ConfigurationError
 from fewstep.files import write_text
-from fewstep.pipeline.ladder import Ladder, Rung
 from fewstep.pipeline.policies.edit import EditPolicy
 from fewstep.pipeline.problems.base import Publication, found
 from fewstep.pipeline.proposers.base import Proposer
 from fewstep.pipeline.proposers.evolution import ParetoEvolution
+from fewstep.pipeline.proposers.options import OnRefit
 from fewstep.pipeline.proposers.optuna import OptunaProposer
-from fewstep.pipeline.proposers.s3 import OnRefit
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.reports.csv import results_csv
 from fewstep.pipeline.reports.rows import FOUND, Row, row_of
 from fewstep.pipeline.search import Search, Seed
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.neighbours import LAST_ROUND, Neighbours, chosen
-from fewstep.pipeline.trial import Trial, Work
+from fewstep.pipeline.trial import Ladder, Rung, Trial, Work
 from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.edit import PUBLISHED, EditConfig
-from fewstep.search_spaces.edit_space import EditSpace
+from fewstep.search_spaces.edit.space import EditSpace
 from fewstep.search_spaces.point import EditPoint, Point, edit_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
@@ -264,7 +263,8 @@ class EditProblem:
             raise ConfigurationError(f"the search found no edit{bound}: give it a larger --budget")
         edit = edit_of(best.candidate.point)
         assert edit is not None
-        text = results_csv(self.front_rows(search), to.command, self.seeds)
+        finals = [r for t in search.trials.values() if (r := t.records.get(search.ladder.finals.name))]
+        text = results_csv(self.front_rows(search), to.command, self.seeds, records=finals)
         return {
             "front.csv": write_text(to.root / "front.csv", text),
             "edit.json": write_text(to.root / "edit.json", edit.model_dump_json(indent=2) + "\n"),

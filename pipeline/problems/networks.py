@@ -21,26 +21,25 @@ from typing import Any
 
 from fewstep.errors import ConfigurationError
 from fewstep.files import write_text
-from fewstep.pipeline.candidate import Candidate
 from fewstep.pipeline.policies.halving import WARM
 from fewstep.pipeline.policies.pareto import ParetoPolicy, Vector
 from fewstep.pipeline.problems.base import Publication, each_once, found
-from fewstep.pipeline.problems.schedules import ModelProblem
+from fewstep.pipeline.problems.model import ModelProblem
 from fewstep.pipeline.proposers.base import Proposer
 from fewstep.pipeline.proposers.evolution import ParetoEvolution
+from fewstep.pipeline.proposers.options import OnRefit
 from fewstep.pipeline.proposers.optuna import OptunaProposer
-from fewstep.pipeline.proposers.s3 import OnRefit
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.reports.pictures import COLUMNS, Picture, write_pictures
 from fewstep.pipeline.reports.rows import FOUND, Row, row_of
 from fewstep.pipeline.search import Search, Seed
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.stages.finals import Finals
-from fewstep.pipeline.trial import Trial, Work
+from fewstep.pipeline.trial import Candidate, Trial, Work
 from fewstep.search_spaces.joint import ProductSpace
 from fewstep.search_spaces.point import Point, QuantizationPoint, SchedulePoint, as_point, joint, quantization_of
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig, named
-from fewstep.search_spaces.quantization_space import QuantizationSpace
+from fewstep.search_spaces.quantization.space import QuantizationSpace
 from fewstep.search_spaces.registry import SPACES, SpaceKind
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.space import Space

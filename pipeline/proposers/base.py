@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from fewstep.pipeline.candidate import Candidate
-from fewstep.pipeline.trial import Trial
+from fewstep.pipeline.trial import Candidate, Trial
 from fewstep.search_spaces.point import Point
 
 # What is minimised of a trial that is over, one number or several; None where it is not known (yet, or ever).

@@ -10,13 +10,12 @@ from random import Random
 from typing import Any
 
 from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.pipeline.candidate import Candidate
 from fewstep.pipeline.proposers.base import Check, Objectives
+from fewstep.pipeline.proposers.options import OnRefit, S3Options, milestone
 from fewstep.pipeline.proposers.pareto import ordered
-from fewstep.pipeline.proposers.s3 import OnRefit, S3Options, milestone
 from fewstep.pipeline.proposers.surrogate.encoder import Example
 from fewstep.pipeline.proposers.surrogate.registry import Surrogate, make_surrogate
-from fewstep.pipeline.trial import Trial
+from fewstep.pipeline.trial import Candidate, Trial
 from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.space import Space
 

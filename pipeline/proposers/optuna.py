@@ -16,10 +16,9 @@ from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIIISampler, NSGAIISam
 from optuna.trial import TrialState, create_trial
 
 from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.pipeline.candidate import Candidate
 from fewstep.pipeline.proposers.base import Check, Objectives, is_outside
-from fewstep.pipeline.proposers.s3 import CANDIDATE_ATTR, ORIGIN_ATTR, POINT_ATTR, distributions
-from fewstep.pipeline.trial import Trial
+from fewstep.pipeline.proposers.options import CANDIDATE_ATTR, ORIGIN_ATTR, POINT_ATTR, distributions
+from fewstep.pipeline.trial import Candidate, Trial
 from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.space import Space
 

@@ -9,16 +9,27 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
-from fewstep.pipeline.reports.provenance import provenance
+from fewstep.pipeline.reports.provenance import made_by, provenance
 from fewstep.pipeline.reports.rows import Row
+from fewstep.storage.records import EvaluationRecord
 
 
 def results_csv(
-    rows: Sequence[Any], command: str, seeds: dict[str, int], notes: Mapping[str, str] = MappingProxyType({})
+    rows: Sequence[Any],
+    command: str,
+    seeds: Mapping[str, int],
+    notes: Mapping[str, str] = MappingProxyType({}),
+    records: Sequence[EvaluationRecord] | None = None,
+    intervals: Mapping[str, str] | None = None,
 ) -> str:
-    """Rows, dataclasses of one kind, as CSV under `#` lines that say how they were made; `notes` explain columns."""
+    """Rows, dataclasses of one kind, as CSV under `#` lines that say how they were made; `notes` explain columns.
+
+    With the `records` that the rows are made of, the lines tell of them (see `made_by`, also for `intervals`); without,
+    of this process.
+    """
+    made = provenance(command, seeds) if records is None else made_by(records, command, seeds, intervals)
     out = io.StringIO()
-    out.writelines(f"# {name}: {value}\n" for name, value in (provenance(command, seeds) | dict(notes)).items())
+    out.writelines(f"# {name}: {' '.join(value.split())}\n" for name, value in (made | dict(notes)).items())
     writer = csv.writer(out, lineterminator="\n")
     columns = [f.name for f in fields(rows[0] if rows else Row)]
     writer.writerow(columns)

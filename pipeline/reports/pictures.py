@@ -31,8 +31,11 @@ def sample_images(executor: Executor, point: Point, seed: int, count: int) -> np
 
     EvaluationError where they cannot be made.
     """
-    executor.submit(Task(f"images-{point.hash}", "images", point.to_json(), seed, 0, count))
-    result = executor.next()
+    task = Task(f"images-{point.hash}", "images", point.to_json(), seed, 0, count)
+    executor.submit(task)
+    # What an earlier picture that failed left under way comes first.
+    while (result := executor.next()).task != task:
+        pass
     if result.images is None:
         raise EvaluationError(f"no images of {point.kind} {point.name}: {result.error}")
     return result.images
@@ -55,8 +58,8 @@ def write_pictures(
             warn(f"{path.name} lacks the row {label!r}: {error}")
     try:
         return write_grid(rows, path) if rows else None
-    except OSError as error:
-        warn(f"{path} could not be written: {error.strerror}")
+    except (OSError, ValueError) as error:
+        warn(f"{path} could not be written: {error}")
         return None
 
 

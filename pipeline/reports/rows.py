@@ -29,5 +29,13 @@ def row_of(record: EvaluationRecord, method: str, schedule: str) -> Row:
     """A table's line from a complete record; EvaluationError from a failed one."""
     if record.value is None:
         raise EvaluationError(f"{schedule} at NFE {record.nfe} has no value: {record.error}")
-    ends = record.low, record.high
-    return Row(record.model, method, record.nfe, record.features, record.value, *ends, record.images, schedule)
+    ends, name = (record.low, record.high), metric_name(record)
+    return Row(record.model, method, record.nfe, name, record.value, *ends, record.images, schedule)
+
+
+def metric_name(record: EvaluationRecord) -> str:
+    """A metric as tables call it: a Frechet distance by its feature space, as `fid-digits`, others likewise."""
+    if record.metric == "frechet":
+        return record.features
+    space = record.features.removeprefix("fid-")
+    return f"{record.metric}-{space}" if space != record.features else record.metric

@@ -8,17 +8,19 @@ judged on the finals' images, and none on the report's.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.pipeline.candidate import Candidate
-from fewstep.pipeline.policies.edit import EditPolicy
-from fewstep.pipeline.search import Search
-from fewstep.pipeline.stages.finals import Quiet
-from fewstep.pipeline.trial import Trial
+from fewstep.pipeline.search import Search, Stage
+from fewstep.pipeline.trial import Candidate, Trial
 from fewstep.search_spaces.edit import PUBLISHED, EditConfig
-from fewstep.search_spaces.edit_space import EditSpace
+from fewstep.search_spaces.edit.space import EditSpace
 from fewstep.search_spaces.point import EditPoint, edit_of
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.editing.measures import balance
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.policies.edit import EditPolicy
 
 # Origins of the trials of each round.
 MOVED, REROUTED, TWIN = "moved", "rerouted", "twin"
@@ -86,7 +88,7 @@ def _edit(trial: Trial) -> EditConfig:
     return edit
 
 
-class Neighbours(Quiet):
+class Neighbours(Stage):
     """One round of local moves."""
 
     def __init__(self, space: EditSpace, policy: EditPolicy, round_: int) -> None:

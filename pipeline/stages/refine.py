@@ -6,20 +6,17 @@ from collections.abc import Sequence
 
 from optuna.trial import TrialState
 
-from fewstep.pipeline.candidate import Candidate, candidate_of
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.proposers.base import REFINED, is_refined
-from fewstep.pipeline.search import Search
+from fewstep.pipeline.search import Search, Stage
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.pipeline.stages.finals import Quiet
-from fewstep.pipeline.trial import Trial, Work
+from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, candidate_of
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.refinement.moment_plan import MomentPlan
 
 RUNG = "refine"
 
 
-class Refine(Quiet):
+class Refine(Stage):
     """Tunes elites of the NFE with the fewest refinements; what comes of one is judged like any promoted candidate."""
 
     def __init__(self, settings: SearchSettings, teacher_nfe: int) -> None:

@@ -40,6 +40,10 @@ class EditMetric(Metric):
             raise ConfigurationError("this worker was not set up for edits: it has no subject of them")
         return EditSubject.model_validate_json(self.subject.edits)
 
+    def check(self) -> None:
+        """There is something to edit."""
+        assert self._edited.model
+
     def prepare(self, worker: Worker) -> None:
         """Make the bench."""
         self._bench_on(worker)

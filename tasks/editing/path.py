@@ -21,8 +21,8 @@ import numpy as np
 
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.search_spaces.edit import Way
-from fewstep.search_spaces.formula import Formula
 from fewstep.search_spaces.schedule import MIN_GAP, Prediction, SolverSchedule
+from fewstep.search_spaces.schedule.formula import Formula
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.sampling.compile import Array, Compiler, SolverTables
 from fewstep.tasks.sampling.grids import preset_on_grid

@@ -33,6 +33,11 @@ class FrechetMetric(FeatureMetric):
     grows: ClassVar[bool] = True
     interval: ClassVar[str] = "95%, delete-a-group jackknife over the images"
 
+    def check(self) -> None:
+        """The features, the reference and the judge are there, and fit the model."""
+        super().check()
+        self._judge_on("cpu")
+
     def prepare(self, worker: Worker) -> None:
         """Load the extractor and the judge."""
         super().prepare(worker)

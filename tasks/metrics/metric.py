@@ -79,6 +79,9 @@ class Metric(ABC):
     def __init__(self, setting: Setting) -> None:
         self.setting, self.subject, self.files = setting, setting.subject, setting.files
 
+    def check(self) -> None:  # noqa: B027
+        """Refuse, in the driver and before any worker is set up, what cannot be measured of the subject."""
+
     def prepare(self, worker: Worker) -> None:  # noqa: B027
         """Load what `measure` needs on a worker; by default nothing."""
 
@@ -121,6 +124,10 @@ class Metric(ABC):
 
 class FeatureMetric(Metric):
     """A metric that measures images in the subject's feature space, against its reference."""
+
+    def check(self) -> None:
+        """The features and the reference are there, and fit the model."""
+        assert self.setting.reference[1]
 
     def prepare(self, worker: Worker) -> None:
         """Load the extractor."""

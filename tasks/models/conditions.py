@@ -29,14 +29,14 @@ class Conditions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    labels: str = NO_LABEL
-    prompts: str = ""
-    negative_prompt: str = ""
-    guidance: float = Field(1.0, ge=0, allow_inf_nan=False)
-    classifier: str = ""
-    classifier_scale: float = Field(0.0, ge=0, allow_inf_nan=False)
-    source: Split = ""
-    source_seed: NonNegativeInt = 0
+    labels: str = Field(NO_LABEL, description="none, balanced (image i gets label i mod K) or one label")
+    prompts: str = Field("", description="file with one prompt a line")
+    negative_prompt: str = Field("", description="what guidance leads away from")
+    guidance: float = Field(1.0, ge=0, allow_inf_nan=False, description="scale of classifier-free guidance; 1: none")
+    classifier: str = Field("", description="folder of a classifier that guides to the labels")
+    classifier_scale: float = Field(0.0, ge=0, allow_inf_nan=False, description="scale of classifier guidance")
+    source: Split = Field("", description="for inpainting and layouts: part of the data set to be shown")
+    source_seed: NonNegativeInt = Field(0, description="seed of the holes to paint")
 
     @model_serializer(mode="wrap")
     def _without_what_is_unused(self, dump: Callable[[Conditions], dict[str, Any]]) -> dict[str, Any]:

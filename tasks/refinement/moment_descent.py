@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import EvaluationError, ScheduleError
-from fewstep.search_spaces.corrections import LARGEST_SHIFT, Corrections
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.corrections import LARGEST_SHIFT, Corrections
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.refinement.execute import Cost, counted

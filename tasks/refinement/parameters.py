@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.corrections import Corrections
 from fewstep.search_spaces.schedule import MIN_GAP, SolverSchedule, Step
+from fewstep.search_spaces.schedule.corrections import Corrections
 
 Array = npt.NDArray[np.float64]
 Part = Literal["times", "relaxations", "shifts", "points", "outputs"]

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import ScheduleError
-from fewstep.search_spaces.formula import Formula
 from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step, Threshold
+from fewstep.search_spaces.schedule.formula import Formula
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.models.statistics import EmpiricalStatistics, ModelStatistics
 from fewstep.tasks.sampling.expansion import difference_weights, exponential_remainder, relaxation_factor

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.search_spaces.formula import Derivative
+from fewstep.search_spaces.schedule.formula import Derivative
 
 Array = npt.NDArray[np.float64]
 

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.stats import beta
 
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.presets import SEARCH_PRESETS, intervals, preset
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS, intervals, preset
 from fewstep.tasks.models.noise_families import EDM, FlowMatching, VarianceExploding
 from fewstep.tasks.models.noise_schedule import DiscreteVP, NoiseSchedule
 

@@ -11,8 +11,8 @@ import math
 from typing import Any
 
 from fewstep.errors import ConfigurationError, ModelError
-from fewstep.search_spaces.presets import intervals, preset
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.presets import intervals, preset
 
 # diffusers' class, our preset.
 STOCK = {"FlowMatchEulerDiscreteScheduler": "ddim", "FlowMatchHeunDiscreteScheduler": "heun-flow"}

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewstep.search_spaces.formula import pseudo_corrector, taylor
-from fewstep.search_spaces.presets import preset
 from fewstep.search_spaces.schedule import SolverSchedule, Step
+from fewstep.search_spaces.schedule.formula import pseudo_corrector, taylor
+from fewstep.search_spaces.schedule.presets import preset
 from fewstep.storage.records import EvaluationRecord, EventRecord, StudyRecord
 from fewstep.storage.store import Store
 

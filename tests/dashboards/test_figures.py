@@ -14,9 +14,9 @@ from fewstep.dashboards.figures import convergence_figure, front_figure, schedul
 from fewstep.dashboards.picture import LANES, extras, lay_out, span_of, words
 from fewstep.dashboards.results import FOUND, convergence, report_table
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.formula import Derivative, Formula, pseudo_corrector, taylor
-from fewstep.search_spaces.presets import preset
 from fewstep.search_spaces.schedule import SolverSchedule, Step
+from fewstep.search_spaces.schedule.formula import Derivative, Formula, pseudo_corrector, taylor
+from fewstep.search_spaces.schedule.presets import preset
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from fewstep.dashboards.results import FOUND, convergence, feature_spaces, headline, methods, report_table
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.presets import preset
+from fewstep.search_spaces.schedule.presets import preset
 from fewstep.storage.records import EvaluationRecord
 
 COLUMNS = ("nfe", "method", "grid", "value", "low", "high", "images", "features", "candidate")

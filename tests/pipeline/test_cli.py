@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fewstep.pipeline.campaign import register
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.pipeline.study import Study
 from fewstep.storage.lease import Lease
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
@@ -197,8 +197,14 @@ def test_an_unknown_training_recipe_is_refused(run: Run) -> None:
     run("train", "digits").refused("'digits'", "digits-ddpm")
 
 
+def _begun(root: Path, toy: Path) -> None:
+    """A study with settings, and nothing evaluated."""
+    settings = SearchSettings(model=str(toy), sampler="random")
+    register(root, settings.study, settings, settings.model, find_model(str(toy)).hash)
+
+
 def test_a_directory_that_holds_a_study_is_not_searched_again(run: Run, toy: Path, tmp_path: Path) -> None:
-    Study(tmp_path / "study", SearchSettings(model=str(toy))).create()
+    _begun(tmp_path / "study", toy)
     run(*SEARCH, "--model", toy).refused("study", "--resume")
     run("search", "--out", "study", "--resume", "--budget", "5").refused("--resume")
 
@@ -218,8 +224,8 @@ def test_a_second_driver_is_refused_before_it_starts_workers_and_told_the_first(
     def started(*_: object) -> None:
         raise AssertionError("a worker was set up")
 
-    monkeypatch.setattr("fewstep.pipeline.study.make_executor", started)
-    Study(tmp_path / "study", SearchSettings(model=str(toy), sampler="random")).create()
+    monkeypatch.setattr("fewstep.pipeline.campaign.make_executor", started)
+    _begun(tmp_path / "study", toy)
     holder = (
         "import sys, time; from fewstep.storage.lease import Lease\n"
         "with Lease(sys.argv[1]): print('held', flush=True); time.sleep(60)"

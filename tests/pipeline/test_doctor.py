@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import importlib
 import os
+import re
 import shutil
 import types
 from importlib import metadata
@@ -15,6 +16,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from fewstep.pipeline import doctor
+from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.tasks import data
 from fewstep.tasks.models import files
 
@@ -93,6 +95,17 @@ def test_a_ray_without_its_programs_is_found(monkeypatch: pytest.MonkeyPatch, tm
     check = doctor.check_ray()
     assert check.ok is False
     assert "raylet" in check.found
+
+
+def test_advice_names_only_executors_that_exist() -> None:
+    named = re.findall(r"--executor ([\w-]+)", Path(doctor.__file__).read_text())
+    assert named
+    assert {ExecutionSettings(executor=name).executor for name in named} == set(named)
+
+
+def test_a_tracking_address_is_shown_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@runs.example.org")
+    assert doctor.check_mlflow().found.endswith("https://***@runs.example.org")
 
 
 def test_more_threads_than_cores_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from fewstep.pipeline import evaluator as evaluation
-from fewstep.pipeline.candidate import Candidate
 from fewstep.pipeline.evaluator import Evaluator
-from fewstep.pipeline.ladder import Rung
+from fewstep.pipeline.trial import Candidate, Rung
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
@@ -107,7 +106,9 @@ def test_a_short_last_group_is_replaced_when_the_evaluation_grows(
     assert _numbers(grown) == _numbers(at_once)
     # And back: the first 300 again, from one full group and one short one.
     again = _evaluate(growing, candidate, 300, worker)
-    assert _numbers(again) == _numbers(_evaluate(Evaluator("s", subject, Store(tmp_path / "c")), candidate, 300, worker))
+    assert _numbers(again) == _numbers(
+        _evaluate(Evaluator("s", subject, Store(tmp_path / "c")), candidate, 300, worker)
+    )
 
 
 def test_the_result_does_not_depend_on_how_the_images_are_cut_into_tasks(

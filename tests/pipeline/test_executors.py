@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
-from fewstep.tasks.worker import Task, TaskResult, WorkerSettings
+from fewstep.tasks.work import Subject, Task, TaskResult, WorkerSettings
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ def cluster() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def on_ray(cluster: str, toy: Path) -> Iterator[RayExecutor]:
-    executor = RayExecutor(WorkerSettings(str(toy)), ExecutionSettings(workers=2))
+    executor = RayExecutor(WorkerSettings(Subject(str(toy))), ExecutionSettings(workers=2))
     yield executor
     executor.close()
 
@@ -51,7 +52,7 @@ def executor(request: pytest.FixtureRequest, toy: Path) -> Executor:
     if request.param == "ray":
         ours: Executor = request.getfixturevalue("on_ray")
         return ours
-    return InProcessExecutor(WorkerSettings(str(toy), threads=1))
+    return InProcessExecutor(WorkerSettings(Subject(str(toy)), threads=1))
 
 
 def _schedule(name: str, nfe: int) -> str:
@@ -60,10 +61,10 @@ def _schedule(name: str, nfe: int) -> str:
 
 def _tasks(count: int) -> list[Task]:
     teacher, schedule = _schedule("ddim/uniform-t-zero", 5), _schedule("unipc-2-bh1/karras-zero", 3)
-    moments = [Task("moments", "moments", schedule, 7, 250 * i, 250) for i in range(count)]
+    moments = [Task("frechet", "frechet", schedule, 7, 250 * i, 250) for i in range(count)]
     return [
         *moments,
-        Task("distance", "distance", schedule, 7, 0, 16, teacher),
+        Task("distance", "distance", schedule, 7, 0, 16, {"teacher": teacher}),
         Task("images", "images", schedule, 7, 3, 4),
     ]
 
@@ -79,9 +80,10 @@ def _drain(executor: Executor, tasks: list[Task]) -> dict[tuple[str, int], TaskR
 
 
 def _bits(result: TaskResult) -> tuple[object, ...]:
-    arrays = (result.pixel, result.feature, result.images)
-    moments = tuple((m.count, *m.to_bytes()) for m in result.moments)
-    return moments, tuple(None if a is None else np.asarray(a).tobytes() for a in arrays), result.error
+    moments = tuple((p.start, p.count, *(p.moments.to_bytes() if p.moments else ())) for p in result.parts)
+    arrays = [a for p in result.parts for _, a in sorted(p.values.items())]
+    arrays += [] if result.images is None else [result.images]
+    return moments, tuple(np.asarray(a).tobytes() for a in arrays), result.error
 
 
 # -- the contract ---------------------------------------------------------------------------------------
@@ -91,23 +93,61 @@ def test_every_task_is_delivered_once_and_complete(executor: Executor) -> None:
     assert executor.capacity >= 1
     results = _drain(executor, _tasks(5))
     assert all(r.error == "" and r.seconds > 0 for r in results.values())
-    assert results["moments", 250].denoiser_calls == 3 * 250
-    assert results["moments", 250].moments[0].count == 250
-    assert results["distance", 0].feature is not None
+    assert results["frechet", 250].denoiser_calls == 3 * 250
+    assert [(part.start, part.count) for part in results["frechet", 250].parts] == [(250, 250)]
+    assert results["distance", 0].parts
     assert results["images", 3].images is not None
     assert results["images", 3].images.shape == (4, 1, 8, 8)
     assert list(executor.events()) == []
 
 
-def test_without_an_address_no_cluster_is_joined(cluster: str) -> None:
-    """Not even one that Ray would find by itself."""
-    code = "import ray; from fewstep.pipeline.executors.ray import _connect; _connect(None, 1, False); "
-    code += "print(ray.get_runtime_context().gcs_address, ray.cluster_resources()['CPU'])"
-    environment = os.environ | {"RAY_ADDRESS": cluster}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    address, cpus = done.stdout.split()
-    assert address != cluster
-    assert float(cpus) == 1
+# A batch system's folder, in which Ray's sockets have no place, and a cluster that Ray would find by itself.
+ALONE = """
+import json, os
+import ray
+import psutil  # Ray brings it
+from pathlib import Path
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.executors.ray import RayExecutor
+from fewstep.tasks.work import Subject, WorkerSettings
+
+executor = RayExecutor(WorkerSettings(Subject(os.environ["MODEL"])), ExecutionSettings(workers=1))
+me = psutil.Process()
+ours = [me, *me.children(recursive=True)]
+sockets = [c.laddr.ip for p in ours for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+folder = Path(ray._private.worker._global_node.get_session_dir_path()).parent.parent
+said = {
+    "address": ray.get_runtime_context().gcs_address,
+    "cpus": ray.cluster_resources()["CPU"],
+    "sockets": sockets,
+    "mode": os.environ["RAY_AUTH_MODE"],
+    "folder": [str(folder), folder.stat().st_mode & 0o777],
+    "capacity": executor.capacity,
+}
+executor.close()
+print(json.dumps(said | {"left": folder.exists()}))
+"""
+
+
+def test_a_ray_of_our_own_is_private(cluster: str, toy: Path, tmp_path: Path) -> None:
+    """It joins no cluster, listens to this machine alone, keeps its token off the disk, and finds a short folder."""
+    home, temporary = tmp_path / "home", tmp_path / ("a_folder_as_batch_systems_make_them_" + 50 * "x")
+    for folder in (home, temporary):
+        folder.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_AUTH_MODE", "RAY_TMPDIR")}
+    environment |= {"RAY_ADDRESS": cluster, "HOME": str(home), "TMPDIR": str(temporary), "MODEL": str(toy)}
+    code = [sys.executable, "-P", "-c", ALONE]
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["address"] != cluster
+    assert (said["cpus"], said["capacity"]) == (1, 2)
+    assert len(said["sockets"]) > 3
+    assert {ip.removeprefix("::ffff:") for ip in said["sockets"]} == {"127.0.0.1"}
+    assert said["mode"] == "token"
+    assert [path for path in home.rglob("*") if "token" in path.name] == []
+    assert said["folder"][1] == 0o700
+    assert said["left"] is False
 
 
 def test_a_candidate_that_cannot_be_evaluated_comes_back_with_its_error(executor: Executor) -> None:
@@ -115,18 +155,18 @@ def test_a_candidate_that_cannot_be_evaluated_comes_back_with_its_error(executor
     # It starts before the model's noise: reads well, does not compile for this model.
     lambdas = (good.lambda_start - 3.0, -1.0, 0.0, 1.0)
     foreign = preset_on_grid("ddim", good, 3).model_copy(update={"lambdas": lambdas}).to_json()
-    bad = Task("foreign", "moments", foreign, 0, 0, 250)
-    unreadable = Task("unreadable", "moments", "{}", 0, 0, 250)
+    bad = Task("foreign", "frechet", foreign, 0, 0, 250)
+    unreadable = Task("unreadable", "frechet", "{}", 0, 0, 250)
     results = _drain(executor, [bad, unreadable, *_tasks(1)])
     assert "starts at lambda" in results["foreign", 0].error
-    assert "not a valid solver schedule" in results["unreadable", 0].error
-    assert results["foreign", 0].moments == ()
-    assert results["moments", 0].error == ""
+    assert "not a valid" in results["unreadable", 0].error
+    assert results["foreign", 0].parts == ()
+    assert results["frechet", 0].error == ""
     assert all("\n" not in r.error for r in results.values())
 
 
 def test_both_executors_give_the_same_bits(on_ray: RayExecutor, toy: Path) -> None:
-    here = _drain(InProcessExecutor(WorkerSettings(str(toy), threads=1)), _tasks(3))
+    here = _drain(InProcessExecutor(WorkerSettings(Subject(str(toy)), threads=1)), _tasks(3))
     there = _drain(on_ray, _tasks(3))
     assert {k: _bits(r) for k, r in here.items()} == {k: _bits(r) for k, r in there.items()}
 
@@ -176,17 +216,18 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_not(
     fragile: Any = FragileActor
     monkeypatch.setattr(on_ray_module, "MAX_TRIES", 2)  # an actor less to start
     monkeypatch.setattr(RayExecutor, "_new_actor", lambda self: fragile.remote(self._settings))
-    executor = RayExecutor(WorkerSettings("none"), ExecutionSettings(workers=1))
+    executor = RayExecutor(WorkerSettings(Subject("none")), ExecutionSettings(workers=1))
     try:
         names = ["first", "deadly", "odd", "last"]
-        results = _drain(executor, [Task(name, "moments", "", 0, 0, 1) for name in names])
+        results = _drain(executor, [Task(name, "frechet", "", 0, 0, 1) for name in names])
     finally:
         executor.close()
     assert results["first", 0].error == results["last", 0].error == ""
-    assert results["deadly", 0].error == "gave up: the worker died 2 times at this task"
+    assert results["deadly", 0].error == "gave up: the worker died 2 times at this task (ActorDiedError)"
     assert MAX_TRIES == 3
     assert "what happened" in results["odd", 0].error
-    assert [e.kind for e in executor.events()] == ["actor_died"] * 2
+    # Once beside another task, which says nothing, then alone.
+    assert [e.kind for e in executor.events()] == ["actor_died"] * 3
 
 
 # -- Ray: whole searches ---------------------------------------------------------------------------------
@@ -211,7 +252,7 @@ def _settings(toy: Path, **changes: object) -> SearchSettings:
 def _search(
     root: Path, settings: SearchSettings, executor: Executor, monkeypatch: pytest.MonkeyPatch, **hooks: Any
 ) -> Store:
-    monkeypatch.setattr("fewstep.pipeline.study.make_executor", lambda execution, worker: executor)
+    monkeypatch.setattr("fewstep.pipeline.campaign.make_executor", lambda execution, worker: executor)
     Study(root, settings).run(ExecutionSettings(), "test", **hooks)
     store = Store(root)
     records = store.evaluations.records()
@@ -229,7 +270,7 @@ def _values(store: Store) -> dict[str, tuple[str | None, ...]]:
 def test_one_and_two_actors_compute_the_same_bits_though_one_is_killed(
     cluster: str, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, worker = _settings(toy), WorkerSettings(str(toy), threads=1)
+    settings, worker = _settings(toy), WorkerSettings(Subject(str(toy)), threads=1)
     alone = _search(tmp_path / "one", settings, RayExecutor(worker, ExecutionSettings(workers=1)), monkeypatch)
     pair = RayExecutor(worker, ExecutionSettings(workers=2))
     seen: list[EvaluationRecord] = []

@@ -26,7 +26,7 @@ from fewstep.pipeline.study import Study
 from fewstep.pipeline.trial import Work
 from fewstep.search_spaces.point import Point, parse_point, quantization_of, schedule_of
 from fewstep.search_spaces.quantization import QuantizationConfig, named
-from fewstep.search_spaces.quantization_space import QuantizationSpace
+from fewstep.search_spaces.quantization.space import QuantizationSpace
 from fewstep.search_spaces.schedule import load_schedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store

@@ -1,4 +1,4 @@
-"""Refinement, peers and explanations through the pipeline: commands, resume, costs, what a search does with them."""
+"""Refinement and explanations through the pipeline: commands, resume, costs, what a search does with them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,17 @@ from fewstep.errors import ConfigurationError
 from fewstep.pipeline import explain as explain_module
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.explain import nearest_preset, variants
-from fewstep.pipeline.peers import Peers
-from fewstep.pipeline.peers_settings import PeersSettings
-from fewstep.pipeline.peers_settings import calls as peers_calls
 from fewstep.pipeline.proposers.optuna import is_refined
-from fewstep.pipeline.reports.markdown import results_markdown
 from fewstep.pipeline.scope import Scope
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.study import Study
-from fewstep.search_spaces.corrections import Corrections
-from fewstep.search_spaces.genome import to_genome
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.search_spaces.schedule.corrections import Corrections
+from fewstep.search_spaces.schedule.genome import to_genome
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan
-from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.grids import preset_on_grid
 
 HERE = ExecutionSettings(executor="in-process")
@@ -213,108 +208,6 @@ def test_where_no_grid_of_each_preset_goes_on_the_best_of_all_does(toy: Path, tm
     judged = {r.candidate for r in presets if r.rung == "frechet"}
     baseline = preset_on_grid("ddim/uniform-t-zero", study.scope.noise, 3).hash
     assert judged == {min(screened, key=lambda h: screened[h] or 0.0), baseline}
-
-
-# -- peers ----------------------------------------------------------------------------------------------
-
-
-def test_peers_are_chosen_on_search_seeds_and_their_calls_add_up(toy: Path, tmp_path: Path) -> None:
-    noise = find_model(str(toy)).noise
-    found = preset_on_grid("unipc-3-bh1/quadratic-zero", noise, 3)
-    settings = PeersSettings(
-        model=str(toy),
-        methods=("gits", "ld3", "random"),
-        nfes=(3,),
-        grids=("karras-zero",),
-        screen_images=250,
-        report_images=250,
-        teacher=TEACHER,
-        plan=RefinePlan.build(**PLAN),
-        budget=1500,
-        found=(found.to_json(),),
-    )
-    rows = Peers(settings, tmp_path, HERE).run()
-    assert [r.method for r in rows] == ["presets", "gits", "ld3", "random", "found", "refined"]
-    by_method = {r.method: r for r in rows}
-    records = Store(tmp_path).evaluations.records()
-    seeds = {r.rung: r.seed for r in records}
-    assert seeds == {"search": 0, "report": 1_000_003}
-    stock = [r.value for r in records if r.origin == "peer:presets" and r.rung == "search" and r.value is not None]
-    assert by_method["presets"].searched == min(stock)
-    assert by_method["presets"].calls == 250 * 3 * len(stock)
-    pairs, looks = 12 * 6, 12
-    learned = pairs + looks + (3 * 3 * 4 + (1 + 2 * 2) * 4) * (3 + 1)
-    extra = by_method["ld3"].calls - by_method["presets"].calls - learned
-    # The first call of the start is judged again with what came of it; where iterates coincide, once. LD3 tunes the
-    # first told time, so every call has a way back.
-    assert extra in (250 * 3, 2 * 250 * 3, 3 * 250 * 3)
-    assert by_method["found"].calls == 250 * 3
-    assert (by_method["gits"].calls - 60 * 256) in range(250 * 3, 54 * 250 * 3 + 1, 250 * 3)
-    assert by_method["random"].calls >= settings.budget
-    assert peers_calls(settings) > 60 * 256 + by_method["ld3"].calls
-    again = Peers(settings, tmp_path, HERE).run()
-    assert again == rows
-    assert len(Store(tmp_path).evaluations.records()) == len(records)
-
-
-def test_where_many_compete_few_are_judged_on_all_images_and_known_calls_are_told(toy: Path, tmp_path: Path) -> None:
-    noise = find_model(str(toy)).noise
-    found = preset_on_grid("unipc-3-bh1/quadratic-zero", noise, 3)
-    settings = PeersSettings(
-        model=str(toy),
-        methods=("presets",),
-        nfes=(3,),
-        grids=("karras-zero", "uniform-t-zero"),
-        screen_images=1000,
-        report_images=250,
-        found=(found.to_json(),),
-        found_calls={3: 1234},
-        refine_found=False,
-    )
-    rows = Peers(settings, tmp_path, HERE).run()
-    assert [(r.method, r.calls) for r in rows][1:] == [("found", 1234)]
-    records = [r for r in Store(tmp_path).evaluations.records() if r.origin == "peer:presets"]
-    looked = {r.candidate: r.value for r in records if r.rung == "look" and r.value is not None}
-    judged = {r.candidate: r.value for r in records if r.rung == "search" and r.value is not None}
-    assert set(judged) == set(sorted(looked, key=lambda h: looked[h])[:4])
-    assert rows[0].searched == min(judged.values())
-    assert rows[0].calls == 3 * (250 * len(looked) + 750 * 4)
-
-
-def test_peers_far_behind_are_reported_on_a_part_of_the_images(toy: Path, tmp_path: Path) -> None:
-    found = preset_on_grid("ddim/quadratic-zero", find_model(str(toy)).noise, 3)
-    settings = PeersSettings(
-        model=str(toy),
-        methods=("presets", "gits"),
-        nfes=(3,),
-        grids=("karras-zero", "uniform-t-zero"),
-        screen_images=250,
-        report_images=1000,
-        report_best=1,
-        found=(found.to_json(),),
-        refine_found=False,
-    )
-    rows = {r.method: r for r in Peers(settings, tmp_path, HERE).run()}
-    assert rows["found"].images == 1000, "what is no peer is always reported in full"
-    first = {r.candidate: r.value for r in Store(tmp_path).evaluations.records() if r.rung == "first report"}
-    assert {r.images for r in rows.values()} == {250, 1000}
-    peers = [rows["presets"], rows["gits"]]
-    whole, part = sorted(peers, key=lambda r: -r.images)
-    assert part.images == 250
-    assert part.value in first.values()
-    assert whole.value not in first.values()
-    table = results_markdown(list(rows.values()), "note")
-    assert table.count("*") == 4 + 1, "one bold cell, one star"
-    assert f"{part.value:.2f}*" in table
-    everything = Peers(settings.model_copy(update={"report_best": 0}), tmp_path / "all", HERE).run()
-    assert {r.images for r in everything} == {1000}
-    assert rows["found"] in everything
-
-
-def test_peers_command_forecasts_and_refuses(toy: Path, run: Callable[..., Any]) -> None:
-    asked = ("peers", "--model", toy, "--out", "p", "--nfe", 3)
-    assert run(*asked, "--dry-run", "--json").json["calls"] > 0
-    run(*asked, "--methods", "magic").refused("magic", "gits")
 
 
 # -- explain --------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ import torch
 from fewstep.errors import ConfigurationError, DataError, ScheduleError
 from fewstep.pipeline import cli
 from fewstep.pipeline.commands.schedule import import_schedules, load_safely, published_time
-from fewstep.search_spaces.published import read_published
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.search_spaces.schedule.published import read_published
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.noise_families import EDM, FlowMatching
 from fewstep.tasks.models.noise_schedule import ContinuousVP, DiscreteVP

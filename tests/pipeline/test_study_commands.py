@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 
 from fewstep.pipeline import cli
-from fewstep.pipeline.commands import search as search_command
-from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.schedule import load_schedule
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import ZOO
@@ -28,24 +26,15 @@ def study(tmp_path_factory: pytest.TempPathFactory, answer_type: Callable[..., A
     """A search of the bundled model whose tracking server cannot be reached, and what it answered."""
     root = tmp_path_factory.mktemp("searches") / "study"
     monkeypatch = pytest.MonkeyPatch()
-    small = {
-        "distance_images": 16,
-        "frechet_images": 250,
-        "finalist_images": 500,
-        "finalists": 2,
-        "teacher": "dpmpp-2m/uniform-t-zero@8",
-    }
-
-    def settings(recipe: object, chosen: dict[str, Any]) -> SearchSettings:
-        return SearchSettings.build(**(small | chosen))
+    small = ("distance_images=16", "frechet_images=250", "finalist-images=500", "finalists=2")
 
     import contextlib
     import io
 
     with monkeypatch.context() as patch, io.StringIO() as out, io.StringIO() as err:
-        patch.setattr(search_command, "_settings", settings)
         arguments = ["--model", "digits-ddpm", "--nfe", "2,3", "--budget", "14000", "--report-images", "500"]
         arguments += ["--executor", "in-process", "--tracking-uri", UNREACHABLE, "--sampler", "evolution"]
+        arguments += ["--teacher", "dpmpp-2m/uniform-t-zero@8", *(word for pair in small for word in ("--set", pair))]
         patch.setattr(sys, "argv", ["fewstep", "search", "--out", str(root), "--json", *arguments])
         code = 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

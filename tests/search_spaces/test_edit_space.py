@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
-from fewstep.search_spaces.edit_space import EditSpace
-from fewstep.search_spaces.presets import preset
+from fewstep.search_spaces.edit.space import EditSpace
+from fewstep.search_spaces.schedule.presets import preset
 
 SCHEDULE = preset("unipc-2-bh2", (-5.0, -3.0, -1.0, 1.0, 3.0))
 BASE = EditConfig(step=-1.0, boundary=BoundaryConfig(images=100))

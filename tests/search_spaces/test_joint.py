@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import ScheduleError
-from fewstep.search_spaces.genome import FEATURES, to_schedule
 from fewstep.search_spaces.joint import ProductSpace
 from fewstep.search_spaces.point import JointPoint, QuantizationPoint, SchedulePoint
-from fewstep.search_spaces.quantization_space import QuantizationSpace
-from fewstep.search_spaces.schedule_space import ScheduleSpace
+from fewstep.search_spaces.quantization.space import QuantizationSpace
+from fewstep.search_spaces.schedule.genome import FEATURES, to_schedule
+from fewstep.search_spaces.schedule.space import ScheduleSpace
 from fewstep.search_spaces.trials import Fixed
 
 # A busy machine is no failure.

@@ -8,7 +8,7 @@ import pytest
 
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.search_spaces.ode import OdeSettings, parse_ode, parse_sampler, with_guidance
-from fewstep.search_spaces.presets import preset
+from fewstep.search_spaces.schedule.presets import preset
 
 SOLVERS = [
     OdeSettings(),

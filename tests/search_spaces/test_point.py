@@ -25,9 +25,9 @@ from fewstep.search_spaces.point import (
     quantization_of,
     schedule_of,
 )
-from fewstep.search_spaces.presets import preset
 from fewstep.search_spaces.quantization import QuantizationConfig, named
 from fewstep.search_spaces.registry import SpaceKind
+from fewstep.search_spaces.schedule.presets import preset
 
 LAMBDAS = (-5.0, -3.0, -1.0, 1.0, 3.0)
 SCHEDULE = preset("unipc-2-bh2", LAMBDAS).model_copy(update={"name": "mine", "provenance": {"by": "me"}})

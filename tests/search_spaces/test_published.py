@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from fewstep.errors import DataError, ScheduleError
-from fewstep.search_spaces.published import is_published, read_published
-from fewstep.search_spaces.published_files import find_published, plain, read_json
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.published import is_published, read_published
+from fewstep.search_spaces.schedule.published_files import find_published, plain, read_json
 
 VECTORS = Path(__file__).parents[1] / "data" / "usf_vectors.json"
 NO_CORRECTOR = {"type": "no_corrector", "start_point": None, "taylor_order": None, "derivative_type": None}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.decisions import Choice, Range
 from fewstep.search_spaces.quantization import COVERAGES, PROCEDURES, QuantizationConfig, named
-from fewstep.search_spaces.quantization_space import QuantizationSpace
+from fewstep.search_spaces.quantization.space import QuantizationSpace
 
 # A busy machine is no failure.
 patient = settings(deadline=None)

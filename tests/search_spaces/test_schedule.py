@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import ScheduleError
-from fewstep.search_spaces.formula import Derivative, Formula, pseudo_corrector, taylor
-from fewstep.search_spaces.presets import PRESETS, SEARCH_PRESETS, intervals, preset
 from fewstep.search_spaces.schedule import SolverSchedule, Step, load_schedule
+from fewstep.search_spaces.schedule.formula import Derivative, Formula, pseudo_corrector, taylor
+from fewstep.search_spaces.schedule.presets import PRESETS, SEARCH_PRESETS, intervals, preset
 
 RELAXATIONS = ("none", "linear", "bh1", "bh2", "scale")
 

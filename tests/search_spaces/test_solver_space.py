@@ -12,12 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.search_spaces.evolution import MIN_SPACING, cross, mutate, random_genome, repair
-from fewstep.search_spaces.formula import Derivative, Formula
-from fewstep.search_spaces.genome import FEATURES, Genome, encode, to_genome, to_schedule
-from fewstep.search_spaces.presets import SEARCH_PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule, Step
-from fewstep.search_spaces.solver_space import GAP_RANGE, SolverSpace
+from fewstep.search_spaces.schedule.evolution import MIN_SPACING, cross, mutate, random_genome, repair
+from fewstep.search_spaces.schedule.formula import Derivative, Formula
+from fewstep.search_spaces.schedule.genome import FEATURES, Genome, encode, to_genome, to_schedule
+from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
+from fewstep.search_spaces.schedule.solver_space import GAP_RANGE, SolverSpace
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.grids import all_presets

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from fewstep.search_spaces.decisions import Choice, Decision, Range
 from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
-from fewstep.search_spaces.edit_space import EditSpace
+from fewstep.search_spaces.edit.space import EditSpace
 from fewstep.search_spaces.point import Point
-from fewstep.search_spaces.presets import preset
+from fewstep.search_spaces.schedule.presets import preset
 from fewstep.search_spaces.space import DecisionSpace
 from fewstep.search_spaces.trials import Fixed
 

@@ -6,6 +6,7 @@ import pytest
 
 from fewstep.errors import DamagedFileError
 from fewstep.storage.records import EventRecord
+from fewstep.storage.store import Store
 from fewstep.storage.tables import Table
 
 
@@ -70,3 +71,28 @@ def test_loading_a_damaged_file_says_so(tmp_path, three_files):
     three_files[0].write_bytes(b"")
     with pytest.raises(DamagedFileError, match=part.name):
         table.load(part)
+
+
+@pytest.mark.parametrize("torn", [("evaluations",), ("events",), ("evaluations", "events")])
+def test_damage_is_told_in_one_line_that_names_every_file(tmp_path, event, evaluation, caplog, torn):
+    store = Store(tmp_path)
+    assert store.warn_of_damage() == ""
+    for order in range(3):
+        store.events.append([event(order)])
+        store.evaluations.append([evaluation(order)])
+    for table in (store.events, store.evaluations):
+        table.compact()
+    assert store.warn_of_damage() == ""
+    paths = [path for name in torn for path in (tmp_path / "tables" / name).iterdir()]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-9])
+    # As a study does that goes on.
+    again = Store(tmp_path)
+    line = again.warn_of_damage()
+    assert again.warn_of_damage() == line
+    assert [record.getMessage() for record in caplog.records] == [line]
+    assert "\n" not in line
+    assert all(str(path) in line for path in paths)
+    for path in paths:
+        path.unlink()
+    assert again.warn_of_damage() == ""

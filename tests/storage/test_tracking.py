@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,15 +20,15 @@ from fewstep.errors import StorageError, TrackingError
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.search_spaces.ode import OdeSettings
 from fewstep.search_spaces.point import EditPoint, QuantizationPoint, as_point, joint, parse_point
-from fewstep.search_spaces.presets import preset
 from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.presets import preset
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store
 from fewstep.storage.tracking import default_tracking_uri, sync
+from fewstep.storage.tracking_client import complete
 from fewstep.storage.tracking_plan import best_so_far, flatten, plan_study
-
 
 SCHEDULE = preset("ddim", (-5.0, -2.0, 1.0, 4.0))
 EDIT = EditConfig(step=-1.0)
@@ -244,6 +246,16 @@ def test_nothing_of_this_process_changes_and_nothing_is_printed(store, study, ur
     assert captured.out + captured.err == ""
 
 
+def test_nor_when_the_database_is_made_by_a_process_that_had_no_mlflow_yet(store, study, tmp_path):
+    code = (
+        "import sys; from fewstep.storage.store import Store; from fewstep.storage.tracking import sync\n"
+        "sync(Store(sys.argv[1]), sys.argv[2], sys.argv[3])"
+    )
+    arguments = [store.root, study, default_tracking_uri(tmp_path / "new")]
+    done = subprocess.run([sys.executable, "-P", "-c", code, *arguments], capture_output=True, timeout=60, check=True)
+    assert done.stdout + done.stderr == b""
+
+
 def test_what_cannot_be_shown_is_refused_before_anything_is_sent(store, study, tmp_path):
     uri = default_tracking_uri(tmp_path / "never made")
     with pytest.raises(StorageError, match="there is no study 'other'"):
@@ -287,6 +299,123 @@ def test_a_file_that_is_no_database_is_an_error(store, study, tmp_path):
     (tmp_path / "mlflow.db").write_text("not a database, but long enough to be taken for a damaged one")
     with pytest.raises(TrackingError, match=r"tracking at sqlite.*failed"):
         sync(store, study, default_tracking_uri(tmp_path))
+
+
+NAMES = [
+    "a-b",
+    "a_b",
+    "a%b",
+    "A-b",
+    "a'b",
+    'a"b',
+    """a'"b""",
+    "a\\b",
+    "a`b",
+    "a\nb",
+    "a\u00e9b \u2014 \U0001f600",
+    "%",
+    "a' OR '1'='1",
+    "-- ;",
+]
+
+
+def test_a_study_of_any_name_is_found_again_and_no_other_in_its_place(tmp_path, uri, client, evaluation):
+    store = Store(tmp_path / "study")
+    for name in NAMES:
+        store.studies.append([StudyRecord(name, evaluation(0).finished_at, "{}", "digits", "h")])
+    first = {name: sync(store, name, uri) for name in NAMES}
+    assert len(set(first.values())) == len(NAMES)
+    assert {name: sync(store, name, uri) for name in NAMES} == first
+    assert {name: client.get_run(run).data.tags["fewstep.study"] for name, run in first.items()} == dict(
+        zip(NAMES, NAMES, strict=True)
+    )
+
+
+def test_artifacts_follow_a_study_that_is_moved(store, study, tmp_path):
+    old, new, elsewhere = tmp_path / "old", tmp_path / "new place", tmp_path / "elsewhere"
+    note = tmp_path / "note.txt"
+    note.write_text("x")
+    parent = sync(store, study, default_tracking_uri(old), {"before.txt": note})
+    chosen = MlflowClient(tracking_uri=default_tracking_uri(old))
+    other = chosen.create_experiment("somebody's", elsewhere.as_uri())
+    for _ in range(2):
+        shutil.move(old, new)
+        uri = default_tracking_uri(new)
+        assert sync(store, study, uri, {"after.txt": note}) == parent
+        assert not old.exists()
+        assert len(list(new.rglob("after.txt"))) == len(list(new.rglob("before.txt"))) == 1
+        moved = MlflowClient(tracking_uri=uri)
+        assert {"before.txt", "after.txt", "settings.json"} <= {f.path for f in moved.list_artifacts(parent)}
+        assert moved.get_experiment(other).artifact_location == elsewhere.as_uri()
+        old, new = new, old
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def half_made(path):
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+    from sqlalchemy import create_engine
+
+    engine = create_engine(f"sqlite:///{path}")
+    Base.metadata.create_all(engine)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("stopped", [Killed(), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_database_is_there_whole_or_not_at_all(store, study, tmp_path, monkeypatch, stopped):
+    def stop(*_):
+        raise stopped
+
+    monkeypatch.setattr("mlflow.store.db.utils._upgrade_db", stop)
+    with pytest.raises(Killed if isinstance(stopped, Killed) else TrackingError):
+        sync(store, study, default_tracking_uri(tmp_path / "new"))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.lock"]
+
+
+def test_what_is_half_made_is_told_from_what_is_foreign(tmp_path):
+    made = {name: tmp_path / name for name in ("none", "empty", "half", "foreign")}
+    made["empty"].touch()
+    half_made(made["half"])
+    made["foreign"].write_text("not a database, but long enough to be taken for a damaged one")
+    assert {name: complete(path) for name, path in made.items()} == {
+        "none": False,
+        "empty": False,
+        "half": False,
+        "foreign": True,
+    }
+
+
+def test_a_database_whose_creation_was_cut_off_is_made_anew(store, study, tmp_path):
+    """What an earlier version left in its place, and what a killed process left beside it."""
+    root = tmp_path / "mlflow"
+    root.mkdir()
+    half_made(root / "mlflow.db")
+    half_made(root / "mlflow.db.0123abcd.new")
+    parent = sync(store, study, default_tracking_uri(root))
+    assert MlflowClient(tracking_uri=default_tracking_uri(root)).get_run(parent).info.status == "FINISHED"
+    assert complete(root / "mlflow.db")
+    assert sorted(path.name for path in root.iterdir() if path.name.startswith("mlflow.db")) == ["mlflow.db"]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:hunter2@127.0.0.1:{port}",
+        "http://127.0.0.1:{port}/?token=hunter2",
+        "nonsense://me:hunter2@x/y",
+        "postgresql://me:hunter2@127.0.0.1:{port}/runs",
+    ],
+)
+def test_a_password_in_the_address_is_in_no_message(store, study, uri):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = uri.format(port=probe.getsockname()[1])
+    with pytest.raises(TrackingError) as caught:
+        sync(store, study, address, timeout=1.0)
+    assert "hunter2" not in str(caught.value)
+    assert "***" in str(caught.value)
 
 
 def test_the_plan_depends_on_the_tables_alone(store, study):

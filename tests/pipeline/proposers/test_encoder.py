@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.pipeline.proposers.surrogate.encoder import FEWEST, MARGIN, Example, RankingSurrogate, pairwise_hinge
-from fewstep.search_spaces.evolution import random_genome
-from fewstep.search_spaces.genome import FEATURES, encode
-from fewstep.search_spaces.solver_space import SolverSpace
+from fewstep.search_spaces.schedule.evolution import random_genome
+from fewstep.search_spaces.schedule.genome import FEATURES, encode
+from fewstep.search_spaces.schedule.solver_space import SolverSpace
 
 numbers = st.lists(st.floats(-3, 3), min_size=2, max_size=8)
 

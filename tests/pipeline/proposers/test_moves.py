@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, create_trial
 
 from fewstep.pipeline.proposers.moves import local_move
-from fewstep.search_spaces.evolution import random_genome, with_nfe
-from fewstep.search_spaces.genome import Genome, to_schedule
-from fewstep.search_spaces.schedule_space import ScheduleSpace
+from fewstep.search_spaces.schedule.evolution import random_genome, with_nfe
+from fewstep.search_spaces.schedule.genome import Genome, to_schedule
+from fewstep.search_spaces.schedule.space import ScheduleSpace
 
 SPACE = ScheduleSpace(-5.0, 4.6, (2, 3, 4, 5, 6, 8))
 

@@ -11,18 +11,18 @@ import pytest
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
-from fewstep.pipeline.proposers.s3 import (
+from fewstep.pipeline.proposers.options import (
     CANDIDATE_ATTR,
     ORIGIN_ATTR,
     POINT_ATTR,
     S3Options,
-    S3Sampler,
     distributions,
     milestone,
 )
-from fewstep.search_spaces.genome import Genome, to_schedule
+from fewstep.pipeline.proposers.s3 import S3Sampler
 from fewstep.search_spaces.point import as_point
-from fewstep.search_spaces.schedule_space import ScheduleSpace
+from fewstep.search_spaces.schedule.genome import Genome, to_schedule
+from fewstep.search_spaces.schedule.space import ScheduleSpace
 
 SPACE = ScheduleSpace(-5.0, 4.6, (3, 4))
 QUICK = S3Options(random_trials=8, children=24, generations=3, first_fit=30, growth=1.5, surrogate="encoder")
@@ -119,7 +119,9 @@ def test_it_beats_random_search_and_its_surrogate_helps_it() -> None:
     for seed in seeds:
         samplers: dict[str, BaseSampler] = {
             "random": RandomSampler(seed=seed),
-            "evolution": S3Sampler(SPACE, SPACE.nfes, seed=seed, options=replace(QUICK, surrogate="none", across=0.0, local=0.0)),
+            "evolution": S3Sampler(
+                SPACE, SPACE.nfes, seed=seed, options=replace(QUICK, surrogate="none", across=0.0, local=0.0)
+            ),
             "s3": S3Sampler(SPACE, SPACE.nfes, seed=seed, options=QUICK),
         }
         for name, sampler in samplers.items():

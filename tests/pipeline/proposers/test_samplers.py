@@ -12,17 +12,16 @@ import pytest
 from optuna.trial import TrialState
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.candidate import Candidate, candidate_of
 from fewstep.pipeline.proposers.base import Proposer
 from fewstep.pipeline.proposers.evolution import ParetoEvolution
 from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.proposers.pareto import ordered
 from fewstep.pipeline.proposers.samplers import OWN, SAMPLERS, stock_sampler
-from fewstep.pipeline.trial import Trial
+from fewstep.pipeline.trial import Candidate, Trial, candidate_of
 from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
-from fewstep.search_spaces.edit_space import EditSpace
+from fewstep.search_spaces.edit.space import EditSpace
 from fewstep.search_spaces.point import Point, parse_point
-from fewstep.search_spaces.quantization_space import QuantizationSpace
+from fewstep.search_spaces.quantization.space import QuantizationSpace
 from fewstep.search_spaces.space import Space
 from fewstep.storage.records import EvaluationRecord
 
@@ -150,7 +149,7 @@ def test_proposals_are_new_valid_and_the_same_after_a_restart(sampler: str, name
 
 
 def test_a_sampler_that_is_not_there_or_cannot_do_it_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="'magic'.*tpe"):
+    with pytest.raises(ConfigurationError, match=r"'magic'.*tpe"):
         stock_sampler("magic", 0, 1, flat=True)
     with pytest.raises(ConfigurationError, match="cmaes"):
         stock_sampler("cmaes", 0, 2, flat=True)

@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.search_spaces.presets import preset
+from fewstep.search_spaces.schedule.presets import preset
 from fewstep.tasks.flow.ode import OdeSampler, OdeSettings, fixed_times, integrate, lambda_of, model_velocity
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model

@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteSche
 from torch import Tensor
 from torchdiffeq import odeint
 
-from fewstep.search_spaces.presets import preset
+from fewstep.search_spaces.schedule.presets import preset
 from fewstep.tasks.flow.ode import OdeSampler, OdeSettings, lambda_of
 from fewstep.tasks.models.from_diffusers import from_diffusers
 from fewstep.tasks.models.noise_families import FlowMatching

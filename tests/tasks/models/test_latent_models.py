@@ -20,7 +20,7 @@ from diffusers import (
 )
 
 from fewstep.errors import ConfigurationError, ModelError
-from fewstep.search_spaces.presets import preset
+from fewstep.search_spaces.schedule.presets import preset
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.decoder import load_decoder
 from fewstep.tasks.models.denoiser import Denoiser

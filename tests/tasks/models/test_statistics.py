@@ -10,8 +10,8 @@ import torch
 from safetensors.numpy import save_file
 
 from fewstep.errors import DataError, ScheduleError
-from fewstep.search_spaces.formula import taylor
 from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step
+from fewstep.search_spaces.schedule.formula import taylor
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.noise_schedule import ContinuousVP
 from fewstep.tasks.models.statistics import EmpiricalStatistics, ModelStatistics

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.search_spaces.corrections import Corrections
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.corrections import Corrections
 
 Velocity = Callable[[Tensor, float | Tensor], Tensor]
 MEAN, SPREAD = 0.4, 0.3

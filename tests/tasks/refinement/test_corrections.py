@@ -11,9 +11,9 @@ import torch
 from diffusers import DDPMScheduler
 
 from fewstep.errors import ScheduleError
-from fewstep.search_spaces.corrections import Corrections
-from fewstep.search_spaces.genome import to_genome
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.corrections import Corrections
+from fewstep.search_spaces.schedule.genome import to_genome
 from fewstep.tasks.models.from_diffusers import from_diffusers
 from fewstep.tasks.models.noise_families import FlowMatching, VarianceExploding
 from fewstep.tasks.models.noise_schedule import ContinuousVP, NoiseSchedule

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.corrections import Corrections
-from fewstep.search_spaces.formula import taylor
 from fewstep.search_spaces.schedule import SolverSchedule, Step, Threshold
+from fewstep.search_spaces.schedule.corrections import Corrections
+from fewstep.search_spaces.schedule.formula import taylor
 from fewstep.tasks.models.noise_families import EDM, FlowMatching
 from fewstep.tasks.models.noise_schedule import ContinuousVP
 from fewstep.tasks.refinement.execute import Cost, counted, run

@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import ScheduleError
-from fewstep.search_spaces.formula import Derivative, taylor
-from fewstep.search_spaces.presets import PRESETS, preset
 from fewstep.search_spaces.schedule import SolverSchedule, Step
+from fewstep.search_spaces.schedule.formula import Derivative, taylor
+from fewstep.search_spaces.schedule.presets import PRESETS, preset
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.sampling.compile import (
     compile_schedule,

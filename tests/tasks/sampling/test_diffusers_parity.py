@@ -20,8 +20,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from fewstep.search_spaces.presets import ALIASES, PRESETS, preset
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS, preset
 from fewstep.tasks.models.from_diffusers import from_diffusers
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.sampling.compile import compile_schedule

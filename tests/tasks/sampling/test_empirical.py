@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fewstep.errors import ConfigurationError, DataError, EvaluationError
 from fewstep.pipeline.commands.statistics import command
-from fewstep.search_spaces.formula import taylor
 from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step
+from fewstep.search_spaces.schedule.formula import taylor
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
@@ -269,12 +269,12 @@ def test_measured_statistics_make_better_steps_on_the_digits(tmp_path: Path) -> 
 def test_what_the_command_cannot_do_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for model, labels, words in (("digits-ddpm", "0", "without labels"), ("absent", "none", "no model 'absent'")):
         with pytest.raises(ConfigurationError, match=words):
-            command(model, tmp_path / "s", labels=labels)
+            command(model=model, out=tmp_path / "s", labels=labels)
     with pytest.raises(ConfigurationError, match="trajectories is 5"):
-        command("digits-ddpm", tmp_path / "s", trajectories=5)
+        command(model="digits-ddpm", out=tmp_path / "s", trajectories=5)
     (tmp_path / "s").write_text("results of another day")
     with pytest.raises(ConfigurationError, match="is there already"):
-        command("digits-ddpm", tmp_path / "s")
+        command(model="digits-ddpm", out=tmp_path / "s")
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.search_spaces.evolution import random_genome
-from fewstep.search_spaces.genome import to_schedule
-from fewstep.search_spaces.presets import PRESETS
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.solver_space import SolverSpace
+from fewstep.search_spaces.schedule.evolution import random_genome
+from fewstep.search_spaces.schedule.genome import to_schedule
+from fewstep.search_spaces.schedule.presets import PRESETS
+from fewstep.search_spaces.schedule.solver_space import SolverSpace
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.sampling.compile import SolverTables, compile_schedule
 from fewstep.tasks.sampling.execute import Program, sample

@@ -13,8 +13,8 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, FlowM
 from diffusers.schedulers import AysSchedules
 
 from fewstep.errors import ConfigurationError
-from fewstep.search_spaces.presets import ALIASES as PRESET_ALIASES
-from fewstep.search_spaces.presets import PRESETS
+from fewstep.search_spaces.schedule.presets import ALIASES as PRESET_ALIASES
+from fewstep.search_spaces.schedule.presets import PRESETS
 from fewstep.tasks.models.from_diffusers import from_diffusers
 from fewstep.tasks.models.noise_families import EDM, FlowMatching, VarianceExploding
 from fewstep.tasks.models.noise_schedule import ContinuousVP, NoiseSchedule

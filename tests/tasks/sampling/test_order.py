@@ -14,8 +14,8 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from fewstep.search_spaces.formula import Relaxation, pseudo_corrector, taylor
 from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step
+from fewstep.search_spaces.schedule.formula import Relaxation, pseudo_corrector, taylor
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import sample
 

@@ -16,9 +16,9 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from fewstep.search_spaces.formula import taylor
-from fewstep.search_spaces.presets import ORDERS, PRESETS, preset
 from fewstep.search_spaces.schedule import SolverSchedule, Step
+from fewstep.search_spaces.schedule.formula import taylor
+from fewstep.search_spaces.schedule.presets import ORDERS, PRESETS, preset
 from fewstep.tasks.models.noise_families import FlowMatching
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import sample

@@ -23,8 +23,8 @@ from diffusers import (
 
 import fewstep
 from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.search_spaces.formula import Formula, pseudo_corrector
 from fewstep.search_spaces.schedule import SolverSchedule, Step, Threshold
+from fewstep.search_spaces.schedule.formula import Formula, pseudo_corrector
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.from_diffusers import from_diffusers

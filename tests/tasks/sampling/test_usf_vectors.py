@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.search_spaces.formula import Derivative, Formula
 from fewstep.search_spaces.schedule import SolverSchedule, Step
+from fewstep.search_spaces.schedule.formula import Derivative, Formula
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import sample
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline import cli
-from fewstep.search_spaces.presets import preset
+from fewstep.search_spaces.schedule.presets import preset
 from fewstep.tasks.data import Dataset, load_dataset
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.decoder import load_decoder

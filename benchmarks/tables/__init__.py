@@ -1,0 +1,1 @@
+"""The documentation's tables: one file each on one engine, `python -m benchmarks.tables NAME`."""

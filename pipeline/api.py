@@ -1,0 +1,451 @@
+"""fewstep from Python: `search`, `load_study`, `evaluate`. The command line calls the same functions.
+
+study = fewstep.search("digits-ddpm", nfe=range(3, 6), budget=200_000, out="runs/digits")
+study.front()                               # a DataFrame, one row a number of denoiser calls
+pipe.scheduler = study.best(nfe=4).scheduler(pipe.scheduler)
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.errors import ConfigurationError, StorageError, TrackingError
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import SearchSettings, SubjectSettings
+from fewstep.pipeline.study_file import read_study_file, resolved, search_settings
+from fewstep.pipeline.values import built, find_field
+from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.tasks.models.conditions import Conditions, read_prompts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fewstep.pipeline.study import Outcome, Settings, Study
+    from fewstep.search_spaces.ode import Sampler
+    from fewstep.storage.records import EvaluationRecord
+    from fewstep.tasks.sampling.scheduler import FewStepScheduler
+    from fewstep.tasks.work import Subject
+
+MODEL_FOLDER = "model"
+FRONT = ["nfe", "origin", "value", "low", "high", "images", "metric"]
+
+
+def search(
+    model: Any = None,
+    nfe: str | int | Iterable[int] | None = None,
+    budget: int | None = None,
+    out: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    executor: str | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    device: str | None = None,
+    tracking_uri: str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> StudyView:
+    """Search few-step samplers for a model, judge what is found on fresh noise, and give the study.
+
+    `model` is a bundled model's name, a diffusers directory, or a diffusers pipeline, which is saved to `out`/model
+    with save_pretrained. `nfe` holds the numbers of denoiser calls, `budget` the calls to spend. `out` is the study's
+    folder [default: runs/NAME]: a study in it with equal settings is gone on with, or, where it is finished, read.
+    `recipe` is a recipe's name or a TOML study file; arguments go before what it says. `settings` are the other
+    fields of SearchSettings; those of the conditions (labels, guidance, prompts...) can be given as they are.
+    `executor`, `workers`, `address` and `device` say where it runs; `tracking_uri` logs to that MLflow server.
+
+    Raises ConfigurationError for settings that cannot be, or where `out` holds a study with others.
+    """
+    layers = [] if recipe is None else [_recipe(recipe)]
+    given = {"nfe": nfe, "nfes": settings.pop("nfes", None)}
+    calls = next((value for value in given.values() if value is not None), None)
+    if calls is not None:
+        settings["nfes"] = calls if isinstance(calls, str) else (calls,) if isinstance(calls, int) else tuple(calls)
+    if budget is not None:
+        settings["budget"] = budget
+    piped = model is not None and not isinstance(model, str | Path)
+    if piped:
+        if out is None:
+            raise ConfigurationError("a pipeline is saved beside its study: say where, as out='runs/mine'")
+        settings["model"] = _saved(model, Path(out) / MODEL_FOLDER)
+    elif model is not None:
+        settings["model"] = str(model)
+    chosen = search_settings(*layers, resolved(_nested(SearchSettings, settings)))
+    execution = _execution(executor, workers, address, device)
+
+    from fewstep.pipeline.display import SearchDisplay
+
+    study = open_study(Path(out) if out is not None else Path("runs") / chosen.study, chosen)
+    with SearchDisplay(chosen, quiet=not progress) as display:
+        run_study(
+            study, execution, _called(chosen, study.root), tracking_uri, display.on_record, log=tracking_uri is not None
+        )
+    return StudyView(study)
+
+
+def load_study(path: str | Path) -> StudyView:
+    """The study in a folder, to read; StorageError where it holds none."""
+    from fewstep.pipeline.study import Study
+
+    return StudyView(Study.load(Path(path)))
+
+
+def evaluate(
+    model: str | Path,
+    schedule: SolverSchedule | str | Path | None = None,
+    *,
+    ode: str | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    images: int = 5000,
+    seed: int = 1_000_003,
+    out: str | Path = "runs/evaluations",
+    executor: str | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    device: str | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """The Frechet distance of a schedule (or its file, or PRESET/GRID@CALLS), or of an ODE solver, with its interval.
+
+    `ode` is dopri5, with its tolerances, or euler, midpoint or heun, as heun@6. `settings` are the other fields of
+    SubjectSettings: features, reference, statistics, quantized, judge, and the conditions' labels, guidance, prompts...
+    Tables in `out` keep the result: nothing is computed twice, more images cost only the new ones.
+
+    Raises ConfigurationError for a choice that cannot be, EvaluationError where the images have no distance.
+    """
+    asked = built(SubjectSettings, {**_nested(SubjectSettings, settings), "model": str(model)})
+    execution = _execution(executor, workers, address, device)
+    return evaluate_subject(asked, chosen_sampler(asked, schedule, ode, rtol, atol), images, seed, Path(out), execution)
+
+
+# -- what they give -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A Frechet distance `value` of `schedule` with its 95% interval `low` to `high`; `nfe` is a mean where it varies.
+
+    `accuracy`, with its interval, is the share of images in which a judge sees their label, where one was asked.
+    """
+
+    model: str
+    schedule: str
+    nfe: float
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    images: int
+    seed: int
+    denoiser_calls: int
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+
+    def row(self) -> pd.DataFrame:
+        """The same as a table of one row."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(self)])
+
+    def _repr_html_(self) -> str:
+        return str(self.row().to_html(index=False))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a study found for one number of denoiser calls, as the report judged it."""
+
+    study: StudyView
+    nfe: int
+    origin: str
+    value: float
+    low: float | None
+    high: float | None
+    images: int
+    metric: str
+    schedule: SolverSchedule
+
+    def scheduler(self, model_scheduler: Any = None) -> FewStepScheduler:
+        """A scheduler for a diffusers pipeline of this model: `pipe.scheduler = found.scheduler(pipe.scheduler)`.
+
+        `model_scheduler` says which noise the model was trained with [default: the scheduler in the model's folder].
+        """
+        return self.study._scheduler([self.schedule], model_scheduler)
+
+
+class StudyView:
+    """A study on disk, read-only: what was asked, tried and found."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    @property
+    def path(self) -> Path:
+        """The study's folder."""
+        return self._study.root
+
+    @property
+    def settings(self) -> Settings:
+        """What the search was asked for."""
+        return self._study.settings
+
+    def front(self) -> pd.DataFrame:
+        """What was found, as the report judged it on fresh noise: one row each NFE, of quantised networks one a member.
+
+        Columns: nfe, origin (what proposed it), value with its 95% interval low to high, images, metric.
+        StorageError where there is no report yet.
+        """
+        import pandas as pd
+
+        rows = [asdict(_plain(record)) for record in self._found]
+        return pd.DataFrame(rows, columns=FRONT)
+
+    def report(self) -> pd.DataFrame:
+        """Every row of the report: what was found, and the presets or named configs that it is compared with."""
+        import pandas as pd
+
+        rows = self._study.problem.report_rows(self._study.state(), self._study.reported())
+        return pd.DataFrame([vars(row) for row in rows])
+
+    def trials(self) -> pd.DataFrame:
+        """Every evaluation, one row each, in the order in which they finished; `rung` says on how many images."""
+        from fewstep.storage.queries import load_evaluations
+
+        table = load_evaluations(self._study.store)
+        return table[table["study"] == self.settings.study].sort_values("order").reset_index(drop=True)
+
+    def best(self, nfe: int | None = None) -> Found:
+        """The best that was found for a number of denoiser calls [default: the best of all].
+
+        ConfigurationError for an NFE that was not searched, StorageError where there is no report yet.
+        """
+        found = [record for record in self._found if nfe is None or record.nfe == nfe]
+        if not found:
+            there = ", ".join(str(n) for n in sorted({record.nfe for record in self._found}))
+            raise ConfigurationError(f"nothing was found for nfe={nfe}: this study has {there}")
+        record = min(found, key=lambda r: (r.value is None, r.value))
+        return Found(self, schedule=self._schedule(record.nfe), **asdict(_plain(record)))
+
+    def scheduler(self, model_scheduler: Any = None) -> FewStepScheduler:
+        """One scheduler with what was found for every NFE; `num_inference_steps` of a pipeline chooses."""
+        return self._scheduler([self._schedule(n) for n in sorted({r.nfe for r in self._found})], model_scheduler)
+
+    @cached_property
+    def _found(self) -> list[EvaluationRecord]:
+        complete = [r for r in self._study.reported() if r.origin.startswith("found:") and r.value is not None]
+        if not complete:
+            raise StorageError(f"{self.path} has no report yet: go on with `fewstep search --resume --out {self.path}`")
+        if self.settings.space == "schedule":
+            complete = list({r.nfe: r for r in complete}.values())
+        return sorted(complete, key=lambda r: (r.nfe, r.value))
+
+    def _schedule(self, nfe: int) -> SolverSchedule:
+        settings = self.settings
+        if not isinstance(settings, SearchSettings):
+            raise ConfigurationError(f"{self.path} holds a search of edits, which has no schedule: see edit.json in it")
+        if not settings.moves_schedule:
+            return SolverSchedule.from_json(settings.base_schedule)
+        return load_schedule(self._study.schedules()[nfe])
+
+    def _scheduler(self, schedules: list[SolverSchedule], model_scheduler: Any) -> FewStepScheduler:
+        from fewstep.tasks.models.statistics import ModelStatistics
+        from fewstep.tasks.sampling.scheduler import FewStepScheduler
+
+        files, path = self._study.files, self._study.problem.subject.statistics
+        learned = ModelStatistics.load_for(Path(path), files) if path else None
+        base = files.scheduler_config if model_scheduler is None else model_scheduler
+        made: FewStepScheduler = FewStepScheduler.from_schedules(schedules, base, learned)
+        return made
+
+    def __repr__(self) -> str:
+        return f"<study {self.settings.study!r} of {self._study.files.name} in {self.path}>"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        try:
+            table = self.front().to_html(index=False)
+        except StorageError as error:
+            table = f"<p>{html.escape(str(error))}</p>"
+        return f"<p>{html.escape(repr(self))}</p>{table}"
+
+
+@dataclass(frozen=True)
+class _Figures:
+    nfe: int
+    origin: str
+    value: float
+    low: float | None
+    high: float | None
+    images: int
+    metric: str
+
+
+def _plain(r: EvaluationRecord) -> _Figures:
+    assert r.value is not None
+    return _Figures(r.nfe, r.origin.removeprefix("found:"), r.value, r.low, r.high, r.images, r.features)
+
+
+# -- what the command line shares -----------------------------------------------------------------------
+
+
+def open_study(root: Path, settings: SearchSettings) -> Study:
+    """The study in a folder, new or with equal settings; ConfigurationError names the first that differs."""
+    from fewstep.pipeline.study import Study
+
+    study = Study(root, settings)
+    if study.exists and (past := Study.load(root).settings) != settings:
+        then, now = past.model_dump(), settings.model_dump()
+        name = next(name for name in now if then.get(name) != now[name])
+        raise ConfigurationError(
+            f"{root} holds a study with {name} = {then.get(name)!r}, not {now[name]!r}: choose another folder (out), "
+            "or the same settings to go on with it"
+        )
+    return study
+
+
+def run_study(
+    study: Study,
+    execution: ExecutionSettings,
+    command: str,
+    tracking_uri: str | None = None,
+    on_record: Callable[[EvaluationRecord], None] | None = None,
+    log: bool = True,
+) -> tuple[Outcome, str]:
+    """Search, report, draw and (`log`) track; the outcome with every file, and the tracking URI.
+
+    A tracking server that refuses is a warning on stderr, since everything is on disk.
+    """
+    from fewstep.pipeline import publishing
+    from fewstep.storage.masking import without_secrets
+    from fewstep.storage.tracking import default_tracking_uri
+
+    outcome = study.run(execution, command, on_record)
+    uri = tracking_uri or default_tracking_uri(study.root)
+    try:
+        if log:
+            publishing.log(study, uri)
+        return replace(outcome, files=outcome.files | publishing.draw(study)), uri
+    except (TrackingError, StorageError) as error:
+        hint = f"run `fewstep report --out {study.root} --sync --tracking-uri {without_secrets(uri)}` later"
+        print(f"warning: {' '.join(str(error).split())}; nothing is lost: {hint}", file=sys.stderr)
+    return outcome, uri
+
+
+def subject_of(settings: SubjectSettings) -> Subject:
+    """What a campaign evaluates."""
+    from fewstep.tasks.work import Subject
+
+    s = settings
+    runtime: Any = "integer" if s.integer else "reference"
+    return Subject(s.model, s.features, s.reference, s.conditions, s.statistics, s.quantized, runtime, s.judge)
+
+
+def evaluate_subject(
+    settings: SubjectSettings, sampler: Sampler, images: int, seed: int, out: Path, execution: ExecutionSettings
+) -> Evaluation:
+    """Evaluate one sampler, or read what is known of it."""
+    from fewstep.pipeline import campaign
+
+    (r,) = campaign.evaluate(subject_of(settings), [sampler], images, seed, out, execution)
+    assert r.value is not None
+    judged = {name: r.metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high") if name in r.metrics}
+    nfe = r.metrics.get("nfe", r.nfe)
+    ends = r.low, r.high
+    return Evaluation(
+        r.model, r.candidate, nfe, r.features, r.value, *ends, r.images, r.seed, r.denoiser_calls, **judged
+    )
+
+
+def chosen_sampler(
+    settings: SubjectSettings,
+    schedule: SolverSchedule | str | Path | None,
+    ode: str | None,
+    rtol: float,
+    atol: float,
+) -> Sampler:
+    """What is evaluated: a schedule or an ODE solver, exactly one of them."""
+    from fewstep.search_spaces.ode import parse_ode
+    from fewstep.tasks.models.files import find_model
+    from fewstep.tasks.sampling.grids import parse_schedule
+
+    if (schedule is None) == (ode is None):
+        raise ConfigurationError("say what to evaluate: --schedule FILE or PRESET/GRID@CALLS, or --ode SOLVER")
+    if settings.integer and ode == "dopri5":
+        raise ConfigurationError("integers run at one time a batch, dopri5 at one an image: leave --integer out")
+    if ode is not None:
+        return parse_ode(ode, atol, rtol)
+    if isinstance(schedule, SolverSchedule):
+        return schedule
+    return parse_schedule(str(schedule), find_model(settings.model).noise)
+
+
+# -- arguments ------------------------------------------------------------------------------------------
+
+
+def _nested(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as the settings nest them: `labels` goes into `conditions`. ConfigurationError for an unknown name."""
+    found: dict[str, Any] = {}
+    conditions: dict[str, Any] = {}
+    for name, value in given.items():
+        if name == "conditions":
+            conditions |= value.model_dump() if isinstance(value, Conditions) else dict(value)
+            continue
+        table, _, inner = find_field(settings, name)[0].rpartition(".")
+        if table and isinstance(value, Path):
+            value = read_prompts(value) if inner == "prompts" else str(value)
+        (conditions if table else found)[inner] = str(value) if isinstance(value, Path) else value
+    prompts = conditions.get("prompts")
+    if isinstance(prompts, list | tuple):
+        conditions["prompts"] = "\n".join(prompts)
+    return {**found, "conditions": conditions} if conditions else found
+
+
+def _recipe(recipe: str | Path) -> dict[str, Any]:
+    from fewstep.pipeline.recipes import recipe_fields
+
+    path = Path(recipe)
+    return read_study_file(path) if path.suffix == ".toml" else recipe_fields(str(recipe))
+
+
+def _execution(executor: str | None, workers: int | None, address: str | None, device: str | None) -> ExecutionSettings:
+    given = {"executor": executor, "workers": workers, "address": address, "device": device}
+    return built(ExecutionSettings, {name: value for name, value in given.items() if value is not None})
+
+
+def _called(s: SearchSettings, root: Path) -> str:
+    """What made a study's results, as their header names it."""
+    return f"fewstep.search(model={s.model!r}, nfe={list(s.nfes)}, budget={s.budget}, out={str(root)!r})"
+
+
+def _saved(pipeline: Any, folder: Path) -> str:
+    """Save a diffusers pipeline once, and refuse another one in its place."""
+    from fewstep.tasks.models.files import find_model
+
+    if not hasattr(pipeline, "save_pretrained"):
+        raise ConfigurationError(
+            f"model is a {type(pipeline).__name__}: give a bundled model's name, a diffusers directory or a pipeline"
+        )
+    folder = folder.resolve()
+    aside = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        pipeline.save_pretrained(str(aside))
+    except OSError as error:
+        raise StorageError(f"cannot save the pipeline to {aside}: {error}") from None
+    if not folder.exists():
+        aside.rename(folder)
+        return str(folder)
+    same = find_model(str(aside)).hash == find_model(str(folder)).hash
+    shutil.rmtree(aside)
+    if not same:
+        raise ConfigurationError(f"{folder} holds another pipeline: choose another folder (out) for this one")
+    return str(folder)

@@ -1,0 +1,1 @@
+"""Edits outside a search: fit boundaries, apply them, show what comes of it."""

@@ -1,0 +1,109 @@
+"""What searches of schedules share with those of networks: a model, its noise, its ladder, and what fits it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from fewstep.errors import ConfigurationError
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.trial import Ladder, Rung
+from fewstep.search_spaces.point import Point, schedule_of
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.solver_space import Extras
+from fewstep.search_spaces.schedule.space import ScheduleSpace
+from fewstep.tasks.models.files import ModelFiles, find_model
+from fewstep.tasks.models.statistics import ModelStatistics
+from fewstep.tasks.sampling.compile import compile_schedule
+from fewstep.tasks.sampling.grids import parse_schedule
+from fewstep.tasks.work import Subject
+
+
+def ladder(settings: SearchSettings) -> Ladder:
+    """Screen, main rung, finals and report. The first three share their noise, the last never does.
+
+    Without a screen, the main rung stands in its place.
+    """
+    seed, metric = settings.noise_seed, settings.metric
+    main = Rung("frechet", metric, settings.frechet_images, seed)
+    screens = {
+        "distance": Rung("distance", "distance", settings.distance_images, seed),
+        "frechet": Rung("look", metric, settings.look_images, seed),
+        "none": main,
+    }
+    return Ladder(
+        screens[settings.screen],
+        main,
+        Rung("finals", metric, settings.finalist_images, seed),
+        Rung("report", metric, settings.report_images, settings.report_seed),
+    )
+
+
+class ModelProblem:
+    """What searches of schedules share with those of networks: a model, its noise, and whether a schedule fits it."""
+
+    def __init__(self, settings: SearchSettings) -> None:
+        self.settings = settings
+        self.files: ModelFiles = find_model(settings.model, settings.quantized)
+        self.teacher: SolverSchedule = parse_schedule(settings.teacher, self.files.noise)
+        settings.conditions.check(self.files.null_label, self.files.text, self.files.shown)
+        warm = [schedule.nfe for schedule in self.warm]
+        if warm and not set(warm) & set(settings.nfes):
+            raise ConfigurationError(
+                f"the schedules to start from have NFE {sorted(set(warm))}, the search NFE {list(settings.nfes)}: "
+                "give one of the same number of calls"
+            )
+
+    @cached_property
+    def subject(self) -> Subject:
+        """What is evaluated."""
+        s = self.settings
+        return Subject(s.model, s.features, s.reference, s.conditions, s.statistics, s.quantized)
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        """See `ladder`."""
+        return ladder(self.settings)
+
+    @cached_property
+    def warm(self) -> list[SolverSchedule]:
+        """Schedules to start from."""
+        return [SolverSchedule.from_json(text) for text in self.settings.warm_start]
+
+    @cached_property
+    def statistics(self) -> ModelStatistics | None:
+        """The model's statistics, where they are given."""
+        given = self.settings.statistics
+        return ModelStatistics.load_for(Path(given), self.files) if given else None
+
+    @cached_property
+    def schedules(self) -> ScheduleSpace:
+        """The space of schedules; ConfigurationError where the model cannot offer a decision."""
+        s, known = self.settings, self.statistics
+        for decision, has in (
+            ("mean-x0", known is not None and known.mean is not None),
+            ("ems", known is not None and known.empirical is not None),
+        ):
+            if decision in s.decisions and not has:
+                raise ConfigurationError(
+                    f"decision {decision!r} needs statistics of the model: make them with `fewstep statistics` and "
+                    "give the file as --statistics"
+                )
+        if s.guidance_range and not (self.files.text or s.conditions.labels != "none"):
+            raise ConfigurationError(
+                "a range of guidance needs conditions: give --labels balanced, a label, or --prompts FILE"
+            )
+        extras = Extras(frozenset(s.decisions), self.files.skips, s.guidance_range)
+        noise = self.files.noise
+        return ScheduleSpace(noise.lambda_start, noise.lambda_end, s.nfes, extras)
+
+    def check(self, point: Point) -> None:
+        """ScheduleError where a point's schedule does not compile for this model."""
+        schedule = schedule_of(point)
+        if schedule is not None:
+            compile_schedule(schedule, self.files.noise, self.files.prediction_type, self.statistics)
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Seeds by name, for the header of a table."""
+        return {"search": self.settings.noise_seed, "report": self.settings.report_seed}

@@ -1,0 +1,83 @@
+"""Publish a study: pictures and page on disk, runs on the tracking server. All of it can be made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from fewstep.dashboards.drawings import save_convergence, save_front, save_schedules
+from fewstep.dashboards.lines import Level
+from fewstep.dashboards.page import write_page
+from fewstep.dashboards.results import convergence, report_table
+from fewstep.pipeline.reports.rows import Row
+from fewstep.search_spaces.schedule import load_schedule
+from fewstep.storage.tracking import default_tracking_uri, sync
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.study import Study
+
+
+def write_report(study: Study, html: Path) -> Path:
+    """The self-contained page, with the image grid where there is one."""
+    images = study.root / "images.png"
+    return write_page(study.store, study.settings.study, html, {"Samples": images} if images.is_file() else None)
+
+
+def draw(study: Study) -> dict[str, Path]:
+    """Everything that shows the study, by file name: the files of the search, the pictures drawn now."""
+    name, root = study.settings.study, study.root
+    files = {path.name: path for path in (root / "results.csv", root / "images.png") if path.is_file()}
+    table = report_table(study.store, name)
+    if len(table):
+        files["front.png"] = save_front(table, root / "front.png")
+    curve = convergence(study.store, name)
+    if len(curve):
+        files["convergence.png"] = save_convergence(curve, root / "convergence.png")
+    found = [(f"NFE {nfe}", load_schedule(path)) for nfe, path in study.schedules().items()]
+    if found:
+        files["schedules.png"] = save_schedules(found, root / "schedules.png")
+    return files
+
+
+def log(study: Study, tracking_uri: str | None) -> str:
+    """Bring the tracking server up to date; returns its URI. TrackingError where it refuses or is not there."""
+    uri = tracking_uri or default_tracking_uri(study.root)
+    records = study.store.evaluations.records(where={"study": study.settings.study})
+    reported = [r for r in records if r.rung == "report"]
+    members = {
+        r.candidate: {"images.png": study.images_path(r.nfe)}
+        for r in reported
+        if r.origin.startswith("found:") and study.images_path(r.nfe).is_file()
+    }
+    sync(
+        study.store,
+        study.settings.study,
+        uri,
+        artifacts=draw(study),
+        candidate_artifacts=members,
+        front_rung="report" if reported else None,
+    )
+    return uri
+
+
+def draw_rows(rows: list[Row], level: Row | None, path: Path) -> Path:
+    """Quality against NFE from the rows of a table, with one row, if given, as a level across."""
+    table = pd.DataFrame(
+        {
+            "nfe": r.nfe,
+            "method": r.method,
+            "grid": r.schedule.partition("/")[2],
+            "value": r.value,
+            "low": float("nan") if r.low is None else r.low,
+            "high": float("nan") if r.high is None else r.high,
+            "metric": "Frechet distance",
+            "features": r.metric,
+            "reference": "",
+            "order": i,
+        }
+        for i, r in enumerate(rows)
+    )
+    across = Level(f"{level.method}, {level.nfe} calls", level.value, level.low, level.high) if level else None
+    return save_front(table, path, across)

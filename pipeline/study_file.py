@@ -1,0 +1,175 @@
+"""A study as a TOML file: its keys are the names of the settings, what it points to lies beside it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from fewstep.errors import ConfigurationError
+from fewstep.pipeline.settings import SearchSettings, parse_nfes
+from fewstep.pipeline.values import built, fields_of, listed
+from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.tasks.models.conditions import read_prompts
+
+# Settings that may name something on disk; other values (auto, a bundled model) are left as they are.
+PLACES = ("model", "features", "reference", "statistics", "quantized", "base_schedule")
+
+
+def read_study_file(path: Path) -> dict[str, Any]:
+    """What the file sets, paths taken from its folder; ConfigurationError where it is no study file."""
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the study file {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is no TOML file: {error}") from None
+    try:
+        return {"study": path.stem, **resolved(fields, path.parent)}
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+
+
+def resolved(fields: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]:
+    """The fields with what they point to: schedules and prompts are read, other places found, all from `folder`.
+
+    `nfes` may be text as 3-6, `guidance` a range as 1:8. ConfigurationError for a name that is no setting.
+    """
+    made: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    _check_names(SearchSettings, made)
+    if isinstance(made.get("conditions"), BaseModel):
+        made["conditions"] = made["conditions"].model_dump()
+    for name in PLACES:
+        value = made.get(name)
+        if isinstance(value, str) and value and _is_there(folder / value):
+            made[name] = str(folder / value)
+    if isinstance(made.get("nfes"), str):
+        made["nfes"] = parse_nfes(made["nfes"])
+    if "warm_start" in made:
+        given = made["warm_start"]
+        starts = [given] if isinstance(given, str | Path) else given
+        made["warm_start"] = tuple(text for start in starts for text in _schedules(start, folder))
+    if "conditions" in made:
+        made["conditions"] = dict(made["conditions"])
+        _condition(made, folder)
+    return made
+
+
+def _condition(made: dict[str, Any], folder: Path) -> None:
+    """Read the prompts' file, and a range of guidance; a scale alone searches none."""
+    conditions = made["conditions"]
+    prompts = conditions.get("prompts")
+    if isinstance(prompts, list | tuple):
+        conditions["prompts"] = "\n".join(prompts)
+    elif isinstance(prompts, Path) or (isinstance(prompts, str) and "\n" not in prompts and prompts):
+        path = folder / prompts
+        if isinstance(prompts, Path) or prompts.endswith(".txt") or _is_there(path):
+            conditions["prompts"] = read_prompts(path)
+    if "guidance" in conditions:
+        scale, ends = guidance_range(str(conditions["guidance"]))
+        conditions["guidance"] = scale
+        if ends is not None or "guidance_range" not in made:
+            made["guidance_range"] = ends
+
+
+def guidance_range(text: str) -> tuple[float, tuple[float, float] | None]:
+    """`7.5` is a fixed scale, `1:8` a range to search, whose middle the presets get; ConfigurationError else."""
+    low, colon, high = text.partition(":")
+    try:
+        ends = float(low), float(high if colon else low)
+    except ValueError:
+        raise ConfigurationError(f"guidance {text!r}: give a scale, as 7.5, or a range to search, as 1:8") from None
+    return 0.5 * (ends[0] + ends[1]), ends if colon else None
+
+
+def warm_starts(path: Path | None, option: str = "--warm-start") -> tuple[str, ...] | None:
+    """Schedules (JSON) of a file, or of all files in a study's folder; ConfigurationError where there is none."""
+    if path is None:
+        return None
+    files = sorted((path / "schedules").glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigurationError(f"{option} {path}: no schedules/*.json in it; give a finished study or a file")
+    return tuple(load_schedule(file).to_json() for file in files)
+
+
+def _schedules(start: Any, folder: Path) -> tuple[str, ...]:
+    """A start is a schedule, its JSON, a file or a folder."""
+    if isinstance(start, SolverSchedule):
+        return (start.to_json(),)
+    if str(start).lstrip().startswith("{"):
+        return (str(start),)
+    return warm_starts(folder / start) or ()
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # A name that no file can have, such as a schedule's JSON.
+        return False
+
+
+def _check_names(settings: type[BaseModel], fields: Mapping[str, Any], within: str = "") -> None:
+    for name, value in fields.items():
+        if name not in settings.model_fields:
+            raise ConfigurationError(f"unknown setting {within + name!r}: choose from {listed(settings)}")
+        kind = settings.model_fields[name].annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and not isinstance(value, BaseModel):
+            if not isinstance(value, Mapping):
+                raise ConfigurationError(f"{name} is a table: write [{name}] and {', '.join(kind.model_fields)} below")
+            _check_names(kind, value, f"{name}.")
+
+
+def search_settings(*layers: Mapping[str, Any]) -> SearchSettings:
+    """The settings that layers of resolved fields make, later over earlier; ConfigurationError where they make none."""
+    fields: dict[str, Any] = {}
+    for layer in layers:
+        conditions = {**fields.get("conditions", {}), **layer.get("conditions", {})}
+        fields |= layer
+        if conditions:
+            fields["conditions"] = conditions
+    if not fields.get("model"):
+        raise ConfigurationError(
+            "say which model to search for: --model NAME or --model DIRECTORY, a study file with a model, or a --recipe"
+        )
+    base = fields.get("base_schedule")
+    if isinstance(base, SolverSchedule):
+        base = base.to_json()
+    elif base and not base.lstrip().startswith("{"):
+        from fewstep.tasks.models.files import find_model
+        from fewstep.tasks.sampling.grids import parse_schedule
+
+        base = parse_schedule(base, find_model(fields["model"]).noise).to_json()
+    if base:
+        fields["base_schedule"] = base
+        if fields.get("space") == "quantization" and "nfes" not in fields:
+            fields["nfes"] = (SolverSchedule.from_json(base).nfe,)
+    return built(SearchSettings, fields)
+
+
+# -- writing --------------------------------------------------------------------------------------------
+
+
+def study_toml(settings: SearchSettings) -> str:
+    """A study file of the settings: what is not the default first, then every other setting as a comment."""
+    changed: dict[str, list[str]] = {"": [], "conditions": []}
+    others: dict[str, list[str]] = {"": [], "conditions": []}
+    for path, info in fields_of(SearchSettings).items():
+        table, _, name = path.rpartition(".")
+        value = getattr(getattr(settings, table) if table else settings, name)
+        default = info.get_default(call_default_factory=True)
+        if info.is_required() or value != default:
+            changed[table].append(f"{name} = {_toml(value)}")
+        else:
+            shown = "none" if default is None else _toml(default)
+            others[table].append(f"# {name} = {shown}  # {info.description or ''}".rstrip(" #"))
+    lines = [*changed[""], "", "# The other settings, with their defaults:", *others[""], "", "[conditions]"]
+    return "\n".join([*lines, *changed["conditions"], *others["conditions"]]) + "\n"
+
+
+def _toml(value: Any) -> str:
+    # JSON's strings, numbers and lists are TOML's too.
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

@@ -1,0 +1,69 @@
+"""Numbers that a refinement adds to what a schedule's formulas say: to the tables, and to the told times.
+
+They are kept in a frame that all noise families share, x / sqrt(alpha^2 + sigma^2), so that a refined schedule
+still fits any noise schedule and flow models too. Source: "Generalized Adversarial Solver":
+a formula plus learned corrections trains better than free coefficients.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field
+from pydantic import model_validator as check
+
+from fewstep.search_spaces.schedule.formula import Part
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Row = tuple[Number, ...]
+LARGEST_SHIFT = 5.0
+
+
+class Corrections(Part):
+    """With y_j = x_j / sqrt(alpha_j^2 + sigma_j^2), node k + 1 gets sum_j points[k][j] y_j + outputs[k][j] eps_j more.
+
+    Nodes are the points that the denoiser is called at, in their order, and the sample; row k has k + 1 entries.
+    Call j is told the time of lambda_j + shifts[j]. An empty tuple stands for zeros.
+    """
+
+    _omitted: ClassVar[frozenset[str]] = frozenset({"points", "outputs", "shifts"})
+
+    points: tuple[Row, ...] = ()
+    outputs: tuple[Row, ...] = ()
+    shifts: Row = ()
+
+    @check(mode="after")
+    def _are_triangular(self) -> Self:
+        for name in ("points", "outputs"):
+            for k, row in enumerate(getattr(self, name)):
+                if len(row) != k + 1:
+                    raise ValueError(f"{name}[{k}] has {len(row)} numbers, row {k} takes {k + 1}")
+        for j, shift in enumerate(self.shifts):
+            if abs(shift) > LARGEST_SHIFT:
+                raise ValueError(
+                    f"shifts[{j}] is {shift:.6g}: a told time may move by {LARGEST_SHIFT} in lambda at most"
+                )
+        return self
+
+    def check_nodes(self, nodes: int) -> None:
+        """ValueError unless they are made for that many nodes."""
+        for name in ("points", "outputs", "shifts"):
+            given = len(getattr(self, name))
+            if given not in (0, nodes):
+                raise ValueError(f"the schedule has {nodes} nodes, its corrections {given} {name}")
+
+    @property
+    def largest(self) -> float:
+        """The largest number added to a table."""
+        return max((abs(v) for table in (self.points, self.outputs) for row in table for v in row), default=0.0)
+
+    @property
+    def largest_shift(self) -> float:
+        """The furthest that a told time moves, in lambda."""
+        return max((abs(v) for v in self.shifts), default=0.0)
+
+    @property
+    def are_zero(self) -> bool:
+        """Whether they change nothing."""
+        return math.isclose(self.largest, 0.0) and math.isclose(self.largest_shift, 0.0)

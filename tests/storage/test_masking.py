@@ -1,0 +1,63 @@
+"""What people put into addresses to be let in is not shown."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewstep.storage.masking import without_secrets
+
+word = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
+# What a password may hold unencoded, the signs included that end other parts of an address.
+password = st.text(string.ascii_letters + string.digits + "!$%^&*()-_=+[]{};:,.<>/?#@~|", max_size=20).map(
+    lambda text: f"SECRET{text}SECRET"
+)
+scheme = st.sampled_from(["http", "https", "postgresql+psycopg2", "mysql", "s3", "mssql+pyodbc"])
+around = st.sampled_from(
+    ["{}", "fewstep search --tracking-uri {} --out runs/x", "tracking at {} failed: no route", "'{}'"]
+)
+
+
+@given(scheme, word, password, word, around)
+def test_user_and_password_of_an_address_are_hidden(
+    scheme: str, user: str, password: str, host: str, text: str
+) -> None:
+    shown = without_secrets(text.format(f"{scheme}://{user}:{password}@{host}.example/path"))
+    assert shown == text.format(f"{scheme}://***@{host}.example/path")
+    bare = without_secrets(text.format(f"{user}:SECRET@{host}.example/path"))
+    assert "SECRET" not in bare
+    assert f"{host}.example/path" in bare
+
+
+@given(
+    scheme,
+    word,
+    st.sampled_from(
+        ["token", "access_token", "api_key", "apikey", "Password", "passwd", "X-Amz-Signature", "client_secret"]
+    ),
+    st.text(string.ascii_letters + string.digits + "%-_.~+/=", min_size=1).map(lambda text: f"SECRET{text}"),
+    around,
+)
+def test_tokens_of_a_query_are_hidden(scheme: str, host: str, name: str, token: str, text: str) -> None:
+    shown = without_secrets(text.format(f"{scheme}://{host}/path?a=1&{name}={token}&b=2"))
+    assert shown == text.format(f"{scheme}://{host}/path?a=1&{name}=***&b=2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fewstep search --recipe digits-demo --out runs/demo",
+        "fewstep evaluate --schedule ddim/uniform-t-zero@3 --images 10",
+        "fewstep flow-table --samplers heun@2,mine=dpmpp-2m/karras-zero@3 --guidance 1:8",
+        "mlflow server --backend-store-uri sqlite:////work/runs/mlflow.db --host 127.0.0.1 --port 5000",
+        "preset:ddim/karras@3 by somebody@example.org",
+        "http://127.0.0.1:5000/#/experiments/1?orderBy=start",
+        "",
+    ],
+)
+def test_other_text_is_left_as_it_is(text: str) -> None:
+    assert without_secrets(text) == text
+    assert without_secrets(without_secrets(text)) == text

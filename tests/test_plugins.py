@@ -1,0 +1,121 @@
+"""A package of somebody else's adds a space, a metric, an executor and a table: one file or two each, and one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewstep.errors import ConfigurationError
+from fewstep.pipeline.executors.base import EXECUTORS, ExecutionSettings
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.study import Study
+from fewstep.plugins import Registry
+from fewstep.search_spaces.point import parse_point
+from fewstep.search_spaces.registry import SPACES
+from fewstep.tasks.metrics.metric import METRICS
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.sampling.grids import preset_on_grid
+
+PACKAGE = Path(__file__).parent / "plugin"
+ROOT = Path(__file__).resolve().parent.parent
+HERE = ExecutionSettings(executor="in-process")
+SMALL = {"distance_images": 8, "frechet_images": 250, "finalist_images": 500, "report_images": 750, "front": 4}
+
+
+def _forget(*registries: Registry) -> None:
+    """What was installed is looked up once a process."""
+    for registry in registries:
+        registry.__dict__.pop("_others", None)
+
+
+@pytest.fixture(autouse=True)
+def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package on the path, with its metadata, as pip would install it."""
+    for path in (ROOT, PACKAGE):
+        monkeypatch.syspath_prepend(str(path))
+    registries = [SPACES, METRICS, EXECUTORS]
+    _forget(*registries)
+    yield
+    monkeypatch.undo()
+    _forget(*registries)
+
+
+def _settings(**fields: Any) -> SearchSettings:
+    base = preset_on_grid("dpmpp-2m/uniform-t", find_model("digits-ddpm").noise, 4)
+    kept = {"base_schedule": base.to_json(), "nfes": (4,)} if fields.get("space") == "caching" else {}
+    return SearchSettings.build(**{"model": "digits-ddpm", **SMALL, **kept, **fields})
+
+
+@pytest.mark.slow
+def test_a_space_a_metric_and_an_executor_of_another_package_make_a_search(tmp_path: Path) -> None:
+    study = Study(tmp_path, _settings(space="caching", metric="kid", budget=9000))
+    outcome = study.run(ExecutionSettings(executor="processes", workers=2), "fewstep search")
+    records = study.records()
+    assert {r.status for r in records} == {"complete"}
+    assert {r.metric for r in records} == {"teacher-distance", "kid"}
+    # Every subset of the three calls that may reuse the bottleneck is a point of its own.
+    seen = {r.candidate: parse_point(r.candidate_json) for r in records}
+    assert {p.kind for p in seen.values()} == {"joint", "schedule"}
+    assert len([p for p in seen.values() if p.kind == "joint"]) == 8
+    # Quality and cost trade: the front runs from nothing reused to everything.
+    members = json.loads((tmp_path / "front.json").read_text())["members"]
+    points = [json.loads((tmp_path / m["point"]).read_text())["members"] for m in members]
+    reused = [len(parts[1]["reused"]) for parts in points]
+    assert len(members) >= 2
+    assert [m["value"] for m in members] == sorted(m["value"] for m in members)
+    assert reused == sorted(reused)
+    assert {r.method for r in outcome.rows} >= {"fewstep", "full precision"}
+    assert {r.metric for r in outcome.rows} == {"kid-digits"}
+    # The metric is unbiased, so of an exact match its interval may reach below 0.
+    assert all(r.low is not None and r.high is not None and r.low < r.value < r.high for r in outcome.rows)
+    again = Study.load(tmp_path)
+    count = len(again.records())
+    again.run(HERE, "fewstep search")
+    assert len(again.records()) == count
+
+
+@pytest.mark.parametrize("sampler", ["s3", "nsgaii", "tpe"])
+def test_a_space_of_another_package_is_searched_together_with_schedules(tmp_path: Path, sampler: str) -> None:
+    study = Study(tmp_path, _settings(space="schedule+caching", nfes=(3,), sampler=sampler, budget=5000))
+    state = study.find(HERE)
+    own = [t for t in state.trials.values() if not t.candidate.origin.startswith("named:")]
+    assert own
+    for trial in own:
+        kinds = {part.kind for part in trial.candidate.point.parts}
+        assert kinds == {"schedule", "caching"}
+        assert trial.candidate.nfe == 3
+    # A resumed search asks for what the first one would have asked for next.
+    past = study.records()
+    replayed, twice = (study.problem.search().replay(past) for _ in range(2))
+    assert replayed.spent == twice.spent == state.spent
+
+
+def test_a_table_of_another_package_is_made_by_the_one_engine(tmp_path: Path) -> None:
+    from benchmarks.tables.__main__ import TABLES, main
+
+    _forget(TABLES)
+    assert main(["example_orders", "--out", str(tmp_path)]) == 0
+    lines = [line for line in (tmp_path / "example_orders.csv").read_text().splitlines() if not line.startswith("#")]
+    rows = list(csv.DictReader(lines))
+    assert [row["preset"] for row in rows] == ["ddim", "dpmpp-2m", "dpmpp-3m"]
+    assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in rows)
+    _forget(TABLES)
+
+
+def test_a_name_that_nobody_offers_is_refused_with_those_that_there_are() -> None:
+    for registry, name in ((SPACES, "caching"), (METRICS, "kid"), (EXECUTORS, "processes")):
+        assert name in registry.names
+        with pytest.raises(ConfigurationError, match=name):
+            registry.load("nobodys")
+
+
+def test_what_each_of_them_takes_is_one_file_or_two_and_one_line() -> None:
+    files = {path.stem for path in (PACKAGE / "fewstep_example").glob("*.py")}
+    assert files == {"space", "caching", "metric", "executor", "table"}
+    lines = (PACKAGE / "fewstep_example-1.0.dist-info" / "entry_points.txt").read_text().splitlines()
+    assert len([line for line in lines if "=" in line]) == 4
