@@ -54,7 +54,9 @@ class Policy(Protocol):
 
 
 class Stage:
-    """Something that a search does besides proposing; as it stands, nothing."""
+    """Something that a search does besides proposing; as it stands, nothing. `rung` names one of its own."""
+
+    rung = ""
 
     def owns(self, candidate: Candidate) -> bool:
         """Whether a candidate is this stage's."""
@@ -102,8 +104,12 @@ class Search:
         self._calls = self._moved_at = 0
 
     def replay(self, records: Sequence[EvaluationRecord]) -> Search:
-        """Become what it would be after `records`, whatever was under way when they end; for a new search only."""
-        ours = [r for r in records if r.rung != self.ladder.report.name]
+        """Become what it would be after `records`, whatever was under way when they end; for a new search only.
+
+        What was evaluated at other rungs, by its report or beside it, is none of its business.
+        """
+        rungs = {rung.name for rung in self.ladder[:-1]} | {stage.rung for stage in self.stages}
+        ours = [r for r in records if r.rung in rungs]
         first = {r.trial: r for r in reversed(ours)}
         for number in sorted(first):
             self.adopt(candidate_of(first[number]))

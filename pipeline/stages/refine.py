@@ -19,6 +19,8 @@ RUNG = "refine"
 class Refine(Stage):
     """Tunes elites of the NFE with the fewest refinements; what comes of one is judged like any promoted candidate."""
 
+    rung = RUNG
+
     def __init__(self, settings: SearchSettings, teacher_nfe: int) -> None:
         self._settings, self._teacher_nfe = settings, teacher_nfe
 
