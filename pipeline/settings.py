@@ -190,6 +190,8 @@ class SearchSettings(ModelSettings):
             return self
         if self.screen != "distance":
             raise ValueError(f"space {self.space!r} screens by the distance to the teacher: leave --screen away")
+        if self.sampler == "cmaes":
+            raise ValueError(f"sampler 'cmaes' has one objective, space {self.space!r} has several: choose another")
         if self.quantized:
             raise ValueError(
                 f"space {self.space!r} makes quantised networks of its own: leave --quantized away, or search space "
@@ -218,7 +220,10 @@ class SearchSettings(ModelSettings):
     @field_validator("space")
     @classmethod
     def _space_exists(cls, name: str) -> str:
-        for part in name.split("+"):
+        parts = name.split("+")
+        if len(set(parts)) < len(parts) or ("joint" in parts and len(parts) > 1):
+            raise ValueError(f"space {name!r}: name each part once; joint alone is schedule+quantization")
+        for part in parts:
             if part != "joint" and (part == "edit" or part not in SPACES.names):
                 known = ", ".join([*(n for n in SPACES.names if n != "edit"), "joint"])
                 raise ValueError(f"unknown space {part!r}: choose one of {known}, or several joined by +")

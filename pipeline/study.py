@@ -158,6 +158,8 @@ class Study:
     def driver(self, execution: ExecutionSettings, on_record: OnRecord | None = None) -> Iterator[Driver]:
         """Hold the lease, workers and writer for as long as the block lasts."""
         with Lease(self.root):
+            # What cannot be searched is refused here too, before any worker is set up.
+            self.problem.search()
             cache = self.worker_settings(execution.device).cache
             driver = opened(self.evaluator(), execution, cache, on_record)
             try:

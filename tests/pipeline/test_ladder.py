@@ -7,8 +7,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fewstep.pipeline.ladder import promoted
+from fewstep.pipeline.problems.schedules import ladder
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.pipeline.trial import ladder, promoted
 
 values = st.lists(st.floats(0, 100, allow_nan=False), min_size=1, max_size=40, unique=True)
 shares = st.floats(0.01, 1.0)
@@ -44,4 +45,4 @@ def test_the_rungs_of_a_search_share_their_noise_and_the_report_has_its_own(seed
     assert screen.seed == judge.seed == finals.seed == seed != report.seed
     assert screen.images <= judge.images <= finals.images <= report.images
     assert [r.name for r in (screen, judge, finals, report)] == ["distance", "frechet", "finals", "report"]
-    assert [r.metric for r in (screen, judge)] == ["teacher-distance", "frechet"]
+    assert [r.metric for r in (screen, judge)] == ["distance", "frechet"]

@@ -18,14 +18,13 @@ from typing import Any
 import pytest
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.climb import Work
-from fewstep.pipeline.proposers.evolution import NAMES, QuantizationProposer, named_members
+from fewstep.pipeline.problems.networks import NAMES, NetworkProblem, named_members
 from fewstep.pipeline.proposers.pareto import dominance
-from fewstep.pipeline.quantization_report import members
-from fewstep.pipeline.quantization_state import QuantizationState, objectives
-from fewstep.pipeline.scope import Scope
+from fewstep.pipeline.search import Search
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
+from fewstep.pipeline.trial import Work
+from fewstep.search_spaces.point import Point, parse_point, quantization_of, schedule_of
 from fewstep.search_spaces.quantization import QuantizationConfig, named
 from fewstep.search_spaces.quantization.space import QuantizationSpace
 from fewstep.search_spaces.schedule import load_schedule
@@ -43,6 +42,12 @@ LIVES = {
 }
 SPACES = tuple(LIVES)
 TEACHER_CALLS = 6
+
+
+def _config(point: Point) -> QuantizationConfig:
+    config = quantization_of(point)
+    assert config is not None
+    return config
 
 
 def _settings(model: object, space: str, **changes: object) -> SearchSettings:
@@ -95,7 +100,6 @@ def _facts(record: EvaluationRecord) -> tuple[object, ...]:
         record.rung,
         record.origin,
         record.candidate_json,
-        record.quantization,
         repr(sorted(record.metrics.items())),
         repr(sorted(record.parameters.items())),
         record.status,
@@ -121,10 +125,10 @@ def test_kill_and_resume_gives_exactly_the_evaluations_of_an_uninterrupted_searc
 def test_the_front_is_one_and_its_files_make_its_members_again(space: str, searched: Path) -> None:
     root = searched / f"{space}-whole"
     study = Study.load(root)
-    state = study.state()
-    assert isinstance(state, QuantizationState)
-    found = members(state)
-    assert 1 <= len(found) <= study.settings.front
+    state, problem = study.state(), study.problem
+    assert isinstance(problem, NetworkProblem)
+    objectives, found = problem.objectives, problem.members(state)
+    assert 1 <= len(found) <= problem.settings.front
     values = [objectives(m.trial.records["finals"]) for m in found]
     assert not dominance([v for v in values if v is not None]).any()
     # The front was drawn from all that was judged: nobody there beats a finalist at that rung.
@@ -137,7 +141,8 @@ def test_the_front_is_one_and_its_files_make_its_members_again(space: str, searc
     assert len(listed) == len(found)
     for entry, member in zip(listed, found, strict=True):
         config = QuantizationConfig.from_json((root / entry["config"]).read_text())
-        assert config == member.trial.candidate.quantization
+        assert config == _config(member.trial.candidate.point)
+        assert parse_point((root / entry["point"]).read_text()) == member.trial.candidate.point
         assert load_schedule(root / entry["schedule"]).hash == member.trial.candidate.schedule.hash
         assert find_quantized(root / entry["network"]).config == config
     with (root / "results.csv").open() as file:
@@ -157,20 +162,21 @@ def test_the_front_is_one_and_its_files_make_its_members_again(space: str, searc
 @pytest.mark.parametrize("space", SPACES)
 def test_a_config_is_calibrated_once_whatever_it_is_asked_for(space: str, searched: Path) -> None:
     study = Study.load(searched / f"{space}-whole")
-    assert study.scope.calibration is not None
-    teacher = TEACHER_CALLS * study.settings.distance_images
+    assert isinstance(study.problem, NetworkProblem)
+    teacher = TEACHER_CALLS * study.problem.settings.distance_images
     beyond: dict[str, list[int]] = defaultdict(list)
     known: dict[str, int] = defaultdict(int)
     for record in sorted(study.store.evaluations.records(), key=lambda r: r.order):
-        if not record.quantization:
+        config = quantization_of(parse_point(record.candidate_json))
+        if config is None:
             continue
         # What grows pays for its new images alone; an incomplete last group is computed again.
         paid = record.images - known[record.key] if record.rung == "frechet" else record.images
         paid = record.images - 250 if record.rung == "finals" else paid
-        beyond[record.quantization].append(record.denoiser_calls - record.nfe * paid)
+        beyond[config.model_dump_json()].append(record.denoiser_calls - record.nfe * paid)
     first = True
     for text, extra in beyond.items():
-        calls = QuantizationConfig.from_json(text).images * study.scope.calibration.nfe
+        calls = QuantizationConfig.from_json(text).images * study.problem.calibration.nfe
         assert extra[0] == calls + (teacher if first else 0)
         assert set(extra[1:]) <= {0}
         first = False
@@ -189,10 +195,9 @@ def _share(*parts: object) -> float:
 def _tabulated(work: Work, order: int) -> EvaluationRecord:
     """A record as an evaluation would make it: figures by hash and bits, one in twenty failed."""
     candidate, rung = work
-    name, config = candidate.hash, candidate.quantization
-    assert config is not None
-    failed = _share("fails", name, rung.kind) < 0.05
-    value = math.exp(_share(name) + 0.3 * _share(name, rung.kind)) / config.weight_bits
+    name, config = candidate.hash, _config(candidate.point)
+    failed = _share("fails", name, rung.metric) < 0.05
+    value = math.exp(_share(name) + 0.3 * _share(name, rung.metric)) / config.weight_bits
     size = config.weight_bits * 1000.0 + 100 * _share(config.hash)
     return EvaluationRecord(
         study="table",
@@ -200,8 +205,8 @@ def _tabulated(work: Work, order: int) -> EvaluationRecord:
         trial=candidate.trial,
         key=f"{name}-{rung.name}",
         candidate=name,
-        candidate_json=candidate.schedule.to_json(),
-        nfe=candidate.schedule.nfe,
+        candidate_json=candidate.point.to_json(),
+        nfe=candidate.nfe,
         rung=rung.name,
         origin=candidate.origin,
         model="table",
@@ -214,7 +219,7 @@ def _tabulated(work: Work, order: int) -> EvaluationRecord:
         value=None if failed else value,
         low=None,
         high=None,
-        denoiser_calls=candidate.schedule.nfe * rung.images,
+        denoiser_calls=candidate.nfe * rung.images,
         seconds=0.0,
         device="cpu",
         finished_at=datetime.now(UTC),
@@ -222,11 +227,10 @@ def _tabulated(work: Work, order: int) -> EvaluationRecord:
         error="it explodes" if failed else "",
         parameters=candidate.parameters,
         metrics={} if failed else {"size_bytes": size, "bit_operations_a_call": size * config.activation_bits},
-        quantization=config.model_dump_json(),
     )
 
 
-def _next(state: QuantizationState) -> Work | None:
+def _next(state: Search) -> Work | None:
     """What the loop would submit with nothing in flight."""
     work = state.next_work()
     return state.next_work() if work is None and state.enter_finals() else work
@@ -243,8 +247,8 @@ def _identity(work: Work | None) -> object:
 @pytest.mark.parametrize("space", SPACES)
 def test_the_records_alone_decide_what_comes_next(space: str) -> None:
     settings = _settings("digits-ddpm", space, budget=30_000, keep=0.15)
-    scope = Scope.of(settings, find_model("digits-ddpm"))
-    state, works, records = QuantizationState(settings, scope), [], []
+    problem = NetworkProblem(settings)
+    state, works, records = problem.search(), [], []
     while (work := _next(state)) is not None:
         works.append(_identity(work))
         records.append(_tabulated(work, len(records)))
@@ -257,8 +261,8 @@ def test_the_records_alone_decide_what_comes_next(space: str) -> None:
     assert len({r.candidate for r in screened}) == len(screened)
     assert {r.nfe for r in screened if r.origin == "evolution"} == set(settings.nfes)
     for k in range(0, len(records) + 1, 7):
-        assert _identity(_next(QuantizationState.replay(settings, scope, records[:k]))) == works[k], f"after {k}"
-    resumed = QuantizationState.replay(settings, scope, records[:25])
+        assert _identity(_next(problem.search().replay(records[:k]))) == works[k], f"after {k}"
+    resumed = problem.search().replay(records[:25])
     for j in range(25, len(records)):
         assert _identity(_next(resumed)) == works[j], f"work {j}"
         resumed.learn(records[j])
@@ -267,8 +271,8 @@ def test_the_records_alone_decide_what_comes_next(space: str) -> None:
 
 def test_the_budget_counts_calibrations_once_for_each_config() -> None:
     settings = _settings("digits-ddpm", "joint", budget=3_000)
-    scope = Scope.of(settings, find_model("digits-ddpm"))
-    state = QuantizationState(settings, scope)
+    problem = NetworkProblem(settings)
+    state = problem.search()
     seen: set[str] = set()
     costs = [state.spent]
     extras = []
@@ -277,12 +281,12 @@ def test_the_budget_counts_calibrations_once_for_each_config() -> None:
         assert work is not None
         candidate, rung = work
         costs.append(state.spent)
-        assert candidate.quantization is not None
-        extras.append(costs[-1] - costs[-2] - candidate.schedule.nfe * rung.images)
-        known = candidate.quantization.hash in seen
-        seen.add(candidate.quantization.hash)
+        config = _config(candidate.point)
+        extras.append(costs[-1] - costs[-2] - candidate.nfe * rung.images)
+        known = config.hash in seen
+        seen.add(config.hash)
         # The joint search calibrates along its largest NFE, 3.
-        assert extras[-1] == (0 if known else 3 * candidate.quantization.images)
+        assert extras[-1] == (0 if known else 3 * config.images)
     assert 0 in extras
     assert all(a < b for a, b in pairwise(costs))
 
@@ -305,14 +309,15 @@ def test_a_joint_search_begins_with_presets_and_warm_starts_under_every_named_co
     noise = find_model("digits-ddpm").noise
     warm = [preset_on_grid("dpmpp-2m/karras-zero", noise, nfe) for nfe in (2, 9)]
     settings = _settings("digits-ddpm", "joint", warm_start=tuple(s.to_json() for s in warm))
-    seeds = QuantizationProposer(settings, Scope.of(settings, find_model("digits-ddpm"))).seeds()
-    pairs = {(schedule.hash, config.hash) for _, schedule, config in seeds}
+    seeds = NetworkProblem(settings).search().policy.seeds
+    schedules_of = [schedule_of(point) for _, point in seeds]
+    pairs = {(s.hash, _config(point).hash) for s, (_, point) in zip(schedules_of, seeds, strict=True) if s}
     assert len(pairs) == len(seeds)
     schedules, configs = {s for s, _ in pairs}, {c for _, c in pairs}
     assert len(pairs) == len(schedules) * len(configs)
     assert warm[0].hash in schedules
     assert warm[1].hash not in schedules
-    assert {schedule.nfe for _, schedule, _ in seeds} == {2, 3}
+    assert {point.nfe for _, point in seeds} == {2, 3}
 
 
 # -- what is refused ------------------------------------------------------------------------------------
@@ -323,7 +328,11 @@ def test_a_joint_search_begins_with_presets_and_warm_starts_under_every_named_co
     [
         ("joint", {"quantized": "folder"}, "--quantized"),
         ("quantization", {"quantized": "folder"}, "--quantized"),
-        ("joint", {"sampler": "tpe"}, "evolution"),
+        ("joint", {"sampler": "cmaes"}, "one objective"),
+        ("joint", {"screen": "none"}, "--screen"),
+        ("joint+quantization", {}, "each part once"),
+        ("quantization+quantization", {}, "each part once"),
+        ("schedule+edit", {}, "unknown space 'edit'"),
         ("quantization", {"base_schedule": ""}, "--schedule"),
         ("quantization", {"nfes": (2, 3)}, "--nfe"),
         ("quantization", {"decisions": ("threshold",)}, "decisions"),

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.pipeline.final import report_work
+from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.proposers.surrogate import registry as surrogates
 from fewstep.pipeline.proposers.surrogate.encoder import RankingSurrogate
-from fewstep.pipeline.scope import Scope
+from fewstep.pipeline.search import Search
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.pipeline.state import SearchState, Work
+from fewstep.pipeline.trial import Work
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
-from fewstep.tasks.models.files import find_model
 
 SCRIPT = Path(__file__).with_name("killed_search.py")
 # In the presets, in the evolution before and after a fit, between two files, in the finals, in the report.
@@ -122,17 +121,17 @@ def _share(*parts: object) -> float:
 def _tabulated(work: Work, order: int) -> EvaluationRecord:
     """A record as an evaluation would make it: values by hash, one in twenty failed."""
     candidate, rung = work
-    name = candidate.schedule.hash
-    failed = _share("fails", name, rung.kind) < 0.05 and not candidate.origin.startswith("preset:ddim")
-    value = math.exp(_share(name) + 0.3 * _share(name, rung.kind)) * (1 if rung.kind == "distance" else 10)
+    name = candidate.hash
+    failed = _share("fails", name, rung.metric) < 0.05 and not candidate.origin.startswith("preset:ddim")
+    value = math.exp(_share(name) + 0.3 * _share(name, rung.metric)) * (1 if rung.metric == "distance" else 10)
     return EvaluationRecord(
         study="table",
         order=order,
         trial=candidate.trial,
         key=f"{name}-{rung.name}",
         candidate=name,
-        candidate_json=candidate.schedule.to_json(),
-        nfe=candidate.schedule.nfe,
+        candidate_json=candidate.point.to_json(),
+        nfe=candidate.nfe,
         rung=rung.name,
         origin=candidate.origin,
         model="table",
@@ -145,7 +144,7 @@ def _tabulated(work: Work, order: int) -> EvaluationRecord:
         value=None if failed else value,
         low=None,
         high=None,
-        denoiser_calls=candidate.schedule.nfe * rung.images,
+        denoiser_calls=candidate.nfe * rung.images,
         seconds=0.0,
         device="cpu",
         finished_at=datetime.now(UTC),
@@ -155,7 +154,7 @@ def _tabulated(work: Work, order: int) -> EvaluationRecord:
     )
 
 
-def _next(state: SearchState) -> Work | None:
+def _next(state: Search) -> Work | None:
     """What the loop would submit with nothing in flight."""
     work = state.next_work()
     return state.next_work() if work is None and state.enter_finals() else work
@@ -166,7 +165,7 @@ def _identity(work: Work | None) -> object:
         return None
     candidate, rung = work
     parameters = repr(sorted(candidate.parameters.items()))
-    return candidate.trial, candidate.schedule.to_json(), candidate.origin, parameters, rung
+    return candidate.trial, candidate.point.to_json(), candidate.origin, parameters, rung
 
 
 @pytest.fixture
@@ -191,8 +190,8 @@ def test_the_records_alone_decide_what_comes_next(sampler: str, changes: dict[st
     settings = _settings(
         "digits-ddpm", sampler, **({"nfes": (2, 3), "budget": 13_000, "frechet_images": 100} | changes)
     )
-    scope = Scope.of(settings, find_model("digits-ddpm"))
-    state, works, records = SearchState(settings, scope), [], []
+    problem = ScheduleProblem(settings)
+    state, works, records = problem.search(), [], []
     while (work := _next(state)) is not None:
         works.append(_identity(work))
         records.append(_tabulated(work, len(records)))
@@ -204,10 +203,10 @@ def test_the_records_alone_decide_what_comes_next(sampler: str, changes: dict[st
     assert sum(r.origin == sampler for r in records) > 30
     # Each sampler at other points, so that together they cover the phases closely.
     for k in range(("s3", "evolution", "tpe", "random").index(sampler), len(records) + 1, 9):
-        assert _identity(_next(SearchState.replay(settings, scope, records[:k]))) == works[k], f"after {k} records"
+        assert _identity(_next(problem.search().replay(records[:k]))) == works[k], f"after {k} records"
     # A resumed search also goes on alike, to its end.
     for k in (30, 90):
-        resumed = SearchState.replay(settings, scope, records[:k])
+        resumed = problem.search().replay(records[:k])
         for j in range(k, len(records)):
             assert _identity(_next(resumed)) == works[j], f"work {j}, resumed after {k}"
             resumed.learn(records[j])
@@ -216,8 +215,8 @@ def test_the_records_alone_decide_what_comes_next(sampler: str, changes: dict[st
 
 def test_a_front_that_stands_still_ends_the_search_wherever_it_was_killed() -> None:
     settings = _settings("digits-ddpm", "random", budget=60_000, frechet_images=100, patience=4_000)
-    scope = Scope.of(settings, find_model("digits-ddpm"))
-    state, records = SearchState(settings, scope), []
+    problem = ScheduleProblem(settings)
+    state, records = problem.search(), []
     while (work := _next(state)) is not None:
         records.append(_tabulated(work, len(records)))
         state.learn(records[-1])
@@ -231,7 +230,7 @@ def test_a_front_that_stands_still_ends_the_search_wherever_it_was_killed() -> N
     # It ends once that many calls have brought nothing; what was promoted by then is still judged.
     assert 4_000 <= calls - moved < 4_000 + 3_000
     for k in range(0, len(records), 13):
-        resumed = SearchState.replay(settings, scope, records[:k])
+        resumed = problem.search().replay(records[:k])
         for record in records[k:]:
             following = _next(resumed)
             assert following is not None
@@ -243,12 +242,13 @@ def test_a_front_that_stands_still_ends_the_search_wherever_it_was_killed() -> N
 @pytest.mark.parametrize("presets", [True, False])
 def test_the_report_judges_presets_unless_they_are_left_out(presets: bool) -> None:
     settings = _settings("digits-ddpm", "random", nfes=(2, 3), budget=8_000, frechet_images=100, report_presets=presets)
-    state, order = SearchState(settings, Scope.of(settings, find_model("digits-ddpm"))), 0
+    problem = ScheduleProblem(settings)
+    state, order = problem.search(), 0
     while (work := _next(state)) is not None:
         state.learn(_tabulated(work, order))
         order += 1
-    work = report_work(state)
-    found = [candidate.schedule.nfe for candidate, _ in work if candidate.origin.startswith("found:")]
+    work = problem.report_work(state)
+    found = [candidate.nfe for candidate, _ in work if candidate.origin.startswith("found:")]
     assert sorted(found) == [2, 3]
     assert (len(work) > 2) == presets
 
@@ -256,8 +256,8 @@ def test_the_report_judges_presets_unless_they_are_left_out(presets: bool) -> No
 def test_records_in_another_order_give_a_state_that_has_the_same_trials() -> None:
     """On Ray the records end in the order in which they finish; none may be lost or asked for again."""
     settings = _settings("digits-ddpm", "random", budget=6_000, frechet_images=100)
-    scope = Scope.of(settings, find_model("digits-ddpm"))
-    state, records = SearchState(settings, scope), []
+    problem = ScheduleProblem(settings)
+    state, records = problem.search(), []
     flying: list[Work] = []
     while True:
         while len(flying) < 4 and (work := state.next_work()):
@@ -270,9 +270,9 @@ def test_records_in_another_order_give_a_state_that_has_the_same_trials() -> Non
         state.learn(records[-1])
     assert len({(r.trial, r.rung) for r in records}) == len(records)
     for k in range(0, len(records) + 1, 11):
-        resumed = SearchState.replay(settings, scope, records[:k])
+        resumed = problem.search().replay(records[:k])
         assert resumed.trials.keys() == {r.trial for r in records[:k]}
         asked = set()
         while (work := resumed.next_work()) and work[0].origin != "random":
-            asked.add((work[0].schedule.hash, work[1].name))
+            asked.add((work[0].hash, work[1].name))
         assert not asked & {(r.candidate, r.rung) for r in records[:k]}

@@ -160,7 +160,7 @@ def test_every_kind_of_point_is_in_files_that_can_be_used(tmp_path, study, evalu
     store.evaluations.append(
         [evaluation(nfe, study=study, nfe=nfe, candidate_json=point.to_json()) for nfe, point in points.items()]
     )
-    texts = {plan.params["nfe"]: plan.texts for plan in plan_study(store, study).members}
+    texts = {plan.params["nfe"]: plan.texts for plan in plan_study(store, study).members.values()}
     assert {nfe: set(files) for nfe, files in texts.items()} == {
         "3": {"schedule.json", "quantization.json"},
         "4": {"edit.json"},
