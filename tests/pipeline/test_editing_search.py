@@ -9,12 +9,11 @@ import pytest
 from fewstep.errors import ConfigurationError, StorageError
 from fewstep.pipeline.campaign import Campaign
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.ladder import Rung
 from fewstep.pipeline.policies.edit import EditPolicy, edit_objectives
 from fewstep.pipeline.problems.edits import EditProblem, EditSettings
 from fewstep.pipeline.stages.neighbours import TWIN, merit, round_of, shortfall, twin
 from fewstep.pipeline.study import Study
-from fewstep.pipeline.trial import Trial
+from fewstep.pipeline.trial import Rung, Trial
 from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
 from fewstep.search_spaces.point import EditPoint, edit_of
 from fewstep.storage.records import EvaluationRecord

@@ -7,9 +7,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.pipeline.ladder import promoted
 from fewstep.pipeline.problems.schedules import ladder
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.trial import promoted
 
 values = st.lists(st.floats(0, 100, allow_nan=False), min_size=1, max_size=40, unique=True)
 shares = st.floats(0.01, 1.0)
