@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.pipeline.problems.schedules import ladder
+from fewstep.pipeline.problems.model import ladder
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.trial import promoted
 
