@@ -13,11 +13,11 @@ from fewstep.errors import ConfigurationError
 from fewstep.pipeline import explain as explain_module
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.explain import nearest_preset, variants
-from fewstep.pipeline.proposers.optuna import is_refined
-from fewstep.pipeline.scope import Scope
+from fewstep.pipeline.problems.schedules import ScheduleProblem
+from fewstep.pipeline.proposers.base import is_refined
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.study import Study
+from fewstep.search_spaces.point import parse_point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.search_spaces.schedule.corrections import Corrections
 from fewstep.search_spaces.schedule.genome import to_genome
@@ -28,7 +28,6 @@ from fewstep.tasks.sampling.grids import preset_on_grid
 
 HERE = ExecutionSettings(executor="in-process")
 TEACHER = "dpmpp-2m/uniform-t-zero@6"
-PLAN = {"images": 8, "validation": 4, "batch": 4, "iterations": 3, "check_every": 2}
 OPTIONS = ("--images", 8, "--validation", 4, "--batch", 4, "--iterations", 3, "--judge-images", 250)
 
 
@@ -126,10 +125,12 @@ def test_a_search_refines_its_best_and_judges_what_comes_back(refined_search: St
     start = refinement.origin.partition(":")[2]
     values = {r.candidate: r.value for r in judged if r.order < refinement.order}
     assert values[start] == min(v for v in values.values() if v is not None)
-    schedule = SolverSchedule.from_json(refinement.candidate_json)
+    schedule = schedule_of(parse_point(refinement.candidate_json))
+    assert schedule is not None
     assert schedule.hash == refinement.candidate != start
     assert schedule.corrections is not None
     assert refinement.metrics["loss"] < refinement.metrics["loss_before"]
+    assert isinstance(refined_search.settings, SearchSettings)
     plan = refined_search.settings.refine_plan(3, 6)
     assert 0.8 * plan.calls(3, 6) <= refinement.denoiser_calls <= plan.calls(3, 6)
     assert [r.candidate for r in judged if r.trial == refinement.trial] == [schedule.hash]
@@ -137,14 +138,13 @@ def test_a_search_refines_its_best_and_judges_what_comes_back(refined_search: St
 
 
 def test_a_search_with_a_refinement_resumes_to_the_same_state(refined_search: Study, toy: Path) -> None:
-    settings = refined_search.settings
-    scope = refined_search.scope
+    problem = refined_search.problem
     records = refined_search.store.evaluations.records()
-    whole = SearchState.replay(settings, scope, records)
+    whole = problem.search().replay(records)
     (number,) = [n for n, t in whole.trials.items() if is_refined(t.candidate.origin)]
     at = next(i for i, r in enumerate(records) if r.rung == "refine")
     for cut in (at, at + 1, at + 2):
-        state = SearchState.replay(settings, scope, records[:cut])
+        state = problem.search().replay(records[:cut])
         work = state.next_work()
         if cut <= at + 1:
             assert work is not None
@@ -154,13 +154,14 @@ def test_a_search_with_a_refinement_resumes_to_the_same_state(refined_search: St
             assert work is not None
             assert work[0].hash == records[at].candidate
     assert whole.next_work() is None
-    assert isinstance(scope, Scope)
 
 
 def test_refined_schedules_are_a_start_for_the_next_search(refined_search: Study, toy: Path) -> None:
     (record,) = [r for r in refined_search.store.evaluations.records() if r.rung == "refine"]
-    settings = _settings(toy, warm_start=(record.candidate_json,), refine=0.0)
-    state = SearchState(settings, refined_search.scope)
+    refined = schedule_of(parse_point(record.candidate_json))
+    assert refined is not None
+    settings = _settings(toy, warm_start=(refined.to_json(),), refine=0.0)
+    state = ScheduleProblem(settings).search()
     seen = []
     while (work := state.next_work()) is not None and len(seen) < 80:
         seen.append(work[0])
@@ -194,9 +195,9 @@ def test_a_search_tunes_the_best_of_its_elites_on_its_own_images(toy: Path, tmp_
     assert refinement.value == pytest.approx(judged[refinement.candidate], rel=1e-3)
     assert refinement.metrics["loss"] < refinement.metrics["loss_before"]
     ahead = [r for r in records if r.order < refinement.order]
-    work = SearchState.replay(settings, study.scope, ahead).next_work()
+    work = study.problem.search().replay(ahead).next_work()
     assert work is not None
-    assert len(parse_plan(work[1].plan).others) == 2
+    assert len(parse_plan(work[1].arguments["plan"]).others) == 2
 
 
 def test_where_no_grid_of_each_preset_goes_on_the_best_of_all_does(toy: Path, tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_where_no_grid_of_each_preset_goes_on_the_best_of_all_does(toy: Path, tm
     presets = [r for r in study.store.evaluations.records() if r.origin.startswith("preset:")]
     screened = {r.candidate: r.value for r in presets if r.rung == "distance"}
     judged = {r.candidate for r in presets if r.rung == "frechet"}
-    baseline = preset_on_grid("ddim/uniform-t-zero", study.scope.noise, 3).hash
+    baseline = preset_on_grid("ddim/uniform-t-zero", study.files.noise, 3).hash
     assert judged == {min(screened, key=lambda h: screened[h] or 0.0), baseline}
 
 
