@@ -21,8 +21,10 @@ from plotly.offline import get_plotlyjs
 from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure
 from fewstep.dashboards.picture import Span, extras, span_of
 from fewstep.dashboards.results import (
+    FINALS,
     FOUND,
     JUDGE,
+    SCREEN,
     convergence,
     feature_spaces,
     headline,
@@ -43,8 +45,9 @@ from fewstep.dashboards.summary import (
     versions,
     within,
 )
-from fewstep.errors import ConfigurationError, DataError, ScheduleError, StorageError
+from fewstep.errors import ConfigurationError, DataError, StorageError
 from fewstep.files import write_whole
+from fewstep.search_spaces.point import Point, SchedulePoint, edit_of, parse_point, quantization_of, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.queries import front
 from fewstep.storage.records import EvaluationRecord
@@ -86,13 +89,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Shown:
-    """A schedule with its picture; `figure` is empty for a candidate that is no solver schedule."""
+    """A candidate; `figure` is empty where it samples by no solver schedule, `kind` where it cannot be read."""
 
     title: str
     note: str
     figure: str
     text: str
     width: int
+    kind: str
 
 
 @dataclass
@@ -135,6 +139,7 @@ def write_page(store: Store, study: str, path: Path, images: Mapping[str, Path] 
     settings = content.settings
     comparisons = [_compare(content, part) for part in feature_spaces(table)]
     way = convergence(store, study)
+    shown = _schedules(content, table) if len(table) else _best_so_far(content, store)
     text = template.render(
         study=study,
         model=settings.model if settings else first.model,
@@ -142,7 +147,8 @@ def write_page(store: Store, study: str, path: Path, images: Mapping[str, Path] 
         partial=table.empty,
         comparisons=comparisons,
         convergence=content.draw(convergence_figure(way)) if len(way) else "",
-        schedules=_schedules(content, table) if len(table) else _best_so_far(content, store),
+        shown=shown,
+        found=_found(content),
         images=[(caption, _data_uri(Path(file))) for caption, file in (images or {}).items()],
         facts=facts(content),
         rungs=rungs(content.rows),
@@ -239,8 +245,14 @@ def _interval(low: float, high: float) -> str:
 # -- schedules ------------------------------------------------------------------------------------------
 
 
+def _found(study: _Study) -> str:
+    """What the study looks for, in one word."""
+    point = _point(study.rows[0].candidate_json)
+    return "edits" if point is not None and edit_of(point) is not None else "schedules"
+
+
 def _schedules(study: _Study, table: pd.DataFrame) -> list[Shown]:
-    """Every found schedule once, by NFE."""
+    """Everything that was found once, by NFE."""
     found = table[table["method"] == FOUND].drop_duplicates("candidate")
     by_order = {row.order: row for row in study.rows}
     return _show(study, [by_order[order] for order in found["order"]])
@@ -248,33 +260,58 @@ def _schedules(study: _Study, table: pd.DataFrame) -> list[Shown]:
 
 def _best_so_far(study: _Study, store: Store) -> list[Shown]:
     """Before the report: the candidates on the search's own front."""
-    leaders = set(front(store, study.name, JUDGE)["key"])
-    rows = [row for row in study.rows if row.rung == JUDGE and row.key in leaders]
+    known = {row.rung for row in study.rows}
+    # An edit's search judges in its finals, before them by its screen.
+    rung = next((name for name in (JUDGE, FINALS, SCREEN) if name in known), "")
+    leaders = set(front(store, study.name, rung)["key"]) if rung else set()
+    rows = [row for row in study.rows if row.rung == rung and row.key in leaders]
     return _show(study, sorted(rows, key=lambda row: row.nfe))
 
 
 def _show(study: _Study, rows: list[EvaluationRecord]) -> list[Shown]:
-    schedules = [_schedule(row.candidate_json) for row in rows]
-    drawn = [schedule for schedule in schedules if schedule is not None]
+    points = [_point(row.candidate_json) for row in rows]
+    drawn = [schedule for point in points if point is not None and (schedule := schedule_of(point)) is not None]
     span = span_of(drawn) if drawn else None
-    return [_shown(study, row, schedule, span) for row, schedule in zip(rows, schedules, strict=True)]
+    return [_shown(study, row, point, span) for row, point in zip(rows, points, strict=True)]
 
 
-def _shown(study: _Study, row: EvaluationRecord, schedule: SolverSchedule | None, span: Span | None) -> Shown:
-    origin = row.origin.removeprefix("found:")
-    note = f"{origin}, {row.candidate}"
-    if schedule is None:
-        return Shown(f"NFE {row.nfe}", note, "", _pretty(row.candidate_json), 0)
-    if words := extras(schedule):
-        note += f", {words}"
-    figure = study.draw(schedule_figure(schedule, span))
-    return Shown(f"NFE {row.nfe}", note, figure, schedule.to_json(indent=2), 100 + 64 * len(schedule.steps))
+def _shown(study: _Study, row: EvaluationRecord, point: Point | None, span: Span | None) -> Shown:
+    words = [row.origin.removeprefix("found:"), row.candidate]
+    title = f"NFE {row.nfe}"
+    if point is None:
+        return Shown(title, ", ".join(words), "", _pretty(row.candidate_json), 0, "")
+    schedule = schedule_of(point)
+    words += _changes(point, row.metrics) + ([extras(schedule)] if schedule and extras(schedule) else [])
+    figure, width = "", 0
+    if schedule is not None:
+        figure, width = study.draw(schedule_figure(schedule, span)), 100 + 64 * len(schedule.steps)
+    if isinstance(point, SchedulePoint):
+        text = point.schedule.to_json(indent=2)
+    else:
+        text = _pretty(row.candidate_json)
+    return Shown(title, ", ".join(words), figure, text, width, point.kind)
 
 
-def _schedule(text: str) -> SolverSchedule | None:
+def _changes(point: Point, figures: Mapping[str, float]) -> list[str]:
+    """What is said of a quantised network or of an edit beside its JSON."""
+    config, edit, words = quantization_of(point), edit_of(point), []
+    if config is not None:
+        words.append(f"network {config.name}")
+        if "size_bytes" in figures:
+            words.append(f"{figures['size_bytes'] / 1e6:.3g} MB")
+    if edit is not None:
+        strengths = {"z": edit.strength_z, "h": edit.strength_h}
+        words += [f"{name} moved by {strengths[name]:.3g}" for name in ("z", "h") if strengths[name]]
+        ways = (edit.inversion, edit.generation)
+        words.append("by " + " and ".join(w.name or w.hash if isinstance(w, SolverSchedule) else w for w in ways))
+        words += [f"{name} {figures[name]:.3f}" for name in ("success", "identity") if name in figures]
+    return words
+
+
+def _point(text: str) -> Point | None:
     try:
-        return SolverSchedule.from_json(text)
-    except ScheduleError:
+        return parse_point(text)
+    except ConfigurationError:
         return None
 
 

@@ -7,15 +7,17 @@ from typing import Any
 
 import pandas as pd
 
-from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.point import SchedulePoint, parse_point
 from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS, preset
 from fewstep.storage.store import Store
 
 FOUND = "fewstep"
 """Method name of what a search found; presets go by their own."""
 
-REPORT, JUDGE = "report", "frechet"
+REPORT, FINALS, JUDGE, SCREEN = "report", "finals", "frechet", "screen"
+SEARCHED = (FINALS, JUDGE, SCREEN)
+"""Rungs by whose values a search tells what it found, the dearest first."""
 
 COMPARABLE = ("metric", "features", "reference")
 """Values are compared only between rows that agree on these."""
@@ -48,6 +50,8 @@ _TABLE = {
     "candidate": "object",
     "origin": "object",
     "order": "int64",
+    "searched_at": "int64",
+    "searched": "float64",
 }
 _CONVERGENCE = {"nfe": "int64", "calls": "int64", "value": "float64", "best": "float64", "origin": "object"}
 
@@ -57,14 +61,21 @@ def report_table(store: Store, study: str) -> pd.DataFrame:
 
     Columns: nfe, method (`fewstep` or a preset's name), grid (empty where a search chose the times),
     value with its interval low to high (NaN where there is none), images, metric, features, reference,
-    candidate (hash), origin and order (place in the record). Presets that coincide at an NFE share one
-    evaluation and have a row each. Empty before the report. Raises StorageError when the store cannot
+    candidate (hash), origin, order (place in the record), and the candidate's value in the search itself
+    with the place of its rung in SEARCHED (searched, searched_at). Presets that coincide at an NFE share
+    one evaluation and have a row each. Empty before the report. Raises StorageError when the store cannot
     be read.
     """
-    rows = []
-    for row in _finite(_evaluations(store, study), REPORT):
+    rows, evaluations = [], _evaluations(store, study)
+    searched = {
+        row["candidate"]: (place, row["value"])
+        for place, rung in reversed(list(enumerate(SEARCHED)))
+        for row in _finite(evaluations, rung)
+    }
+    for row in _finite(evaluations, REPORT):
         method, grid = _method(row["origin"])
-        rows.append({**row, "method": method, "grid": grid})
+        place, value = searched.get(row["candidate"], (len(SEARCHED), float("inf")))
+        rows.append({**row, "method": method, "grid": grid, "searched_at": place, "searched": value})
     rows += _coinciding(rows)
     table = _frame(rows, _TABLE)
     # What was found comes first among equals, then presets by name.
@@ -98,10 +109,10 @@ def feature_spaces(table: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def headline(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a method and NFE: a preset's lowest value over its grids, of found schedules the latest.
+    """One row a method and NFE: a preset's lowest value over its grids, of what was found what the search held best.
 
-    Picking the lowest of several found ones would be choosing on the very images that judge them.
-    Raises ConfigurationError when the table mixes values that cannot be compared.
+    That is the lowest value at the dearest rung of the search, the latest where it is told nothing. Picking the
+    lowest of the report would be choosing on the very images that judge them. Raises ConfigurationError when the table mixes values that cannot be compared.
     """
     mixed = [name for name in COMPARABLE if table[name].nunique() > 1]
     if mixed:
@@ -110,9 +121,10 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
             f"the table mixes {mixed[0]} {values}, whose values cannot be compared: "
             f"show the parts that feature_spaces returns one by one"
         )
-    latest = table[table["method"] == FOUND].sort_values("order", ascending=False, kind="stable")
+    found = table[table["method"] == FOUND].sort_values("order", ascending=False, kind="stable")
+    found = found.sort_values(["searched_at", "searched"], kind="stable")
     lowest = table[table["method"] != FOUND].sort_values("value", kind="stable")
-    rows = pd.concat([latest, lowest]).drop_duplicates(["nfe", "method"])
+    rows = pd.concat([found, lowest]).drop_duplicates(["nfe", "method"])
     return rows.sort_values(["nfe", "value"], kind="stable").reset_index(drop=True)
 
 
@@ -163,9 +175,12 @@ def _coinciding(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _equal_presets(text: str) -> list[str]:
     try:
-        schedule = SolverSchedule.from_json(text)
-    except ScheduleError:
-        return []  # a candidate of another kind stands for itself
+        point = parse_point(text)
+    except ConfigurationError:
+        return []  # what this version cannot read stands for itself
+    if not isinstance(point, SchedulePoint):
+        return []
+    schedule = point.schedule
     return [name for name in SEARCH_PRESETS if preset(name, schedule.lambdas).hash == schedule.hash]
 
 

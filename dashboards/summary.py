@@ -16,7 +16,7 @@ MESSAGES = 50
 """Events told one by one; the newest of them where there are more."""
 
 _RUNGS = {"distance": "screen: distance to the teacher", "look": "screen: Fréchet distance"}
-_RUNGS |= {JUDGE: "judge: Fréchet distance", "finals": "finals"}
+_RUNGS |= {"screen": "screen", JUDGE: "judge: Fréchet distance", "finals": "finals"}
 _RUNGS |= {"refine": "refinement: passes forward and back", REPORT: "report: fresh noise"}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule, Step
 from fewstep.search_spaces.schedule.formula import pseudo_corrector, taylor
 from fewstep.search_spaces.schedule.presets import preset
@@ -41,7 +42,7 @@ def record(order: int, schedule: SolverSchedule, **changes: Any) -> EvaluationRe
         "trial": order,
         "key": f"key-{order}",
         "candidate": schedule.hash,
-        "candidate_json": schedule.to_json(),
+        "candidate_json": as_point(schedule).to_json(),
         "nfe": schedule.nfe,
         "rung": "frechet",
         "origin": "random",

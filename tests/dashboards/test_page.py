@@ -18,6 +18,10 @@ from PIL import Image
 from fewstep.dashboards.page import write_page
 from fewstep.dashboards.results import FOUND, report_table
 from fewstep.errors import ConfigurationError, DataError, StorageError
+from fewstep.search_spaces.edit import EditConfig
+from fewstep.search_spaces.point import EditPoint, QuantizationPoint, joint, parse_point
+from fewstep.search_spaces.quantization import QuantizationConfig
+from fewstep.search_spaces.schedule.presets import preset
 from fewstep.storage.records import EventRecord
 from fewstep.storage.store import Store
 
@@ -175,6 +179,45 @@ def test_a_candidate_of_another_kind_shows_its_json(store, tmp_path):
     reader = Reader(write_page(other, "digits", tmp_path / "page.html").read_text())
     assert pictures(reader) == 0
     assert '"bits": 4' in reader.text
+
+
+def test_a_quantised_network_is_shown_with_its_schedule_and_its_size(store, tmp_path):
+    config = QuantizationConfig(weight_bits=4)
+    row = next(row for row in store.evaluations.records() if row.origin.startswith("found"))
+    point = joint(parse_point(row.candidate_json), QuantizationPoint(config=config))
+    other = Store(tmp_path / "other")
+    shown = replace(row, candidate=point.hash, candidate_json=point.to_json(), metrics={"size_bytes": 1.25e6})
+    other.evaluations.append([shown])
+    reader = Reader(write_page(other, "digits", tmp_path / "page.html").read_text())
+    assert pictures(reader) == 1
+    text = "".join(reader.words)
+    assert f"network {config.name}" in text
+    assert "1.25 MB" in text
+    assert '"kind": "joint"' in text
+    assert '"weight_bits": 4' in text
+    assert "JSON of the joint" in text
+    assert "The schedules found" in text
+
+
+@pytest.mark.parametrize("rung", ["report", "finals", "screen"])
+def test_edits_are_shown_by_what_they_do(store, tmp_path, rung):
+    way = preset("ddim", np.linspace(-5, 2, 4)).model_copy(update={"name": "my way"})
+    edit = EditConfig(step=-1.0, strength_z=2.5, inversion=way, generation="ddim/uniform-t@6")
+    point = EditPoint(edit=edit)
+    row = next(row for row in store.evaluations.records() if row.origin.startswith("found"))
+    figures = {"success": 0.75, "identity": 0.5}
+    changes = {"candidate": point.hash, "candidate_json": point.to_json(), "metrics": figures, "metric": "imbalance"}
+    origin = "found:tpe" if rung == "report" else "tpe"
+    other = Store(tmp_path / "other")
+    other.evaluations.append([replace(row, **changes, rung=rung, origin=origin)])
+    reader = Reader(write_page(other, "digits", tmp_path / "page.html").read_text())
+    assert pictures(reader) == 0
+    text = "".join(reader.words)
+    for words in ("z moved by 2.5", "by my way and ddim/uniform-t@6", "success 0.750", "identity 0.500"):
+        assert words in text
+    assert '"strength_z": 2.5' in text
+    assert "JSON of the edit" in text
+    assert ("The edits found" if rung == "report" else "The best edits so far") in text
 
 
 def test_a_study_without_evaluations_is_refused(store, tmp_path):

@@ -11,6 +11,8 @@ import pytest
 
 from fewstep.dashboards.results import FOUND, convergence, feature_spaces, headline, methods, report_table
 from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.point import QuantizationPoint, as_point, joint
+from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule.presets import preset
 from fewstep.storage.records import EvaluationRecord
 
@@ -25,7 +27,7 @@ def _preset_record(order, name, changes, nfe=8) -> EvaluationRecord:
         trial=order,
         key=f"key-{order}",
         candidate=schedule.hash,
-        candidate_json=schedule.to_json(),
+        candidate_json=as_point(schedule).to_json(),
         nfe=nfe,
         rung="report",
         origin=f"preset:{name}/karras",
@@ -91,6 +93,34 @@ def test_failed_unfinished_and_other_rows_are_no_results(make_store):
 def test_a_candidate_of_another_kind_is_a_row_too(make_store):
     row = _preset_record(0, "ddim", {"candidate_json": '{"bits": 4}'})
     assert report_table(make_store([row]), "digits")["method"].tolist() == ["ddim"]
+
+
+def test_a_quantised_preset_is_not_that_preset(make_store):
+    """Presets that coincide share an evaluation in full precision, not that of another network."""
+    row = _preset_record(0, "dpmpp-2m", {}, nfe=3)
+    schedule = preset("dpmpp-2m", (*np.linspace(-5, 2, 3), math.inf))
+    point = joint(as_point(schedule), QuantizationPoint(config=QuantizationConfig()))
+    row = replace(row, candidate=point.hash, candidate_json=point.to_json())
+    assert report_table(make_store([row]), "digits")["method"].tolist() == ["dpmpp-2m"]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_of_several_finds_at_one_nfe_the_headline_is_what_the_search_held_best(make_store, order):
+    """A front has several members an NFE. What its search held best is told by its own rungs, not by the report."""
+    # The report of each, the search's own value at the dear rung and at the finals, where there is one.
+    front = [(2.0, 5.0, 4.0), (1.5, 3.0, 4.5), (1.0, 2.0, None)]
+    rows = []
+    for i in order:
+        report, judged, final = front[i]
+        candidate = {"candidate": f"member-{i}", "origin": "evolution"}
+        for rung, value in (("frechet", judged), ("finals", final), ("report", report)):
+            if value is not None:
+                origin = "found:evolution" if rung == "report" else "evolution"
+                changes = {**candidate, "origin": origin, "rung": rung, "value": value, "seed": 0}
+                rows.append(_preset_record(len(rows), "ddim", changes))
+    table = report_table(make_store(rows), "digits")
+    assert len(table) == 3
+    assert headline(table)["candidate"].tolist() == ["member-0"]
 
 
 def test_the_headline_takes_the_best_grid_but_the_latest_find(make_store):
