@@ -354,14 +354,15 @@ def evaluate_subject(
 ) -> Evaluation:
     """Evaluate one sampler, or read what is known of it."""
     from fewstep.pipeline import campaign
+    from fewstep.pipeline.reports.rows import metric_name
 
-    (r,) = campaign.evaluate(subject_of(settings), [sampler], images, seed, out, execution)
+    (r,) = campaign.evaluate(subject_of(settings), [sampler], images, seed, out, execution, settings.metric)
     assert r.value is not None
     judged = {name: r.metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high") if name in r.metrics}
     nfe = r.metrics.get("nfe", r.nfe)
     ends = r.low, r.high
     return Evaluation(
-        r.model, r.candidate, nfe, r.features, r.value, *ends, r.images, r.seed, r.denoiser_calls, **judged
+        r.model, r.candidate, nfe, metric_name(r), r.value, *ends, r.images, r.seed, r.denoiser_calls, **judged
     )
 
 

@@ -225,7 +225,16 @@ def compare(
     first, second = (evaluator.parts(as_point(sampler), rung) for sampler in pair)
     found = evaluator.metric(metric).paired(first, second)
     assert found is not None
-    names = [as_point(sampler).name for sampler in pair]
+    names = _told_apart([as_point(sampler) for sampler in pair])
     rows = [row_of(r, method, name) for r, method, name in zip(records, ("first", "second"), names, strict=True)]
     ends = (found.value, found.low, found.high, images, f"{names[0]} - {names[1]}")
     return [*rows, Row(evaluator.files.name, "difference", rows[0].nfe, rows[0].metric, *ends)]
+
+
+def _told_apart(points: Sequence[Point]) -> list[str]:
+    """Names of two points; where those are equal with their hashes, or with their places where the points are equal."""
+    names, hashes = ([getattr(point, what) for point in points] for what in ("name", "hash"))
+    if len(set(names)) == len(names):
+        return names
+    ends = [f" {key}" for key in hashes] if len(set(hashes)) == len(hashes) else [" (first)", " (second)"]
+    return [name + end for name, end in zip(names, ends, strict=True)]

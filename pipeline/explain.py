@@ -16,6 +16,7 @@ from fewstep.errors import ConfigurationError, EvaluationError, ScheduleError
 from fewstep.pipeline.campaign import Campaign, check_groups, evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import OnRecord
+from fewstep.pipeline.reports.rows import metric_name
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -198,13 +199,14 @@ def explain(
     execution: ExecutionSettings,
     each_step: bool = True,
     on_record: OnRecord | None = None,
+    metric: str = "frechet",
 ) -> Explanation:
     """The ablation table of a schedule. Everything is kept under `root`: the same call goes on where it was killed.
 
     ConfigurationError unless the images fill at least three groups of GROUP, which the intervals need.
     """
     check_groups(images)
-    files, rung = find_model(subject.model, subject.quantized), Rung("report", "frechet", images, seed)
+    files, rung = find_model(subject.model, subject.quantized), Rung("report", metric, images, seed)
     nearest, changed = variants(schedule, files.noise, each_step)
     whole = Variant("whole schedule", None, "", "", schedule)
     stock = Variant(f"nearest preset, {nearest.nfe} calls", None, "", nearest.name, nearest)
@@ -212,7 +214,7 @@ def explain(
     work = [(entry.schedule, "explain") for entry in entries]
     records = evaluate_missing(subject, work, rung, root, execution, on_record=on_record)
     evaluator = Campaign(subject, root, execution).evaluator()
-    metric = evaluator.metric(rung.metric)
+    measured = evaluator.metric(rung.metric)
     if records[0].value is None:
         raise EvaluationError(f"the schedule itself cannot be evaluated: {records[0].error}")
     base = evaluator.parts(as_point(schedule), rung)
@@ -221,10 +223,10 @@ def explain(
         # Without that decision the schedule may explode: then that is what it bought.
         value, ends = math.inf, (math.inf, math.inf, math.inf)
         if record.value is not None:
-            found = metric.paired(evaluator.parts(as_point(entry.schedule), rung), base)
+            found = measured.paired(evaluator.parts(as_point(entry.schedule), rung), base)
             assert found is not None
             value, ends = record.value, (found.value, found.low, found.high)
-        rows.append(_row(entry, files.name, record.features, value, ends, images))
+        rows.append(_row(entry, files.name, metric_name(record), value, ends, images))
     return Explanation(rows, nearest, records)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -33,6 +34,21 @@ REPORT_SEED_OFFSET = 1_000_003
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
 
 
+def _checked_metric(name: str) -> str:
+    if name == "frechet":
+        return name
+    # Here, since it brings torch: settings are read by commands that do not need it.
+    from fewstep.tasks.metrics.metric import METRICS
+
+    if not METRICS.load(name).standalone:
+        known = [n for n in METRICS.names if METRICS.load(n).standalone]
+        raise ConfigurationError(f"metric {name!r} does not stand alone: choose one of {', '.join(known)}")
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_checked_metric)]
+
+
 class ModelSettings(Checked):
     """What is sampled and measured: a model, what it is asked for, and the features that its images are compared by."""
 
@@ -49,8 +65,11 @@ class ModelSettings(Checked):
 
 
 class SubjectSettings(ModelSettings):
-    """What single schedules are evaluated on."""
+    """What single schedules are evaluated on, and by what."""
 
+    metric: MetricName = Field(
+        "frechet", description="what is measured of the images: frechet, holes, layouts, or what another package has"
+    )
     integer: bool = Field(False, description="run the quantised network in 8-bit integers")
     judge: str = Field("", description="classifier that counts images which show their label: a name or a folder")
 
@@ -108,7 +127,7 @@ class SearchSettings(ModelSettings):
         "none", description="what s3 ranks children by"
     )
     random_trials: NonNegativeInt = Field(24, description="random members of each NFE before any is bred")
-    metric: str = Field("frechet", description="what candidates are compared by, but at a screen by distance")
+    metric: MetricName = Field("frechet", description="what candidates are compared by, but at a screen by distance")
     space: str = Field(
         "schedule", description="what is searched: schedule, quantization, joint, or a space of another package"
     )
@@ -228,14 +247,6 @@ class SearchSettings(ModelSettings):
                 known = ", ".join([*(n for n in SPACES.names if n != "edit"), "joint"])
                 raise ValueError(f"unknown space {part!r}: choose one of {known}, or several joined by +")
         return name
-
-    @field_validator("metric")
-    @classmethod
-    def _metric_exists(cls, name: str) -> str:
-        # Here, since it brings torch: settings are read by commands that do not need it.
-        from fewstep.tasks.metrics.metric import METRICS
-
-        return METRICS.checked(name)
 
     @property
     def moves_schedule(self) -> bool:

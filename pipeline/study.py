@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def read_settings(text: str) -> Settings:
 
 @dataclass
 class Outcome:
-    """What a finished search leaves: the table, files by name, and where the driver's time went."""
+    """What a finished search leaves: the table, files by name, calls of the whole study, seconds of this run."""
 
     rows: list[Row]
     files: dict[str, Path]
@@ -183,13 +184,15 @@ class Study:
 
     def run(self, execution: ExecutionSettings, command: str, on_record: OnRecord | None = None) -> Outcome:
         """Search (or go on searching) and report; `command` is named in the results' header."""
+        begun = time.perf_counter()
         with self.driver(execution, on_record) as driver:
             state = self._searched(driver)
             evaluate_all(missing(driver.evaluator, self.problem.report_work(state)), driver)
             rows = self.problem.report_rows(state, self.reported())
             files = self._publish(state, driver, rows, command)
         calls = sum(r.denoiser_calls for r in self.records())
-        return Outcome(rows, files, self.schedules(), calls, driver.clock.total, driver.clock.own_share)
+        seconds = time.perf_counter() - begun
+        return Outcome(rows, files, self.schedules(), calls, seconds, driver.clock.own_share)
 
     def reported(self) -> list[EvaluationRecord]:
         """The complete records of the report."""

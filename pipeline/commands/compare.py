@@ -35,7 +35,7 @@ def command(
     csv: Annotated[Path | None, typer.Option(help="write the rows here, three of each pair", callback=writable)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Frechet distances of two schedules and the paired difference: the noise that both share cancels.
+    """Frechet distances (or another --metric) of two schedules and the paired difference: shared noise cancels.
 
     Of studies' folders, all found schedules of the numbers of calls that both have are compared.
     An interval that leaves out 0 says that one of them is better, often where their own intervals overlap.
@@ -49,8 +49,9 @@ def command(
     files, asked = find_model(subject.model, subject.quantized), subject_of(subject)
     check_groups(images)
     pairs = pairs_by_nfe(_schedules(first, files), _schedules(second, files))
-    records = evaluate(asked, [schedule for pair in pairs for schedule in pair], images, seed, out, execution)
-    rows = [row for pair in pairs for row in compare(asked, pair, images, seed, out, execution)]
+    both = [schedule for pair in pairs for schedule in pair]
+    records = evaluate(asked, both, images, seed, out, execution, subject.metric)
+    rows = [row for pair in pairs for row in compare(asked, pair, images, seed, out, execution, subject.metric)]
     if csv is not None:
         write_text(csv, results_csv(rows, typed(), {"report": seed}, records=records))
     if as_json:

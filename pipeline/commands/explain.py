@@ -44,7 +44,7 @@ def command(
 
     found = parse_schedule(schedule, find_model(subject.model, subject.quantized).noise)
     tell = None if as_json else _tell
-    told = explain(found, subject_of(subject), images, seed, out, execution, each_step, tell)
+    told = explain(found, subject_of(subject), images, seed, out, execution, each_step, tell, subject.metric)
     notes = {"difference": "of the schedule with that decision put back, minus the whole one, on the same noise"}
     text = results_csv(told.rows, typed(), {"report": seed}, notes, told.records)
     files = [write_text(path, text) for path in (out / "explain.csv", csv) if path is not None]

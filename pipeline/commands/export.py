@@ -21,7 +21,7 @@ NAME = "export"
 # A study says these itself; what is given goes before it.
 ASKED = Fields(
     SubjectSettings,
-    without=("judge", "integer", "quantized"),
+    without=("metric", "judge", "integer", "quantized"),
     texts={"model": "the model of --schedule: a bundled model's name or a diffusers directory"},
     partial=True,
     shows_defaults=False,

@@ -146,7 +146,7 @@ def with_defaults(defaults: Mapping[str, Any], values: dict[str, Any]) -> dict[s
 SUBJECT = Fields(SubjectSettings)
 UNJUDGED = Fields(SubjectSettings, without=("judge",))
 # What is sampled and not measured.
-UNMEASURED = Fields(SubjectSettings, without=("features", "reference", "judge", "integer"))
+UNMEASURED = Fields(SubjectSettings, without=("features", "reference", "metric", "judge", "integer"))
 EXECUTION = Fields(ExecutionSettings)
 # What runs in one process asks for its device alone.
 DEVICE = Fields(ExecutionSettings, only=("device",))

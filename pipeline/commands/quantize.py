@@ -22,7 +22,7 @@ Config = Annotated[
 ]
 
 
-SUBJECT = Fields(SubjectSettings, without=("features", "reference", "quantized", "integer", "judge"))
+SUBJECT = Fields(SubjectSettings, without=("features", "reference", "metric", "quantized", "integer", "judge"))
 
 
 @options(subject=SUBJECT, execution=DEVICE)

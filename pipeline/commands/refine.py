@@ -15,7 +15,7 @@ from fewstep.pipeline.values import built
 from fewstep.tasks.refinement.plan import RefinePlan
 
 NAME = "refine"
-SUBJECT = Fields(SubjectSettings, without=("quantized", "integer", "judge"))
+SUBJECT = Fields(SubjectSettings, without=("metric", "quantized", "integer", "judge"))
 PLAN = Fields(
     RefinePlan,
     without=("distance", "images", "check_every", "average"),

@@ -17,7 +17,9 @@ from fewstep.pipeline.settings import SubjectSettings
 NAME = "statistics"
 
 
-SUBJECT = Fields(SubjectSettings, without=("features", "reference", "statistics", "quantized", "integer", "judge"))
+SUBJECT = Fields(
+    SubjectSettings, without=("features", "reference", "metric", "statistics", "quantized", "integer", "judge")
+)
 
 
 @options(subject=SUBJECT, execution=DEVICE)

@@ -32,6 +32,7 @@ class EditMetric(Metric):
     """
 
     figure: ClassVar[str] = "imbalance"
+    standalone: ClassVar[bool] = False
     interval: ClassVar[str] = "95%; success: Wilson, identity: normal over the images"
 
     @cached_property

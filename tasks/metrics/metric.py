@@ -32,6 +32,8 @@ METRICS = Registry(
     {
         "frechet": "fewstep.tasks.metrics.frechet_metric:FrechetMetric",
         "distance": "fewstep.tasks.metrics.teacher_distance:TeacherDistance",
+        "holes": "fewstep.tasks.metrics.holes:HiddenError",
+        "layouts": "fewstep.tasks.metrics.layouts:LayoutDisagreement",
         "edit": "fewstep.tasks.editing.metric:EditMetric",
         "refine": "fewstep.tasks.refinement.metric:Refinement",
     },
@@ -69,11 +71,13 @@ class Metric(ABC):
     """Base of all metrics.
 
     `figure` names what is measured, as tables say it. A metric that `grows` is measured group by group of GROUP images;
-    its parts are stored, so that more images compute only the new ones. `interval` says in words what kind its is.
+    its parts are stored, so that more images compute only the new ones. One that is not `standalone` takes
+    arguments that only a search gives it. `interval` says in words what kind its is.
     """
 
     figure: ClassVar[str]
     grows: ClassVar[bool] = False
+    standalone: ClassVar[bool] = True
     interval: ClassVar[str] = ""
 
     def __init__(self, setting: Setting) -> None:

@@ -27,6 +27,7 @@ class TeacherDistance(FeatureMetric):
     """
 
     figure: ClassVar[str] = "teacher-distance"
+    standalone: ClassVar[bool] = False
     interval: ClassVar[str] = "95%, normal over the images"
 
     @property

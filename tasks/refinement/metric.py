@@ -21,6 +21,7 @@ class Refinement(FeatureMetric):
     """Tunes a schedule by the argument `plan` (JSON) on noise of the plan's own; `teacher` is a schedule (JSON)."""
 
     figure: ClassVar[str] = "refinement-loss"
+    standalone: ClassVar[bool] = False
 
     @property
     def standard(self) -> dict[str, object]:

@@ -50,6 +50,9 @@ def test_the_difference_is_that_of_the_two_values_and_its_interval_is_the_same_f
 def test_a_schedule_differs_from_itself_by_nothing(toy: Path, run: Callable[..., Any]) -> None:
     same = "ddim/karras-zero@2"
     rows = run("compare", "--model", toy, "--first", same, "--second", same, *IMAGES, "--out", "c", "--json").json
+    # Two lines of one name would not say which is which.
+    names = [row["schedule"] for row in rows["rows"][:2]]
+    assert names[0] != names[1]
     assert [rows["rows"][2][end] for end in ("value", "low", "high")] == [0, 0, 0]
 
 
