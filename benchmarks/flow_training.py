@@ -33,7 +33,7 @@ from torch import Tensor
 
 from benchmarks._line import emit
 from fewstep.errors import ConfigurationError, FewstepError
-from fewstep.pipeline.campaign import Subject, evaluate
+from fewstep.pipeline.campaign import evaluate
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.tasks.data import load_dataset
@@ -45,7 +45,8 @@ from fewstep.tasks.training.autoencoder import encode_once
 from fewstep.tasks.training.diffusion import train_network
 from fewstep.tasks.training.examples import Examples
 from fewstep.tasks.training.recipe import TrainingRecipe
-from fewstep.tasks.worker import Worker, WorkerSettings
+from fewstep.tasks.work import Subject, WorkerSettings
+from fewstep.tasks.worker import Worker
 
 PIXELS = "fashion-ddpm"
 RESULTS = Path("docs/results")
@@ -205,7 +206,7 @@ def seconds_of(
         for name, (worker, schedule) in runs.items():
             count = TIMED_IMAGES if round_ else worker.batch
             start, cpu = time.perf_counter(), time.process_time()
-            worker.sample(schedule.to_json(), 0, 0, count)
+            worker.render(schedule.to_json(), 0, 0, count)
             if round_:
                 times[name].append(time.perf_counter() - start)
                 busy[name].append(time.process_time() - cpu)
@@ -236,7 +237,7 @@ def sampling(model: str, options: argparse.Namespace) -> None:
     if len({(k.metric, k.images) for rows in known.values() for k in rows}) != 1:
         raise ConfigurationError("the two models' distances are of different features or numbers of images")
     strictest = max(min(k.distance for k in rows) for rows in known.values())
-    workers = {kind: Worker(WorkerSettings(named[kind], conditions=BALANCED), features=False) for kind in files}
+    workers = {kind: Worker(WorkerSettings(Subject(named[kind], conditions=BALANCED))) for kind in files}
     targets = []
     for target in (strictest, 1.5 * strictest, 2 * strictest, 4 * strictest):
         picks = {kind: cheapest(rows, target) for kind, rows in known.items()}

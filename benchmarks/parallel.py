@@ -14,23 +14,21 @@ from pathlib import Path
 from random import Random
 
 from benchmarks._line import emit
-from fewstep.pipeline.evaluator import Candidate, Evaluator
+from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.executors.ray import RayExecutor
 from fewstep.pipeline.loop import Driver, search
 from fewstep.pipeline.proposers.surrogate.encoder import warm_up
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.pipeline.state import SearchState
 from fewstep.pipeline.study import Study
-from fewstep.pipeline.trial import Rung
-from fewstep.search_spaces.schedule.evolution import random_genome
-from fewstep.search_spaces.schedule.genome import to_schedule
-from fewstep.search_spaces.schedule.solver_space import SolverSpace
+from fewstep.pipeline.trial import Candidate, Rung
+from fewstep.search_spaces.schedule.space import ScheduleSpace
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
-from fewstep.tasks.worker import WorkerSettings
+from fewstep.tasks.work import Subject, WorkerSettings
 
 MODEL = "digits-ddpm"
+SUBJECT = Subject(MODEL)
 NFE = 5
 EVALUATIONS = 48
 SETTINGS = SearchSettings(model=MODEL, study="parallel", nfes=(5, 6), budget=500_000)
@@ -39,14 +37,14 @@ SETTINGS = SearchSettings(model=MODEL, study="parallel", nfes=(5, 6), budget=500
 def rate(workers: int) -> float:
     """Evaluations a second between the first result and the last but `workers`."""
     files = find_model(MODEL)
-    space = SolverSpace(files.noise.lambda_start, files.noise.lambda_end, (NFE,))
+    space = ScheduleSpace(files.noise.lambda_start, files.noise.lambda_end, (NFE,))
     rng = Random(0)
-    candidates = [Candidate(i, to_schedule(random_genome(space, NFE, rng)), "random") for i in range(EVALUATIONS)]
-    rung = Rung("frechet", "moments", 500, 0)
+    candidates = [Candidate(i, space.point(space.random(NFE, rng)), "random") for i in range(EVALUATIONS)]
+    rung = Rung("frechet", "frechet", 500, 0)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        executor = RayExecutor(WorkerSettings(MODEL), ExecutionSettings(workers=workers))
-        driver = Driver(Evaluator("parallel", files, store), executor, store)
+        executor = RayExecutor(WorkerSettings(SUBJECT), ExecutionSettings(workers=workers))
+        driver = Driver(Evaluator("parallel", SUBJECT, store), executor, store)
         waiting = candidates[::-1]
         times: list[float] = []
         while waiting or executor.in_flight:
@@ -66,9 +64,9 @@ def driver_share() -> float:
         study = Study(Path(folder), SETTINGS)
         store = study.store
         warm_up()
-        executor = RayExecutor(WorkerSettings(MODEL), ExecutionSettings(workers=2))
-        driver = Driver(Evaluator("parallel", study.files, store, teacher=study.teacher), executor, store)
-        search(SearchState(SETTINGS, study.scope), driver)
+        executor = RayExecutor(WorkerSettings(SUBJECT), ExecutionSettings(workers=2))
+        driver = Driver(study.evaluator(), executor, store)
+        search(study.state(driver), driver)
         executor.close()
     return driver.clock.own_share
 

@@ -31,13 +31,14 @@ from matplotlib.figure import Figure
 from benchmarks._line import emit
 from fewstep.dashboards.drawings import save_figure
 from fewstep.dashboards.lines import ACCENT, MUTED
-from fewstep.pipeline.campaign import Subject, evaluate_missing
+from fewstep.pipeline.campaign import evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, SearchSettings, parse_nfes
 from fewstep.pipeline.study import Study
-from fewstep.pipeline.trial import Rung
+from fewstep.pipeline.trial import Rung, candidate_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.work import Subject
 
 # Denoiser calls, the best value by then, and whose it is.
 Curve = list[tuple[int, float, SolverSchedule]]
@@ -67,7 +68,7 @@ def searched(root: Path, settings: SearchSettings) -> Searched:
         calls += record.denoiser_calls
         if record.rung == "frechet" and record.value is not None and record.value < best:
             best = record.value
-            found.append((calls, best, SolverSchedule.from_json(record.candidate_json)))
+            found.append((calls, best, candidate_of(record).schedule))
     refits = [e for e in study.store.events.records({"study": settings.study}) if e.kind == "refit"]
     return Searched(found, calls, sum(float(json.loads(e.data_json).get("seconds", 0.0)) for e in refits))
 
@@ -75,7 +76,7 @@ def searched(root: Path, settings: SearchSettings) -> Searched:
 def fresh_values(a: argparse.Namespace, nfe: int, seed: int, schedules: Sequence[SolverSchedule]) -> list[float]:
     """Frechet distances on images that no search of this seed saw."""
     subject = Subject(a.model, conditions=Conditions(labels=a.labels))
-    rung = Rung("fresh", "moments", a.fresh, seed + REPORT_SEED_OFFSET)
+    rung = Rung("fresh", "frechet", a.fresh, seed + REPORT_SEED_OFFSET)
     work = [(schedule, "cost") for schedule in schedules]
     here = ExecutionSettings(executor="in-process")
     records = evaluate_missing(subject, work, rung, a.out / "fresh" / f"{a.model}-{nfe}-{seed}", here)

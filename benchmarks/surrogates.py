@@ -24,19 +24,19 @@ from fewstep.pipeline.proposers.surrogate.encoder import Example
 from fewstep.pipeline.proposers.surrogate.registry import make_surrogate
 from fewstep.pipeline.settings import SURROGATES, SearchSettings
 from fewstep.pipeline.study import Study
-from fewstep.pipeline.trial import ladder
+from fewstep.pipeline.trial import candidate_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.genome import encode, to_genome
 
 
 def examples_of(study: Study) -> list[tuple[int, Example]]:
     """The trials of a search, by number, that a surrogate learned from, with their values at screen and judge."""
-    screen, judge, *_ = ladder(study.settings)
-    names = tuple(dict.fromkeys((screen.name, judge.name)))
+    ladder = study.problem.ladder
+    names = tuple(dict.fromkeys((ladder.screen.name, ladder.main.name)))
     values: dict[int, dict[str, float]] = {}
     schedules: dict[int, SolverSchedule] = {}
     for record in study.store.evaluations.records({"study": study.settings.study}):
-        schedule = SolverSchedule.from_json(record.candidate_json)
+        schedule = candidate_of(record).schedule
         if record.rung in names and record.value is not None and schedule.corrections is None:
             schedules[record.trial] = schedule
             values.setdefault(record.trial, {})[record.rung] = record.value
