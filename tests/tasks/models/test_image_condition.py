@@ -25,7 +25,8 @@ from fewstep.tasks.models.image_condition import build_condition, layout_of, loa
 from fewstep.tasks.models.masks import free_form_mask, free_form_masks
 from fewstep.tasks.models.sources import Sources
 from fewstep.tasks.sampling.grids import preset_on_grid
-from fewstep.tasks.worker import Worker, WorkerSettings
+from fewstep.tasks.work import Subject, WorkerSettings
+from fewstep.tasks.worker import Worker
 
 EDGES = (-0.5, 0.5)
 INPAINT = ConditionConfig(kind="inpaint", dataset="digits", channels=3)
@@ -116,20 +117,20 @@ def test_samples_depend_on_image_and_seed_alone(kind: str, sampler: str, models:
     """
     files = find_model(str(models[kind]))
     text = DOPRI5 if sampler == "dopri5" else preset_on_grid("unipc-2-bh2/uniform-t-zero", files.noise, 4).to_json()
-    worker = Worker(WorkerSettings(str(models[kind]), conditions=TEST), features=False)
-    whole = worker.sample(text, 7, 0, 9)
+    worker = Worker(WorkerSettings(Subject(str(models[kind]), conditions=TEST)))
+    whole = worker.render(text, 7, 0, 9)
     worker.batch = 4
-    parts = [worker.sample(text, 7, start, 3) for start in (3, 0, 6)]
+    parts = [worker.render(text, 7, start, 3) for start in (3, 0, 6)]
     torch.testing.assert_close(torch.cat([parts[1], parts[0], parts[2]]), whole, rtol=0, atol=1e-3)
-    worker.denoiser.sources = Sources(files, "cpu", TEST.model_copy(update={"source_seed": 1}))
-    moved = (worker.sample(text, 7, 0, 9) - whole).abs().max()
+    worker.exact.sources = Sources(files, "cpu", TEST.model_copy(update={"source_seed": 1}))
+    moved = (worker.render(text, 7, 0, 9) - whole).abs().max()
     # Layouts have no holes to draw.
     assert moved > 0.1 if kind == "inpaint" else moved < 1e-3
 
 
 def test_known_pixels_are_the_image_s_own_bit_for_bit(models: dict[str, Path]) -> None:
-    worker = Worker(WorkerSettings(str(models["inpaint"]), conditions=TEST), features=False)
-    made = worker.sample(DOPRI5, 7, 5, 20)
+    worker = Worker(WorkerSettings(Subject(str(models["inpaint"]), conditions=TEST)))
+    made = worker.render(DOPRI5, 7, 5, 20)
     sources = Sources(worker.files, "cpu", TEST)
     holes, truth = sources.holes(range(5, 25)), sources.images(range(5, 25))
     assert torch.equal(truth, torch.from_numpy(load_dataset("digits", "test").images[5:25]))

@@ -25,7 +25,8 @@ from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.decoder import load_decoder
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
-from fewstep.tasks.worker import Worker, WorkerSettings
+from fewstep.tasks.work import Subject, WorkerSettings
+from fewstep.tasks.worker import Worker
 
 CLASSES = 5
 
@@ -106,18 +107,18 @@ def test_it_is_found_with_its_labels_and_the_size_of_its_images(model: Path) -> 
 
 def test_it_samples_finite_images_for_labels_and_guidance(model: Path) -> None:
     asked = Conditions(labels="balanced", guidance=1.5)
-    worker = Worker(WorkerSettings(str(model), conditions=asked), features=False)
+    worker = Worker(WorkerSettings(Subject(str(model), conditions=asked)))
     noise = worker.files.noise
     lambdas = [noise.lambda_start, 0.0, noise.lambda_end, math.inf]
     schedule = preset("ddim", lambdas).to_json()
-    images = worker.sample(schedule, 0, 0, 6)
+    images = worker.render(schedule, 0, 0, 6)
     assert images.shape == (6, 1, 16, 16)
     assert torch.isfinite(images).all()
     assert worker.calls == 6 * 3
     # Image i's label depends on i alone.
-    torch.testing.assert_close(worker.sample(schedule, 0, 4, 2), images[4:], rtol=0, atol=1e-5)
-    plain = Worker(WorkerSettings(str(model)), features=False)
-    assert not torch.allclose(plain.sample(schedule, 0, 0, 6), images)
+    torch.testing.assert_close(worker.render(schedule, 0, 4, 2), images[4:], rtol=0, atol=1e-5)
+    plain = Worker(WorkerSettings(Subject(str(model))))
+    assert not torch.allclose(plain.render(schedule, 0, 0, 6), images)
 
 
 @torch.inference_mode()

@@ -34,7 +34,8 @@ from fewstep.tasks.sampling.execute import sample
 from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.sampling.noise import starting_noise
 from fewstep.tasks.sampling.scheduler import FewStepScheduler
-from fewstep.tasks.worker import Worker, WorkerSettings
+from fewstep.tasks.work import Subject, WorkerSettings
+from fewstep.tasks.worker import Worker
 
 COUNT = 3
 PROMPTS = ["a red cat", "two dogs, blue"]
@@ -61,8 +62,8 @@ def _schedules(folder: Path) -> dict[str, SolverSchedule]:
 
 
 def _own(folder: Path, schedule: SolverSchedule, conditions: Conditions | None = None) -> npt.NDArray[np.float32]:
-    worker = Worker(WorkerSettings(str(folder), conditions=conditions or Conditions()), features=False)
-    images = worker.sample(schedule.to_json(), 0, 0, COUNT)
+    worker = Worker(WorkerSettings(Subject(str(folder), conditions=conditions or Conditions())))
+    images = worker.render(schedule.to_json(), 0, 0, COUNT)
     return np.asarray((images / 2 + 0.5).permute(0, 2, 3, 1).numpy(), np.float32)
 
 

@@ -48,7 +48,8 @@ from fewstep.tasks.training.examples import Latents, Pixels
 from fewstep.tasks.training.networks import build_network
 from fewstep.tasks.training.objectives import objective_of
 from fewstep.tasks.training.recipe import AutoencoderRecipe, TrainingRecipe
-from fewstep.tasks.worker import Task, Worker, WorkerSettings
+from fewstep.tasks.work import Subject, Task, WorkerSettings
+from fewstep.tasks.worker import Worker
 
 UNET = {
     "sample_size": 4,
@@ -325,7 +326,7 @@ def test_a_trained_entry_of_latents_is_sampled_and_evaluated_by_its_path(
     train_entry(recipe, tmp_path / "twin", tmp_path / "other")
     assert find_model(str(tmp_path / "twin")).hash == files.hash
 
-    worker = Worker(WorkerSettings(str(out)))
+    worker = Worker(WorkerSettings(Subject(str(out))))
     noise = files.noise
     lambdas = [*np.linspace(noise.lambda_start, noise.lambda_end, 4), math.inf]
     result = worker.run(Task("", "images", preset("ddim", lambdas).to_json(), 0, 0, 6))
@@ -361,9 +362,9 @@ def test_diffusers_own_parts_make_the_same_images_of_an_entry(kind: str, tmp_pat
         x = scheduler.step(velocity, t, x).prev_sample
     theirs = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
 
-    worker = Worker(WorkerSettings(str(out)), features=False)
+    worker = Worker(WorkerSettings(Subject(str(out))))
     lambdas = [worker.files.noise.lambda_at(float(t)) for t in scheduler.timesteps]
-    ours = worker.sample(preset("ddim", [*lambdas, math.inf]).to_json(), 0, 0, 3)
+    ours = worker.render(preset("ddim", [*lambdas, math.inf]).to_json(), 0, 0, 3)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
