@@ -112,7 +112,8 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
     """One row a method and NFE: a preset's lowest value over its grids, of what was found what the search held best.
 
     That is the lowest value at the dearest rung of the search, the latest where it is told nothing. Picking the
-    lowest of the report would be choosing on the very images that judge them. Raises ConfigurationError when the table mixes values that cannot be compared.
+    lowest of the report would be choosing on the very images that judge them. Raises ConfigurationError when the
+    table mixes values that cannot be compared.
     """
     mixed = [name for name in COMPARABLE if table[name].nunique() > 1]
     if mixed:
