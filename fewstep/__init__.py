@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fewstep.pipeline.api import Evaluation, Found, StudyView, evaluate, load_study, search
+    from fewstep.pipeline.api import evaluate, load_study, search
+    from fewstep.pipeline.view import Evaluation, Found, StudyView
     from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
     from fewstep.tasks.quantization.storage import load_quantized
     from fewstep.tasks.sampling.scheduler import FewStepScheduler
 
 # Imported when they are first used: `import fewstep` stays fast.
 _HOMES = {
-    "Evaluation": "pipeline.api",
-    "Found": "pipeline.api",
-    "StudyView": "pipeline.api",
+    "Evaluation": "pipeline.view",
+    "Found": "pipeline.view",
+    "StudyView": "pipeline.view",
     "evaluate": "pipeline.api",
     "load_study": "pipeline.api",
     "search": "pipeline.api",

@@ -16,7 +16,7 @@ from pydantic import (
 
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.checked import Checked
-from fewstep.search_spaces.registry import SPACES
+from fewstep.search_spaces.kinds import SPACES
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.solver_space import EXTRA_DECISIONS
 from fewstep.tasks.models.conditions import Conditions

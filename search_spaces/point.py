@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, fie
 from fewstep.errors import ScheduleError
 from fewstep.search_spaces.checked import first_problem
 from fewstep.search_spaces.edit import EditConfig, Way
+from fewstep.search_spaces.kinds import SPACES
 from fewstep.search_spaces.ode import OdeSettings, Sampler, parse_sampler
 from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -237,8 +238,6 @@ def point_of(fields: dict[str, Any]) -> Point:
         raise ScheduleError("not a valid point: it has no kind")
     if kind in OWN:
         return OWN[kind].model_validate(fields)
-    from fewstep.search_spaces.registry import SPACES
-
     point: type[Point] = SPACES.load(kind).point
     return point.model_validate(fields)
 

@@ -1,4 +1,4 @@
-"""Spaces by name, those of other packages too: an entry point of the group `fewstep.spaces` names a `SpaceKind`."""
+"""What another package offers as a space, see `kinds.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.plugins import Registry
 from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.space import Space
 
@@ -26,14 +25,3 @@ class SpaceKind:
     renderer: Callable[[Any], Any]
     objectives: tuple[str, ...] = ()
     seeds: Callable[[Space[Any]], dict[str, Point]] = lambda space: {}
-
-
-# Ours are more than a kind of point: `pipeline/problems` says how each is searched.
-SPACES = Registry(
-    "space",
-    {
-        "schedule": "fewstep.search_spaces.schedule.space:ScheduleSpace",
-        "quantization": "fewstep.search_spaces.quantization.space:QuantizationSpace",
-        "edit": "fewstep.search_spaces.edit.space:EditSpace",
-    },
-)

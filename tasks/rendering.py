@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fewstep.errors import ConfigurationError
 from fewstep.plugins import Registry
+from fewstep.search_spaces.kinds import SPACES
 from fewstep.search_spaces.point import OdePoint, Point, QuantizationPoint, SchedulePoint
-from fewstep.search_spaces.registry import SPACES
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.flow.ode import OdeSampler
 from fewstep.tasks.models.denoiser import Denoiser

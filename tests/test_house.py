@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import os
 import re
 import shutil
@@ -148,6 +150,45 @@ def test_every_make_target_in_the_help_exists() -> None:
     wanted = {"setup", "demo", "test", "check", "bench", "train-zoo", "clean", "help"}
     assert wanted <= set(listed)
     _run("make", "--dry-run", *listed, cwd=ROOT)
+
+
+def _arrows(package: str) -> dict[str, set[str]]:
+    """Which modules of a folder each of its modules imports when it runs, inside functions too."""
+    paths = {".".join(("fewstep", *path.relative_to(ROOT).with_suffix("").parts)): path for path in _modules(package)}
+    modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    arrows: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        tree = ast.parse(path.read_text())
+        typing_only = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and id(node) not in typing_only:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names} & modules.keys()
+                arrows[name] |= inner or {node.module} & modules.keys()
+        arrows[name].discard(name)
+    return arrows
+
+
+def _modules(package: str) -> list[Path]:
+    return [path for folder in _python_folders(ROOT / package) for path in folder.glob("*.py")]
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_no_folder_has_a_circle(package: str) -> None:
+    sorter = graphlib.TopologicalSorter(_arrows(package))
+    assert len(list(sorter.static_order())) == len(_arrows(package))
+
+
+def test_the_pipeline_has_few_floors() -> None:
+    arrows = _arrows("pipeline")
+    floors: dict[str, int] = {}
+    for name in graphlib.TopologicalSorter(arrows).static_order():
+        floors[name] = 1 + max((floors[other] for other in arrows[name]), default=0)
+    assert max(floors.values()) <= 8, sorted(floors.items(), key=lambda entry: entry[1])[-5:]
 
 
 def test_tests_are_no_package() -> None:

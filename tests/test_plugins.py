@@ -15,8 +15,8 @@ from fewstep.pipeline.executors.base import EXECUTORS, ExecutionSettings
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.plugins import Registry
+from fewstep.search_spaces.kinds import SPACES
 from fewstep.search_spaces.point import parse_point
-from fewstep.search_spaces.registry import SPACES
 from fewstep.tasks.metrics.metric import METRICS
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.grids import preset_on_grid

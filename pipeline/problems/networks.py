@@ -12,7 +12,6 @@ A space of another package has the quality, and the figures that its `SpaceKind`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import ConfigurationError
-from fewstep.files import write_text
 from fewstep.pipeline.policies.halving import WARM
 from fewstep.pipeline.policies.pareto import ParetoPolicy, Vector
 from fewstep.pipeline.problems.base import Publication, each_once, found
@@ -30,17 +28,18 @@ from fewstep.pipeline.proposers.evolution import ParetoEvolution
 from fewstep.pipeline.proposers.options import OnRefit
 from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
-from fewstep.pipeline.reports.pictures import COLUMNS, Picture, write_pictures
+from fewstep.pipeline.reports.front import EXACT, publish_front
 from fewstep.pipeline.reports.rows import FOUND, Row, row_of
 from fewstep.pipeline.search import Search, Seed
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.trial import Candidate, Trial, Work
 from fewstep.search_spaces.joint import ProductSpace
+from fewstep.search_spaces.kinds import SPACES
 from fewstep.search_spaces.point import Point, QuantizationPoint, SchedulePoint, as_point, joint, quantization_of
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig, named
 from fewstep.search_spaces.quantization.space import QuantizationSpace
-from fewstep.search_spaces.registry import SPACES, SpaceKind
+from fewstep.search_spaces.registry import SpaceKind
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.space import Space
 from fewstep.storage.records import EvaluationRecord
@@ -61,7 +60,7 @@ PRESETS = (
 )
 # What is calibrated with where the settings do not say, at the largest NFE.
 CALIBRATION_PRESET = "unipc-2-bh2/karras-zero"
-NAMED, EXACT, PICTURES = "named:", "full precision", 8
+NAMED = "named:"
 NOTES = {
     "size_bytes": "packed weights with their grids; of full precision 4 bytes a parameter",
     "bit_operations": "multiply-adds x weight bits x activation bits x NFE for one image: a stand-in for time",
@@ -330,54 +329,4 @@ class NetworkProblem(ModelProblem):
 
     def publish(self, search: Search, rows: Sequence[Row], to: Publication) -> dict[str, Path]:
         """Point, config and, where it was searched, schedule of every member, what they share, and pictures."""
-        calibration = write_text(to.root / "calibration.json", self.calibration.to_json(indent=2) + "\n")
-        listed = []
-        for member in self.members(search):
-            candidate = member.trial.candidate
-            if self.moves_schedule:
-                update = {"name": f"fewstep-{member.stem}", "provenance": to.identity}
-                schedule = candidate.schedule.model_copy(update=update)
-                write_text(to.root / "schedules" / f"{member.stem}.json", schedule.to_json(indent=2) + "\n")
-            write_text(to.root / "points" / f"{member.stem}.json", candidate.point.to_json() + "\n")
-            entry = self._listed(search, member)
-            if (config := quantization_of(candidate.point)) is not None:
-                write_text(to.root / "configs" / f"{member.stem}.json", config.model_dump_json(indent=2) + "\n")
-                folder = self.network_path(to.root, config)
-                entry |= {"network": str(folder.relative_to(to.root))} if folder.is_dir() else {}
-            listed.append(entry)
-        text = json.dumps({"notes": self.notes, "calibrated_with": calibration.name, "members": listed}, indent=2)
-        files = {"front.json": write_text(to.root / "front.json", text + "\n"), "calibration.json": calibration}
-        grid = self._pictures(search, to)
-        return files | ({"images.png": grid} if grid else {})
-
-    def _listed(self, search: Search, member: Member) -> dict[str, Any]:
-        candidate, rungs = member.trial.candidate, (search.ladder.finals, search.ladder.main, search.ladder.screen)
-        record = next(member.trial.records[r.name] for r in rungs if r.name in member.trial.records)
-        config, figures = quantization_of(candidate.point), record.metrics
-        entry: dict[str, Any] = {
-            "method": member.method,
-            "point": f"points/{member.stem}.json",
-            "schedule": f"schedules/{member.stem}.json" if self.moves_schedule else "calibration.json",
-            "origin": candidate.origin,
-            "nfe": candidate.nfe,
-            "rung": record.rung,
-            "value": record.value,
-        }
-        if config is not None:
-            entry |= {
-                "config": f"configs/{member.stem}.json",
-                "size_bytes": int(figures["size_bytes"]),
-                "bit_operations": int(figures["bit_operations_a_call"]) * record.nfe,
-                "quantization": config.name,
-            }
-        return entry
-
-    def _pictures(self, search: Search, to: Publication) -> Path | None:
-        """The same noise under the first members, in full precision, and under the teacher."""
-        exact = [Picture(f"exact, {c.nfe} calls", c.point) for m, c in self.contenders(search) if m == EXACT]
-        shown = [
-            Picture(f"{m.method}, {m.trial.candidate.nfe} calls", m.trial.candidate.point) for m in self.members(search)
-        ]
-        rows = [*shown[:PICTURES], *exact, Picture(f"teacher, {self.teacher.nfe}", as_point(self.teacher))]
-        seed = self.settings.report_seed
-        return write_pictures(to.executor, rows, seed, COLUMNS, to.root / "images.png", to.warn)
+        return publish_front(self, search, to)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.search_spaces import registry
+from fewstep.search_spaces import kinds as registry
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.search_spaces.ode import OdeSettings
 from fewstep.search_spaces.point import (
