@@ -53,7 +53,7 @@ def searched(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFacto
 
 def test_guidance_and_the_other_decisions_are_searched(searched: Path) -> None:
     records = Study.load(searched / "study").store.evaluations.records()
-    own = [json.loads(r.candidate_json) for r in records if not r.origin.startswith("preset:")]
+    own = [json.loads(r.candidate_json)["schedule"] for r in records if not r.origin.startswith("preset:")]
     scales = {fields.get("guidance") for fields in own}
     assert len(scales - {None}) > 5
     assert all(1 <= scale <= 8 for scale in scales if scale is not None)
