@@ -45,9 +45,9 @@ class FrechetMetric(FeatureMetric):
 
     @property
     def identity(self) -> dict[str, object]:
-        """The features and the judge."""
+        """The features and the judge: moments that were stored before there were other metrics keep their address."""
         judge = self.subject.judge
-        return super().identity | ({"judge": judge_hash(judge)} if judge else {})
+        return {"features": self.setting.extractor.hash} | ({"judge": judge_hash(judge)} if judge else {})
 
     @property
     def standard(self) -> dict[str, object]:
