@@ -46,8 +46,8 @@ class FrechetMetric(FeatureMetric):
     @property
     def identity(self) -> dict[str, object]:
         """The features and the judge: moments that were stored before there were other metrics keep their address."""
-        judge = self.subject.judge
-        return {"features": self.setting.extractor.hash} | ({"judge": judge_hash(judge)} if judge else {})
+        found: dict[str, object] = {"features": self.setting.extractor.hash}
+        return found | ({"judge": judge_hash(self.subject.judge)} if self.subject.judge else {})
 
     @property
     def standard(self) -> dict[str, object]:
