@@ -123,7 +123,9 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
             f"show the parts that feature_spaces returns one by one"
         )
     found = table[table["method"] == FOUND].sort_values("order", ascending=False, kind="stable")
-    found = found.sort_values(["searched_at", "searched"], kind="stable")
+    # A table that no search made has no such columns.
+    told = [name for name in ("searched_at", "searched") if name in table]
+    found = found.sort_values(told, kind="stable") if told else found
     lowest = table[table["method"] != FOUND].sort_values("value", kind="stable")
     rows = pd.concat([found, lowest]).drop_duplicates(["nfe", "method"])
     return rows.sort_values(["nfe", "value"], kind="stable").reset_index(drop=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fewstep.errors import ConfigurationError
+from fewstep.pipeline.campaign import evaluate
 from fewstep.pipeline.executors.base import EXECUTORS, ExecutionSettings
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
@@ -20,6 +21,7 @@ from fewstep.search_spaces.point import parse_point
 from fewstep.tasks.metrics.metric import METRICS
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.work import Subject
 
 PACKAGE = Path(__file__).parent / "plugin"
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,6 +95,20 @@ def test_a_space_of_another_package_is_searched_together_with_schedules(tmp_path
     past = study.records()
     replayed, twice = (study.problem.search().replay(past) for _ in range(2))
     assert replayed.spent == twice.spent == state.spent
+
+
+def test_metrics_of_one_point_in_one_folder_do_not_mix(tmp_path: Path) -> None:
+    point = preset_on_grid("dpmpp-2m/uniform-t", find_model("digits-ddpm").noise, 4)
+
+    def value(folder: str, metric: str, images: int = 500) -> float | None:
+        (record,) = evaluate(Subject("digits-ddpm"), [point], images, 3, tmp_path / folder, HERE, metric)
+        return record.value
+
+    alone = value("a", "frechet"), value("b", "kid")
+    assert (value("c", "frechet"), value("c", "kid")) == alone
+    assert (value("d", "kid"), value("d", "frechet")) == alone[::-1]
+    # Parts are stored: more images compute the new ones alone, and come to the same.
+    assert value("b", "kid", 1000) == pytest.approx(value("e", "kid", 1000), rel=1e-12)
 
 
 def test_a_table_of_another_package_is_made_by_the_one_engine(tmp_path: Path) -> None:

@@ -88,14 +88,15 @@ class HalvingPolicy:
     def objectives(self, search: Search, trial: Trial) -> tuple[float] | None:
         """Log of the value over the baseline's at the same NFE; None as long as either is not known.
 
-        Raw distances differ by orders of magnitude between NFEs, and would tell a sampler little else.
+        Raw distances differ by orders of magnitude between NFEs, and would tell a sampler little else. Of a metric that
+        is not positive for the baseline, as an unbiased one may be, the difference takes the place of the ratio.
         """
         number = search.by_hash.get(self.presets[trial.candidate.nfe][BASELINE].hash)
         baseline = search.trials[number].value(search.ladder.main) if number is not None else None
         value = trial.value(search.ladder.main)
-        if value is None or not baseline:
+        if value is None or baseline is None:
             return None
-        return (math.log(max(value, 1e-12) / baseline),)
+        return (math.log(max(value, 1e-12) / baseline) if baseline > 0 else value - baseline,)
 
     def finalists(self, search: Search) -> list[Trial]:
         """The best of the main rung at each NFE."""

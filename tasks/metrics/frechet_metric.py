@@ -45,9 +45,9 @@ class FrechetMetric(FeatureMetric):
 
     @property
     def identity(self) -> dict[str, object]:
-        """The features and the judge."""
-        judge = self.subject.judge
-        return super().identity | ({"judge": judge_hash(judge)} if judge else {})
+        """The features and the judge: moments that were stored before there were other metrics keep their address."""
+        found: dict[str, object] = {"features": self.setting.extractor.hash}
+        return found | ({"judge": judge_hash(self.subject.judge)} if self.subject.judge else {})
 
     @property
     def standard(self) -> dict[str, object]:

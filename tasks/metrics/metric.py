@@ -103,8 +103,8 @@ class Metric(ABC):
 
     @property
     def identity(self) -> dict[str, object]:
-        """What of the metric itself decides about its parts, by name: features and whatever else it depends on."""
-        return {}
+        """What of the metric itself decides about its parts, by name: which it is, and whatever else it depends on."""
+        return {"metric": self.figure}
 
     @property
     def standard(self) -> dict[str, object]:
@@ -139,8 +139,8 @@ class FeatureMetric(Metric):
 
     @property
     def identity(self) -> dict[str, object]:
-        """The features' weights."""
-        return {"features": self.setting.extractor.hash}
+        """Which it is, and the features' weights."""
+        return {"metric": self.figure, "features": self.setting.extractor.hash}
 
     @property
     def standard(self) -> dict[str, object]:

@@ -31,6 +31,11 @@ class TeacherDistance(FeatureMetric):
     interval: ClassVar[str] = "95%, normal over the images"
 
     @property
+    def identity(self) -> dict[str, object]:
+        """The features alone, as addresses that are stored have it."""
+        return {"features": self.setting.extractor.hash}
+
+    @property
     def standard(self) -> dict[str, object]:
         """The reference counts too, as it always has: keys that were stored stay what they are."""
         return {"kind": "distance", "reference": self.reference}

@@ -24,6 +24,11 @@ class Refinement(FeatureMetric):
     standalone: ClassVar[bool] = False
 
     @property
+    def identity(self) -> dict[str, object]:
+        """The features alone, as addresses that are stored have it."""
+        return {"features": self.setting.extractor.hash}
+
+    @property
     def standard(self) -> dict[str, object]:
         """As a distance to the teacher has it."""
         return {"kind": "refine", "reference": self.reference}
