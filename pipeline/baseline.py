@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import Field, NonNegativeInt, field_validator
@@ -83,7 +83,8 @@ class Baseline:
 
     screened: list[Row]
     reported: list[Row]
-    records: tuple[list[EvaluationRecord], list[EvaluationRecord]]
+    # When and where they were made is no part of what was measured.
+    records: tuple[list[EvaluationRecord], list[EvaluationRecord]] = field(compare=False)
 
 
 def entries(settings: BaselineSettings, on_skip: Skip | None = None) -> dict[tuple[str, int], list[SolverSchedule]]:
