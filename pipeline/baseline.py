@@ -119,7 +119,7 @@ def run(
     on_record: OnRecord | None = None,
     on_skip: Skip | None = None,
 ) -> Baseline:
-    """Screen, then judge the best grid of each preset at each NFE and the teacher; goes on where a kill left it."""
+    """Screen, then measure the best grid of each preset at each NFE and the teacher; goes on where a kill left it."""
     register(root, STUDY, settings, settings.model, find_model(settings.model).hash)
     screen, report = settings.rungs
     table = entries(settings, on_skip)

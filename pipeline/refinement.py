@@ -1,4 +1,4 @@
-"""Refine one schedule and judge what came of it on noise that tuned nothing: the start stays unless it is beaten."""
+"""Refine one schedule and select what came of it on noise that tuned nothing: the start stays unless it is beaten."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FOLDER = "refinements"
 
 
 @dataclass(frozen=True)
-class Judged:
+class Selected:
     """A refinement and the Frechet distances (search seeds) of start, best and averaged iterate, in this order."""
 
     refined: Refined
@@ -38,7 +38,7 @@ class Judged:
     kind: str
 
     @property
-    def judging_calls(self) -> int:
+    def selection_calls(self) -> int:
         """Denoiser calls of the judgement from nothing; what coincides is judged once."""
         return sum({r.candidate: r.nfe * r.images for r in self.records}.values())
 
@@ -99,7 +99,7 @@ def _descended(
     return Refined(schedule, found.schedule, found.schedule, checks, found.cost)
 
 
-def judge(
+def select(
     subject: Subject,
     refined: Refined,
     images: int,
@@ -108,7 +108,7 @@ def judge(
     execution: ExecutionSettings,
     study: str = STUDY,
     on_record: OnRecord | None = None,
-) -> Judged:
+) -> Selected:
     """Start, best and averaged iterate on the same `images` of `seed`; the start is kept where nothing beats it."""
     schedules = (refined.start, refined.best, refined.averaged)
     work = [(s, f"refinement:{kind}") for s, kind in zip(schedules, KINDS, strict=True)]
@@ -117,10 +117,10 @@ def judge(
     )
     values = [(r.value, i) for i, r in enumerate(records) if r.status == "complete" and r.value is not None]
     best = min(values)[1] if values else 0
-    return Judged(refined, tuple(records), schedules[best], KINDS[best])
+    return Selected(refined, tuple(records), schedules[best], KINDS[best])
 
 
-def published(judged: Judged, name: str) -> SolverSchedule:
+def published(judged: Selected, name: str) -> SolverSchedule:
     """The chosen schedule under a name, with what was done and what it reached in its provenance."""
     refined, record = judged.refined, judged.records[KINDS.index(judged.kind)]
     figures = {

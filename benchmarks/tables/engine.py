@@ -28,7 +28,7 @@ from fewstep.pipeline.baseline import GRIDS_TO_ZERO, known_names
 from fewstep.pipeline.campaign import Campaign
 from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
 from fewstep.pipeline.problems.schedules import ScheduleProblem
-from fewstep.pipeline.refinement import judge, refine
+from fewstep.pipeline.refinement import refine, select
 from fewstep.pipeline.reports.provenance import provenance
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, SearchSettings
 from fewstep.pipeline.study import Study
@@ -261,9 +261,9 @@ class Engine:
     ) -> tuple[SolverSchedule, float, int]:
         """What refinement gives (the start itself where that is better), its distance on `images`, and its calls."""
         tuned = refine(subject, start, teacher, plan, self.root, self.execution.device)
-        judged = judge(subject, tuned, images, seed, self.root, self.execution, self.study, self.told)
+        judged = select(subject, tuned, images, seed, self.root, self.execution, self.study, self.told)
         value = min(r.value for r in judged.records if r.value is not None)
-        return judged.chosen, value, tuned.cost.calls + judged.judging_calls
+        return judged.chosen, value, tuned.cost.calls + judged.selection_calls
 
     def searched(self, name: str, nfe: int, **settings: Any) -> tuple[SolverSchedule, int]:
         """The best of a search at one NFE, and its calls; ConfigurationError where another one has the folder."""

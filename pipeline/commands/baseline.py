@@ -37,7 +37,7 @@ def command(
     tracking_uri: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
-    """Screen presets on grids at every NFE, then judge the best grid of each on noise that chose nothing.
+    """Screen presets on grids at every NFE, then measure the best grid of each on noise that chose nothing.
 
     Nothing is computed twice: killed, the same command goes on; with more presets or images, it adds them.
     """

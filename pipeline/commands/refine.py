@@ -68,7 +68,7 @@ def command(
     """
     from fewstep.files import write_text
     from fewstep.pipeline.api import subject_of
-    from fewstep.pipeline.refinement import KINDS, judge, published, refine
+    from fewstep.pipeline.refinement import KINDS, published, refine, select
     from fewstep.tasks.models.files import find_model
     from fewstep.tasks.refinement.moment_plan import MomentPlan
     from fewstep.tasks.sampling.grids import parse_schedule
@@ -84,10 +84,10 @@ def command(
     most = wanted.calls(start.nfe, many.nfe)
     results = 2 if distance == "moments" else 3
     if dry_run:
-        _say({"refinement_calls_at_most": most, "judging_calls": results * judge_images * start.nfe}, as_json)
+        _say({"refinement_calls_at_most": most, "selection_calls": results * judge_images * start.nfe}, as_json)
         return
     refined = refine(asked, start, many, wanted, out, execution.device, None if as_json else _tell)
-    judged = judge(asked, refined, judge_images, seed, out, execution)
+    judged = select(asked, refined, judge_images, seed, out, execution)
     name = f"{start.name or start.hash}, refined" if judged.kind != "start" else start.name
     path = to or out / "schedules" / f"{start.hash}-refined.json"
     write_text(path, published(judged, name).to_json(indent=2) + "\n")
@@ -98,7 +98,7 @@ def command(
             "metric": judged.records[0].features,
             "kept": judged.kind,
             "refinement_calls": refined.cost.calls,
-            "judging_calls": judged.judging_calls,
+            "selection_calls": judged.judging_calls,
             "schedule": str(path),
         },
         as_json,

@@ -51,7 +51,7 @@ def test_refine_writes_a_schedule_counts_its_calls_and_goes_on(toy: Path, run: C
     # Pairs, iterations there and back, checks of the start and of both iterates at the end; a look costs a call.
     checks = 1 + 2
     assert told["refinement_calls"] == 12 * 7 + 3 * 3 * 4 * 4 + checks * 4 * 4
-    assert told["judging_calls"] <= 3 * 3 * 250
+    assert told["selection_calls"] <= 3 * 3 * 250
     schedule = load_schedule(told["schedule"])
     assert schedule.nfe == 3
     assert schedule.provenance["refinement_calls"] == told["refinement_calls"]
@@ -70,14 +70,14 @@ def test_refine_on_moments_keeps_to_its_limit_and_judges_on_other_noise(run: Cal
     told = run(*asked, *options).json
     assert 1_500 < told["refinement_calls"] <= 12_000
     assert "averaged" not in told
-    assert told["judging_calls"] == 2 * 3 * 750
+    assert told["selection_calls"] == 2 * 3 * 750
     assert told[told["kept"]] == min(told["start"], told["best"])
     assert told["kept"] == "best"
     schedule = load_schedule(told["schedule"])
     assert schedule.nfe == 3
     assert schedule.provenance["refinement"]["plan"]["seed"] != schedule.provenance["search_seed"]
     dry = run(*asked, *options, "--dry-run").json
-    assert dry == {"refinement_calls_at_most": 12_000, "judging_calls": told["judging_calls"]}
+    assert dry == {"refinement_calls_at_most": 12_000, "selection_calls": told["selection_calls"]}
     assert run(*asked, *options).json == told
 
 
