@@ -152,8 +152,8 @@ class SearchSettings(ModelSettings):
             )
         if self.screen == "frechet" and self.look_images >= self.frechet_images:
             raise ValueError(
-                f"look_images {self.look_images} must be below frechet_images {self.frechet_images}: the main rung extends "
-                "the screen's images"
+                f"look_images {self.look_images} must be below frechet_images {self.frechet_images}: the main rung "
+                "extends the screen's images"
             )
         if BASELINE_GRID not in self.grids or not set(self.grids) <= set(SEARCH_GRIDS):
             raise ValueError(
