@@ -39,7 +39,8 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
     else:
         final_calls = max(s.nfes) * growth * s.front
         report_calls = (max(s.nfes) * s.front + sum(s.nfes) * (1 + len(NAMES))) * report.images
-        calibrations = _calibrations(study)
+        assert isinstance(study.problem, NetworkProblem)
+        calibrations = _calibrations(s, study.problem) if "quantization" in study.problem.kinds else {}
     total = s.budget + final_calls + report_calls + teacher_calls
     rate = measured_rate(study, execution)
     workers = execution.workers or (os.cpu_count() or 1) if execution.resolved == "ray" else 1
@@ -57,12 +58,9 @@ def forecast(study: Study, execution: ExecutionSettings) -> dict[str, Any]:
     }
 
 
-def _calibrations(study: Study) -> dict[str, int]:
+def _calibrations(s: SearchSettings, problem: NetworkProblem) -> dict[str, int]:
     """How many networks the budget calibrates at most, and the calls that learning their rounding is worth."""
-    s, problem = _searched(study), study.problem
-    assert isinstance(problem, NetworkProblem)
-    calibration = problem.calibration
-    least = min(s.nfes) * s.distance_images + FEWEST_TRAJECTORIES * calibration.nfe
+    least = min(s.nfes) * s.distance_images + FEWEST_TRAJECTORIES * problem.calibration.nfe
     count = -(-s.budget // least)
     each = PASSES * s.calibration_iterations * QuantizationConfig().batch
     return {"calibrations_at_most": count, "calls_that_learning_is_worth_at_most": count * each}
