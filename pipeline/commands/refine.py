@@ -98,7 +98,7 @@ def command(
             "metric": judged.records[0].features,
             "kept": judged.kind,
             "refinement_calls": refined.cost.calls,
-            "selection_calls": judged.judging_calls,
+            "selection_calls": judged.selection_calls,
             "schedule": str(path),
         },
         as_json,
