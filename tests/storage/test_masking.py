@@ -52,7 +52,7 @@ def test_tokens_of_a_query_are_hidden(scheme: str, host: str, name: str, token: 
         "fewstep search --recipe digits-demo --out runs/demo",
         "fewstep evaluate --schedule ddim/uniform-t-zero@3 --images 10",
         "fewstep flow-table --samplers heun@2,mine=dpmpp-2m/karras-zero@3 --guidance 1:8",
-        "mlflow server --backend-store-uri sqlite:////work/runs/mlflow.db --host 127.0.0.1 --port 5000",
+        "mlflow server --backend-store-uri sqlite:////srv/runs/mlflow.db --host 127.0.0.1 --port 5000",
         "preset:ddim/karras@3 by somebody@example.org",
         "http://127.0.0.1:5000/#/experiments/1?orderBy=start",
         "",
