@@ -15,6 +15,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_OUT ?= runs/demo
 ZOO := tasks/models/zoo
 PYTEST_ARGS ?=
+# Processes that share the test files; 0 runs them in one.
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo results test check format lint types imports bench train-zoo clean
@@ -46,7 +48,7 @@ results: demo  ## run the demo and write its files into docs/results, and docs/r
 	$(BIN)/python -m benchmarks.tables.page
 
 test: setup  ## run the tests (choose with PYTEST_ARGS="-m 'not slow'")
-	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
+	PYTHONSAFEPATH=1 $(BIN)/python -P -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 check: lint types imports  ## formatting, lint, types and the arrows between the folders
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from fewstep.pipeline.study import Study
 
 
+# What a study's problem has written, where it has.
+PUBLISHED = ("results.csv", "images.png", "front.csv", "front.json", "edit.json", "grid.png")
+
+
 def write_report(study: Study, html: Path) -> Path:
     """The self-contained page, with the image grid where there is one."""
     images = study.root / "images.png"
@@ -28,7 +32,7 @@ def write_report(study: Study, html: Path) -> Path:
 def draw(study: Study) -> dict[str, Path]:
     """Everything that shows the study, by file name: the files of the search, the pictures drawn now."""
     name, root = study.settings.study, study.root
-    files = {path.name: path for path in (root / "results.csv", root / "images.png") if path.is_file()}
+    files = {path: root / path for path in PUBLISHED if (root / path).is_file()}
     table = report_table(study.store, name)
     if len(table):
         files["front.png"] = save_front(table, root / "front.png")
@@ -43,9 +47,11 @@ def draw(study: Study) -> dict[str, Path]:
 
 def log(study: Study, tracking_uri: str | None) -> str:
     """Bring the tracking server up to date; returns its URI. TrackingError where it refuses or is not there."""
-    uri = tracking_uri or default_tracking_uri(study.root)
+    uri, ladder = tracking_uri or default_tracking_uri(study.root), study.problem.ladder
     records = study.store.evaluations.records(where={"study": study.settings.study})
-    reported = [r for r in records if r.rung == "report"]
+    reported = [r for r in records if r.rung == ladder.report.name]
+    # A report of edits has the one that was chosen: their front is that of the finals.
+    several = study.settings.space != "edit"
     members = {
         r.candidate: {"images.png": study.images_path(r.nfe)}
         for r in reported
@@ -57,7 +63,8 @@ def log(study: Study, tracking_uri: str | None) -> str:
         uri,
         artifacts=draw(study),
         candidate_artifacts=members,
-        front_rung="report" if reported else None,
+        rung=ladder.main.name,
+        front_rung=(ladder.report.name if reported else None) if several else ladder.finals.name,
     )
     return uri
 

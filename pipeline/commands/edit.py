@@ -233,7 +233,7 @@ def search_command(
     # What was found is tried, and reported as it is.
     editing.fit(bench, config, out, force=True)
     files["grid.png"] = editing_pictures.draw(editing_pictures.at_strengths(bench, config), out / "grid.png")
-    uri = _track(study, files, tracking_uri)
+    uri = _track(study, tracking_uri)
     figures = record.metrics
     if as_json:
         print_json({"folder": out, "edit": config.model_dump(), "figures": figures, "files": files, "tracking": uri})
@@ -288,17 +288,17 @@ def _tell(record: Any) -> None:
     typer.echo(f"{record.study}  {record.rung:7} {record.trial:4} {record.origin:20} {text}")
 
 
-def _track(study: Any, files: dict[str, Path], uri: str | None) -> str:
+def _track(study: Any, uri: str | None) -> str:
     """Log the search to MLflow; a warning where the server refuses, since nothing is lost."""
     import sys
 
     from fewstep.errors import StorageError, TrackingError
-    from fewstep.storage.tracking import default_tracking_uri, sync
+    from fewstep.pipeline.publishing import log
+    from fewstep.storage.tracking import default_tracking_uri
 
-    target, ladder = uri or default_tracking_uri(study.root), study.problem.ladder
-    rungs = {"rung": ladder.screen.name, "front_rung": ladder.finals.name}
+    target = uri or default_tracking_uri(study.root)
     try:
-        sync(study.store, study.settings.study, target, artifacts=files, **rungs)
+        log(study, target)
     except (TrackingError, StorageError) as error:
         print(f"warning: {' '.join(str(error).split())}; the search in {study.root} is whole", file=sys.stderr)
     return str(target)
