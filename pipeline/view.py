@@ -98,7 +98,7 @@ class StudyView:
         """
         import pandas as pd
 
-        rows = [asdict(_plain(record)) for record in self._found]
+        rows = [_figures(record) for record in self._found]
         return pd.DataFrame(rows, columns=FRONT)
 
     def report(self) -> pd.DataFrame:
@@ -125,7 +125,7 @@ class StudyView:
             there = ", ".join(str(n) for n in sorted({record.nfe for record in self._found}))
             raise ConfigurationError(f"nothing was found for nfe={nfe}: this study has {there}")
         record = min(found, key=lambda r: (r.value is None, r.value))
-        return Found(self, schedule=self._schedule(record.nfe), **asdict(_plain(record)))
+        return Found(self, schedule=self._schedule(record.nfe), **_figures(record))
 
     def scheduler(self, model_scheduler: Any = None) -> FewStepScheduler:
         """One scheduler with what was found for every NFE; `num_inference_steps` of a pipeline chooses."""
@@ -171,19 +171,8 @@ class StudyView:
         return f"<p>{html.escape(repr(self))}</p>{table}"
 
 
-@dataclass(frozen=True)
-class _Figures:
-    nfe: int
-    origin: str
-    value: float
-    low: float | None
-    high: float | None
-    images: int
-    metric: str
-
-
-def _plain(r: EvaluationRecord) -> _Figures:
+def _figures(r: EvaluationRecord) -> dict[str, Any]:
     from fewstep.pipeline.reports.rows import metric_name
 
-    assert r.value is not None
-    return _Figures(r.nfe, r.origin.removeprefix("found:"), r.value, r.low, r.high, r.images, metric_name(r))
+    values = (r.nfe, r.origin.removeprefix("found:"), r.value, r.low, r.high, r.images, metric_name(r))
+    return dict(zip(FRONT, values, strict=True))
