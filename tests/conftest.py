@@ -205,3 +205,25 @@ def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
         requires_safety_checker=False,
     ).save_pretrained(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def flow(tmp_path_factory: pytest.TempPathFactory, make_tiny_flow: Callable[..., Path]) -> Path:
+    """An untrained flow on latents 2x4x4 of 8x8 images, with labels, and the digits' features."""
+    return make_tiny_flow(tmp_path_factory.mktemp("flow") / "digits-flow")
+
+
+@pytest.fixture(scope="session")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained judge: a fixed function of images, which is all that counting needs."""
+    import torch
+
+    from fewstep.tasks.models.judge import JudgeNetwork
+
+    folder = tmp_path_factory.mktemp("judge")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = JudgeNetwork(1, 8, 10, 4)
+        network.head.weight.data *= 50
+        network.save(folder)
+    return folder

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.tasks.models.judge import JudgeNetwork
 
 ROOT = Path(__file__).resolve().parents[2]
 # Benchmarks are no part of what is installed. At the end, so that nothing else is found here first.
@@ -43,24 +41,6 @@ def make_table() -> Callable[..., dict[str, Rows]]:
 def published() -> Callable[[str], list[str]]:
     """`published(name)`: the columns of a published table."""
     return lambda name: list(rows_of(ROOT / "docs" / "results" / f"{name}.csv")[0])
-
-
-@pytest.fixture(scope="session")
-def flow(tmp_path_factory: pytest.TempPathFactory, make_tiny_flow: Callable[..., Path]) -> Path:
-    """An untrained flow on latents 2x4x4 of 8x8 images, with labels, and the digits' features."""
-    return make_tiny_flow(tmp_path_factory.mktemp("flow") / "digits-flow")
-
-
-@pytest.fixture(scope="session")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained judge: a fixed function of images, which is all that counting needs."""
-    folder = tmp_path_factory.mktemp("judge")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        network = JudgeNetwork(1, 8, 10, 4)
-        network.head.weight.data *= 50
-        network.save(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

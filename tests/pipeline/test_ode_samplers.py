@@ -18,7 +18,7 @@ from fewstep.tasks.flow.ode import OdeSampler
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
-from fewstep.tasks.models.judge import JudgeNetwork, load_judge
+from fewstep.tasks.models.judge import load_judge
 from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.sampling.noise import starting_noise
 from fewstep.tasks.work import Subject, WorkerSettings
@@ -27,24 +27,6 @@ from fewstep.tasks.worker import Worker
 Run = Callable[..., Any]
 HERE = ExecutionSettings(executor="in-process")
 LOOSE = OdeSettings(atol=3e-2, rtol=3e-2)
-
-
-@pytest.fixture(scope="module")
-def flow(tmp_path_factory: pytest.TempPathFactory, make_tiny_flow: Callable[..., Path]) -> Path:
-    """An untrained flow on latents 2x4x4 of 8x8 images, with labels, and the digits' features."""
-    return make_tiny_flow(tmp_path_factory.mktemp("flow") / "digits-flow")
-
-
-@pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained judge: a fixed function of images, which is all that counting needs."""
-    folder = tmp_path_factory.mktemp("judge")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        network = JudgeNetwork(1, 8, 10, 4)
-        network.head.weight.data *= 50
-        network.save(folder)
-    return folder
 
 
 def test_samples_and_calls_of_an_image_depend_on_it_alone(flow: Path) -> None:
