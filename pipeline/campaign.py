@@ -97,7 +97,7 @@ class Campaign:
         """Plans evaluations and reads them from the store; ConfigurationError where the subject cannot be asked so."""
         evaluator = Evaluator(self.study, self.subject, Store(self.root), self.teacher)
         files = evaluator.files
-        self.subject.conditions.check(files.null_label, files.text, files.shown)
+        self.subject.conditions.check(files)
         return evaluator
 
     def run(self, cells: Sequence[Cell]) -> list[EvaluationRecord]:

@@ -127,6 +127,8 @@ def make_tiny_flow() -> Callable[..., Path]:
         network.save_pretrained(str(folder / "unet"))
         vae.save_pretrained(str(folder / "vae"))
         FlowMatchEulerDiscreteScheduler().save_pretrained(str(folder / "scheduler"))
+        if labels:
+            (folder / "fewstep.json").write_text('{"null_label": 10}')
         if features:
             shutil.copytree(ZOO / "digits-ddpm" / "classifier", folder / "classifier")
             shutil.copy(ZOO / "digits-ddpm" / "reference.npz", folder / "reference.npz")

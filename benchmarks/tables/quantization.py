@@ -94,7 +94,7 @@ class Quantization(Table):
     def make(self, engine: Engine) -> Iterator[Sheet | Picture]:
         """A row a method, and one a method and timestep."""
         files, asked = find_model(self.model), Conditions(labels=self.labels)
-        asked.check(files.null_label, files.text)
+        asked.check(files)
         schedule, seeds = parse_schedule(self.schedule, files.noise), {"report": self.reported_on(1).seed}
         cache, exact = (engine.root / "quantized").absolute(), Denoiser(files, "cpu", asked)
         full = 4 * sum(p.numel() for p in exact.network.module.parameters())
@@ -133,7 +133,7 @@ def _temporal(files: ModelFiles, exact: Denoiser, schedule: SolverSchedule, fold
     """Errors at the schedule's own timesteps, over every label."""
     tables = compile_schedule(schedule, files.noise, files.prediction_type)
     times = [time for time, called in zip(tables.times, tables.called, strict=True) if called]
-    labels = exact.network.condition(exact.conditions, range(max(1, files.null_label or 1)))
+    labels = exact.network.condition(exact.conditions, range(max(1, files.classes or 1)))
     count = 1 if labels is None else len(labels)
     example = {"x": torch.zeros(count, *files.shape), "time": torch.full((count,), times[0], dtype=torch.float32)}
     if labels is not None:

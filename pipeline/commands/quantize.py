@@ -54,7 +54,7 @@ def command(
     device, asked = execution.device, subject.conditions
     check_device(device)
     files = find_model(subject.model)
-    asked.check(files.null_label, files.text, files.shown)
+    asked.check(files)
     learned = ModelStatistics.load_for(Path(subject.statistics), files) if subject.statistics else None
     recipe = Recipe(parse_config(config), parse_schedule(schedule, files.noise), asked, learned)
     kept = work or Path.home() / ".cache" / "fewstep" / "calibrations"

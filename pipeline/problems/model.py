@@ -46,7 +46,7 @@ class ModelProblem:
         self.settings = settings
         self.files: ModelFiles = find_model(settings.model, settings.quantized)
         self.teacher: SolverSchedule = parse_schedule(settings.teacher, self.files.noise)
-        settings.conditions.check(self.files.null_label, self.files.text, self.files.shown)
+        settings.conditions.check(self.files)
         warm = [schedule.nfe for schedule in self.warm]
         if warm and not set(warm) & set(settings.nfes):
             raise ConfigurationError(

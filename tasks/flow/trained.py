@@ -162,7 +162,7 @@ def measure(
     if files.text:
         raise ModelError(f"{files.name} takes prompts: the bound is for models with labels or without conditions")
     conditions = Conditions(labels=labels)
-    conditions.check(files.null_label, files.text)
+    conditions.check(files)
     denoiser = Denoiser(files, device, conditions)
     coder = _coder(files, plan.seed, device)
     fields = denoiser_fields(denoiser)
@@ -173,7 +173,7 @@ def measure(
     latents: dict[str, Tensor] = {}
     for law, data in laws:
         say(f"reconstruction error and loss on {law} images")
-        index = chosen(data, labels, files.null_label, plan.images, plan.seed)
+        index = chosen(data, labels, files.classes, plan.images, plan.seed)
         images = torch.from_numpy(data.images[index]).to(device)
         latents[law] = _encoded(coder, images, plan.batch)
         squared = reconstruction_error(coder.encode, coder.decode, images, plan.batch)
@@ -193,7 +193,7 @@ def measure(
     terms += _bounds(first, means[first], decoder, profile, certified)
     if splits.training is not None:
         say("velocity of the training images in closed form")
-        exact = _exact(coder, splits.training, conditions, files.null_label, device)
+        exact = _exact(coder, splits.training, conditions, files.classes, device)
         cells = velocity_errors(fields, exact, latents[TRAINING], plan.seed, plan.times, plan.batch)
         terms += _errors(cells)
         terms += _bounds_of_error(means[TRAINING][0], cells, decoder, profile)

@@ -84,7 +84,7 @@ class FrechetMetric(FeatureMetric):
         judge = self._judge_on(worker.device)
         if judge is None:
             return {}
-        classes = self.files.null_label or 0
+        classes = self.files.classes or 0
         asked = [self.subject.conditions.label(start + i, classes) for i in range(len(images))]
         return {RIGHT: float((judge.labels(images) == torch.tensor(asked)).sum())}
 

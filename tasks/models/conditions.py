@@ -6,14 +6,42 @@ import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_serializer
 
 from fewstep.errors import ConfigurationError, DataError
 
 NO_LABEL, BALANCED = "none", "balanced"
+NO_NULL_LABEL = (
+    "this model has no label that means none: give --labels balanced or a number, or say which of its labels it is, "
+    'as {"null_label": 9} in a fewstep.json in its folder'
+)
 Split = Literal["", "train", "test"]
+
+
+class Askable(Protocol):
+    """What a model can be asked for."""
+
+    @property
+    def classes(self) -> int | None:
+        """Labels that can be asked for."""
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means none."""
+
+    @property
+    def text(self) -> bool:
+        """Whether it takes prompts."""
+
+    @property
+    def shown(self) -> str:
+        """Kind of what it is shown, `inpaint` or `layout`, or empty."""
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether it is told the scale of guidance."""
 
 
 class Conditions(BaseModel):
@@ -66,11 +94,9 @@ class Conditions(BaseModel):
             return index % classes
         return int(self.labels)
 
-    def check(self, classes: int | None, text: bool, shown: str = "") -> None:
-        """ConfigurationError where a model with `classes` labels, or with `text`, cannot be asked for this.
-
-        `shown` is the kind of a conditioned model, `inpaint` or `layout`.
-        """
+    def check(self, model: Askable) -> None:
+        """ConfigurationError where a model cannot be asked for this."""
+        classes, text, shown = model.classes, model.text, model.shown
         if self.source and not shown:
             raise ConfigurationError("this model is shown no images: leave --source out")
         if shown and not self.source:
@@ -83,6 +109,17 @@ class Conditions(BaseModel):
             self.labels.isdecimal() and int(self.labels) < (classes or 0)
         ):
             raise ConfigurationError(f"labels {self.labels!r}: give none, balanced or a number below {classes}")
+        if self.labels == NO_LABEL and classes is not None and model.null_label is None:
+            raise ConfigurationError(NO_NULL_LABEL)
+        if self.guidance != 1 and self.labels == NO_LABEL and not text:
+            raise ConfigurationError(
+                f"guidance {self.guidance:g} has nothing to lead to: give --labels, or leave it out"
+            )
+        unguided = classes is not None and model.null_label is None
+        if self.guidance != 1 and unguided:
+            raise ConfigurationError(f"guidance {self.guidance:g} needs a null label: {NO_NULL_LABEL}")
+        if self.negative_prompt and (not text or model.embeds_guidance):
+            raise ConfigurationError("this model is guided without a negative prompt: leave --negative-prompt out")
         if text and not self.prompt_list:
             raise ConfigurationError(
                 "a text-to-image model needs prompts: give --prompts a file with one prompt a line"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep.errors import ConfigurationError
 from fewstep.tasks.models.classifier import load_classifier
-from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.conditions import NO_NULL_LABEL, Conditions
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.networks import load_network
 from fewstep.tasks.models.skips import scaled_skips
@@ -27,7 +27,7 @@ class Denoiser:
     def __init__(self, files: ModelFiles, device: str = "cpu", conditions: Conditions | None = None) -> None:
         self.files, self.device = files, device
         self.conditions = conditions or Conditions()
-        self.conditions.check(files.null_label, files.text, files.shown)
+        self.conditions.check(files)
         self.network = load_network(files, device)
         self.sources = Sources(files, device, self.conditions) if files.condition else None
         self._classifier = None
@@ -50,8 +50,13 @@ class Denoiser:
         scale = self.conditions.guidance if guidance is None else guidance
         condition = self.network.condition(self.conditions, indices)
         null = self.network.null(self.conditions, len(indices))
-        if not self.conditional or scale == 0:
+        told_scale = 1.0
+        if self.files.embeds_guidance:
+            told_scale, scale = scale, 1.0
+        elif not self.conditional or (scale == 0 and null is not None):
             condition, scale = null, 1.0
+        if scale != 1 and null is None:
+            raise ConfigurationError(f"guidance {scale:g} needs a null label: {NO_NULL_LABEL}")
         # Guidance drops the label alone.
         shown = None if self.sources is None else self.sources.shown(indices)
         doubled = condition
@@ -65,7 +70,7 @@ class Denoiser:
             seen = x if shown is None else torch.cat([x, shown], 1)
             with scaled_skips(self.network.module, skips):
                 if scale == 1:
-                    output = self.network(seen, told, condition)
+                    output = self.network(seen, told, condition, told_scale)
                 else:
                     twice = torch.cat([told, told]) if told.ndim else told
                     without, with_ = self.network(torch.cat([seen, seen]), twice, doubled).chunk(2)

@@ -17,16 +17,16 @@ from typing import Any
 
 from fewstep.errors import ModelError
 from fewstep.tasks.models import condition_config, from_diffusers
+from fewstep.tasks.models.checks import TEXT_PARTS, TRANSFORMER, check_files
 from fewstep.tasks.models.condition_config import ConditionConfig, read_condition
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
+from fewstep.tasks.models.scheduler_settings import build_scheduler
 
 ZOO = Path(__file__).parent / "zoo"
-TRANSFORMER = "DiTTransformer2DModel"
-NETWORKS = ("UNet2DModel", "UNet2DConditionModel", TRANSFORMER)
 # Where a pipeline keeps its network.
 FOLDERS = ("unet", "transformer")
-# What a text-to-image directory holds besides network and scheduler.
-TEXT_PARTS = ("text_encoder", "tokenizer")
+# What its author says of a model that diffusers has no place for.
+OWN_FILE = "fewstep.json"
 
 
 def zoo_names() -> list[str]:
@@ -105,14 +105,48 @@ class ModelFiles:
             return self.shape[1]
         return int(self.shape[1] * 2 ** (len(self.vae_config["block_out_channels"]) - 1))
 
+    @cached_property
+    def _own(self) -> dict[str, Any]:
+        path = self.root / OWN_FILE
+        return _read_json(path) if path.is_file() else {}
+
     @property
-    def null_label(self) -> int | None:
-        """The label that means `no label`, for a model that was trained with labels; it is also their number."""
+    def classes(self) -> int | None:
+        """How many labels can be asked for, the null label not among them; None for a model without labels."""
         if self.transformer:
-            # diffusers' table has one row more, for the labels it drops.
             return int(self.unet_config["num_embeds_ada_norm"])
         count = self.unet_config.get("num_class_embeds")
-        return None if count is None else int(count) - 1
+        if count is None or self.text:
+            return None
+        return int(count) if self.null_label is None else int(count) - 1
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means `no label`, None for a model that has none.
+
+        A DiTTransformer2DModel has one row more than labels, for those it drops. Of a UNet2DModel it is the last, where
+        `null_label` in fewstep.json says so: diffusers has no place to say it.
+        """
+        if self.transformer:
+            return int(self.unet_config["num_embeds_ada_norm"])
+        label, count = self._own.get("null_label"), self.unet_config.get("num_class_embeds")
+        if label is None:
+            return None
+        if label is True or not isinstance(count, int) or label != count - 1:
+            raise ModelError(
+                f"{self.root / OWN_FILE}: null_label {label!r} is not the last of the network's {count} labels"
+            )
+        return int(label)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told the scale of guidance, as latent consistency models are, and needs no null."""
+        return self.unet_config.get("time_cond_proj_dim") is not None
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network returns a variance besides, in as many channels again."""
+        return str(self.scheduler_config.get("variance_type")) in ("learned", "learned_range")
 
     @property
     def skips(self) -> int:
@@ -121,21 +155,25 @@ class ModelFiles:
         blocks = len(self.unet_config.get("up_block_types", ()))
         return sum(n + 1 for n in (layers if isinstance(layers, list | tuple) else [layers] * blocks))
 
-    @property
+    @cached_property
+    def _stock(self) -> Any:
+        try:
+            return build_scheduler(self.scheduler_config)
+        except ModelError as error:
+            raise ModelError(f"{self.scheduler / 'scheduler_config.json'}: {error}") from None
+
+    @cached_property
     def prediction_type(self) -> str:
         """What the network returns: epsilon, sample, v_prediction, flow_prediction or score."""
-        return from_diffusers.prediction_type(self.scheduler_config)
+        return from_diffusers.prediction_type({**self._stock.config, "_class_name": type(self._stock).__name__})
 
     @cached_property
     def noise(self) -> NoiseSchedule:
         """The noise schedule the scheduler's configuration describes."""
-        import diffusers
-
-        name = str(self.scheduler_config.get("_class_name", ""))
-        scheduler = getattr(diffusers, name, None)
-        if scheduler is None:
-            raise ModelError(f"{self.scheduler}: diffusers has no scheduler class {name!r}")
-        return from_diffusers.from_diffusers(scheduler.from_config(self.scheduler_config))
+        try:
+            return from_diffusers.from_diffusers(self._stock)
+        except ModelError as error:
+            raise ModelError(f"{self.scheduler / 'scheduler_config.json'}: {error}") from None
 
     @cached_property
     def hash(self) -> str:
@@ -148,6 +186,8 @@ class ModelFiles:
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+        if self.classes is not None and self.null_label is None:
+            digest.update(b"no null label")
         if self.quantized is not None:
             from fewstep.tasks.quantization.storage import find_quantized
 
@@ -191,62 +231,8 @@ def find_model(model: str, quantized: str = "") -> ModelFiles:
             "the noise schedule is read from it"
         )
     files = ModelFiles(root.absolute().name, root, unet, places[0])
-    _check(files)
+    check_files(files)
     return files.with_quantized(quantized) if quantized else files
-
-
-def _check(files: ModelFiles) -> None:
-    config = files.unet_config
-    if config.get("_class_name") not in NETWORKS:
-        raise ModelError(f"{files.unet}: {config.get('_class_name')!r} is not supported, use {' or '.join(NETWORKS)}")
-    if files.condition is not None:
-        _check_condition(files)
-    shown = files.condition.channels if files.condition else 0
-    answers = {config.get("in_channels")} if not shown else {int(config.get("in_channels") or 0) - shown}
-    if files.transformer and not shown:
-        # None means as many; with twice as many, the second half is a variance, which solvers do not ask for.
-        answers |= {None, 2 * int(config.get("in_channels") or 0)}
-    if files.transformer and not isinstance(config.get("num_embeds_ada_norm"), int):
-        raise ModelError(f"{files.unet}: num_embeds_ada_norm is missing from config.json: it counts the labels")
-    if config.get("out_channels") not in answers:
-        raise ModelError(
-            f"{files.unet}: {config.get('in_channels')} channels in and {config.get('out_channels')} out; "
-            f"a denoiser has as many out as in but for the {shown} that condition/config.json says it is shown"
-        )
-    if not isinstance(config.get("in_channels"), int):
-        raise ModelError(f"{files.unet}: in_channels is missing from config.json: save the model with save_pretrained")
-    if not config.get("sample_size"):
-        raise ModelError(f"{files.unet}: sample_size is missing from config.json: set it to the image's side")
-    size = config["sample_size"]
-    if isinstance(size, list) and len(set(size)) != 1:
-        raise ModelError(f"{files.unet}: sample_size {size} is not square: only square images are supported")
-    _check_meaning(files)
-    if not any(p.suffix in (".safetensors", ".bin") for p in files.unet.iterdir()):
-        raise ModelError(f"{files.unet} holds no weights: expected diffusion_pytorch_model.safetensors")
-    missing = [part for part in TEXT_PARTS if not (files.root / part).is_dir()]
-    if files.text and missing:
-        raise ModelError(f"{files.root} takes prompts but has no {missing[0]}/: save the whole pipeline")
-    if files.vae_config is not None and files.vae_config.get("_class_name") != "AutoencoderKL":
-        raise ModelError(f"{files.root / 'vae'}: {files.vae_config.get('_class_name')!r} is no AutoencoderKL")
-
-
-def _check_condition(files: ModelFiles) -> None:
-    """A condition is for a network of latents with room for its channels."""
-    condition, folder = files.condition, files.root / condition_config.FOLDER
-    assert condition is not None
-    if files.text or files.vae_config is None:
-        raise ModelError(f"{folder}: only networks of latents that take no prompts are shown images")
-    latents = int(files.vae_config.get("latent_channels", 4))
-    if condition.kind == "inpaint" and condition.channels != latents + 1:
-        raise ModelError(f"{folder}: {condition.channels} channels; inpainting shows {latents} latents and one hole")
-
-
-def _check_meaning(files: ModelFiles) -> None:
-    """The prediction type must mean something under the noise schedule."""
-    try:
-        files.noise.output_map(files.prediction_type, files.noise.lambda_start)
-    except ModelError as error:
-        raise ModelError(f"{files.scheduler}: prediction_type {files.prediction_type!r}: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,48 +2,96 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fewstep.errors import ModelError
+from fewstep.search_spaces.schedule import Threshold
 from fewstep.tasks.models.noise_families import EDM, FlowMatching, VarianceExploding
 from fewstep.tasks.models.noise_schedule import ContinuousVP, DiscreteVP, NoiseSchedule
+from fewstep.tasks.models.scheduler_settings import EDM_CLASSES, FLOW, build_scheduler, check_settings
 
 # The deprecated VP pipeline of diffusers tells its network 999 t.
 SCORE_SDE_SCALE = 999.0
 
 
 def from_diffusers(scheduler: Any) -> NoiseSchedule:
-    """The noise schedule of a diffusers scheduler object; ModelError where its class describes none."""
-    name, config = type(scheduler).__name__, scheduler.config
-    if (
-        name.startswith("FlowMatch")
-        or config.get("use_flow_sigmas")
-        or config.get("prediction_type") == "flow_prediction"
-    ):
+    """The noise schedule of a diffusers scheduler object, with the model's own thresholding.
+
+    ModelError where its class describes none, or one of its settings is not understood.
+    """
+    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    check_settings(config)
+    try:
+        noise = _noise(scheduler, config)
+        noise.threshold = _threshold(config)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ModelError(f"{config['_class_name']} has a setting of a wrong kind: {error}") from error
+    return noise
+
+
+def from_config(config: Mapping[str, Any]) -> NoiseSchedule:
+    """The same from a configuration, which names its class."""
+    return from_diffusers(build_scheduler(config))
+
+
+def _noise(scheduler: Any, config: dict[str, Any]) -> NoiseSchedule:
+    name = config["_class_name"]
+    if name in FLOW or config.get("use_flow_sigmas"):
         shift = config.get("shift", config.get("flow_shift", 1.0))
         return FlowMatching(float(config.get("num_train_timesteps", 1000)), float(shift or 1.0))
-    if name.startswith("EDM"):
-        return EDM(config["sigma_min"], config["sigma_max"], config["sigma_data"])
+    if config.get("prediction_type") == "flow_prediction":
+        raise ModelError(f"{name} predicts flows on a noise schedule that is none: set use_flow_sigmas to true")
+    if name in EDM_CLASSES:
+        return EDM(float(config["sigma_min"]), float(config["sigma_max"]), float(config["sigma_data"]))
     if name == "ScoreSdeVeScheduler":
-        return VarianceExploding(config["sigma_min"], config["sigma_max"])
+        return VarianceExploding(float(config["sigma_min"]), float(config["sigma_max"]))
     if name == "ScoreSdeVpScheduler":
-        return ContinuousVP(config["beta_min"], config["beta_max"], scale=SCORE_SDE_SCALE)
-    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
-    if alphas_cumprod is None:
-        raise ModelError(
-            f"{name} describes no noise schedule that is known: use a scheduler with betas (DDPM, DDIM, "
-            "DPM-Solver, UniPC, ...), an EDM, score-SDE or flow-matching one"
-        )
-    return DiscreteVP(np.asarray(alphas_cumprod, np.float64))
+        return ContinuousVP(float(config["beta_min"]), float(config["beta_max"]), scale=SCORE_SDE_SCALE)
+    alphas_cumprod = np.asarray(scheduler.alphas_cumprod, np.float64)
+    ends = {key: config.get(key) for key in ("sigma_min", "sigma_max")}
+    if _is_continuous(config):
+        low, high = (math.sqrt((1 - a) / a) if a > 0 else math.inf for a in (alphas_cumprod[0], alphas_cumprod[-1]))
+        return EDM(float(ends["sigma_min"] or low), float(ends["sigma_max"] or high), 1.0)
+    for key, value in ends.items():
+        if value is not None:
+            raise ModelError(f'{name} has {key} = {value!r}, which is understood with timestep_type "continuous" alone')
+    shifted = config.get("snr_shift_scale")
+    if not name.startswith("CogVideoX") and shifted not in (None, 1.0):
+        raise ModelError(f"{name} has snr_shift_scale = {shifted!r}, which only the schedulers of CogVideoX heed")
+    return DiscreteVP(
+        alphas_cumprod,
+        start=float(config.get("lambda_min_clipped") or -math.inf),
+        zero_snr=bool(config.get("rescale_betas_zero_snr")),
+    )
 
 
-def prediction_type(config: dict[str, Any]) -> str:
+def _is_continuous(config: Mapping[str, Any]) -> bool:
+    """Whether the network is told log(sigma) / 4, which diffusers does for v prediction alone."""
+    kind = config.get("timestep_type", "discrete")
+    if kind not in ("discrete", "continuous"):
+        raise ModelError(f"timestep_type {kind!r} is not understood: discrete or continuous")
+    return bool(kind == "continuous" and config.get("prediction_type") == "v_prediction")
+
+
+def _threshold(config: Mapping[str, Any]) -> Threshold | None:
+    if not config.get("thresholding"):
+        return None
+    limit = float(config.get("sample_max_value", 1.0))
+    if not 1 <= limit < math.inf:
+        raise ModelError(f"sample_max_value {limit:g} with thresholding: give a finite number of at least 1")
+    return Threshold(kind="dynamic", limit=limit, quantile=float(config.get("dynamic_thresholding_ratio", 0.995)))
+
+
+def prediction_type(config: Mapping[str, Any]) -> str:
     """What the network returns, by its scheduler's configuration."""
     name = str(config.get("_class_name", ""))
-    if name.startswith("FlowMatch"):
+    if name in FLOW:
         return "flow_prediction"
     if name == "ScoreSdeVeScheduler":
         return "score"
-    return str(config.get("prediction_type", "epsilon"))
+    said = str(config.get("prediction_type", "epsilon"))
+    return "sample" if said == "original_sample" else said

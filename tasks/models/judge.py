@@ -104,7 +104,7 @@ def load_judge(judge: str, files: ModelFiles | None = None, device: str = "cpu")
         raise ModelError(f"no usable judge in {folder}: {error}") from error
     if files is not None:
         judged = tuple(model.config[name] for name in ("channels", "size", "classes"))
-        made = files.channels, files.size, files.null_label
+        made = files.channels, files.size, files.classes
         if judged != made:
             raise ConfigurationError(
                 f"judge {judge!r} knows {judged[2]} classes of {judged[0]}x{judged[1]} images; model {files.name} "

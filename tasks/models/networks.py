@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fewstep.errors import ModelError
-from fewstep.tasks.models.conditions import Conditions
+from fewstep.errors import ConfigurationError, ModelError
+from fewstep.tasks.models.conditions import NO_NULL_LABEL, Conditions
 from fewstep.tasks.models.files import ModelFiles
 
 
@@ -29,17 +29,43 @@ class Network(Protocol):
     def null(self, conditions: Conditions, count: int) -> Tensor | None:
         """The condition that asks for nothing, `count` times."""
 
-    def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
-        """The network's raw output."""
+    def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None, guidance: float = 1.0) -> Tensor:
+        """The network's raw output without a variance; `guidance` is for networks that are told it."""
+
+
+def _mean(output: Tensor, x: Tensor) -> Tensor:
+    """The output without the variance that some networks predict in as many channels again."""
+    return output[:, : x.shape[1]]
+
+
+# Buffers that older checkpoints of text encoders hold and newer ones make anew.
+REMADE = "position_ids"
+
+
+def _loaded(loader: Any, folder: Path, **arguments: Any) -> Any:
+    try:
+        return loader.from_pretrained(str(folder), **arguments)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{folder} does not load: {first}") from error
 
 
 def load_part(loader: Any, folder: Path, **arguments: Any) -> Any:
-    """`from_pretrained` of a part of a model; ModelError where it does not load."""
-    try:
-        return loader.from_pretrained(str(folder), **arguments)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{folder}: the weights do not load: {first}") from error
+    """`from_pretrained` of a part with weights; ModelError where they are not the part's, or not finite."""
+    part, said = _loaded(loader, folder, output_loading_info=True, **arguments)
+    for problem, what in (("missing_keys", "lack"), ("unexpected_keys", "have besides"), ("mismatched_keys", "misfit")):
+        keys = sorted(str(key) for key in said.get(problem) or () if not str(key).endswith(REMADE))
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ModelError(
+                f"{folder}: the weights {what} {', '.join(keys[:3])}{more}: they are not those of its config.json"
+            )
+    for name, tensor in part.named_parameters():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"{folder}: the weights of {name} are not finite: the file is damaged or training diverged"
+            )
+    return part
 
 
 def frozen(module: Any, device: str) -> Any:
@@ -57,11 +83,11 @@ def load_module(loader: Any, files: ModelFiles, device: str) -> Any:
 
 
 class LabelledUNet:
-    """A UNet2DModel, with or without labels; the last label is the null one."""
+    """A UNet2DModel, with or without labels, and with or without a null label among them."""
 
     def __init__(self, files: ModelFiles, device: str) -> None:
         self.module = load_module(self._loader(), files, device)
-        self.null_label, self.device = files.null_label, device
+        self.classes, self.null_label, self.device = files.classes, files.null_label, device
 
     def _loader(self) -> Any:
         from diffusers import UNet2DModel
@@ -70,19 +96,21 @@ class LabelledUNet:
 
     def condition(self, conditions: Conditions, indices: Sequence[int]) -> Tensor | None:
         """Labels (B,), None for a model without."""
-        if self.null_label is None:
+        if self.classes is None:
             return None
-        labels = [conditions.label(i, self.null_label) for i in indices]
+        labels = [conditions.label(i, self.classes) for i in indices]
+        if self.null_label is None and None in labels:
+            raise ConfigurationError(NO_NULL_LABEL)
         return torch.tensor([self.null_label if v is None else v for v in labels], device=self.device)
 
     def null(self, conditions: Conditions, count: int) -> Tensor | None:
         """The null label."""
         return None if self.null_label is None else torch.full((count,), self.null_label, device=self.device)
 
-    def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None, guidance: float = 1.0) -> Tensor:
         """The network's raw output."""
         output: Tensor = self.module(x, time, condition).sample
-        return output
+        return _mean(output, x)
 
 
 class LabelledTransformer(LabelledUNet):
@@ -93,10 +121,10 @@ class LabelledTransformer(LabelledUNet):
 
         return DiTTransformer2DModel
 
-    def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
-        """The network's raw output, without the variance that some predict besides."""
+    def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None, guidance: float = 1.0) -> Tensor:
+        """The network's raw output."""
         output: Tensor = self.module(x, time.expand(len(x)), condition).sample
-        return output[:, : x.shape[1]]
+        return _mean(output, x)
 
 
 class TextUNet:
@@ -136,15 +164,25 @@ class TextUNet:
 
         if self._encoder is None:
             root = self.files.root
-            tokenizer = load_part(CLIPTokenizer, root / "tokenizer")
+            tokenizer = _loaded(CLIPTokenizer, root / "tokenizer")
             encoder = load_part(CLIPTextModel, root / "text_encoder", dtype=torch.float32)
             self._encoder = tokenizer, frozen(encoder, self.device)
         return self._encoder
 
-    def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None, guidance: float = 1.0) -> Tensor:
         """The network's raw output."""
-        output: Tensor = self.module(x, time, encoder_hidden_states=condition).sample
-        return output
+        embedded = self._embedded_guidance(guidance, len(x)) if self.files.embeds_guidance else None
+        output: Tensor = self.module(x, time, encoder_hidden_states=condition, timestep_cond=embedded).sample
+        return _mean(output, x)
+
+    def _embedded_guidance(self, guidance: float, count: int) -> Tensor:
+        """What stands for the scale in the network's time (B, D), by diffusers' own formula; 0 is no guidance."""
+        from diffusers import StableDiffusionPipeline
+
+        scales = torch.full((count,), guidance - 1.0)
+        size = int(self.files.unet_config["time_cond_proj_dim"])
+        embedded: Tensor = StableDiffusionPipeline.get_guidance_scale_embedding(None, scales, size)
+        return embedded.to(self.device)
 
 
 def load_network(files: ModelFiles, device: str) -> Network:

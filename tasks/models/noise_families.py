@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 
 from fewstep.errors import ModelError
+from fewstep.search_spaces.schedule import Threshold
 from fewstep.tasks.models.noise_schedule import OutputMap, check_start, check_time, standard_output_map
 
 
 class VarianceExploding:
     """alpha = 1, sigma from `sigma_max` down to `sigma_min`; the denoiser is told sigma (2011.13456, the VE SDE)."""
 
+    threshold: Threshold | None = None
+
     def __init__(self, sigma_min: float, sigma_max: float) -> None:
-        if not 0 < sigma_min < sigma_max:
-            raise ModelError(f"sigma_min = {sigma_min}, sigma_max = {sigma_max}: need 0 < sigma_min < sigma_max")
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ModelError(f"sigma_min = {sigma_min}, sigma_max = {sigma_max}: need 0 < sigma_min < sigma_max < inf")
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     @property
@@ -64,7 +67,7 @@ class EDM(VarianceExploding):
 
     def __init__(self, sigma_min: float, sigma_max: float, sigma_data: float) -> None:
         super().__init__(sigma_min, sigma_max)
-        if not sigma_data > 0:
+        if not 0 < sigma_data < math.inf:
             raise ModelError(f"sigma_data = {sigma_data}: it must be positive")
         self.sigma_data = sigma_data
 
@@ -101,10 +104,11 @@ class FlowMatching:
     """
 
     start_time, end_time = 0.999, 1e-3
+    threshold: Threshold | None = None
 
     def __init__(self, scale: float = 1.0, shift: float = 1.0) -> None:
-        if not (scale > 0 and shift > 0):
-            raise ModelError(f"scale = {scale}, shift = {shift}: both must be positive")
+        if not (0 < scale < math.inf and 0 < shift < math.inf):
+            raise ModelError(f"scale = {scale}, shift = {shift}: both must be positive and finite")
         self.scale, self.shift = scale, shift
 
     @property

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import ModelError, ScheduleError
+from fewstep.search_spaces.schedule import Threshold
 
 Array = npt.NDArray[np.float64]
 TOLERANCE = 1e-6
@@ -30,7 +31,12 @@ class OutputMap(NamedTuple):
 
 
 class NoiseSchedule(Protocol):
-    """What compiling a schedule needs to know about a model's noise."""
+    """What compiling a schedule needs to know about a model's noise.
+
+    `threshold` keeps x0 in range where the model's scheduler does; a schedule's own goes before it.
+    """
+
+    threshold: Threshold | None
 
     @property
     def lambda_start(self) -> float:
@@ -78,6 +84,8 @@ def standard_output_map(output: str, alpha: float, sigma: float) -> OutputMap:
 class VariancePreserving:
     """alpha^2 + sigma^2 = 1, input and prior unscaled."""
 
+    threshold: Threshold | None = None
+
     def alpha_sigma(self, lambda_: float) -> tuple[float, float]:
         """sqrt(sigmoid(2 lambda)) and sqrt(sigmoid(-2 lambda))."""
         return float(np.exp(-0.5 * np.logaddexp(0, -2 * lambda_))), float(np.exp(-0.5 * np.logaddexp(0, 2 * lambda_)))
@@ -99,11 +107,13 @@ class DiscreteVP(VariancePreserving):
     """A discrete variance-preserving schedule from its cumulative alphas, log alpha linear between steps.
 
     A last value of zero (rescaled zero terminal SNR) is read as 2^-24, as diffusers does, or as half of the value
-    before it where that is less.
+    before it where that is less; with it, or with `zero_snr`, a noise prediction means nothing. Samplers start no
+    noisier than lambda = `start`, diffusers' `lambda_min_clipped`.
     """
 
-    def __init__(self, alphas_cumprod: npt.ArrayLike) -> None:
+    def __init__(self, alphas_cumprod: npt.ArrayLike, start: float = -math.inf, zero_snr: bool = False) -> None:
         values = np.array(alphas_cumprod, np.float64)
+        self.zero_snr = zero_snr or (values.ndim == 1 and values.size > 0 and values[-1] == 0)
         if values.ndim == 1 and values.size > 1 and values[-1] <= SMALLEST_ALPHA:
             # diffusers' own replacement may be larger than the value before it.
             values[-1] = min(values[-1] or SMALLEST_ALPHA, 0.5 * values[-2])
@@ -112,11 +122,14 @@ class DiscreteVP(VariancePreserving):
             raise ModelError("alphas_cumprod must fall strictly within (0, 1): check the scheduler's betas")
         self.log_alphas = 0.5 * np.log(values)
         self._lambdas = 0.5 * (np.log(values) - np.log1p(-values))
+        if not start < self.lambda_end:
+            raise ModelError(f"a start clipped at lambda = {start:g} leaves nothing before {self.lambda_end:g}")
+        self._start = start
 
     @property
     def lambda_start(self) -> float:
-        """Lambda at the last training step."""
-        return float(self._lambdas[-1])
+        """Lambda at the last training step, or where samplers are to start."""
+        return max(float(self._lambdas[-1]), self._start)
 
     @property
     def lambda_end(self) -> float:
@@ -136,6 +149,15 @@ class DiscreteVP(VariancePreserving):
         check_time(time, 0, last)
         log_alpha = float(np.interp(time, np.arange(last + 1), self.log_alphas))
         return log_alpha - 0.5 * float(np.log(-np.expm1(2 * log_alpha)))
+
+    def output_map(self, output: str, lambda_: float) -> OutputMap:
+        """epsilon (unless the signal ends at zero), sample or v_prediction."""
+        if output == "epsilon" and self.zero_snr:
+            raise ModelError(
+                "a noise prediction says nothing about the image where the signal is zero (zero terminal SNR): use "
+                "v_prediction or sample if the network was trained so, or set rescale_betas_zero_snr to false"
+            )
+        return super().output_map(output, lambda_)
 
 
 class ContinuousVP(VariancePreserving):

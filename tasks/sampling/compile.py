@@ -263,7 +263,7 @@ class Compiler:
             tuple(self.scales),
             tuple(self.clean),
             self.bias(table),
-            self.schedule.threshold,
+            self.schedule.threshold or self.noise.threshold,
         )
 
     def bias(self, table: Array) -> Array | None:

@@ -27,7 +27,7 @@ from fewstep.tasks.metrics.moments import Moments, save_npz
 from fewstep.tasks.models.classifier import SmallClassifier, load_classifier
 from fewstep.tasks.models.condition_config import FOLDER as CONDITION
 from fewstep.tasks.models.decoder import encoder_of
-from fewstep.tasks.models.files import ModelFiles, find_model
+from fewstep.tasks.models.files import OWN_FILE, ModelFiles, find_model
 from fewstep.tasks.models.image_condition import build_condition
 from fewstep.tasks.models.networks import load_network, load_part
 from fewstep.tasks.training.autoencoder import check_latents, encode_once, reconstruct, train_autoencoder
@@ -112,6 +112,8 @@ def train_entry(
     index: dict[str, Any] = {"_class_name": _pipeline(recipe)}
     parts = {kind: network, "vae": vae, "scheduler": scheduler}
     index |= {name: ["diffusers", type(part).__name__] for name, part in parts.items() if part is not None}
+    if recipe.label_dropout is not None and recipe.transformer is None:
+        (out / OWN_FILE).write_text(json.dumps({"null_label": recipe.null_label}) + "\n")
     aside = out / "model_index.json.tmp"
     aside.write_text(json.dumps(index, indent=2) + "\n")
     os.replace(aside, out / "model_index.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,17 @@ from pydantic import ValidationError
 
 from fewstep.errors import ConfigurationError, DataError
 from fewstep.tasks.models.conditions import Conditions, read_prompts
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model can be asked for."""
+
+    classes: int | None
+    text: bool = False
+    null_label: int | None = 10
+    shown: str = ""
+    embeds_guidance: bool = False
 
 
 def test_balanced_labels_go_round_and_one_label_stays() -> None:
@@ -60,11 +72,35 @@ def test_a_prompt_file_that_cannot_serve_is_named(tmp_path: Path) -> None:
         (Conditions(prompts="a cat"), 10, False, "takes no prompts"),
         (Conditions(labels="1", classifier_scale=1.0), 10, False, "--classifier FOLDER"),
         (Conditions(classifier="folder", classifier_scale=1.0), 10, False, "--labels"),
+        (Conditions(guidance=2.0), 10, False, "nothing to lead to"),
+        (Conditions(negative_prompt="a dog"), 10, False, "leave --negative-prompt out"),
     ],
 )
 def test_what_a_model_cannot_be_asked_for(conditions: Conditions, classes: int | None, text: bool, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
-        conditions.check(classes, text)
+        conditions.check(Model(classes, text))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "words"),
+    [
+        (Conditions(), "no label that means none"),
+        (Conditions(labels="balanced", guidance=2.0), "guidance 2 needs a null label"),
+        (Conditions(labels="9", guidance=0.0), "guidance 0 needs a null label"),
+    ],
+)
+def test_a_model_without_a_null_label_is_asked_for_labels_alone(conditions: Conditions, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        conditions.check(Model(10, null_label=None))
+    Conditions(labels="balanced").check(Model(10, null_label=None))
+    Conditions(labels="9").check(Model(10, null_label=None))
+
+
+def test_a_model_that_is_told_its_guidance_takes_no_negative_prompt() -> None:
+    told = Model(None, text=True, embeds_guidance=True)
+    Conditions(prompts="a cat", guidance=7.5).check(told)
+    with pytest.raises(ConfigurationError, match="without a negative prompt"):
+        Conditions(prompts="a cat", negative_prompt="a dog").check(told)
 
 
 @pytest.mark.parametrize("field", ["guidance", "classifier_scale"])

@@ -52,8 +52,20 @@ def test_a_bare_network_with_a_scheduler_beside_it_is_a_model(model: Path, tmp_p
 
 def test_labels_and_rectangular_sizes_are_read(model: Path) -> None:
     _edit(model / "unet" / "config.json", num_class_embeds=11, sample_size=[8, 8])
-    found = find_model(str(model))
-    assert (found.null_label, found.size) == (10, 8)
+    plain = find_model(str(model))
+    assert (plain.classes, plain.null_label, plain.size) == (11, None, 8)
+    (model / "fewstep.json").write_text('{"null_label": 10}')
+    told = find_model(str(model))
+    assert (told.classes, told.null_label) == (10, 10)
+    assert told.hash != plain.hash
+
+
+@pytest.mark.parametrize("label", [0, 9, 11, -1, True, "10", 10.5])
+def test_a_null_label_is_the_last_one(model: Path, label: object) -> None:
+    _edit(model / "unet" / "config.json", num_class_embeds=11)
+    (model / "fewstep.json").write_text(json.dumps({"null_label": label}))
+    with pytest.raises(ModelError, match="not the last of the network's 11 labels"):
+        find_model(str(model))
 
 
 def _no_scheduler(model: Path) -> None:
@@ -114,7 +126,10 @@ def test_each_fault_is_named(breaks: Callable[[Path], None], words: str, model: 
     [
         ({"_class_name": "NoSuchScheduler"}, "'NoSuchScheduler'"),
         ({"_class_name": "KarrasVeScheduler"}, "KarrasVeScheduler"),
-        ({"_class_name": None}, "scheduler class"),
+        ({"_class_name": "utils"}, "'utils' describes no noise schedule"),
+        ({"_class_name": "UNet2DModel"}, "'UNet2DModel' describes no noise schedule"),
+        ({"_class_name": ["DDPMScheduler"]}, "describes no noise schedule"),
+        ({"_class_name": None}, "None describes no noise schedule"),
     ],
 )
 def test_a_noise_schedule_that_cannot_be_read_is_named(changes: dict[str, object], words: str, model: Path) -> None:
@@ -138,7 +153,7 @@ def test_the_hash_changes_with_everything_that_decides_the_samples(where: str, m
         path.write_bytes(content)
     else:
         name = "unet/config.json" if where == "network" else "scheduler/scheduler_config.json"
-        _edit(model / name, note="changed")
+        _edit(model / name, _note="changed")
     assert find_model(str(model)).hash != before
 
 

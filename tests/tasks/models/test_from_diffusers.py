@@ -101,7 +101,7 @@ def test_what_the_network_returns(config: dict[str, Any], expected: str) -> None
 
 
 def test_a_scheduler_without_a_noise_schedule_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="VQDiffusionScheduler describes no noise schedule"):
+    with pytest.raises(ModelError, match="'VQDiffusionScheduler' describes no noise schedule"):
         from_diffusers(diffusers.VQDiffusionScheduler(num_vec_classes=4))
 
 

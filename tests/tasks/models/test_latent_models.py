@@ -78,6 +78,8 @@ def _save(folder: Path, kind: str, network: Any, scheduler: Any) -> Path:
     network.save_pretrained(str(folder / kind))
     _vae().save_pretrained(str(folder / "vae"))
     scheduler.save_pretrained(str(folder / "scheduler"))
+    if kind == "unet":
+        (folder / "fewstep.json").write_text(json.dumps({"null_label": CLASSES}))
     return folder
 
 
