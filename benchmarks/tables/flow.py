@@ -37,7 +37,7 @@ from fewstep.search_spaces.schedule import load_schedule
 from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
 from fewstep.tasks.models.conditions import NO_LABEL
 from fewstep.tasks.models.files import ModelFiles, find_model
-from fewstep.tasks.sampling.stock_flow import is_stock_flow, stock_schedule
+from fewstep.tasks.sampling.stock import is_stock_flow, stock_schedule
 
 Setting = Literal["unconditional", "conditional"]
 EULER, HEUN, PRESET, FOUND = "euler", "heun", "preset", "fewstep"

@@ -18,19 +18,25 @@ from fewstep.search_spaces.schedule.formula import Derivative, Formula, Relaxati
 Preset = Callable[[Sequence[float]], SolverSchedule]
 LONG = 15
 # Derivatives from two older points; the published third-order formulas halve the second one.
-_THIRD = Formula(
+THIRD = Formula(
     derivatives=(
         Derivative(points=(-3, -2)),
         Derivative(points=(-3, -2), relaxation="scale", coefficient=0.5),
     )
 )
 # One step from the start of a group of two or three calls over its whole length.
-_SINGLESTEP = {
+SINGLESTEP = {
     1: Formula(),
     2: Formula(start=-2, derivatives=(Derivative(points=(-1,), relaxation="bh2"),)),
     3: Formula(start=-3, derivatives=(Derivative(points=(-1,)),)),
 }
-_ADAMS_BASHFORTH = {
+# The same with both older points of a group, which diffusers calls Heun's.
+SINGLESTEP_HEUN = {
+    1: Formula(),
+    2: Formula(start=-2, derivatives=(Derivative(points=(-1,)),)),
+    3: Formula(start=-3, derivatives=(Derivative(points=(-2, -1)), Derivative(points=(-2, -1)))),
+}
+ADAMS_BASHFORTH = {
     1: (1.0,),
     2: (3 / 2, -1 / 2),
     3: (23 / 12, -16 / 12, 5 / 12),
@@ -59,7 +65,7 @@ def _built(name: str, lambdas: Sequence[float], steps: Sequence[Step]) -> Solver
     return SolverSchedule.build(lambdas=tuple(lambdas), steps=tuple(steps), name=name)
 
 
-def _step(prediction: Prediction, formula: Formula, i: int, lambdas: Sequence[float]) -> Step:
+def plain_step(prediction: Prediction, formula: Formula, i: int, lambdas: Sequence[float]) -> Step:
     """A step without corrector. First-order steps are the same for both predictions; data reach the infinities."""
     if math.isinf(lambdas[i]) or (_to_zero(i, lambdas) and not formula.blend):
         return Step()
@@ -74,8 +80,8 @@ def ddim(lambdas: Sequence[float]) -> SolverSchedule:
 def dpm_multistep(order: int, prediction: Prediction, name: str, lambdas: Sequence[float]) -> SolverSchedule:
     """DPM-Solver (noise) and DPM-Solver++ (data) of order 2 or 3, multistep; the midpoint variant at order 2."""
     orders = [_long_order(i, lambdas, order) for i in range(len(lambdas) - 1)]
-    formulas = [_THIRD if p == 3 else taylor(p, relaxation="bh2") for p in orders]
-    return _built(name, lambdas, [_step(prediction, f, i, lambdas) for i, f in enumerate(formulas)])
+    formulas = [THIRD if p == 3 else taylor(p, relaxation="bh2") for p in orders]
+    return _built(name, lambdas, [plain_step(prediction, f, i, lambdas) for i, f in enumerate(formulas)])
 
 
 def dpm_singlestep(order: int, prediction: Prediction, name: str, lambdas: Sequence[float]) -> SolverSchedule:
@@ -91,7 +97,7 @@ def dpm_singlestep(order: int, prediction: Prediction, name: str, lambdas: Seque
     cut = n % order if order == 3 and n % 3 == 2 and not math.isinf(lambdas[-1]) else 1
     whole, rest = divmod(n - cut, order)
     orders = [*lead, *group * whole, *group[:rest], *group[:cut]]
-    return _built(name, lambdas, [_step(prediction, _SINGLESTEP[p], i, lambdas) for i, p in enumerate(orders)])
+    return _built(name, lambdas, [plain_step(prediction, SINGLESTEP[p], i, lambdas) for i, p in enumerate(orders)])
 
 
 def unipc(order: int, variant: Relaxation, lambdas: Sequence[float]) -> SolverSchedule:
@@ -113,13 +119,13 @@ def unipc(order: int, variant: Relaxation, lambdas: Sequence[float]) -> SolverSc
 def deis(order: int, lambdas: Sequence[float]) -> SolverSchedule:
     """DEIS in log-rho: the noise's interpolation polynomial in lambda, integrated exactly."""
     formulas = [taylor(_long_order(i, lambdas, order)) for i in range(len(lambdas) - 1)]
-    return _built(f"deis-{order}", lambdas, [_step("noise", f, i, lambdas) for i, f in enumerate(formulas)])
+    return _built(f"deis-{order}", lambdas, [plain_step("noise", f, i, lambdas) for i, f in enumerate(formulas)])
 
 
 def ipndm(order: int, lambdas: Sequence[float]) -> SolverSchedule:
     """iPNDM: DDIM's step on the noise that Adams and Bashforth's weights for equal steps extrapolate."""
-    formulas = [blended(_ADAMS_BASHFORTH[min(order, i + 1)]) for i in range(len(lambdas) - 1)]
-    return _built(f"ipndm-{order}", lambdas, [_step("noise", f, i, lambdas) for i, f in enumerate(formulas)])
+    formulas = [blended(ADAMS_BASHFORTH[min(order, i + 1)]) for i in range(len(lambdas) - 1)]
+    return _built(f"ipndm-{order}", lambdas, [plain_step("noise", f, i, lambdas) for i, f in enumerate(formulas)])
 
 
 def heun(lambdas: Sequence[float]) -> SolverSchedule:

@@ -6,19 +6,24 @@ each image.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import ConfigurationError
+from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.tasks.models.classifier import load_classifier
 from fewstep.tasks.models.conditions import NO_NULL_LABEL, Conditions
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.networks import load_network
 from fewstep.tasks.models.skips import scaled_skips
 from fewstep.tasks.models.sources import Sources
+
+# Inputs further away than this many standard deviations are no longer the network's own fault.
+FURTHEST = 100.0
 
 
 class Denoiser:
@@ -27,7 +32,9 @@ class Denoiser:
     def __init__(self, files: ModelFiles, device: str = "cpu", conditions: Conditions | None = None) -> None:
         self.files, self.device = files, device
         self.conditions = conditions or Conditions()
-        self.conditions.check(files)
+        # Without conditions nothing is asked for yet; but a network that is shown images cannot do without.
+        if conditions is not None or files.shown:
+            self.conditions.check(files)
         self.network = load_network(files, device)
         self.sources = Sources(files, device, self.conditions) if files.condition else None
         self._classifier = None
@@ -63,6 +70,8 @@ class Denoiser:
         if scale != 1 and condition is not None and null is not None:
             doubled = torch.cat([null, condition])
 
+        count = itertools.count(1)
+
         def call(x: Tensor, time: float | Tensor) -> Tensor:
             self.calls += len(x)
             # A tensor: diffusers cuts a Python float to a whole step.
@@ -75,6 +84,9 @@ class Denoiser:
                     twice = torch.cat([told, told]) if told.ndim else told
                     without, with_ = self.network(torch.cat([seen, seen]), twice, doubled).chunk(2)
                     output = without + scale * (with_ - without)
+            number = next(count)
+            if not bool(torch.isfinite(output).all()):
+                self._check_input(x, time, number)
             if self._classifier is None:
                 return output
             if isinstance(time, Tensor):
@@ -88,6 +100,21 @@ class Denoiser:
     def __call__(self, x: Tensor, time: float) -> Tensor:
         """Raw output for the images 0 .. B - 1."""
         return self.on(range(len(x)))(x, time)
+
+    def _check_input(self, x: Tensor, time: float | Tensor, number: int) -> None:
+        """EvaluationError where it is the network that broke: its input was one that it knows.
+
+        A sampler whose steps explode gives it something else, and says so itself.
+        """
+        told = float(torch.as_tensor(time).flatten()[0])
+        noise, largest = self.files.noise, float(x.abs().max())
+        lambda_ = noise.lambda_at(told)
+        expected = noise.input_scale(lambda_) * math.hypot(*noise.alpha_sigma(lambda_))
+        if largest <= FURTHEST * expected:
+            raise EvaluationError(
+                f"the network returned values that are not finite at call {number} (time {told:.6g}), for inputs up to "
+                f"{largest:.3g}: its weights or its precision are at fault, not the schedule"
+            )
 
     def finish(self, images: Tensor, indices: Sequence[int]) -> Tensor:
         """Decoded images (B, C, H, W) with what was known of them put back."""

@@ -52,6 +52,10 @@ def _noise(scheduler: Any, config: dict[str, Any]) -> NoiseSchedule:
     if name == "ScoreSdeVpScheduler":
         return ContinuousVP(float(config["beta_min"]), float(config["beta_max"]), scale=SCORE_SDE_SCALE)
     alphas_cumprod = np.asarray(scheduler.alphas_cumprod, np.float64)
+    if len(alphas_cumprod) != config.get("num_train_timesteps", len(alphas_cumprod)):
+        raise ModelError(
+            f"{name} has {len(alphas_cumprod)} trained_betas for {config['num_train_timesteps']} num_train_timesteps"
+        )
     ends = {key: config.get(key) for key in ("sigma_min", "sigma_max")}
     if _is_continuous(config):
         low, high = (math.sqrt((1 - a) / a) if a > 0 else math.inf for a in (alphas_cumprod[0], alphas_cumprod[-1]))

@@ -52,9 +52,12 @@ def _loaded(loader: Any, folder: Path, **arguments: Any) -> Any:
 
 def load_part(loader: Any, folder: Path, **arguments: Any) -> Any:
     """`from_pretrained` of a part with weights; ModelError where they are not the part's, or not finite."""
-    part, said = _loaded(loader, folder, output_loading_info=True, **arguments)
+    # Sizes that misfit are let through to be named below.
+    part, said = _loaded(loader, folder, output_loading_info=True, ignore_mismatched_sizes=True, **arguments)
     for problem, what in (("missing_keys", "lack"), ("unexpected_keys", "have besides"), ("mismatched_keys", "misfit")):
-        keys = sorted(str(key) for key in said.get(problem) or () if not str(key).endswith(REMADE))
+        # What misfits comes with its sizes behind the name.
+        named = (str(key[0] if isinstance(key, tuple | list) else key) for key in said.get(problem) or ())
+        keys = sorted(key for key in named if not key.endswith(REMADE))
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ModelError(

@@ -43,6 +43,7 @@ TRAINED = {
 # How the stock sampler walks: its times, order and formulas, its noise, and its own clipping.
 WALKED = {
     "algorithm_type",
+    "base",
     "base_image_seq_len",
     "base_shift",
     "clip_sample",
@@ -62,6 +63,7 @@ WALKED = {
     "predictor_order",
     "rho",
     "sampling_eps",
+    "schedules",
     "set_alpha_to_one",
     "shift_terminal",
     "sigma_schedule",
@@ -169,7 +171,12 @@ def scheduler_class(name: str) -> Any:
 
 
 def build_scheduler(config: Mapping[str, Any]) -> Any:
-    """The diffusers scheduler of a configuration; ModelError where it is not understood or cannot be built."""
+    """The diffusers scheduler of a configuration; ModelError where it is not understood or cannot be built.
+
+    That of a FewStepScheduler is the one that its schedules were found for.
+    """
+    if config.get("_class_name") == "FewStepScheduler" and isinstance(config.get("base"), Mapping):
+        config = config["base"]
     check_settings(config)
     name = str(config["_class_name"])
     kind = scheduler_class(name)

@@ -7,6 +7,7 @@ coefficients are the network's (`tasks.models.skips.attach_skips`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.from_diffusers import from_diffusers, prediction_type
+from fewstep.tasks.models.scheduler_settings import build_scheduler
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
@@ -42,7 +44,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     """A set of schedules, one for each number of denoiser calls.
 
     `schedules` are the JSON objects of `SolverSchedule`; `base` is the configuration of the scheduler that the
-    model came with, which says what its noise schedule and prediction type are.
+    model came with, which says what its noise schedule and prediction type are. Its settings stand in `config` too, so
+    that `from_config` makes any stock scheduler of this one, and this one again of that.
     """
 
     order = 1
@@ -64,11 +67,11 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
                 "a FewStepScheduler needs schedules and the model's own scheduler configuration: build it with "
                 "FewStepScheduler.from_schedules or load one that `fewstep export` wrote"
             )
-        kind = getattr(diffusers, str(base.get("_class_name")), None)
-        if kind is None:
-            raise ConfigurationError(f"diffusers has no scheduler class {base.get('_class_name')!r}")
-        self.noise = from_diffusers(kind.from_config(dict(base)))
-        self._output = prediction_type(dict(base))
+        stock = build_scheduler(base)
+        self.noise = from_diffusers(stock)
+        self._output = prediction_type({**stock.config, "_class_name": type(stock).__name__})
+        self.noise.output_map(self._output, self.noise.lambda_start)
+        self.register_to_config(**_handed_on(stock.config, self.config))
         parsed = [SolverSchedule.build(**dict(fields)) for fields in schedules]
         self.schedules = {schedule.nfe: schedule for schedule in parsed}
         if len(self.schedules) < len(parsed):
@@ -98,6 +101,22 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         )
         made.statistics = statistics
         return made
+
+    @property
+    def config(self) -> Any:
+        """The configuration; ConfigurationError for a pipeline that would put another scheduler in this one's place."""
+        caller = sys._getframe(1)
+        pipeline = caller.f_locals.get("self")
+        if (
+            caller.f_code.co_name == "__init__"
+            and "from_config" in caller.f_code.co_names
+            and isinstance(pipeline, diffusers.DiffusionPipeline)
+        ):
+            raise ConfigurationError(
+                f"{type(pipeline).__name__} replaces the scheduler that it is made with: make it with the model's own "
+                "scheduler, then set pipe.scheduler to this one"
+            )
+        return super().config
 
     # -- what pipelines call --------------------------------------------------------------------------
 
@@ -148,12 +167,20 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         generator: Any = None,
         return_dict: bool = True,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
     ) -> FewStepSchedulerOutput | tuple[Tensor]:
         """One row: from the network's output at `sample` (both (B, C, H, W)) to the next sample.
 
-        `generator` is not used: the sampler is deterministic. Raises ScheduleError where the steps are not
-        taken in their order, or the pipeline does not prepare the network's input as the schedule needs it.
+        `generator` is not used: the sampler is deterministic. Raises ConfigurationError for the noise of `eta` and for
+        `use_clipped_model_output`, ScheduleError where the steps are not taken in their order, or the pipeline does not
+        prepare the network's input as the schedule needs it.
         """
+        if eta or use_clipped_model_output:
+            raise ConfigurationError(
+                f"eta={eta:g}, use_clipped_model_output={use_clipped_model_output}: leave them out, a schedule draws "
+                "no noise and clips by its own threshold"
+            )
         program = self._ready()
         k = self._index + self._skipped
         self._check_step(program, k, timestep)
@@ -239,6 +266,11 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
                 else ""
             )
             raise ScheduleError(f"this pipeline does not call scale_model_input, which the schedule needs{more}")
+
+
+def _handed_on(stock: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What other schedulers take from the stock one's configuration, defaults too: theirs may be others."""
+    return {k: v for k, v in stock.items() if k not in own and not k.startswith("_")}
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import diffusers.pipelines.ddpm.pipeline_ddpm as ddpm_module
 import numpy as np
 import numpy.typing as npt
@@ -223,3 +224,64 @@ def test_added_noise_is_the_models_own() -> None:
     x, noise = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
     t = torch.tensor([10, 500, 900])
     torch.testing.assert_close(scheduler.add_noise(x, noise, t), base.add_noise(x, noise, t), rtol=1e-5, atol=1e-6)
+
+
+def _found(stock: Any) -> FewStepScheduler:
+    return FewStepScheduler.from_schedules(preset_on_grid("unipc-2-bh2/karras-zero", from_diffusers(stock), 4), stock)
+
+
+STOCK = [
+    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"),
+    DDPMScheduler(beta_schedule="squaredcos_cap_v2", num_train_timesteps=400),
+    FlowMatchEulerDiscreteScheduler(shift=3.0),
+    EDMEulerScheduler(sigma_max=20.0, sigma_data=0.7),
+]
+
+
+@pytest.mark.parametrize("stock", STOCK, ids=lambda stock: type(stock).__name__)
+def test_back_to_any_stock_scheduler_as_between_stock_schedulers(stock: Any, tmp_path: Path) -> None:
+    stock = type(stock).from_config({k: v for k, v in stock.config.items() if k != "_use_default_values"})
+    found = _found(stock)
+    found.save_pretrained(tmp_path)
+    for scheduler in (found, FewStepScheduler.from_pretrained(tmp_path)):
+        for kind in (type(stock), diffusers.DPMSolverMultistepScheduler, diffusers.EulerDiscreteScheduler):
+            direct, back = kind.from_config(stock.config), kind.from_config(scheduler.config)
+            for name in dict(direct.config):
+                if not name.startswith("_"):
+                    assert back.config[name] == direct.config[name], (kind, name)
+        again = FewStepScheduler.from_config(type(stock).from_config(scheduler.config).config)
+        assert again.schedules == found.schedules
+        assert again.noise.lambda_start == found.noise.lambda_start
+
+
+def test_defaults_go_along_where_another_scheduler_has_others() -> None:
+    heun = diffusers.HeunDiscreteScheduler.from_config(_found(DDIMScheduler()).config)
+    assert (heun.config.beta_start, heun.config.beta_end) == (0.0001, 0.02)
+
+
+@pytest.mark.parametrize("kind", [diffusers.DDIMPipeline, diffusers.PNDMPipeline])
+def test_a_pipeline_that_would_replace_the_scheduler_says_so(kind: Any, tiny_ddpm: Path) -> None:
+    files = find_model(str(tiny_ddpm))
+    unet, stock = diffusers.UNet2DModel.from_pretrained(str(files.unet)), DDPMScheduler()
+    found = _found(stock)
+    with pytest.raises(ConfigurationError, match=f"{kind.__name__} replaces the scheduler"):
+        kind(unet, found)
+    pipe = kind(unet, stock)
+    pipe.scheduler = found
+    pipe.set_progress_bar_config(disable=True)
+    if kind is diffusers.DDIMPipeline:
+        assert np.isfinite(pipe(num_inference_steps=4, output_type="np").images).all()
+        with pytest.raises(ConfigurationError, match="eta="):
+            pipe(num_inference_steps=4, output_type="np", eta=0.5)
+
+
+@pytest.mark.parametrize("name", ["utils", "UNet2DModel", None, 3])
+def test_a_base_that_is_no_scheduler_is_refused(name: object) -> None:
+    schedule = preset_on_grid("ddim/uniform-t", from_diffusers(DDPMScheduler()), 2)
+    with pytest.raises(ConfigurationError, match="describes no noise schedule"):
+        FewStepScheduler.from_schedules(schedule, {"_class_name": name})
+
+
+def test_a_zero_snr_noise_prediction_is_no_base() -> None:
+    with pytest.raises(ConfigurationError, match="zero terminal SNR"):
+        _found(DDIMScheduler(rescale_betas_zero_snr=True))

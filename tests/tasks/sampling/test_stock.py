@@ -1,4 +1,4 @@
-"""Schedules of diffusers' flow schedulers: the same samples as their own loops."""
+"""Schedules of diffusers' own schedulers: the same samples as their loops, or a reason why not."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
-from fewstep.errors import ConfigurationError, ModelError
+from fewstep.errors import ConfigurationError
 from fewstep.tasks.models.noise_families import FlowMatching
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import sample
-from fewstep.tasks.sampling.stock_flow import is_stock_flow, stock_schedule
+from fewstep.tasks.sampling.stock import is_stock_flow, stock_schedule
 
 EULER, HEUN = FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
@@ -61,13 +61,15 @@ def test_it_says_which_scheduler_it_is() -> None:
 
 def test_what_is_no_schedule_is_refused() -> None:
     name = EULER.__name__
-    with pytest.raises(ModelError, match="DDIMScheduler is not a flow scheduler"):
+    with pytest.raises(ConfigurationError, match="it keeps the noise"):
         stock_schedule({"_class_name": "DDIMScheduler"}, 4)
+    with pytest.raises(ConfigurationError, match="draws noise"):
+        stock_schedule({"_class_name": "DDPMScheduler"}, 4)
     with pytest.raises(ConfigurationError, match="an odd number"):
         stock_schedule({"_class_name": HEUN.__name__}, 4)
     with pytest.raises(ConfigurationError, match="deterministic"):
         stock_schedule({"_class_name": name, "stochastic_sampling": True}, 4)
-    with pytest.raises(ConfigurationError, match="diffusers says"):
+    with pytest.raises(ConfigurationError, match="use_dynamic_shifting = True"):
         stock_schedule({"_class_name": name, "use_dynamic_shifting": True}, 4)
-    with pytest.raises(ConfigurationError, match="do not fall"):
+    with pytest.raises(ConfigurationError, match="invert_sigmas = True"):
         stock_schedule({"_class_name": name, "invert_sigmas": True}, 4)
