@@ -173,8 +173,12 @@ def check_images(images: Tensor, bench: Bench) -> None:
         raise DataError(f"images are {tuple(images.shape[1:])}, the model makes {expected}: resize them")
 
 
-def loaded_images(folder: Path, bench: Bench) -> Tensor:
-    """A folder's images in name order; DataError for another size."""
+def loaded_images(folder: Path, bench: Bench, count: int) -> Tensor:
+    """The first `count` of a folder's images in name order; where there are more, it is said. DataError as reading."""
     from fewstep.tasks.data import load_image_folder
+    from fewstep.tasks.image_folder import tell
 
-    return torch.from_numpy(load_image_folder(folder, bench.files.channels, bench.files.size))
+    images = torch.from_numpy(load_image_folder(folder, bench.files.channels, bench.files.size))
+    if len(images) > count:
+        tell(f"{folder}: the first {count:,} of {len(images):,} images are used: give --count {len(images)} for all")
+    return images[:count]
