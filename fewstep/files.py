@@ -75,13 +75,19 @@ def lines_of(text: str) -> list[str]:
 def _decoded(data: bytes) -> str:
     """The text of some bytes. ValueError says which byte or character is none of it."""
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in data:
+        at = data.index(b"\0")
+        raise ValueError(f"byte 0x00 at position {at}, line {_line(data, at)}: UTF-16 without its byte order mark?")
     try:
         text = "\n".join(lines_of(data.decode(encoding)))
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        shown = f"byte 0x{data[error.start]:02x} at position {error.start}, line {line}"
+        shown = f"byte 0x{data[error.start]:02x} at position {error.start}, line {_line(data, error.start)}"
         raise ValueError(f"{shown}, is no {encoding.removesuffix('-sig').upper()}") from None
     for mark, meaning in (("\0", "a zero character"), ("\ufeff", "a byte order mark within the text")):
         if mark in text:
             raise ValueError(f"{meaning} at line {text[: text.index(mark)].count(chr(10)) + 1}")
     return text
+
+
+def _line(data: bytes, at: int) -> int:
+    return data[:at].count(b"\n") + 1

@@ -20,7 +20,7 @@ import scipy.linalg
 from numpy.typing import ArrayLike
 
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.tasks.metrics.covariance import asymmetry, indefiniteness
+from fewstep.tasks.metrics.covariance import asymmetry, flaw, indefiniteness
 from fewstep.tasks.metrics.moments import Array, Moments, ReferenceMoments
 
 # Of the sum of all positive terms: by so much a distance may lie below zero, or depend on roots of noise.
@@ -115,9 +115,14 @@ class FrechetReference:
 def frechet_distance(mu1: ArrayLike, sigma1: ArrayLike, mu2: ArrayLike, sigma2: ArrayLike) -> float:
     """Squared Frechet distance between two Gaussians, argument for argument as in pytorch-fid.
 
-    For many candidates against one reference keep a `FrechetReference`. Raises as it does.
+    For many candidates against one reference keep a `FrechetReference`. Raises as it does; `sigma1` is checked as
+    strictly as `sigma2`.
     """
-    return FrechetReference(mu2, sigma2).distance(mu1, sigma1)
+    reference = FrechetReference(mu2, sigma2)
+    mu, C = _checked(mu1, sigma1, "candidate")
+    if found := flaw(C):
+        raise EvaluationError(f"the candidate covariance {found}: it is none")
+    return reference.distance(mu, C)
 
 
 def _checked(mean: ArrayLike, covariance: ArrayLike, owner: str) -> tuple[Array, Array]:
