@@ -8,10 +8,11 @@ neither `max_examples` nor `deadline` itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 QUICK, LONG = 40, int(os.environ.get("FUZZ_EXAMPLES", 2000))
 
@@ -40,3 +41,28 @@ def pytest_make_collect_report(
         return (yield)
     finally:
         settings.load_profile(before)
+
+
+@pytest.fixture(scope="session")
+def damaged() -> Callable[[st.DataObject, bytes], bytes]:
+    """`damaged(data, content)`: bits flipped, the end cut off, a piece left out, repeated or put in, a few times."""
+
+    def damage(data: st.DataObject, content: bytes) -> bytes:
+        changed = bytearray(content)
+        for _ in range(data.draw(st.integers(1, 3))):
+            at = data.draw(st.integers(0, max(0, len(changed) - 1)))
+            to = data.draw(st.integers(at, min(len(changed), at + 40)))
+            match data.draw(st.sampled_from(["flip", "cut", "drop", "repeat", "insert"])):
+                case "flip" if changed:
+                    changed[at] ^= 1 << data.draw(st.integers(0, 7))
+                case "cut":
+                    del changed[at:]
+                case "drop":
+                    del changed[at:to]
+                case "repeat":
+                    changed[to:to] = changed[at:to]
+                case _:
+                    changed[at:at] = data.draw(st.binary(max_size=12))
+        return bytes(changed)
+
+    return damage
