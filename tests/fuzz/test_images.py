@@ -75,6 +75,49 @@ def test_a_whole_picture_is_read_as_what_it_is(picture: tuple[str, bytes, np.nda
     np.testing.assert_allclose(found, np.broadcast_to(values, found.shape), atol=1e-6)
 
 
+# Modes that each format keeps as they are.
+SAVED = {
+    ".png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    ".tif": ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I", "F", "I;16", "I;16B"),
+    ".bmp": ("1", "L", "P", "RGB"),
+    ".webp": ("RGB", "RGBA"),
+    ".pgm": ("1", "L", "RGB", "I", "F", "I;16"),
+}
+
+
+@given(
+    place=st.sampled_from([(suffix, mode) for suffix, modes in SAVED.items() for mode in modes]),
+    size=st.tuples(st.integers(SIZE - 1, SIZE + 1), st.integers(SIZE - 1, SIZE + 1)) | st.just((SIZE, SIZE)),
+    seed=st.integers(0, 2**32 - 1),
+    clear=st.booleans(),
+)
+def test_any_mode_and_size_is_read_as_it_is_shown_or_refused(
+    place: tuple[str, str], size: tuple[int, int], seed: int, clear: bool, tmp_path: Path
+) -> None:
+    suffix, mode = place
+    rng = np.random.default_rng(seed)
+    if mode.startswith("I;16"):
+        deep = rng.integers(0, 65536, size[::-1], np.uint16)
+        image = Image.fromarray(deep.astype(">u2" if mode == "I;16B" else "<u2"))
+        shown = np.repeat(deep[..., None] / 257, 3, -1)
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 4), np.uint8))
+        if not clear:
+            image.putalpha(255)
+        through = "RGB" if mode in ("P", "LAB", "YCbCr", "CMYK") else "RGBA"
+        image = image.convert(through).convert(mode)
+        shown = None if mode in ("LAB", "I", "F") else np.asarray(image.convert("RGB"), np.float64)
+        if mode == "I" and suffix == ".pgm":
+            shown = np.repeat(np.asarray(image)[..., None] / 257, 3, -1)  # A 16-bit file.
+    file = io.BytesIO()
+    image.save(file, {".pgm": "PPM", ".tif": "TIFF"}.get(suffix, suffix[1:].upper()), **KEPT.get(suffix, ("", {}))[1])
+    found = read(tmp_path, f"a{suffix}", file.getvalue())
+    right = shown is not None and size == (SIZE, SIZE) and not (mode in ("LA", "RGBA") and clear)
+    assert (found is not None) == right
+    if found is not None:
+        np.testing.assert_allclose(found, shown / 127.5 - 1, atol=1e-6)
+
+
 @given(data=st.data(), picture=pictures())
 def test_a_damaged_picture_is_refused_or_read_within_its_range(
     data: st.DataObject, picture: tuple[str, bytes, np.ndarray], damaged: Damage, tmp_path: Path
