@@ -81,6 +81,11 @@ def _fashion(split: str) -> Dataset:
     prefix = "train" if split == "train" else "t10k"
     images = _idx(folder / f"{prefix}-images-idx3-ubyte.gz").astype(np.float32) / 127.5 - 1.0
     labels = _idx(folder / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int64)
+    if images.shape != (len(labels), 28, 28) or labels.ndim != 1:
+        raise DataError(
+            f"{folder}: the {prefix} images {images.shape} and labels {labels.shape} are no Fashion-MNIST: "
+            "install the data set again"
+        )
     classes = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"]
     return Dataset("fashion", images[:, None], labels, tuple(classes), "MIT", "Fashion-MNIST (Zalando Research)")
 
