@@ -29,7 +29,7 @@ Pixels = npt.NDArray[np.float32]
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 # TIFF's tags; EXIF's orientation is one of them.
-BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339
+BITS, PHOTOMETRIC, ORIENTATION, PLANES, COLOURS, SAMPLE_FORMAT = 258, 262, 274, 284, 320, 339
 TURNED = range(2, 9)
 DARK = 4096  # One above the deepest value of a 12-bit camera or scan.
 
@@ -85,14 +85,33 @@ def _unclear(image: Image.Image) -> str | None:
         return f"holds {frames} frames: save one picture a file"
     if image.mode not in MODES and not _deep(image):
         return f"has pixels of mode {image.mode}, which say no range or colour: save it with 8 or 16 bits"
-    if image.format == "TIFF":
-        tags: Any = image.tag_v2  # type: ignore[attr-defined]
-        if any(kind not in (1, 4) for kind in tags.get(SAMPLE_FORMAT, (1,))):
-            return "holds signed or floating-point values: save it with 8 or 16 unsigned bits"
-        if _deep(image) and (tuple(tags.get(BITS, (1,))) != (16,) or tags.get(PHOTOMETRIC) != 1):
-            return "is deep grey of which 0 is white, or which is not of 16 bits: save it with 16 bits, 0 as black"
-        if tags.get(ORIENTATION) in TURNED:
-            return "is stored turned or mirrored: save it upright"
+    if not _whole(image):
+        return "does not hold every part of the image: save it again"
+    return _unclear_tiff(image) if image.format == "TIFF" else None
+
+
+def _whole(image: Any) -> bool:
+    """Whether the parts that the file names cover the image; some formats name none."""
+    parts = [(codec, (x1 - x0) * (y1 - y0)) for codec, (x0, y0, x1, y1), *_ in getattr(image, "tile", ())]
+    apart = image.format == "TIFF" and image.tag_v2.get(PLANES) == 2 and all(codec != "libtiff" for codec, _ in parts)
+    layers = len(image.getbands()) if apart else 1
+    return not parts or sum(area for _, area in parts) >= image.width * image.height * layers
+
+
+def _unclear_tiff(image: Any) -> str | None:
+    """What of a TIFF Pillow would read as something else without a word."""
+    tags = image.tag_v2
+    bits = tuple(tags.get(BITS, (1,)))
+    if any(kind not in (1, 4) for kind in tags.get(SAMPLE_FORMAT, (1,))):
+        return "holds signed or floating-point values: save it with 8 or 16 unsigned bits"
+    if _deep(image) and (bits != (16,) or tags.get(PHOTOMETRIC) != 1):
+        return "is deep grey of which 0 is white, or which is not of 16 bits: save it with 16 bits, 0 as black"
+    if tags.get(ORIENTATION) in TURNED:
+        return "is stored turned or mirrored: save it upright"
+    if 0 < max(tags.get(COLOURS, (0,))) < 256:
+        return "has a palette of 8 bits where TIFF has 16: save it again"
+    if tags.get(PLANES) == 2 and set(bits) != {8}:
+        return "holds its colours one after the other in other than 8 bits: save them pixel by pixel"
     return None
 
 

@@ -64,6 +64,40 @@ def tiff_with(path: Path, values: np.ndarray, **tags: int) -> None:
     path.write_bytes(bytes(data))
 
 
+def planar_tiff(values: np.ndarray, bits: int, planes: int = 3) -> bytes:
+    """A TIFF of colours that lie one after the other, of which only some `planes` are said to be there."""
+    size = 64 * bits // 8
+    data = b"".join(values[..., i].astype(f"<u{bits // 8}").tobytes() for i in range(3))
+    tail = 8 + len(data) + 2 + 12 * 9 + 4
+    lists = {258: ("H", 3, [bits] * 3), 273: ("I", 4, [8 + i * size for i in range(planes)])}
+    more, entries = b"", []
+    for tag, value in ((256, 8), (257, 8), (258, None), (259, 1), (262, 2), (273, None), (277, 3), (278, 8), (284, 2)):
+        letter, kind, items = lists.get(tag, ("H", 3, [value]))
+        packed = struct.pack(f"<{len(items)}{letter}", *items)
+        at = packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", tail + len(more))
+        more += packed if len(packed) > 4 else b""
+        entries.append(struct.pack("<HHI", tag, kind, len(items)) + at)
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    return head + data + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4) + more
+
+
+def narrow_palette(path: Path) -> None:
+    """A TIFF whose palette goes to 255, as 8 bits do, where 65535 is white."""
+    PALETTE.save(path)
+    with Image.open(path) as image:
+        colours = np.asarray(image.tag_v2[320], "<u2")  # type: ignore[attr-defined]
+    path.write_bytes(path.read_bytes().replace(colours.tobytes(), (colours // 256).tobytes()))
+
+
+def small_frame(path: Path) -> None:
+    """A GIF whose one frame fills a corner of its screen."""
+    Image.fromarray(GREY).save(path)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x2c\0\0\0\0\x08\0\x08\0")
+    data[at + 5 : at + 9] = b"\x08\0\x04\0"
+    path.write_bytes(bytes(data))
+
+
 READ: dict[str, tuple[Callable[[Path], Any], Any]] = {
     "grey.png": (lambda p: Image.fromarray(GREY).save(p), GREY),
     "16 bits.png": (lambda p: Image.fromarray(WIDE).save(p), GREY),
@@ -88,6 +122,7 @@ READ: dict[str, tuple[Callable[[Path], Any], Any]] = {
     "two levels.pbm": (lambda p: Image.fromarray(GREY > 99).save(p), (GREY > 99) * 255),
     "bitmap.bmp": (lambda p: Image.fromarray(COLOUR).save(p), COLOUR),
     "text.ppm": (lambda p: p.write_bytes(b"P3 8 8 255\n" + " ".join(map(str, COLOUR.ravel())).encode()), COLOUR),
+    "planes.tif": (lambda p: p.write_bytes(planar_tiff(COLOUR, 8)), COLOUR),
     "one frame.webp": (lambda p: Image.fromarray(COLOUR).save(p, lossless=True, save_all=True), COLOUR),
 }
 
@@ -125,6 +160,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "signed.tif": (lambda p: Image.fromarray(GREY).save(p, tiffinfo={339: 2}), "signed"),
     "12 bits.tif": (lambda p: tiff_with(p, WIDE, t258=12), "not of 16 bits"),
     "deep white is zero.tif": (lambda p: tiff_with(p, WIDE, t262=0), "0 is white"),
+    "deep planes.tif": (lambda p: p.write_bytes(planar_tiff(COLOUR.astype(int) * 257, 16)), "one after the other"),
+    "missing planes.tif": (lambda p: p.write_bytes(planar_tiff(COLOUR, 8, 1)), "every part"),
+    "small frame.gif": (small_frame, "every part"),
+    "narrow palette.tif": (narrow_palette, "palette of 8 bits"),
     "turned.tif": (lambda p: Image.fromarray(GREY).save(p, tiffinfo={274: 6}), "turned"),
     "frames.gif": (frames, "2 frames"),
     "frames.webp": (frames, "2 frames"),
