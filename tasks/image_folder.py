@@ -131,7 +131,7 @@ def find_images(folder: Path) -> Found:
             if _is(entry, "dir"):
                 pending.append((path, above | {here}))
             elif path.suffix.lower() not in SUFFIXES or _is_apples(path):
-                found.skipped[kind_of(entry.name)] += 1
+                found.skipped[kind_of(entry.name) if os.path.exists(path) else "links to nothing"] += 1
             elif _is(entry, "file"):
                 found.images.append(path)
             else:

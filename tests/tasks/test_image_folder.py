@@ -47,10 +47,11 @@ def test_what_is_left_out_is_counted_and_named_once(tmp_path: Path, caplog: pyte
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "._a.png").write_bytes(b"\x00\x05\x16\x07 attributes of a.png")
     (tmp_path / "deep" / "up").symlink_to(tmp_path)
+    (tmp_path / "gone").symlink_to(tmp_path / "absent")
     for _ in range(2):
         assert levels(tmp_path) == [0]
     (line,) = caplog.messages
-    skipped = "7 files skipped: 2 .txt, 1 .DS_Store, 1 .json, 1 .png, 1 .svg, 1 without a suffix"
+    skipped = "8 files skipped: 2 .txt, 1 .DS_Store, 1 .json, 1 .png, 1 .svg, 1 links to nothing, 1 others"
     assert line == f"{tmp_path}: {skipped}; 1 links to a folder above not followed"
 
 
