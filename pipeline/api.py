@@ -21,7 +21,7 @@ from fewstep.pipeline.study_file import read_study_file, resolved, search_settin
 from fewstep.pipeline.values import built, find_field
 from fewstep.pipeline.view import Evaluation, StudyView
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.tasks.models.conditions import Conditions, read_prompts
+from fewstep.tasks.models.conditions import Conditions, join_prompts, read_prompts
 
 if TYPE_CHECKING:
     from fewstep.pipeline.study import Outcome, Study
@@ -233,7 +233,7 @@ def _nested(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         (conditions if table else found)[inner] = str(value) if isinstance(value, Path) else value
     prompts = conditions.get("prompts")
     if isinstance(prompts, list | tuple):
-        conditions["prompts"] = "\n".join(prompts)
+        conditions["prompts"] = join_prompts(prompts)
     return {**found, "conditions": conditions} if conditions else found
 
 

@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from fewstep.errors import ConfigurationError
+from fewstep.files import read_text
 from fewstep.pipeline.settings import SearchSettings, parse_nfes
 from fewstep.pipeline.values import built, fields_of, listed
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
-from fewstep.tasks.models.conditions import read_prompts
+from fewstep.tasks.models.conditions import join_prompts, read_prompts
 
 # Settings that may name something on disk; other values (auto, a bundled model) are left as they are.
 PLACES = ("model", "features", "reference", "statistics", "quantized", "base_schedule")
@@ -22,11 +23,10 @@ PLACES = ("model", "features", "reference", "statistics", "quantized", "base_sch
 
 def read_study_file(path: Path) -> dict[str, Any]:
     """What the file sets, paths taken from its folder; ConfigurationError where it is no study file."""
+    text = read_text(path, "the study file", ConfigurationError)
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the study file {path}: {error.strerror}") from None
-    except ValueError as error:
+        fields = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is no TOML file: {error}") from None
     try:
         return {"study": path.stem, **resolved(fields, path.parent)}
@@ -64,7 +64,7 @@ def _condition(made: dict[str, Any], folder: Path) -> None:
     conditions = made["conditions"]
     prompts = conditions.get("prompts")
     if isinstance(prompts, list | tuple):
-        conditions["prompts"] = "\n".join(prompts)
+        conditions["prompts"] = join_prompts(prompts)
     elif isinstance(prompts, Path) or (isinstance(prompts, str) and "\n" not in prompts and prompts):
         path = folder / prompts
         if isinstance(prompts, Path) or prompts.endswith(".txt") or _is_there(path):

@@ -89,7 +89,7 @@ def _plain(text: str, kinds: tuple[Any, ...]) -> Any:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

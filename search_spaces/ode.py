@@ -105,7 +105,7 @@ def parse_sampler(text: str) -> Sampler:
     try:
         fields: dict[str, Any] = json.loads(text)[KIND]
         return OdeSettings(**{**fields, "times": tuple(fields.get("times", ()))})
-    except (ValueError, TypeError, KeyError, ConfigurationError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigurationError) as error:
         raise ScheduleError(f"not a valid ODE solver: {error}") from None
 
 

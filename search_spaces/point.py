@@ -251,7 +251,7 @@ def parse_point(text: str | bytes) -> Point:
         return point_of(fields)
     except ValidationError as error:
         raise ScheduleError(f"not a valid point: {first_problem(error)}") from None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ScheduleError(f"not a valid point: {error}") from None
 
 

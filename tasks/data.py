@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import ConfigurationError, DataError
+from fewstep.tasks.image_folder import load_image_folder
+
+__all__ = ["DATASETS", "Dataset", "fashion_folder", "load_dataset", "load_image_folder"]
 
 FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist",)
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ def _fashion(split: str) -> Dataset:
     prefix = "train" if split == "train" else "t10k"
     images = _idx(folder / f"{prefix}-images-idx3-ubyte.gz").astype(np.float32) / 127.5 - 1.0
     labels = _idx(folder / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int64)
+    if images.shape != (len(labels), 28, 28) or labels.ndim != 1:
+        raise DataError(
+            f"{folder}: the {prefix} images {images.shape} and labels {labels.shape} are no Fashion-MNIST: "
+            "install the data set again"
+        )
     classes = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"]
     return Dataset("fashion", images[:, None], labels, tuple(classes), "MIT", "Fashion-MNIST (Zalando Research)")
 
@@ -94,31 +101,3 @@ def load_dataset(name: str, split: str = "train") -> Dataset:
     if name not in DATASETS:
         raise ConfigurationError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
     return DATASETS[name](split)
-
-
-def load_image_folder(folder: Path, channels: int, size: int) -> npt.NDArray[np.float32]:
-    """Read every image beneath `folder` as (N, channels, size, size) in [-1, 1], in name order.
-
-    Raises DataError where the folder is missing, holds no image, or holds one of another size.
-    """
-    from PIL import Image
-
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder: give a folder of images, an .npz file or a data set name")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise DataError(f"no image in {folder}: put .png or .jpg files there, or give another --reference")
-    mode = "L" if channels == 1 else "RGB"
-    images = np.empty((len(paths), channels, size, size), np.float32)
-    for i, path in enumerate(paths):
-        try:
-            with Image.open(path) as image:
-                found = image.size
-                pixels = np.asarray(image.convert(mode), np.float32)
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error}; remove it or replace it") from error
-        if found != (size, size):
-            raise DataError(f"{path} is {found[0]}x{found[1]}, the model makes {size}x{size}: resize the folder")
-        pixels = pixels.reshape(size, size, channels)
-        images[i] = pixels.transpose(2, 0, 1) / 127.5 - 1.0
-    return images

@@ -159,7 +159,7 @@ def apply_command(
     asked = _numbers(strengths)
     bench = make_bench(subject, work or editing.cache_folder(), device)
     if images is not None:
-        originals = editing.loaded_images(images, bench)[:count]
+        originals = editing.loaded_images(images, bench, count)
         applied = editing.apply_to_images(bench, config, boundaries, originals, asked)
     else:
         originals = bench.originals("report", count).images

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fewstep.errors import ConfigurationError, DamagedFileError
+from fewstep.files import read_text
 from fewstep.pipeline.commands.options import AsJson, Out, Tracking, print_json, writable
 
 NAME = "report"
@@ -18,7 +19,7 @@ def _results_csv(out: Path) -> str:
     path = out / "results.csv"
     if not path.is_file():
         raise ConfigurationError(f"{path} is not there yet: finish with `fewstep search --resume --out {out}`")
-    return path.read_text()
+    return read_text(path)
 
 
 def command(

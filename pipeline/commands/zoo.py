@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
+from fewstep.files import read_json
 from fewstep.pipeline.commands.options import AsJson, print_json
 
 NAME = "zoo"
@@ -18,7 +17,7 @@ def command(as_json: AsJson = False) -> None:
     entries = []
     for name in zoo_names():
         files = find_model(name)
-        card = json.loads((files.root / "card.json").read_text())
+        card = read_json(files.root / "card.json")
         entries.append({"name": name, "images": f"{files.channels}x{files.size}x{files.size}", **card})
     if as_json:
         print_json({"models": entries})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, DataError
-from fewstep.files import write_text
+from fewstep.files import read_json, read_text, write_text
 from fewstep.pipeline.reports.pictures import COLUMNS, to_pixels, write_grid
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.tasks.editing.attributes import Part
@@ -78,9 +77,9 @@ def fit(bench: Bench, config: EditConfig, out: Path, force: bool = False) -> dic
 def load_fit(folder: Path) -> tuple[EditSubject, EditConfig, dict[str, Boundary]]:
     """What `fit` wrote; DataError where the folder holds no fit."""
     try:
-        subject = EditSubject.build(**json.loads((folder / SUBJECT_FILE).read_text()))
-        config = EditConfig.from_json((folder / CONFIG_FILE).read_text())
-    except (OSError, ValueError) as error:
+        subject = EditSubject.build(**read_json(folder / SUBJECT_FILE))
+        config = EditConfig.from_json(read_text(folder / CONFIG_FILE))
+    except (DataError, TypeError, ValueError) as error:
         raise DataError(f"{folder} holds no fitted edit ({error}): make one with `fewstep edit fit --out`") from error
     used = [latent for latent, on in zip(LATENTS, (config.uses_z, config.uses_h), strict=True) if on]
     return subject, config, {latent: Boundary.load(folder, latent) for latent in used}
@@ -174,8 +173,12 @@ def check_images(images: Tensor, bench: Bench) -> None:
         raise DataError(f"images are {tuple(images.shape[1:])}, the model makes {expected}: resize them")
 
 
-def loaded_images(folder: Path, bench: Bench) -> Tensor:
-    """A folder's images in name order; DataError for another size."""
+def loaded_images(folder: Path, bench: Bench, count: int) -> Tensor:
+    """The first `count` of a folder's images in name order; where there are more, it is said. DataError as reading."""
     from fewstep.tasks.data import load_image_folder
+    from fewstep.tasks.image_folder import tell
 
-    return torch.from_numpy(load_image_folder(folder, bench.files.channels, bench.files.size))
+    images = torch.from_numpy(load_image_folder(folder, bench.files.channels, bench.files.size))
+    if len(images) > count:
+        tell(f"{folder}: the first {count:,} of {len(images):,} images are used: give --count {len(images)} for all")
+    return images[:count]

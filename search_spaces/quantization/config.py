@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from fewstep.errors import ConfigurationError
+from fewstep.files import read_text
 
 FULL_PRECISION = 32
 NAME = re.compile(r"w(\d+)a(\d+)-([a-z]+)-([a-z]+)")
@@ -156,10 +156,7 @@ def parse_config(text: str) -> QuantizationConfig:
     ConfigurationError says what is wrong with it.
     """
     if text.endswith(".json"):
-        try:
-            return QuantizationConfig.from_json(Path(text).read_text())
-        except OSError as error:
-            raise ConfigurationError(f"cannot read the quantisation config {text}: {error}") from error
+        return QuantizationConfig.from_json(read_text(text, "the quantisation config", ConfigurationError))
     name, *changes = text.split("+")
     fields: dict[str, Any] = {}
     for change in changes:

@@ -6,11 +6,11 @@ found with; a search's state holds many, and our vectors keep them under `cases[
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fewstep import files
 from fewstep.errors import DataError
 from fewstep.search_spaces.schedule.published import REQUIRED
 
@@ -20,9 +20,9 @@ DEPTH = 8
 def read_json(path: Path) -> Any:
     """A JSON file's content; DataError where it cannot be read."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {path}: {error}; give decisions as JSON, or a published .pth file") from error
+        return files.read_json(path)
+    except DataError as error:
+        raise DataError(f"{error}; give decisions as JSON, or a published .pth file") from None
 
 
 def find_published(content: Any, source: str) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 from pydantic import model_validator as check
 
 from fewstep.errors import ScheduleError
+from fewstep.files import read_text
 from fewstep.search_spaces.schedule.corrections import Corrections
 from fewstep.search_spaces.schedule.formula import Formula, Part
 
@@ -207,10 +208,7 @@ class SolverSchedule(Part):
 
 def load_schedule(path: str | Path) -> SolverSchedule:
     """Read a schedule from a JSON file; ScheduleError names the file and the entry that is wrong."""
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise ScheduleError(f"cannot read schedule {path}: {error.strerror}") from error
+    text = read_text(path, "schedule", ScheduleError)
     try:
         return SolverSchedule.from_json(text)
     except ScheduleError as error:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fewstep.errors import ConfigurationError, DataError
 from fewstep.tasks.data import DATASETS, Dataset, load_dataset, load_image_folder
+from fewstep.tasks.image_folder import class_folders
 
 Part = Literal["fit", "search", "report"]
 PARTS: tuple[Part, ...] = ("fit", "search", "report")
@@ -118,7 +119,7 @@ def _thirds(data: Dataset) -> npt.NDArray[np.int64]:
 
 
 def _load_folders(folder: Path, channels: int, size: int) -> Dataset:
-    places = sorted(p for p in folder.iterdir() if p.is_dir())
+    places = class_folders(folder)
     if len(places) < 2:
         raise DataError(f"{folder} holds {len(places)} folders: give one folder of images for each class, at least two")
     images = [load_image_folder(p, channels, size) for p in places]

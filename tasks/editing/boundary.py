@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from fewstep.errors import DataError
+from fewstep.files import read_json
 from fewstep.search_spaces.edit import BoundaryConfig
 
 FIT_SHARE = 0.75
@@ -90,10 +91,10 @@ class Boundary:
     def load(cls, folder: Path, name: str) -> Boundary:
         """Read what `save` wrote; DataError where it is missing or does not fit together."""
         try:
-            facts = json.loads((folder / f"{name}.json").read_text())
+            facts = read_json(folder / f"{name}.json")
             normal = torch.from_numpy(load_file(folder / f"{name}.safetensors")["normal"])
             return cls(normal, float(facts.pop("offset")), float(facts.pop("spread")), BoundaryFacts(**facts))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (DataError, OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"no usable boundary {name} in {folder}: {error}; make it with `fewstep edit fit`"
             ) from error

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.errors import ConfigurationError
+from fewstep.errors import ConfigurationError, ModelError
+from fewstep.files import read_json
 from fewstep.tasks.data import Dataset
 from fewstep.tasks.models.classifier import CONFIG_FILE, SmallClassifier, load_classifier
 from fewstep.tasks.models.judge import JudgeNetwork, find_judge
@@ -55,7 +56,7 @@ def load_judge(seen: Dataset, unseen: Dataset, cache: Path, device: str, steps: 
     digest.update(f"{WIDTH} {FEATURES} {steps} {BATCH} {SEED}".encode())
     folder = cache / f"judge-{seen.name}-{digest.hexdigest()[:16]}"
     if (folder / ACCURACY_FILE).is_file():
-        return Judge(load_classifier(folder, device), float(json.loads((folder / ACCURACY_FILE).read_text())))
+        return Judge(load_classifier(folder, device), float(read_json(folder / ACCURACY_FILE)))
     recipe = TrainingRecipe(
         name="judge",
         dataset=seen.name,
@@ -82,6 +83,11 @@ def load_own_judge(judge: str, device: str) -> Judge:
     """
     folder = find_judge(judge)
     card = folder / CARD_FILE
-    known = float(json.loads(card.read_text())["accuracy"]) if card.is_file() else float("nan")
-    small = "feature_dim" in json.loads((folder / CONFIG_FILE).read_text())
+    try:
+        known = float(read_json(card, error=ModelError)["accuracy"]) if card.is_file() else float("nan")
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(
+            f"{card} does not say the judge's accuracy: write it as a number, or remove the file"
+        ) from None
+    small = "feature_dim" in read_json(folder / CONFIG_FILE, error=ModelError)
     return Judge(load_classifier(folder, device) if small else load_bundled(judge, device=device), known)

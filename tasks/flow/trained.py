@@ -20,9 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, ModelError
+from fewstep.files import read_text
+from fewstep.search_spaces.checked import first_problem
 from fewstep.tasks.data import DATASETS, Dataset, load_dataset, load_image_folder
 from fewstep.tasks.flow.bound import W2Bound, profile_latent
 from fewstep.tasks.flow.certificate import decoder_constant, unet_constant
@@ -127,7 +130,10 @@ def find_data(files: ModelFiles, data: str) -> Splits:
                 f"{files.root} has no recipe.json that says what it was trained on: "
                 f"give --data a folder of images or one of {', '.join(DATASETS)}"
             )
-        data = TrainingRecipe.model_validate_json(recipe.read_text()).dataset
+        try:
+            data = TrainingRecipe.model_validate_json(read_text(recipe)).dataset
+        except ValidationError as error:
+            raise ConfigurationError(f"{recipe} is no training recipe: {first_problem(error)}") from None
     if data not in DATASETS:
         images = load_image_folder(Path(data), files.channels, files.size)
         return Splits(None, Dataset(data, images, np.full(len(images), -1, np.int64), (), "", data))

@@ -11,7 +11,6 @@ computing sample variances", equation 1.5, for matrices.
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fewstep.errors import ConfigurationError, DataError, EvaluationError
+from fewstep.tasks.metrics.covariance import flaw
 
 Array = NDArray[np.float64]
 
@@ -153,47 +153,82 @@ def save_npz(path: Path | str, moments: Moments) -> None:
 
 def load_npz(path: Path | str) -> Moments:
     """What `save_npz` wrote. Raises DataError where the file is missing, damaged or of another kind."""
-    arrays = _read(path)
-    if not {"count", "mean", "scatter"} <= arrays.keys():
-        raise DataError(f"{path} holds {sorted(arrays)}, not count, mean and scatter: not fewstep moments")
-    count, mean, scatter = arrays["count"], arrays["mean"], arrays["scatter"]
-    dim = mean.size
-    fits = count.shape == () and mean.ndim == 1 and scatter.shape == (dim * (dim + 1) // 2,)
-    if not fits or count < 1:
-        raise DataError(f"{path}: count, mean {mean.shape} and packed scatter {scatter.shape} do not fit")
-    return Moments(int(count), mean.astype(np.float64), _unpacked(scatter.astype(np.float64), dim))
+    return _own_moments(path, _read(path))
 
 
 def load_reference_npz(path: Path | str) -> ReferenceMoments:
-    """Reference moments from fewstep's .npz or pytorch-fid's (keys mu (D,) and sigma (D, D), no count).
+    """Reference moments from fewstep's .npz, or from one with the keys mu (D,) and sigma (D, D), which has no count.
 
-    Raises DataError where the file is missing, damaged, of another kind or not finite.
+    pytorch-fid, clean-fid, EDM, guided-diffusion and others write the latter; what else is in the file is not read.
+    Raises DataError where the file is missing, damaged or of another kind, where values are no finite real numbers,
+    and where sigma is no covariance.
     """
     arrays = _read(path)
-    if not {"mu", "sigma"} <= arrays.keys():
-        moments = load_npz(path)
+    if "mu" in arrays:
+        mean, covariance, count = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64), None
+        if mean.ndim != 1 or mean.size == 0 or covariance.shape != 2 * mean.shape:
+            raise DataError(
+                f"{path}: mu {mean.shape} and sigma {covariance.shape} do not fit: they are (D,) and (D, D)"
+            )
+    else:
+        moments = _own_moments(path, arrays)
         if moments.count < 2:
             raise DataError(f"{path} holds the moments of one image: a reference needs more")
-        return ReferenceMoments(moments.mean, moments.covariance, moments.count)
-    mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
-    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
-        raise DataError(f"{path}: mu {mean.shape} and sigma {covariance.shape} do not fit")
-    return ReferenceMoments(mean, covariance, None)
+        mean, covariance, count = moments.mean, moments.covariance, moments.count
+    if found := flaw(covariance):
+        raise DataError(
+            f"{path}: {'sigma' if count is None else 'scatter'} {found}: no covariance; make the file again"
+        )
+    return ReferenceMoments(mean, covariance, count)
+
+
+# What is read of a file, the first of these that is all there.
+KINDS = (("mu", "sigma"), ("count", "mean", "scatter"))
 
 
 def _read(path: Path | str) -> dict[str, NDArray[Any]]:
+    """The arrays of one of KINDS; DataError where the file holds none of them, or no finite numbers."""
+    arrays, keys = {}, []
     try:
-        with np.load(path) as archive:
-            arrays = {key: np.asarray(archive[key]) for key in archive.files}
+        with open(path, "rb") as file:
+            archive: Any = np.load(file)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it is one array")
+            keys = sorted(archive.files)
+            kind = next((names for names in KINDS if set(names) <= set(keys)), ())
+            arrays = {key: np.asarray(archive[key]) for key in kind}
     except FileNotFoundError as error:
         raise DataError(f"no moments at {path}: check the path") from error
-    # A .npy file and an empty file are no archives: np.load answers with an array, or with EOFError.
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable .npz file ({error}): make it again") from error
+    # Damaged archives are answered with whatever breaks first, from zlib.error to MemoryError.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{path} is not a readable .npz file ({reason}): make it again") from error
+    if not arrays:
+        raise DataError(
+            f"{path} holds {', '.join(keys) or 'nothing'}: not fewstep moments (count, mean, scatter), and no "
+            "statistics (mu, sigma)"
+        )
     for key, array in arrays.items():
-        if not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
-            raise DataError(f"{path}: {key} holds values that are not finite numbers: make it again")
+        wanted = np.integer if key == "count" else np.floating
+        if not np.issubdtype(array.dtype, wanted):
+            raise DataError(
+                f"{path}: {key} holds values of type {array.dtype}, not "
+                f"{'whole' if key == 'count' else 'real floating-point'} numbers: make it again"
+            )
+        if broken := int((~np.isfinite(array)).sum()):
+            raise DataError(f"{path}: {key} holds {broken} values that are not finite: make it again")
     return arrays
+
+
+def _own_moments(path: Path | str, arrays: dict[str, NDArray[Any]]) -> Moments:
+    if "count" not in arrays:
+        raise DataError(f"{path} holds {', '.join(arrays)}: not fewstep moments (count, mean, scatter)")
+    count, mean, scatter = arrays["count"], arrays["mean"], arrays["scatter"]
+    dim = mean.size
+    fits = count.shape == () and mean.ndim == 1 and dim > 0 and scatter.shape == (dim * (dim + 1) // 2,)
+    if not fits or count < 1:
+        raise DataError(f"{path}: count, mean {mean.shape} and packed scatter {scatter.shape} do not fit")
+    return Moments(int(count), mean.astype(np.float64), _unpacked(scatter.astype(np.float64), dim))
 
 
 def _same_dim(a: Moments, b: Moments) -> None:

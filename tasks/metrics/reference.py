@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def load_reference(
                 "give --reference a folder of images, an .npz file or a data set name"
             )
         moments = load_reference_npz(own)
-    elif reference.endswith(".npz"):
+    elif reference.lower().endswith(".npz") and not os.path.isdir(reference):
         moments = load_reference_npz(Path(reference))
     else:
         moments = _of_images(_reference_images(reference, files), extractor)
@@ -46,7 +47,7 @@ def load_reference(
 
 def _reference_images(reference: str, files: ModelFiles) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     if reference not in DATASETS:
-        if not Path(reference).exists():
+        if not os.path.exists(reference):
             raise DataError(
                 f"no reference {reference!r}: give a folder of images, an .npz file or one of {', '.join(DATASETS)}"
             )

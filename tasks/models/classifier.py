@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.errors import ModelError
+from fewstep.files import read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -68,9 +69,9 @@ def load_classifier(folder: Path, device: str = "cpu") -> SmallClassifier:
     Raises ModelError where a file is missing or does not fit.
     """
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = read_json(folder / CONFIG_FILE, error=ModelError)
         model = SmallClassifier(**config)
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
+    except (ModelError, OSError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"no usable classifier in {folder}: {error}") from error
     return model.eval().requires_grad_(False).to(device)

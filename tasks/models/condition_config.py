@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from fewstep.errors import ModelError
+from fewstep.files import read_text
 
 FOLDER, CONFIG_FILE, WEIGHTS_FILE = "condition", "config.json", "diffusion_pytorch_model.safetensors"
 
@@ -44,6 +45,6 @@ class ConditionConfig(BaseModel):
 def read_condition(folder: Path) -> ConditionConfig:
     """The record in a condition's folder; ModelError where it cannot be read or makes no sense."""
     try:
-        return ConditionConfig.model_validate_json((folder / CONFIG_FILE).read_text())
+        return ConditionConfig.model_validate_json(read_text(folder / CONFIG_FILE, error=ModelError))
     except (OSError, ValidationError, ValueError) as error:
         raise ModelError(f"{folder / CONFIG_FILE} does not say what the network is shown: {error}") from error

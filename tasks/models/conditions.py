@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_serializer
 
 from fewstep.errors import ConfigurationError, DataError
+from fewstep.files import lines_of, read_text
 
 NO_LABEL, BALANCED = "none", "balanced"
 NO_NULL_LABEL = (
@@ -48,8 +49,8 @@ class Conditions(BaseModel):
     """Conditions of a whole evaluation.
 
     `labels` is `none` (the null label), `balanced` (image i gets label i mod K), or one label's number.
-    `prompts` holds one prompt a line, as text; image i takes line i mod N. `guidance` is the scale of
-    classifier-free guidance, null + scale (conditional - null); 1 asks the conditional model alone. A
+    `prompts` holds one prompt a line, as text, blank lines left out; image i takes prompt i mod N. `guidance` is the
+    scale of classifier-free guidance, null + scale (conditional - null); 1 asks the conditional model alone. A
     schedule's own guidance goes before it. `classifier` is the folder of a saved classifier whose gradient
     guides towards the labels, by `classifier_scale`. `source` is the part of a conditioned model's data set whose image
     i mod N gives image i its known pixels or its layout; `source_seed` is what holes are drawn from.
@@ -66,6 +67,14 @@ class Conditions(BaseModel):
     source: Split = Field("", description="for inpainting and layouts: part of the data set to be shown")
     source_seed: NonNegativeInt = Field(0, description="seed of the holes to paint")
 
+    @field_validator("prompts", "negative_prompt")
+    @classmethod
+    def _is_unicode(cls, text: str) -> str:
+        # An argument of the command line may hold bytes that are no UTF-8.
+        if not text.isascii() and (stray := [c for c in text if "\ud800" <= c <= "\udfff"]):
+            raise ValueError(f"{stray[0]!r} is no character: write it in UTF-8")
+        return text
+
     @model_serializer(mode="wrap")
     def _without_what_is_unused(self, dump: Callable[[Conditions], dict[str, Any]]) -> dict[str, Any]:
         """Conditions without a source are written, and hashed, as before there were any."""
@@ -79,12 +88,15 @@ class Conditions(BaseModel):
         """Content address: 16 hex digits, empty where nothing is asked for."""
         if self == Conditions():
             return ""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        asked = self.model_dump_json()
+        if self.prompt_list != _lines(self.prompts.splitlines()):
+            asked += " in lines"  # Other prompts than those that were once read of such a text.
+        return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
     @cached_property
     def prompt_list(self) -> tuple[str, ...]:
-        """The prompts, one a line, empty lines left out."""
-        return tuple(line.strip() for line in self.prompts.splitlines() if line.strip())
+        r"""The prompts, one a line, blank lines left out. A line ends with \n, \r\n or \r and nothing else."""
+        return _lines(lines_of(self.prompts))
 
     def label(self, index: int, classes: int) -> int | None:
         """Label of image `index` of a model with that many classes, None for the null label."""
@@ -134,10 +146,22 @@ def read_prompts(path: Path | None) -> str:
     """The text of a prompt file, empty for None; DataError where it cannot be read or holds no prompt."""
     if path is None:
         return ""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the prompts {path}: {error}") from error
+    text = read_text(path, "the prompts")
     if not text.strip():
         raise DataError(f"{path} holds no prompt: write one prompt a line")
     return text
+
+
+def join_prompts(prompts: Sequence[object]) -> str:
+    """Prompts given as a list, as the text that `Conditions` keeps; ConfigurationError where one is no line of its own.
+
+    Image i is shown prompt i mod N: a prompt that is blank or holds a line end would move all that follow it.
+    """
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip() or len(lines_of(prompt)) > 1:
+            raise ConfigurationError(f"prompt {i} of the list is {prompt!r}: each is text on one line, and not blank")
+    return "\n".join(map(str, prompts))
+
+
+def _lines(lines: Sequence[str]) -> tuple[str, ...]:
+    return tuple(line.strip() for line in lines if line.strip())

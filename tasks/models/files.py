@@ -9,13 +9,13 @@ or DiTTransformer2DModel directory with a `scheduler_config.json` in it or in `s
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import ModelError
+from fewstep.files import read_json
 from fewstep.tasks.models import condition_config, from_diffusers
 from fewstep.tasks.models.checks import TEXT_PARTS, TRANSFORMER, check_files
 from fewstep.tasks.models.condition_config import ConditionConfig, read_condition
@@ -236,10 +236,7 @@ def find_model(model: str, quantized: str = "") -> ModelFiles:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
+    value = read_json(path, error=ModelError)
     if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object")
     return value

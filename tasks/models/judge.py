@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.errors import ConfigurationError, ModelError
+from fewstep.files import read_json
 from fewstep.tasks.models.files import ModelFiles
 
 JUDGES = Path(__file__).parent / "zoo" / "judges"
@@ -98,9 +99,9 @@ def load_judge(judge: str, files: ModelFiles | None = None, device: str = "cpu")
     """
     folder = find_judge(judge)
     try:
-        model = JudgeNetwork(**json.loads((folder / CONFIG_FILE).read_text()))
+        model = JudgeNetwork(**read_json(folder / CONFIG_FILE, error=ModelError))
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
+    except (ModelError, OSError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"no usable judge in {folder}: {error}") from error
     if files is not None:
         judged = tuple(model.config[name] for name in ("channels", "size", "classes"))

@@ -202,10 +202,13 @@ class ModelStatistics:
             with safe_open(path, "np") as file:
                 model = (file.metadata() or {}).get("model", "")
                 arrays = {k: file.get_tensor(k).astype(np.float64) for k in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, TypeError, ValueError) as error:
             raise DataError(
                 f"cannot read the statistics {path}: {error}; make them with `fewstep statistics`"
             ) from error
+        for name, values in arrays.items():
+            if not np.isfinite(values).all():
+                raise DataError(f"{path}: {name} holds values that are not finite: make it with `fewstep statistics`")
         missing = sorted({"lambdas", "l", "s", "b"} - set(arrays))
         if len(missing) == 4:
             return cls(arrays.get("mean"), model=model)

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.errors import ConfigurationError, ModelError
+from fewstep.files import read_json
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig
 from fewstep.tasks.quantization.affine import Grid
 from fewstep.tasks.quantization.layers import WeightPart
@@ -91,11 +92,11 @@ def find_quantized(folder: Path) -> QuantizedFiles:
     if not path.is_file() or not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder} holds no quantised network ({DESCRIPTION}, {WEIGHTS}): make one, fewstep quantize")
     try:
-        description = json.loads(path.read_text())
+        description = read_json(path, error=ModelError)
         version = int(description["schema_version"])
         if missing := [name for name in SAID if name not in description]:
             raise KeyError(missing[0])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ModelError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is damaged ({error!r}): quantise the model again") from error
     if version > SCHEMA_VERSION:
         raise ModelError(f"{path} has schema version {version}, newer than this program's {SCHEMA_VERSION}: update it")

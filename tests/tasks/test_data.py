@@ -115,3 +115,11 @@ def test_image_folders_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "tall.png").write_bytes(b"\x89PNG and no more")
     with pytest.raises(DataError, match=r"tall\.png"):
         load_image_folder(tmp_path, 1, 8)
+
+
+def test_fashion_labels_of_other_images_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path))
+    _write_fashion(tmp_path)
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes((tmp_path / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    with pytest.raises(DataError, match=r"images \(6, 28, 28\) and labels \(4,\)"):
+        load_dataset("fashion")

@@ -96,13 +96,44 @@ def test_moments_means_and_reference_moments_agree() -> None:
     assert reference.distance(a) == value
 
 
-def test_an_unsymmetric_covariance_counts_with_both_halves() -> None:
-    sigma = np.array([[2.0, 1.0], [0.0, 2.0]])
+def test_what_rounding_leaves_of_asymmetry_counts_with_both_halves() -> None:
+    sigma = np.array([[2.0, 1.0 + 1e-7], [1.0 - 1e-7, 2.0]])
     symmetric = (sigma + sigma.T) / 2
     zero = np.zeros(2)
     expected = frechet_distance(zero, symmetric, zero, np.eye(2))
-    assert frechet_distance(zero, sigma, zero, np.eye(2)) == pytest.approx(expected)
-    assert frechet_distance(zero, np.eye(2), zero, sigma) == pytest.approx(expected)
+    assert frechet_distance(zero, sigma, zero, np.eye(2)) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(zero, np.eye(2), zero, sigma) == pytest.approx(expected, rel=1e-12)
+
+
+def orthogonal(dim: int) -> np.ndarray:
+    return np.linalg.qr(np.random.default_rng(3).standard_normal((dim, dim)))[0]
+
+
+@pytest.mark.parametrize("side", ["candidate", "reference"])
+@pytest.mark.parametrize("share", [1.0, 0.1, 1e-3])
+def test_a_matrix_that_is_no_covariance_gives_no_distance(side: str, share: float) -> None:
+    """Neither an unsymmetric one, nor one with an eigenvalue of `-share` times the largest."""
+    dim = 12
+    good = orthogonal(dim) @ np.diag(np.linspace(0.5, 2.0, dim)) @ orthogonal(dim).T
+    good = (good + good.T) / 2
+    w, V = np.linalg.eigh(good)
+    negative = V @ np.diag([-share * w[-1], *w[1:]]) @ V.T
+    skew = good.copy()
+    skew[2, 5] += share
+    zero = np.zeros(dim)
+    for bad in ((negative + negative.T) / 2, skew):
+        sigmas = (bad, good) if side == "candidate" else (good, bad)
+        with pytest.raises(EvaluationError, match=side):
+            frechet_distance(zero, sigmas[0], zero, sigmas[1])
+    with pytest.raises(ConfigurationError, match="complex"):
+        frechet_distance(zero, good, zero, good + 1j) if side == "reference" else frechet_distance(
+            zero, good + 1j, zero, good
+        )
+
+
+def test_means_too_large_to_square_are_an_evaluation_error() -> None:
+    with pytest.raises(EvaluationError, match="too large"):
+        frechet_distance(np.full(3, 1e200), np.eye(3), np.zeros(3), np.eye(3))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

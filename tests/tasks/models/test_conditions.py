@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from fewstep.errors import ConfigurationError, DataError
-from fewstep.tasks.models.conditions import Conditions, read_prompts
+from fewstep.tasks.models.conditions import Conditions, join_prompts, read_prompts
 
 
 @dataclass(frozen=True)
@@ -108,3 +109,33 @@ def test_a_model_that_is_told_its_guidance_takes_no_negative_prompt() -> None:
 def test_scales_are_finite_and_not_negative(field: str, value: float) -> None:
     with pytest.raises(ValidationError):
         Conditions.model_validate({field: value})
+
+
+def test_a_prompt_is_a_line_whatever_else_is_in_it(tmp_path: Path) -> None:
+    odd = "a cat\x85 and\u2028 a\u2029 dog\x0b\x0c\x1c\x1d\x1e!"
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(f"\ufeff{odd}\r\n\r\nsecond\rthird\n".encode())
+    assert Conditions(prompts=read_prompts(path)).prompt_list == (odd, "second", "third")
+
+
+def test_only_prompts_that_were_once_read_otherwise_have_another_address() -> None:
+    def plain(conditions: Conditions) -> str:
+        return hashlib.sha256(conditions.model_dump_json().encode()).hexdigest()[:16]
+
+    for text in ("a cat", "a cat\n\n a dog \n", "a\r\nb\rc"):
+        assert Conditions(prompts=text).hash == plain(Conditions(prompts=text))
+    for text in ("a\u2028cat", "a\x85b\nc"):
+        assert Conditions(prompts=text).hash != plain(Conditions(prompts=text))
+
+
+def test_prompts_of_a_list_are_a_line_each() -> None:
+    assert Conditions(prompts=join_prompts(["a\u2028cat", "a dog"])).prompt_list == ("a\u2028cat", "a dog")
+    for broken in ("a\nb", "a\rb", "", " ", 7, None):
+        with pytest.raises(ConfigurationError, match="prompt 1 of the list"):
+            join_prompts(["a cat", broken])
+
+
+@pytest.mark.parametrize("field", ["prompts", "negative_prompt"])
+def test_bytes_of_an_argument_that_are_no_text_are_refused(field: str) -> None:
+    with pytest.raises(ValidationError, match="no character"):
+        Conditions.model_validate({field: b"d\xf6g".decode(errors="surrogateescape")})
