@@ -7,9 +7,9 @@ evaluations are tried again each time they are asked for.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, EvaluationError
+from fewstep.pipeline.dependencies import check_folder, dependencies
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
@@ -64,18 +65,28 @@ def missing(evaluator: Evaluator, work: Iterable[Work]) -> list[Work]:
     return list(distinct.values())
 
 
-def register(root: Path, study: str, settings: BaseModel, model: str, model_hash: str) -> None:
-    """Write a study's row where its settings are new; ConfigurationError where the folder holds another study."""
+def register(
+    root: Path, study: str, settings: BaseModel, model: str, model_hash: str, hashes: Mapping[str, str]
+) -> None:
+    """Write a study's row where its settings are new; ConfigurationError where the folder holds another study.
+
+    `hashes` are of what its values depend on, see `dependencies`: where they changed, that is refused too.
+    """
     store = Store(root)
+    check_folder(store, hashes)
     past = store.studies.records()
     others = [r.study for r in past if r.study != study]
     if others:
         raise ConfigurationError(f"{root} holds the study {others[-1]!r}: choose another --out")
     text = settings.model_dump_json()
+    known = past[-1].hashes if past else {}
     if past and past[-1].settings_json == text:
+        if not hashes.items() <= known.items():
+            store.studies.append([replace(past[-1], hashes={**known, **hashes})])
         return
     versions = {"fewstep": __version__, "python": platform.python_version(), **{n: version(n) for n in LIBRARIES}}
-    store.studies.append([StudyRecord(study, datetime.now(UTC), text, model, model_hash, versions)])
+    row = StudyRecord(study, datetime.now(UTC), text, model, model_hash, versions, {**known, **hashes})
+    store.studies.append([row])
 
 
 @dataclass(frozen=True)
@@ -104,8 +115,7 @@ class Campaign:
         """Records in the order of the cells; workers are set up only for what is missing, failures come as records."""
         with Lease(self.root):
             evaluator = self.evaluator()
-            for metric in {rung.metric for *_, rung in cells}:
-                evaluator.metric(metric).check()
+            self.check(evaluator, [rung.metric for *_, rung in cells])
             work = self._work(evaluator, cells)
             failed: dict[str, EvaluationRecord] = {}
             if todo := missing(evaluator, work):
@@ -113,6 +123,17 @@ class Campaign:
                     failed = {r.key: r for r in evaluate_all(todo, driver)}
             known = failed | completed(evaluator)
             return [known[evaluator.key(candidate.point, rung)] for candidate, rung in work]
+
+    def check(self, evaluator: Evaluator, metrics: Iterable[str]) -> dict[str, str]:
+        """What values of these metrics depend on; refused where they cannot be measured, or the folder's are of others.
+
+        See `dependencies`.
+        """
+        for metric in dict.fromkeys(metrics):
+            evaluator.metric(metric).check()
+        found = dependencies(evaluator, metrics)
+        check_folder(evaluator.store, found)
+        return found
 
     def known(self, cells: Sequence[Cell]) -> list[EvaluationRecord | None]:
         """Complete records in the order of the cells, None where there is none; nothing is computed."""

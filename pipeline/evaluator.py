@@ -56,7 +56,7 @@ class Evaluator:
     def __init__(self, study: str, subject: Subject, store: Store, teacher: SolverSchedule | None = None) -> None:
         self.study, self.subject, self.store, self.teacher = study, subject, store, teacher
         self.files = find_model(subject.model, subject.quantized)
-        self._statistics_hash = (
+        self.statistics_hash = (
             ModelStatistics.load_for(Path(subject.statistics), self.files).hash if subject.statistics else ""
         )
         self._setting = Setting(subject, self.files)
@@ -124,8 +124,8 @@ class Evaluator:
         }
         if asked := self.subject.conditions.hash:
             parts["conditions"] = asked
-        if self._statistics_hash and point.needs_statistics:
-            parts["statistics"] = self._statistics_hash
+        if self.statistics_hash and point.needs_statistics:
+            parts["statistics"] = self.statistics_hash
         if self.subject.runtime != "reference":
             parts["runtime"] = self.subject.runtime
         return parts | {part.kind: part.hash for part in point.parts if part.changes_network}
