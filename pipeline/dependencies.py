@@ -116,7 +116,9 @@ def check_folder(store: Store, found: Mapping[str, str]) -> None:
     for record in store.studies.records():
         past = record.hashes or _stored(store, record)
         changed = [
-            f"{name} was {past[name]} and is now {now}" for name, now in found.items() if _differs(past, name, now)
+            f"{name} was {past[name][:16]} and is now {now[:16]}"
+            for name, now in found.items()
+            if past.get(name, now) != now
         ]
         if changed:
             raise ConfigurationError(
@@ -150,19 +152,18 @@ def _short(reason: str) -> str:
     return reason.partition(" is damaged: ")[2].partition(";")[0] or reason
 
 
-def _differs(past: Mapping[str, str], name: str, now: str) -> bool:
-    return name in past and past[name] != now
-
-
 def _stored(store: Store, record: StudyRecord) -> dict[str, str]:
     """What the row and the records of a study say that was written without hashes."""
-    settings = json.loads(record.settings_json)
+    try:
+        settings = json.loads(record.settings_json)
+    except ValueError:
+        return {}
     if not isinstance(settings, dict):
         return {}
     quantized = settings.get("quantized") or ""
     found = {} if quantized else {f"model {record.model}": record.model_hash}
-    values = store.evaluations.read(["metric", "reference"], {"study": record.study}).to_pylist()
-    references = {v["reference"] for v in values if v["metric"] == "frechet"}
+    values = store.evaluations.read(["reference"], {"study": record.study})
+    references = set(values.column("reference").to_pylist()) - {""}
     if len(references) == 1 and "subject" not in settings:
         given = settings.get("features", "auto"), settings.get("reference", "auto")
         found[_reference(record.model, *given)] = references.pop()
