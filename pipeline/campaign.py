@@ -93,7 +93,8 @@ def register(
 class Campaign:
     """Evaluations of one subject, kept in `root` under the name `study`.
 
-    Distances are to the `teacher`'s samples; `cache` is the folder of what workers make and keep.
+    Distances are to the `teacher`'s samples; `cache` is the folder of what workers make and keep. With `parts`, an
+    evaluation whose stored parts were lost is not taken for done.
     """
 
     subject: Subject
@@ -103,6 +104,7 @@ class Campaign:
     teacher: SolverSchedule | None = None
     cache: str = ""
     on_record: OnRecord | None = None
+    parts: bool = False
 
     def evaluator(self) -> Evaluator:
         """Plans evaluations and reads them from the store; ConfigurationError where the subject cannot be asked so."""
@@ -118,7 +120,12 @@ class Campaign:
             self.check(evaluator, [rung.metric for *_, rung in cells])
             work = self._work(evaluator, cells)
             failed: dict[str, EvaluationRecord] = {}
-            if todo := missing(evaluator, work):
+            todo = missing(evaluator, work)
+            if self.parts:
+                todo += [
+                    (c, rung) for c, rung in work if (c, rung) not in todo and not evaluator.has_parts(c.point, rung)
+                ]
+            if todo:
                 with _driver(evaluator, self.execution, self.cache, self.on_record) as driver:
                     failed = {r.key: r for r in evaluate_all(todo, driver)}
             known = failed | completed(evaluator)
@@ -168,9 +175,10 @@ def evaluate_missing(
     study: str = STUDY,
     on_record: OnRecord | None = None,
     teacher: SolverSchedule | None = None,
+    parts: bool = False,
 ) -> list[EvaluationRecord]:
     """Records of (point, origin) at one rung, in their order, see `Campaign.run`."""
-    campaign = Campaign(subject, root, execution, study, teacher, on_record=on_record)
+    campaign = Campaign(subject, root, execution, study, teacher, on_record=on_record, parts=parts)
     return campaign.run([(point, origin, rung) for point, origin in points])
 
 
@@ -182,10 +190,11 @@ def evaluate(
     root: Path,
     execution: ExecutionSettings,
     metric: str = "frechet",
+    parts: bool = False,
 ) -> list[EvaluationRecord]:
     """Records of a metric, in the order of the points; EvaluationError where one cannot be evaluated."""
     rung = Rung("report", metric, images, seed)
-    records = evaluate_missing(subject, [(p, "evaluate") for p in points], rung, root, execution)
+    records = evaluate_missing(subject, [(p, "evaluate") for p in points], rung, root, execution, parts=parts)
     for record in records:
         if record.status != "complete" or record.value is None:
             raise EvaluationError(record.error)
@@ -240,7 +249,7 @@ def compare(
     ConfigurationError unless the images fill at least three groups of GROUP, which the interval needs.
     """
     check_groups(images)
-    records = evaluate(subject, list(pair), images, seed, root, execution, metric)
+    records = evaluate(subject, list(pair), images, seed, root, execution, metric, parts=True)
     rung = Rung("report", metric, images, seed)
     evaluator = Campaign(subject, root, execution).evaluator()
     first, second = (evaluator.parts(as_point(sampler), rung) for sampler in pair)

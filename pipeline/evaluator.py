@@ -155,6 +155,13 @@ class Evaluator:
         known = self._known(self.base(point, rung))
         return [known[start] for start in range(0, rung.images - GROUP + 1, GROUP)]
 
+    def has_parts(self, point: Point, rung: Rung) -> bool:
+        """Whether all of them are stored; a metric that does not grow has none, and has them all."""
+        if not self.metric(rung.metric).grows:
+            return True
+        known = self._known(self.base(point, rung))
+        return all(start in known for start in range(0, rung.images - GROUP + 1, GROUP))
+
     def _known(self, base: str) -> dict[int, Part]:
         if base not in self._parts:
             rows = self.store.moments.records(where={"base": base}) if base in self._stored else []

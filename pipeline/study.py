@@ -117,6 +117,11 @@ class Study:
         return bool(self.store.studies.records())
 
     @property
+    def resumes(self) -> str:
+        """The command that goes on with it, but for its folder."""
+        return f"fewstep {'edit search' if self.settings.space == 'edit' else 'search'} --resume"
+
+    @property
     def cache(self) -> Path:
         """The folder of what workers keep."""
         return self._cache or self.root / ("edits" if self.settings.space == "edit" else "quantized")

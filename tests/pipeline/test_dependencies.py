@@ -20,7 +20,7 @@ from fewstep.pipeline.problems.edits import EditSettings
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
-from fewstep.storage.records import EvaluationRecord
+from fewstep.storage.records import EvaluationRecord, EventRecord, MomentsRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.editing.subject import EditSubject
 from fewstep.tasks.models.files import ZOO, find_model
@@ -172,6 +172,55 @@ def test_a_baseline_goes_on_with_what_it_began_with(content: Path, run: Callable
     _weights(content / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     for more in ((), ("--partial",)):
         run(*asked, *few, "--teacher", "ddim/uniform-t-zero@4", *more).refused("model", "is now")
+
+
+def test_nothing_is_added_to_a_folder_whose_study_cannot_be_read(content: Path, run: Callable[..., Any]) -> None:
+    root = content / "begun"
+    (torn,) = (root / "tables" / "studies").iterdir()
+    torn.write_bytes(torn.read_bytes()[:-30])
+    shutil.copytree(content / "model", content / "other")
+    _weights(content / "other" / "unet" / "diffusion_pytorch_model.safetensors")
+    model, other = ("--model", content / "model"), ("--model", content / "other")
+    asked = ("--nfe", 3, "--budget", 9000, "--distance-images", 8, "--sampler", "random", "--out", root)
+    for command in (
+        ("search", "--resume", "--out", root),
+        ("search", *model, *asked),
+        ("search", *other, *asked),
+        ("evaluate", *other, "--schedule", "ddim/uniform-t-zero@3", "--images", 250, "--out", root),
+        ("baseline", *other, "--nfe", 3, "--out", root),
+        ("report", "--out", root),
+    ):
+        run(*command).refused(torn, "damaged", "restore it from a copy")
+    assert len(Store(root).evaluations.records()) == 1
+    # Without the file the values themselves say whose they are.
+    torn.unlink()
+    run("search", *other, *asked).refused("model", "is now")
+    settings = SearchSettings.build(
+        model=str(content / "model"), nfes=(3,), budget=9000, distance_images=8, sampler="random"
+    )
+    with pytest.raises(StoppedError):
+        Study(root, settings).find(HERE, _stop)
+    assert [r.order for r in Store(root).evaluations.records()] == [0, 1]
+
+
+def test_a_report_says_of_every_damaged_file_what_was_lost(content: Path, run: Callable[..., Any]) -> None:
+    root, store = content / "begun", Store(content / "begun")
+    (record,) = store.evaluations.records()
+    store.evaluations.append([replace(record, order=1, key="another")])
+    store.moments.append([MomentsRecord("base", 0, 250, 1, b"m", b"s")])
+    store.events.append([EventRecord(record.study, 0, "note", "", record.finished_at)])
+    files = {}
+    for name, said in {"evaluations": "count as not done", "moments": "sampled again", "events": "no value"}.items():
+        path = sorted((root / "tables" / name).iterdir())[-1]
+        path.write_bytes(path.read_bytes()[:-1])
+        files[path] = said
+    answer = run("report", "--out", root)
+    assert answer.code == 2
+    (line,) = answer.err.splitlines()
+    for path, said in files.items():
+        (told,) = [part for part in line.split(f"{path} is damaged")[1:]]
+        assert said in told.partition(" is damaged")[0]
+    assert f"fewstep search --resume --out {root}" in line
 
 
 EDIT_CHANGES: dict[str, tuple[str, Change]] = {
