@@ -28,7 +28,7 @@ from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.reports.csv import results_csv
 from fewstep.pipeline.reports.rows import Row
 from fewstep.pipeline.search import Search
-from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.settings import STORED, SearchSettings
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord
@@ -51,7 +51,7 @@ def read_settings(text: str) -> Settings:
     try:
         fields: dict[str, Any] = json.loads(text)
         kind = EditSettings if "subject" in fields else SearchSettings
-        return kind.model_validate(fields)
+        return kind.model_validate(fields, context={STORED: True})
     except (ValidationError, ValueError, TypeError) as error:
         raise StorageError(f"no search that this version can read ({' '.join(str(error).split())[:200]})") from None
 
