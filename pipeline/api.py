@@ -152,7 +152,7 @@ def run_study(
     A tracking server that refuses is a warning on stderr, since everything is on disk.
     """
     from fewstep.pipeline import publishing
-    from fewstep.storage.masking import without_secrets
+    from fewstep.storage.masking import masked_argument
     from fewstep.storage.tracking import default_tracking_uri
 
     outcome = study.run(execution, command, on_record)
@@ -162,7 +162,7 @@ def run_study(
             publishing.log(study, uri)
         return replace(outcome, files=outcome.files | publishing.draw(study)), uri
     except (TrackingError, StorageError) as error:
-        hint = f"run `fewstep report --out {study.root} --sync --tracking-uri {without_secrets(uri)}` later"
+        hint = f"run `fewstep report --out {study.root} --sync --tracking-uri {masked_argument(uri)}` later"
         print(f"warning: {' '.join(str(error).split())}; nothing is lost: {hint}", file=sys.stderr)
     return outcome, uri
 

@@ -17,6 +17,7 @@ from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ModelSettings
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS, SEARCH_PRESETS
+from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling import grids
@@ -120,8 +121,9 @@ def run(
     on_skip: Skip | None = None,
 ) -> Baseline:
     """Screen, then measure the best grid of each preset at each NFE and the teacher; goes on where a kill left it."""
-    register(root, STUDY, settings, settings.model, find_model(settings.model).hash)
     screen, report = settings.rungs
+    with Lease(root):
+        register(root, STUDY, settings, settings.model, find_model(settings.model).hash, _checked(settings, root))
     table = entries(settings, on_skip)
 
     def evaluated(work: Sequence[tuple[SolverSchedule, str]], rung: Rung) -> dict[str, EvaluationRecord]:
@@ -135,11 +137,18 @@ def run(
     return _tables(table, screened, best, evaluated([*chosen, (teacher, TEACHER)], report), settings.teacher)
 
 
+def _checked(settings: BaselineSettings, root: Path) -> dict[str, str]:
+    """What its values depend on; refused where the folder's were made of something else."""
+    campaign = Campaign(settings.subject, root, ExecutionSettings(), STUDY)
+    return campaign.check(campaign.evaluator(), [rung.metric for rung in settings.rungs])
+
+
 def on_disk(settings: BaselineSettings, root: Path) -> Baseline:
     """The same from the records that are there, computing nothing; StorageError where there is none."""
     campaign = Campaign(settings.subject, root, ExecutionSettings(), STUDY)
     if not completed(evaluator := campaign.evaluator()):
         raise StorageError(f"{root} holds no evaluations of a baseline yet: run the command without --partial")
+    _checked(settings, root)
     table = entries(settings)
     teacher = parse_schedule(settings.teacher, evaluator.files.noise)
     schedules = [teacher, *(s for group in table.values() for s in group)]

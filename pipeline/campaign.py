@@ -7,9 +7,9 @@ evaluations are tried again each time they are asked for.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, EvaluationError
+from fewstep.pipeline.dependencies import check_folder, dependencies
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
@@ -64,25 +65,36 @@ def missing(evaluator: Evaluator, work: Iterable[Work]) -> list[Work]:
     return list(distinct.values())
 
 
-def register(root: Path, study: str, settings: BaseModel, model: str, model_hash: str) -> None:
-    """Write a study's row where its settings are new; ConfigurationError where the folder holds another study."""
+def register(
+    root: Path, study: str, settings: BaseModel, model: str, model_hash: str, hashes: Mapping[str, str]
+) -> None:
+    """Write a study's row where its settings are new; ConfigurationError where the folder holds another study.
+
+    `hashes` are of what its values depend on, see `dependencies`: where they changed, that is refused too.
+    """
     store = Store(root)
+    check_folder(store, hashes)
     past = store.studies.records()
     others = [r.study for r in past if r.study != study]
     if others:
         raise ConfigurationError(f"{root} holds the study {others[-1]!r}: choose another --out")
     text = settings.model_dump_json()
+    known = past[-1].hashes if past else {}
     if past and past[-1].settings_json == text:
+        if not hashes.items() <= known.items():
+            store.studies.append([replace(past[-1], hashes={**known, **hashes})])
         return
     versions = {"fewstep": __version__, "python": platform.python_version(), **{n: version(n) for n in LIBRARIES}}
-    store.studies.append([StudyRecord(study, datetime.now(UTC), text, model, model_hash, versions)])
+    row = StudyRecord(study, datetime.now(UTC), text, model, model_hash, versions, {**known, **hashes})
+    store.studies.append([row])
 
 
 @dataclass(frozen=True)
 class Campaign:
     """Evaluations of one subject, kept in `root` under the name `study`.
 
-    Distances are to the `teacher`'s samples; `cache` is the folder of what workers make and keep.
+    Distances are to the `teacher`'s samples; `cache` is the folder of what workers make and keep. With `parts`, an
+    evaluation whose stored parts were lost is not taken for done.
     """
 
     subject: Subject
@@ -92,6 +104,7 @@ class Campaign:
     teacher: SolverSchedule | None = None
     cache: str = ""
     on_record: OnRecord | None = None
+    parts: bool = False
 
     def evaluator(self) -> Evaluator:
         """Plans evaluations and reads them from the store; ConfigurationError where the subject cannot be asked so."""
@@ -104,15 +117,30 @@ class Campaign:
         """Records in the order of the cells; workers are set up only for what is missing, failures come as records."""
         with Lease(self.root):
             evaluator = self.evaluator()
-            for metric in {rung.metric for *_, rung in cells}:
-                evaluator.metric(metric).check()
+            self.check(evaluator, [rung.metric for *_, rung in cells])
             work = self._work(evaluator, cells)
             failed: dict[str, EvaluationRecord] = {}
-            if todo := missing(evaluator, work):
+            todo = missing(evaluator, work)
+            if self.parts:
+                todo += [
+                    (c, rung) for c, rung in work if (c, rung) not in todo and not evaluator.has_parts(c.point, rung)
+                ]
+            if todo:
                 with _driver(evaluator, self.execution, self.cache, self.on_record) as driver:
                     failed = {r.key: r for r in evaluate_all(todo, driver)}
             known = failed | completed(evaluator)
             return [known[evaluator.key(candidate.point, rung)] for candidate, rung in work]
+
+    def check(self, evaluator: Evaluator, metrics: Iterable[str]) -> dict[str, str]:
+        """What values of these metrics depend on; refused where they cannot be measured, or the folder's are of others.
+
+        See `dependencies`.
+        """
+        for metric in dict.fromkeys(metrics):
+            evaluator.metric(metric).check()
+        found = dependencies(evaluator, metrics)
+        check_folder(evaluator.store, found)
+        return found
 
     def known(self, cells: Sequence[Cell]) -> list[EvaluationRecord | None]:
         """Complete records in the order of the cells, None where there is none; nothing is computed."""
@@ -147,9 +175,10 @@ def evaluate_missing(
     study: str = STUDY,
     on_record: OnRecord | None = None,
     teacher: SolverSchedule | None = None,
+    parts: bool = False,
 ) -> list[EvaluationRecord]:
     """Records of (point, origin) at one rung, in their order, see `Campaign.run`."""
-    campaign = Campaign(subject, root, execution, study, teacher, on_record=on_record)
+    campaign = Campaign(subject, root, execution, study, teacher, on_record=on_record, parts=parts)
     return campaign.run([(point, origin, rung) for point, origin in points])
 
 
@@ -161,10 +190,11 @@ def evaluate(
     root: Path,
     execution: ExecutionSettings,
     metric: str = "frechet",
+    parts: bool = False,
 ) -> list[EvaluationRecord]:
     """Records of a metric, in the order of the points; EvaluationError where one cannot be evaluated."""
     rung = Rung("report", metric, images, seed)
-    records = evaluate_missing(subject, [(p, "evaluate") for p in points], rung, root, execution)
+    records = evaluate_missing(subject, [(p, "evaluate") for p in points], rung, root, execution, parts=parts)
     for record in records:
         if record.status != "complete" or record.value is None:
             raise EvaluationError(record.error)
@@ -219,7 +249,7 @@ def compare(
     ConfigurationError unless the images fill at least three groups of GROUP, which the interval needs.
     """
     check_groups(images)
-    records = evaluate(subject, list(pair), images, seed, root, execution, metric)
+    records = evaluate(subject, list(pair), images, seed, root, execution, metric, parts=True)
     rung = Rung("report", metric, images, seed)
     evaluator = Campaign(subject, root, execution).evaluator()
     first, second = (evaluator.parts(as_point(sampler), rung) for sampler in pair)

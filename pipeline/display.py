@@ -18,7 +18,7 @@ from rich.text import Text
 
 from fewstep.pipeline.reports.rows import FOUND, Row
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.storage.masking import without_secrets
+from fewstep.storage.masking import masked_argument
 from fewstep.storage.records import EvaluationRecord
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def print_outcome(study: Study, outcome: Outcome, files: dict[str, Path], tracki
 
 def mlflow_command(uri: str) -> str:
     """How to open MLflow's page on a tracking URI, shown without its password."""
-    uri = without_secrets(uri)
+    uri = masked_argument(uri)
     if uri.startswith(("http://", "https://")):
         return uri
     return f"mlflow server --backend-store-uri {uri} --host 127.0.0.1 --port 5000   then open http://127.0.0.1:5000"

@@ -19,7 +19,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from fewstep.storage.masking import without_secrets
+from fewstep.storage.masking import masked_argument
 
 OLDEST_PYTHON = (3, 11)
 FIRST_UNTESTED_PYTHON = (3, 14)
@@ -137,7 +137,7 @@ def check_mlflow() -> Check:
         return Check("tracking", False, "no MLflow", "`pip install mlflow`")
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     return Check(
-        "tracking", True, f"MLflow {found}, " + (without_secrets(uri) if uri else "SQLite in the study's folder")
+        "tracking", True, f"MLflow {found}, " + (masked_argument(uri) if uri else "SQLite in the study's folder")
     )
 
 

@@ -56,7 +56,7 @@ class Evaluator:
     def __init__(self, study: str, subject: Subject, store: Store, teacher: SolverSchedule | None = None) -> None:
         self.study, self.subject, self.store, self.teacher = study, subject, store, teacher
         self.files = find_model(subject.model, subject.quantized)
-        self._statistics_hash = (
+        self.statistics_hash = (
             ModelStatistics.load_for(Path(subject.statistics), self.files).hash if subject.statistics else ""
         )
         self._setting = Setting(subject, self.files)
@@ -124,8 +124,8 @@ class Evaluator:
         }
         if asked := self.subject.conditions.hash:
             parts["conditions"] = asked
-        if self._statistics_hash and point.needs_statistics:
-            parts["statistics"] = self._statistics_hash
+        if self.statistics_hash and point.needs_statistics:
+            parts["statistics"] = self.statistics_hash
         if self.subject.runtime != "reference":
             parts["runtime"] = self.subject.runtime
         return parts | {part.kind: part.hash for part in point.parts if part.changes_network}
@@ -154,6 +154,13 @@ class Evaluator:
         """The stored parts of a whole evaluation, in order; KeyError where one is missing."""
         known = self._known(self.base(point, rung))
         return [known[start] for start in range(0, rung.images - GROUP + 1, GROUP)]
+
+    def has_parts(self, point: Point, rung: Rung) -> bool:
+        """Whether all of them are stored; a metric that does not grow has none, and has them all."""
+        if not self.metric(rung.metric).grows:
+            return True
+        known = self._known(self.base(point, rung))
+        return all(start in known for start in range(0, rung.images - GROUP + 1, GROUP))
 
     def _known(self, base: str) -> dict[int, Part]:
         if base not in self._parts:

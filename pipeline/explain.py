@@ -212,7 +212,7 @@ def explain(
     stock = Variant(f"nearest preset, {nearest.nfe} calls", None, "", nearest.name, nearest)
     entries = [whole, stock, *changed]
     work = [(entry.schedule, "explain") for entry in entries]
-    records = evaluate_missing(subject, work, rung, root, execution, on_record=on_record)
+    records = evaluate_missing(subject, work, rung, root, execution, on_record=on_record, parts=True)
     evaluator = Campaign(subject, root, execution).evaluator()
     measured = evaluator.metric(rung.metric)
     if records[0].value is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.campaign import STUDY, evaluate_missing
+from fewstep.pipeline.campaign import STUDY, Campaign, evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.trial import Rung
@@ -62,6 +62,8 @@ def refine(
         raise ConfigurationError(
             f"the teacher makes {teacher.nfe} calls, the schedule {schedule.nfe}: give a teacher that makes more"
         )
+    campaign = Campaign(subject, root, ExecutionSettings())
+    campaign.check(campaign.evaluator(), ["frechet"])
     files = find_model(subject.model, subject.quantized)
     statistics = ModelStatistics.load_for(Path(subject.statistics), files) if subject.statistics else None
     key = content_key(

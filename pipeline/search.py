@@ -99,6 +99,7 @@ class Search:
         self._waiting: deque[Seed] = deque(policy.seeds)
         self._pending: deque[Work] = deque()
         self._untold: list[Trial] = []
+        self._held: dict[int, list[EvaluationRecord]] = {}
         self._stage = 0
         self._front: dict[int, float] = {}
         self._calls = self._moved_at = 0
@@ -106,7 +107,8 @@ class Search:
     def replay(self, records: Sequence[EvaluationRecord]) -> Search:
         """Become what it would be after `records`, whatever was under way when they end; for a new search only.
 
-        What was evaluated at other rungs, by its report or beside it, is none of its business.
+        What was evaluated at other rungs, by its report or beside it, is none of its business. Where a lost file held
+        a trial's record, and one of a higher rung is there, it is evaluated again before that counts.
         """
         rungs = {rung.name for rung in self.ladder[:-1]} | {stage.rung for stage in self.stages}
         ours = [r for r in records if r.rung in rungs]
@@ -115,12 +117,46 @@ class Search:
             self.adopt(candidate_of(first[number]))
         self._waiting = deque(s for s in self._waiting if s[1].hash not in self.by_hash)
         for record in ours:
-            self._note(record)
+            if self._below(record) is None:
+                self._note(record)
+                self._held[record.trial] = [r for r in self._held.pop(record.trial, ()) if not self._noted(r)]
+            else:
+                self._held.setdefault(record.trial, []).append(record)
+        self._held = {number: held for number, held in self._held.items() if held}
+        for number, held in self._held.items():
+            if self._below(held[0]) == self.ladder.screen:
+                self.wait_for(self.trials[number].candidate, self.ladder.screen)
+            else:
+                self._promote_again(self.trials[number])
         self._pending = deque((c, rung) for c, rung in self._pending if rung.name not in self.trials[c.trial].records)
         self._untold = self.proposer.restore(self.trials, lambda trial: self.policy.objectives(self, trial))
-        if any(r.rung == self.ladder.finals.name for r in ours):
+        # Where a lost file held a part of the search, its calls are spent again before any further finals.
+        if any(r.rung == self.ladder.finals.name for r in ours) and not self.may_propose and not self._held:
             self.enter_finals()
         return self
+
+    def _below(self, record: EvaluationRecord) -> Rung | None:
+        """The lowest rung that a trial must have been at for this record, and has none of yet."""
+        trial, rungs = self.trials[record.trial], self.ladder[:-1]
+        names = [rung.name for rung in rungs]
+        if record.rung not in names or any(stage.owns(trial.candidate) for stage in self.stages):
+            return None
+        below = rungs[: names.index(record.rung)]
+        return next((rung for rung in below if rung.name not in trial.records), None)
+
+    def _noted(self, record: EvaluationRecord) -> bool:
+        """Take in a record that was held back, if its turn has come."""
+        if self._below(record) is not None:
+            return False
+        self._note(record)
+        return True
+
+    def _promote_again(self, trial: Trial) -> None:
+        """A trial with a record of a higher rung was promoted, whatever the ranks say now."""
+        if not trial.promoted and self.ladder.main.name != self.ladder.screen.name:
+            trial.state = TrialState.RUNNING
+            self._untold = [entry for entry in self._untold if entry is not trial]
+            self.promote(trial)
 
     # -- what comes next ------------------------------------------------------------------------------
 
@@ -158,8 +194,9 @@ class Search:
         return bool(self._pending)
 
     def wait_for(self, candidate: Candidate, rung: Rung) -> None:
-        """Evaluate a candidate as soon as there is room."""
-        self._pending.append((candidate, rung))
+        """Evaluate a candidate as soon as there is room, unless that was done."""
+        if rung.name not in (record.rung for record in self._held.get(candidate.trial, ())):
+            self._pending.append((candidate, rung))
 
     @property
     def seeds_are_tried(self) -> bool:
@@ -203,6 +240,11 @@ class Search:
                 self._untold.append(entry)
             else:
                 self.proposer.tell(entry, objectives)
+        for known in self._held.pop(record.trial, ()):
+            if self._below(known) is None:
+                self.learn(known)
+            else:
+                self._held.setdefault(record.trial, []).append(known)
 
     def _note(self, record: EvaluationRecord) -> None:
         trial = self.trials[record.trial]
@@ -212,6 +254,8 @@ class Search:
         self._watch(record)
         if not any(stage.take(self, trial, record) for stage in self.stages):
             self.policy.decide(self, trial, record)
+        if self._held.get(record.trial) and record.rung == self.ladder.screen.name:
+            self._promote_again(trial)
 
     def _watch(self, record: EvaluationRecord) -> None:
         self._calls += record.denoiser_calls

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from fewstep import __version__
-from fewstep.errors import DamagedFileError, StorageError
+from fewstep.errors import StorageError
 from fewstep.files import write_text
 from fewstep.pipeline.campaign import missing, opened, register
+from fewstep.pipeline.dependencies import check_folder, check_studies, check_values, dependencies
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
@@ -27,7 +28,7 @@ from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.reports.csv import results_csv
 from fewstep.pipeline.reports.rows import Row
 from fewstep.pipeline.search import Search
-from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.settings import STORED, SearchSettings
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord
@@ -50,7 +51,7 @@ def read_settings(text: str) -> Settings:
     try:
         fields: dict[str, Any] = json.loads(text)
         kind = EditSettings if "subject" in fields else SearchSettings
-        return kind.model_validate(fields)
+        return kind.model_validate(fields, context={STORED: True})
     except (ValidationError, ValueError, TypeError) as error:
         raise StorageError(f"no search that this version can read ({' '.join(str(error).split())[:200]})") from None
 
@@ -78,17 +79,15 @@ class Study:
         self.store = Store(root)
         self.problem: Problem = problem_of(settings)
         self._cache = cache
+        self._hashes: dict[str, str] = {}
 
     @classmethod
     def load(cls, root: Path, cache: Path | None = None) -> Study:
         """The study that a directory holds; StorageError where it holds none."""
         store = Store(root)
         records = store.studies.records()
-        if not records and (damaged := store.studies.damaged()):
-            raise DamagedFileError(
-                f"{damaged[0][0]} is damaged ({damaged[0][1]}): the study's settings are lost with it"
-            )
         if not records:
+            check_studies(store)
             raise StorageError(f"{root} holds no study: start one with `fewstep search --out {root}`")
         try:
             settings = read_settings(records[-1].settings_json)
@@ -116,6 +115,11 @@ class Study:
     def exists(self) -> bool:
         """Whether the directory holds a study already."""
         return bool(self.store.studies.records())
+
+    @property
+    def resumes(self) -> str:
+        """The command that goes on with it, but for its folder."""
+        return f"fewstep {'edit search' if self.settings.space == 'edit' else 'search'} --resume"
 
     @property
     def cache(self) -> Path:
@@ -161,8 +165,10 @@ class Study:
         with Lease(self.root):
             # What cannot be searched is refused here too, before any worker is set up.
             self.problem.search()
+            evaluator = self.evaluator()
+            self._hashes = self._checked(evaluator)
             cache = self.worker_settings(execution.device).cache
-            driver = opened(self.evaluator(), execution, cache, on_record)
+            driver = opened(evaluator, execution, cache, on_record)
             try:
                 yield driver
             finally:
@@ -175,12 +181,26 @@ class Study:
 
     def _searched(self, driver: Driver) -> Search:
         # Only now: a search that cannot start must leave nothing that looks like a study.
-        if not self.exists:
-            s = self.settings
-            register(self.root, s.study, s, s.model, self.files.hash)
+        self._register(self._hashes)
         state = self.state(driver)
         search(state, driver)
         return state
+
+    def _checked(self, evaluator: Evaluator) -> dict[str, str]:
+        """What its values depend on; refused where the folder holds values that were made of something else."""
+        found = dependencies(evaluator, [rung.metric for rung in self.problem.ladder])
+        check_folder(self.store, found)
+        check_values(self.store, self.settings.study, self.files.hash)
+        return found
+
+    def _register(self, hashes: Mapping[str, str]) -> None:
+        """Write the study's row, or what a row of before there were hashes lacks."""
+        s = self.settings
+        rows = [row for row in self.store.studies.records() if row.study == s.study]
+        if not rows:
+            register(self.root, s.study, s, s.model, self.files.hash, hashes)
+        elif not hashes.items() <= rows[-1].hashes.items():
+            self.store.studies.append([replace(rows[-1], hashes={**rows[-1].hashes, **hashes})])
 
     def run(self, execution: ExecutionSettings, command: str, on_record: OnRecord | None = None) -> Outcome:
         """Search (or go on searching) and report; `command` is named in the results' header."""

@@ -9,10 +9,16 @@ from pydantic import BaseModel, ValidationError
 from fewstep.errors import ConfigurationError
 
 
+def shown(part: object) -> str:
+    """A field's name, or a place in a list, without line breaks and signs that cannot be printed."""
+    text = str(part)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def first_problem(error: ValidationError) -> str:
     """The first problem that pydantic found, as `field: message`."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(shown(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -54,8 +55,10 @@ class Lease:
                 "host": socket.gethostname(),
                 "since": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-            os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps(holder).encode(), 0)
+            # The lock holds without it: on a full disk only the name is missing.
+            with suppress(OSError):
+                os.ftruncate(file, 0)
+                os.pwrite(file, json.dumps(holder).encode(), 0)
         except BaseException:
             os.close(file)
             raise
@@ -70,7 +73,8 @@ class Lease:
         if self._file is not None and self._file in _held:
             # The file stays: were it deleted, a waiting process would lock a name that nobody sees.
             _held.remove(self._file)
-            os.ftruncate(self._file, 0)
+            with suppress(OSError):
+                os.ftruncate(self._file, 0)
             os.close(self._file)
         self._file = None
 

@@ -1,13 +1,16 @@
 """A directory of immutable Parquet files on any filesystem: publish whole, list, read, remove.
 
 A file becomes visible by one rename, after its bytes are on disk; whatever a crash leaves behind is a
-`.tmp` file that no reader looks at. Names sort in the order of writing.
+`.tmp` file that no reader looks at. Names sort in the order of writing, and hold checksums of the bytes: Parquet has
+one for each page of data, and none for what says how they are read. Files of before that have a random name.
 """
 
+import hashlib
 import os
 import re
+import struct
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +19,20 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from fewstep.errors import DamagedFileError, StorageError
+from fewstep.files import DENIED, patiently
 from fewstep.storage.masking import without_secrets
 
 VERSION_KEY = b"fewstep.schema_version"
 
-_NAME = re.compile(r"part-(\d{12,})-[0-9a-f]{8}\.parquet")
+# A file's number, and checksums of all its bytes and of its footer; or what older files have in their place.
+_NAME = re.compile(r"part-(\d{12,})-(?:([0-9a-f]{16})-([0-9a-f]{16})|[0-9a-f]{8})\.parquet")
 _LISTINGS = 20
+# Of larger files, a reader of keys checks the footer and the pages alone.
+_CHECKED_WHOLE = 8 * 2**20
+_END = 8
+
+# What is wrong with a file of this schema and version, or nothing.
+Check = Callable[[pa.Schema, int], str]
 
 
 @dataclass(frozen=True, order=True)
@@ -32,6 +43,12 @@ class Part:
     name: str
     size: int
     changed: int
+
+    @property
+    def checksums(self) -> tuple[str, str] | None:
+        """Of all bytes and of the footer, None for files that have none."""
+        match = _NAME.fullmatch(self.name)
+        return (match[2], match[3]) if match and match[2] else None
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,16 @@ def open_filesystem(root: str | Path) -> tuple[pafs.FileSystem, str]:
             f"cannot open the store {without_secrets(str(root))}: {without_secrets(one_line(error))}; check the address"
         ) from error
     return filesystem, path
+
+
+def _digest(data: pa.Buffer) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _footer(data: pa.Buffer) -> pa.Buffer:
+    """What says how a Parquet file is read, with its length and the closing mark."""
+    (length,) = struct.unpack("<I", data[data.size - _END : data.size - _END + 4].to_pybytes())
+    return data[data.size - _END - length :]
 
 
 def one_line(error: BaseException) -> str:
@@ -109,44 +136,65 @@ class PartDirectory:
     def publish(self, table: pa.Table, number: int) -> Part:
         """Write a table as one new file, durable on return.
 
-        Raises StorageError when the filesystem refuses (read-only, full, no permission); then no file
-        is visible, or, when only the last sync failed, the whole file.
+        Where the filesystem refuses for a while (full, read-only), it waits, see `patiently`. Raises StorageError
+        when it goes on refusing; then no file is visible, or, when only the last sync failed, the whole file.
         """
-        name = f"part-{number:012d}-{uuid.uuid4().hex[:8]}.parquet"
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        # No two files are equal, even where their rows are: a merge removes what it was made of.
+        made = {**(table.schema.metadata or {}), b"fewstep.file": uuid.uuid4().hex.encode()}
+        pq.write_table(table.replace_schema_metadata(made), sink, compression="zstd", write_page_checksum=True)
         data = sink.getvalue()
+        name = f"part-{number:012d}-{_digest(data)}-{_digest(_footer(data))}.parquet"
         target = f"{self.path}/{name}"
+
+        def write() -> None:
+            try:
+                self._write(f"{target}.tmp", data)
+                self._rename(f"{target}.tmp", target)
+            except (OSError, pa.ArrowException):
+                self._discard(f"{target}.tmp")
+                raise
+
         try:
-            self._write(f"{target}.tmp", data)
-            self._rename(f"{target}.tmp", target)
+            patiently(write, f"cannot write into {self.path}", DENIED)
         except (OSError, pa.ArrowException) as error:
-            self._discard(f"{target}.tmp")
             raise StorageError(
-                f"cannot write {target}: {one_line(error)}; free space or make the store writable, then retry"
+                f"cannot write {target}: {one_line(error)}; what was stored before is kept: free space or make the "
+                "store writable, then retry"
             ) from error
         return Part(number, name, data.size, self._written_at(target))
 
     def facts(self, part: Part) -> Facts:
         """Row count and schema version from a part's footer; errors as in `read`."""
-        footer = self._open(part).metadata
-        version = (footer.metadata or {}).get(VERSION_KEY, b"1")
-        return Facts(footer.num_rows, int(version) if version.isdigit() else 1)
-
-    def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of one part; of `columns`, those that the file has.
-
-        Raises FileNotFoundError when it was compacted away, DamagedFileError when its content is torn
-        or not Parquet, StorageError when the filesystem refuses to read it.
-        """
         source = self._open(part)
+        return Facts(source.metadata.num_rows, self._version(part, source))
+
+    def read(self, part: Part, columns: Sequence[str], check: Check, keys: bool = False) -> tuple[pa.Table, int]:
+        """The rows of one part, of `columns` those that the file has, and its schema version.
+
+        With `keys`, of a large file only the footer and the pages that are read are checked. Raises FileNotFoundError
+        when it was compacted away, DamagedFileError when its content is torn, not Parquet, other than its name says or
+        refused by `check`, StorageError when the filesystem refuses to read it.
+        """
+        source = self._open(part, whole=not keys)
         try:
-            if columns is not None:
-                present = set(source.schema_arrow.names)
-                columns = [name for name in columns if name in present]
-            return source.read(columns=columns, use_threads=False)
-        except (pa.ArrowException, OSError, ValueError) as error:
+            version, schema = self._version(part, source), source.schema_arrow
+            if wrong := check(schema, version):
+                raise self.damaged(part, wrong)
+            present = set(schema.names)
+            table = source.read(columns=[name for name in columns if name in present], use_threads=False)
+            if part.checksums is None:
+                table.validate(full=True)
+            return table, version
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise self._explain(part, error) from error
+
+    def _version(self, part: Part, source: pq.ParquetFile) -> int:
+        # What lost its version is told by the checksum, where there is one.
+        version = (source.metadata.metadata or {}).get(VERSION_KEY, b"1" if part.checksums else b"none")
+        if not version.isdigit():
+            raise self.damaged(part, f"its schema version is {version.decode(errors='replace')!r:.40}")
+        return int(version)
 
     def remove(self, part: Part) -> None:
         """Delete a part that a merged one replaces; one that is gone already is fine."""
@@ -177,25 +225,47 @@ class PartDirectory:
                 parts[part.name] = part
         return parts
 
-    def _open(self, part: Part) -> pq.ParquetFile:
+    def _open(self, part: Part, whole: bool = False) -> pq.ParquetFile:
         path = self.file(part)
         try:
             source = self.filesystem.open_input_file(path)
+            content = self._checked(part, source, whole) if part.checksums else source
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"cannot read {path}: {one_line(error)}; check its permissions") from error
         try:
-            return pq.ParquetFile(source, page_checksum_verification=True)
-        except (pa.ArrowException, OSError, ValueError) as error:
+            return pq.ParquetFile(content, page_checksum_verification=True)
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise self._explain(part, error) from error
+
+    def _checked(self, part: Part, source: pa.NativeFile, whole: bool) -> pa.NativeFile:
+        """The file, or its bytes in memory, once they are known to be those that were written."""
+        assert part.checksums is not None
+        of_all, of_footer = part.checksums
+        size = source.size()
+        if whole or size <= _CHECKED_WHOLE:
+            data = source.read_buffer(size)
+            if _digest(data) != of_all:
+                raise self.damaged(part, "its bytes are not those that were written")
+            return pa.BufferReader(data)
+        source.seek(size - _END)
+        length = struct.unpack("<I", source.read(4))[0]
+        source.seek(max(0, size - _END - length))
+        if _digest(source.read_buffer(min(size, _END + length))) != of_footer:
+            raise self.damaged(part, "its footer is not the one that was written")
+        return source
 
     def _explain(self, part: Part, error: Exception) -> StorageError:
         # Only the system sets errno; Parquet's own complaints about the bytes come without one.
         if isinstance(error, OSError) and error.errno:
             return StorageError(f"cannot read {self.file(part)}: {one_line(error)}; check the disk")
+        return self.damaged(part, one_line(error))
+
+    def damaged(self, part: Part, reason: str) -> DamagedFileError:
+        """The error that says so."""
         return DamagedFileError(
-            f"{self.file(part)} is damaged: {one_line(error)}; the other files are still read, "
+            f"{self.file(part)} is damaged: {reason}; the other files are still read, "
             f"delete it or restore it from a copy"
         )
 

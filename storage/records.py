@@ -44,6 +44,18 @@ def _empty(column: pa.Field) -> object:
     return b"" if pa.types.is_large_binary(kind) else ""
 
 
+def _widens(kind: pa.DataType, own: pa.DataType) -> bool:
+    """Whether every value of one type is one of another, as versions may have stored it."""
+    same = (
+        (pa.types.is_integer, pa.types.is_integer),
+        (pa.types.is_floating, pa.types.is_floating),
+        (pa.types.is_timestamp, pa.types.is_timestamp),
+        (pa.types.is_large_string, pa.types.is_string),
+        (pa.types.is_binary, pa.types.is_large_binary),
+    )
+    return any(of_kind(kind) and of_own(own) for of_kind, of_own in same)
+
+
 @dataclass(frozen=True)
 class Preference:
     """Among rows of one identity the first with `value` in `column` counts; without one, that of the latest `time`."""
@@ -70,6 +82,9 @@ class Record:
     defaults: ClassVar[Mapping[str, object]] = {}
     """Stored values for columns that an older file lacks, where the empty value would be wrong."""
 
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Columns that files of an older version may lack: those that no value and no identity hangs on."""
+
     needed: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Further columns of an older file that the value of a column is worked out from."""
 
@@ -77,6 +92,30 @@ class Record:
     def upgrade(cls, table: pa.Table, version: int) -> pa.Table:
         """What was stored under an older schema version, in today's terms; of the columns that are there."""
         return table
+
+    @classmethod
+    def wrong(cls, found: pa.Schema, version: int) -> str:
+        """What is wrong with a file of these columns and this version, or nothing.
+
+        Only an older version may lack columns or have narrower numbers, and only a newer one has further columns.
+        """
+        if repeated := sorted({name for name in found.names if found.names.count(name) > 1}):
+            return f"it has column {repeated[0]} twice"
+        lacking = [name for name in cls.schema.names if name not in found.names]
+        if version < cls.schema_version:
+            lacking = [name for name in lacking if name not in cls.optional]
+        if lacking:
+            return f"it lacks column {', '.join(lacking)}, which every file of schema version {version} has"
+        further = [name for name in found.names if name not in cls.schema.names]
+        if further and version == cls.schema_version:
+            return f"it has column {', '.join(further)}, which no file of schema version {version} has"
+        for name in found.names:
+            if name not in cls.schema.names:
+                continue
+            kind, own = found.field(name).type, cls.schema.field(name).type
+            if kind != own and (version == cls.schema_version or not _widens(kind, own)):
+                return f"column {name} holds {kind}, not {own}"
+        return ""
 
     @classmethod
     def deciding(cls) -> tuple[str, ...]:
@@ -219,6 +258,9 @@ class EvaluationRecord(Record):
         },
         {"value": pa.float64(), "low": pa.float64(), "high": pa.float64()},
     )
+    optional: ClassVar[frozenset[str]] = frozenset(
+        ("status", "error", "parameters", "metrics", "versions", "device", "seconds", "low", "high")
+    )
     needed: ClassVar[Mapping[str, tuple[str, ...]]] = {"candidate_json": ("quantization", "parameters")}
 
     @classmethod
@@ -276,6 +318,7 @@ class MomentsRecord(Record):
     schema_version: ClassVar[int] = 2
     unique: ClassVar[tuple[str, ...]] = ("base", "start")
     defaults: ClassVar[Mapping[str, object]] = {"sums": "{}"}
+    optional: ClassVar[frozenset[str]] = frozenset(("sums",))
     # Large: at 2,048 dimensions a row is 17 MB, and 128 of them overflow Arrow's 32-bit offsets.
     schema: ClassVar[pa.Schema] = _schema(
         {
@@ -300,12 +343,15 @@ class StudyRecord(Record):
     model: str
     model_hash: str
     versions: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Content addresses of what its values depend on, by what that is; empty in rows of version 1."""
 
     table: ClassVar[str] = "studies"
-    schema_version: ClassVar[int] = 1
+    schema_version: ClassVar[int] = 2
     unique: ClassVar[tuple[str, ...]] = ("study",)
     latest_wins: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, object]] = {"settings_json": "{}", "versions": "{}"}
+    defaults: ClassVar[Mapping[str, object]] = {"settings_json": "{}", "versions": "{}", "hashes": "{}"}
+    optional: ClassVar[frozenset[str]] = frozenset(("versions", "hashes"))
     schema: ClassVar[pa.Schema] = _schema(
         {
             "study": pa.string(),
@@ -314,6 +360,7 @@ class StudyRecord(Record):
             "model": pa.string(),
             "model_hash": pa.string(),
             "versions": pa.string(),
+            "hashes": pa.string(),
         }
     )
 
@@ -333,6 +380,7 @@ class EventRecord(Record):
     schema_version: ClassVar[int] = 1
     unique: ClassVar[tuple[str, ...]] = ("study", "order")
     defaults: ClassVar[Mapping[str, object]] = {"data_json": "{}"}
+    optional: ClassVar[frozenset[str]] = frozenset(("message", "data_json"))
     schema: ClassVar[pa.Schema] = _schema(
         {
             "study": pa.string(),

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -9,6 +10,15 @@ from fewstep.storage.parts import open_filesystem
 from fewstep.storage.records import EvaluationRecord, EventRecord, MomentsRecord, StudyRecord
 from fewstep.storage.tables import R, Table
 
+# What a damaged file of a table takes with it, and what to do; `resume` is the command that goes on.
+LOST = {
+    "evaluations": "its evaluations count as not done; restore it from a copy, or delete it and `{resume}` spends what "
+    "they cost again",
+    "moments": "its images count as not sampled; restore it from a copy, or delete it and they are sampled again where "
+    "they are needed",
+    "studies": "it says what study the folder holds, and nothing is added before it is restored from a copy or deleted",
+    "events": "what it told of the search is lost, no value with it; restore it from a copy, or delete it",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -33,8 +43,24 @@ class Store:
 
     def damaged(self) -> list[tuple[str, str]]:
         """(path, reason) of every file in any table that reads skip."""
-        tables = (self.evaluations, self.moments, self.studies, self.events)
-        return [entry for table in tables for entry in table.damaged()]
+        return [entry for table in self._tables for entry in table.damaged()]
+
+    @property
+    def _tables(self) -> tuple[Table[Any], ...]:
+        return self.evaluations, self.moments, self.studies, self.events
+
+    def describe_damage(self, resume: str) -> str:
+        """Which files are damaged, what was lost with them and what to do, in one line; empty where none is.
+
+        `resume` is the command that goes on with the study in this folder.
+        """
+        found = {table.record.table: table.damaged() for table in self._tables}
+        told = []
+        for name, entries in found.items():
+            for path, reason in entries:
+                why = reason.partition(" is damaged: ")[2].partition("; the other files")[0] or reason
+                told.append(f"{path} is damaged ({why}): {LOST[name].format(resume=resume)}")
+        return f"{'; '.join(told)}. Everything else was read" if told else ""
 
     def warn_of_damage(self) -> str:
         """Say in one line which files are damaged, what that means and what to do; empty where none is.

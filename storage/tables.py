@@ -153,10 +153,9 @@ class Table(Generic[R]):
         try:
             wanted = list(columns if columns is not None else self.record.schema.names)
             needed = [name for column in wanted for name in self.record.needed.get(column, ())]
-            found = self.directory.read(part, list(dict.fromkeys([*wanted, *needed])))
-            version = (found.schema.metadata or {}).get(VERSION_KEY, b"1")
-            older = self.record.upgrade(found, int(version) if version.isdigit() else 1)
-            return self._fill(part, older, columns)
+            keys = set(wanted) <= set(self.record.deciding())
+            found, version = self.directory.read(part, list(dict.fromkeys([*wanted, *needed])), self.record.wrong, keys)
+            return self._fill(part, self._upgraded(part, found, version), columns)
         except DamagedFileError as error:
             self._damaged[part] = str(error)
             raise
@@ -216,6 +215,16 @@ class Table(Generic[R]):
             match &= pc.equal(keys.column(name), value).to_numpy()
         return self.load(part, columns).filter(pa.array(match)) if match.any() else None
 
+    def _upgraded(self, part: Part, found: pa.Table, version: int) -> pa.Table:
+        for name in found.column_names:
+            known = name in self.record.schema.names
+            if known and not self.record.schema.field(name).nullable and found.column(name).null_count:
+                raise self.directory.damaged(part, f"column {name} lacks values")
+        try:
+            return self.record.upgrade(found, version)
+        except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self.directory.damaged(part, f"of schema version {version}, {one_line(error)}") from error
+
     def _fill(self, part: Part, table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
         present = set(table.column_names)
         fields = [self.record.schema.field(name) for name in columns or self.record.schema.names]
@@ -252,10 +261,7 @@ class Table(Generic[R]):
         try:
             return column.cast(field.type)
         except pa.ArrowException as error:
-            raise DamagedFileError(
-                f"{self.directory.file(part)} is damaged: column {field.name} holds {column.type}, "
-                f"not {field.type}; delete it or restore it from a copy"
-            ) from error
+            raise self.directory.damaged(part, f"column {field.name} holds {column.type}, not {field.type}") from error
 
     def _pieces(self) -> list[Piece]:
         pieces = []

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from fewstep.errors import TrackingError
-from fewstep.storage.masking import without_secrets
+from fewstep.storage.masking import masked_argument, without_secrets
+from fewstep.storage.names import wrong_path
 from fewstep.storage.store import Store
 from fewstep.storage.tracking_client import artifact_location, connect, default_tracking_uri, follow
 from fewstep.storage.tracking_plan import CANDIDATE_TAG, STUDY_TAG, RunPlan, plan_study
@@ -54,7 +55,7 @@ def sync(
     """
     shown: dict[str | None, Files] = {None: artifacts or {}}
     shown.update(candidate_artifacts or {})
-    _check_files([path for files in shown.values() for path in files.values()])
+    _check_files([entry for files in shown.values() for entry in files.items()])
     plan = plan_study(store, study, rung, front_rung)
     with connect(tracking_uri, timeout) as client:
         runs = _StudyRuns(client, _experiment(client, experiment, tracking_uri), study)
@@ -66,8 +67,10 @@ def sync(
     return parent
 
 
-def _check_files(paths: Sequence[Path]) -> None:
-    for path in paths:
+def _check_files(files: Sequence[tuple[str, Path]]) -> None:
+    for name, path in files:
+        if wrong := wrong_path(name):
+            raise TrackingError(f"{name!r} cannot be an artifact's name: {wrong}")
         if not Path(path).is_file():
             raise TrackingError(f"there is no file {path} to log as an artifact: write it first or leave it out")
 
@@ -78,7 +81,7 @@ def _experiment(client: "MlflowClient", name: str, tracking_uri: str) -> str:
         return str(client.create_experiment(name, artifact_location(tracking_uri)))
     if found.lifecycle_stage != "active":
         raise TrackingError(
-            f"experiment {name!r} at {without_secrets(tracking_uri)} is deleted: restore it there or choose another "
+            f"experiment {name!r} at {masked_argument(tracking_uri)} is deleted: restore it there or choose another "
             "name"
         )
     follow(tracking_uri, found.experiment_id, found.artifact_location)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import FewstepError, LeaseError, TrackingError
 from fewstep.storage.lease import Lease
-from fewstep.storage.masking import without_secrets
+from fewstep.storage.masking import masked_argument, without_secrets
 from fewstep.storage.parts import one_line
 
 if TYPE_CHECKING:
@@ -81,15 +81,15 @@ def connect(tracking_uri: str, timeout: float) -> Iterator["MlflowClient"]:
                 _create(database)
             yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     except LeaseError as error:
-        raise TrackingError(f"tracking store {without_secrets(tracking_uri)} is busy: {error}") from error
+        raise TrackingError(f"tracking store {masked_argument(tracking_uri)} is busy: {error}") from error
     except FewstepError:
         raise
     except Exception as error:
         # MLflow lets through whatever requests, SQLAlchemy, urllib3 or the system raise.
-        reason = without_secrets(one_line(error))
+        reason = without_secrets(one_line(error), tracking_uri)
         reason = reason if len(reason) <= _LONGEST else reason[:_LONGEST] + " ..."
         raise TrackingError(
-            f"tracking at {without_secrets(tracking_uri)} failed: {reason}; nothing is lost, check the address and "
+            f"tracking at {masked_argument(tracking_uri)} failed: {reason}; nothing is lost, check the address and "
             "sync again"
         ) from error
 

@@ -59,6 +59,47 @@ os.environ["MPLBACKEND"] = "Agg"
 
 
 @pytest.fixture(scope="session")
+def make_evaluation() -> Callable[..., Any]:
+    """Makes the record of an evaluation of a given order, with some fields changed."""
+    from dataclasses import replace
+    from datetime import UTC, datetime, timedelta
+
+    from fewstep.storage.records import EvaluationRecord
+
+    def make(order: int, **changes: Any) -> EvaluationRecord:
+        record = EvaluationRecord(
+            study="digits",
+            order=order,
+            trial=order,
+            key=f"key-{order}",
+            candidate=f"{order:08x}cafe",
+            candidate_json=f'{{"order": {order}}}',
+            nfe=3 + order % 3,
+            rung="frechet",
+            origin="random",
+            model="digits-ddpm",
+            model_hash="model-1",
+            features="fid-digits",
+            reference="train",
+            seed=0,
+            images=1000,
+            metric="frechet",
+            value=float((order * 7919) % 101),
+            low=None,
+            high=None,
+            denoiser_calls=1000 * (3 + order % 3),
+            seconds=0.5,
+            device="cpu",
+            finished_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC) + timedelta(seconds=order),
+            metrics={"distance": 0.5},
+            versions={"torch": "2.14"},
+        )
+        return replace(record, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of an untrained DDPMPipeline on 3x8x8 images."""
     import torch

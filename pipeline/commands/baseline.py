@@ -104,6 +104,7 @@ def _track(out: Path, files: dict[str, Path], tracking_uri: str | None) -> str |
     """Log the study to MLflow; a warning where that fails, as everything is on disk."""
     from fewstep.errors import StorageError, TrackingError
     from fewstep.pipeline.baseline import STUDY
+    from fewstep.storage.masking import masked_argument
     from fewstep.storage.store import Store
     from fewstep.storage.tracking import default_tracking_uri, sync
 
@@ -113,7 +114,7 @@ def _track(out: Path, files: dict[str, Path], tracking_uri: str | None) -> str |
     except (TrackingError, StorageError) as error:
         print(f"warning: {' '.join(str(error).split())}; run the same command again to log it later", file=sys.stderr)
         return None
-    return uri
+    return masked_argument(uri)
 
 
 def _print(found: Any, files: dict[str, Path], uri: str | None) -> None:

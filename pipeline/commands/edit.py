@@ -259,7 +259,7 @@ def _settings(
     base = EditConfig.build(step=_base_step(among, noise), boundary=BoundaryConfig(images=subject.examples))
     kept = tuple(part.strip() for part in keep.split(",") if part.strip())
     schedules = tuple(load_schedule(path) for path in files)
-    name = f"edit-{subject.attribute or 'prompted'}"
+    name = f"edit-{subject.attribute.replace('/', '-vs-') or 'prompted'}"
     return built(
         EditSettings,
         {
@@ -294,6 +294,7 @@ def _track(study: Any, uri: str | None) -> str:
 
     from fewstep.errors import StorageError, TrackingError
     from fewstep.pipeline.publishing import log
+    from fewstep.storage.masking import masked_argument
     from fewstep.storage.tracking import default_tracking_uri
 
     target = uri or default_tracking_uri(study.root)
@@ -301,4 +302,4 @@ def _track(study: Any, uri: str | None) -> str:
         log(study, target)
     except (TrackingError, StorageError) as error:
         print(f"warning: {' '.join(str(error).split())}; the search in {study.root} is whole", file=sys.stderr)
-    return str(target)
+    return masked_argument(str(target))

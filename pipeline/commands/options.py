@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.errors import ConfigurationError, StorageError
+from fewstep.storage.masking import masked_argument
 
 Model = Annotated[str, typer.Option("--model", help="a bundled model's name or a diffusers directory")]
 Out = Annotated[Path, typer.Option("--out", help="directory of the study")]
@@ -63,5 +64,5 @@ def print_json(value: Any) -> None:
 
 
 def typed() -> str:
-    """What was typed, as tables and studies keep it."""
-    return "fewstep " + " ".join(sys.argv[1:])
+    """What was typed, as tables and studies keep it, without passwords."""
+    return " ".join(["fewstep", *map(masked_argument, sys.argv[1:])])

@@ -67,11 +67,5 @@ def command(
             Console().print(plain_table("candidates as the search judged them", LISTED, best))
         for name, value in shown.items():
             typer.echo(f"{name}: {value}")
-    damaged = study.store.damaged()
-    if damaged:
-        path, reason = damaged[0]
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise DamagedFileError(
-            f"{path} is damaged ({reason}){more}; everything else was read. Delete the file: "
-            f"`fewstep search --resume --out {out}` computes what it held again"
-        )
+    if line := study.store.describe_damage(f"{study.resumes} --out {out}"):
+        raise DamagedFileError(line)

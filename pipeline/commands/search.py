@@ -14,6 +14,7 @@ from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study_file import warm_starts
 from fewstep.pipeline.values import fields_of
+from fewstep.storage.masking import masked_argument
 
 __all__ = ["NAME", "command", "warm_starts"]
 
@@ -141,6 +142,6 @@ def _run(study: Any, execution: ExecutionSettings, tracking_uri: str | None, as_
             "denoiser_calls": outcome.calls,
             "seconds": outcome.seconds,
             "driver_share": outcome.own_share,
-            "tracking_uri": uri,
+            "tracking_uri": masked_argument(uri),
         }
     )

@@ -22,6 +22,7 @@ from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.reports.csv import results_csv
 from fewstep.pipeline.reports.rows import FOUND, Row, row_of
 from fewstep.pipeline.search import Search, Seed
+from fewstep.pipeline.settings import StudyName
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.neighbours import LAST_ROUND, Neighbours, chosen
 from fewstep.pipeline.trial import Ladder, Rung, Trial, Work
@@ -58,7 +59,7 @@ class EditSettings(Checked):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     space: Literal["edit"] = "edit"
-    study: str
+    study: StudyName
     subject: EditSubject
     steps: tuple[float, ...] = Field(min_length=1)
     base: EditConfig

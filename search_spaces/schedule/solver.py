@@ -20,6 +20,7 @@ from pydantic import model_validator as check
 
 from fewstep.errors import ScheduleError
 from fewstep.files import read_text
+from fewstep.search_spaces.checked import shown
 from fewstep.search_spaces.schedule.corrections import Corrections
 from fewstep.search_spaces.schedule.formula import Formula, Part
 
@@ -217,7 +218,8 @@ def load_schedule(path: str | Path) -> SolverSchedule:
 
 def _first_problem(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    # Names of fields that are none come from the file, whatever is in them.
+    where = ".".join(shown(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
     # Our own messages name their value; pydantic's do not.
     if first["type"] not in ("value_error", "json_invalid"):

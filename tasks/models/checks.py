@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import ModelError
+from fewstep.files import read_json
 from fewstep.tasks.models import condition_config
 
 if TYPE_CHECKING:
@@ -73,20 +73,18 @@ def _parts(root: Path) -> dict[str, tuple[Path, str]]:
         name = config.parent.name
         # Our own training puts these beside the pipeline.
         if name not in (condition_config.FOLDER, "classifier"):
-            found[name] = config, str(_json(config).get("_class_name", ""))
+            found[name] = config, str(json_object(config).get("_class_name", ""))
     index = root / "model_index.json"
     if index.is_file():
-        for name, value in _json(index).items():
+        for name, value in json_object(index).items():
             if isinstance(value, list) and len(value) == 2 and value[1] is not None and not name.startswith("_"):
                 found[name] = index, str(value[1])
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model; ModelError where there is none."""
+    value = read_json(path, error=ModelError)
     if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object")
     return value

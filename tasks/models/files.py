@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import ModelError
-from fewstep.files import read_json
 from fewstep.tasks.models import condition_config, from_diffusers
-from fewstep.tasks.models.checks import TEXT_PARTS, TRANSFORMER, check_files
+from fewstep.tasks.models.checks import TEXT_PARTS, TRANSFORMER, check_files, json_object
 from fewstep.tasks.models.condition_config import ConditionConfig, read_condition
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.models.scheduler_settings import build_scheduler
@@ -48,12 +47,12 @@ class ModelFiles:
     @cached_property
     def unet_config(self) -> dict[str, Any]:
         """The network's config.json."""
-        return _read_json(self.unet / "config.json")
+        return json_object(self.unet / "config.json")
 
     @cached_property
     def scheduler_config(self) -> dict[str, Any]:
         """The scheduler's scheduler_config.json."""
-        return _read_json(self.scheduler / "scheduler_config.json")
+        return json_object(self.scheduler / "scheduler_config.json")
 
     @property
     def text(self) -> bool:
@@ -69,7 +68,7 @@ class ModelFiles:
     def vae_config(self) -> dict[str, Any] | None:
         """The autoencoder's config.json, None for a model of pixels."""
         folder = self.root / "vae"
-        return _read_json(folder / "config.json") if folder.is_dir() else None
+        return json_object(folder / "config.json") if folder.is_dir() else None
 
     @cached_property
     def condition(self) -> ConditionConfig | None:
@@ -108,7 +107,7 @@ class ModelFiles:
     @cached_property
     def _own(self) -> dict[str, Any]:
         path = self.root / OWN_FILE
-        return _read_json(path) if path.is_file() else {}
+        return json_object(path) if path.is_file() else {}
 
     @property
     def classes(self) -> int | None:
@@ -233,10 +232,3 @@ def find_model(model: str, quantized: str = "") -> ModelFiles:
     files = ModelFiles(root.absolute().name, root, unet, places[0])
     check_files(files)
     return files.with_quantized(quantized) if quantized else files
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    value = read_json(path, error=ModelError)
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object")
-    return value

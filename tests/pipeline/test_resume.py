@@ -239,6 +239,32 @@ def test_a_front_that_stands_still_ends_the_search_wherever_it_was_killed() -> N
         assert _next(resumed) is None
 
 
+@pytest.mark.parametrize("lost", [(0, 40), (30, 90), (60, -1), (-12, -1)])
+def test_what_a_lost_file_held_is_spent_again_before_any_further_finals(lost: tuple[int, int]) -> None:
+    settings = _settings("digits-ddpm", "random", nfes=(2, 3), budget=13_000, frechet_images=100)
+    problem = ScheduleProblem(settings)
+    state, records = problem.search(), []
+    while (work := _next(state)) is not None:
+        records.append(_tabulated(work, len(records)))
+        state.learn(records[-1])
+    seeds = {r.candidate for r in records if r.origin.startswith("preset:")}
+    kept = [*records[: lost[0] % len(records)], *records[lost[1] % len(records) :]]
+    assert any(r.rung == "finals" for r in kept)
+    resumed, order = problem.search().replay(kept), len(records)
+    while (work := _next(resumed)) is not None:
+        kept.append(_tabulated(work, order))
+        resumed.learn(kept[-1])
+        order += 1
+    assert resumed.spent >= settings.budget
+    assert {t.candidate.hash for t in resumed.trials.values()} >= seeds
+    assert len({(r.trial, r.rung) for r in kept}) == len(kept) == len({r.key for r in kept})
+    assert _next(problem.search().replay(kept)) is None
+    for nfe in settings.nfes:
+        winner = problem.winner(resumed, nfe)
+        assert winner is not None
+        assert "finals" in winner.records
+
+
 @pytest.mark.parametrize("presets", [True, False])
 def test_the_report_judges_presets_unless_they_are_left_out(presets: bool) -> None:
     settings = _settings("digits-ddpm", "random", nfes=(2, 3), budget=8_000, frechet_images=100, report_presets=presets)

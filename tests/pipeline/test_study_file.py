@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+import fewstep
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.recipes import RECIPES, recipe_fields, search_recipe
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.study import read_settings
 from fewstep.pipeline.study_file import read_study_file, search_settings, study_toml
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
@@ -150,3 +152,19 @@ def test_digits_demo_and_fashion_front_are_the_searches_that_made_the_results() 
         refine_to="reference",
         report_presets=False,
     )
+
+
+@pytest.mark.parametrize("name", ["../../escape", "/tmp/x", "a\\b", "", ".", "nul", "a\nb", "x" * 200])
+def test_a_study_name_is_no_path(run: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    (tmp_path / "runs").mkdir()
+    run("search", "--model", "digits-ddpm", "--study", name).refused("study", "cannot be a study's name")
+    run("search", "--model", "digits-ddpm", "--set", f"study={name}").refused("study", "cannot be a study's name")
+    with pytest.raises(ConfigurationError, match="cannot be a study's name"):
+        fewstep.search("digits-ddpm", study=name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs"]
+
+
+def test_a_study_that_was_stored_under_a_name_of_before_is_read(toy: Path) -> None:
+    settings = SearchSettings.build(model=str(toy))
+    text = settings.model_dump_json().replace('"study":"search"', '"study":"edit-Boot/Sneaker"')
+    assert read_settings(text).study == "edit-Boot/Sneaker"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -92,4 +93,16 @@ def test_waiting_for_a_lease(tmp_path, holder):
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot open the lock"), Lease(tmp_path / "file"):
+        pass
+
+
+def test_a_full_disk_keeps_nobody_from_holding_the_lease(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    with Lease(tmp_path), pytest.raises(LeaseError, match="in use by another process"), Lease(tmp_path):
+        pass
+    with Lease(tmp_path):
         pass

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import string
+from urllib.parse import quote, quote_plus, unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.storage.masking import without_secrets
+from fewstep.storage.masking import masked_argument, without_secrets
 
 word = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
 # What a password may hold unencoded, the signs included that end other parts of an address.
@@ -44,6 +45,29 @@ def test_user_and_password_of_an_address_are_hidden(
 def test_tokens_of_a_query_are_hidden(scheme: str, host: str, name: str, token: str, text: str) -> None:
     shown = without_secrets(text.format(f"{scheme}://{host}/path?a=1&{name}={token}&b=2"))
     assert shown == text.format(f"{scheme}://{host}/path?a=1&{name}=***&b=2")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "mysql+pymysql://user:SECRET pass word@host/db",
+        "mysql://user:SECRET'\"`$(x)@host/db",
+        "postgresql://host/db?user=u&password=SECRET%21word",
+        "postgresql://u:SECRET%40word@host:5432/db?sslmode=require",
+        "https://SECRETtoken@host/path",
+        "https://:SECRETtoken@host",
+        "https://user:SECRET/with/slashes@host",
+        "https://host/path?sig=SECRETsignature&x=1",
+        "--tracking-uri=https://user:SECRET word@host",
+    ],
+)
+def test_nothing_of_an_addresss_secret_is_left_however_it_is_quoted(address: str) -> None:
+    assert "SECRET" not in masked_argument(address)
+    assert "host" in masked_argument(address)
+    assert masked_argument(masked_argument(address)) == masked_argument(address)
+    secret = address[address.index("SECRET") :].partition("@")[0].partition("&")[0]
+    for quoted in (secret, unquote(secret), quote(secret, ""), quote_plus(secret)):
+        assert "SECRET" not in without_secrets(f"access denied (using {quoted!r} or {quoted})", address)
 
 
 @pytest.mark.parametrize(

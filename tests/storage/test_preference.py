@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fewstep.storage.parts import VERSION_KEY
 from fewstep.storage.queries import front, leaderboard, load_evaluations
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
@@ -103,7 +104,9 @@ def test_rows_of_files_without_a_status_are_complete(tmp_path, evaluation):
     table = Table(EvaluationRecord, tmp_path)
     table.append([make(0, 1, complete=True)])
     (path,) = tmp_path.iterdir()
-    pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["status", "error"]), path)
+    older = pq.read_table(path, partitioning=None).drop_columns(["status", "error"])
+    path.unlink()
+    pq.write_table(older.replace_schema_metadata({VERSION_KEY: "2"}), tmp_path / "part-000000000000-0123abcd.parquet")
     table = Table(EvaluationRecord, tmp_path)
     for complete in (False, True):
         table.append([make(5, 1, complete)])

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fewstep import files
 from fewstep.errors import StorageError
 from fewstep.storage.parts import VERSION_KEY
 from fewstep.storage.records import EvaluationRecord, EventRecord, MomentsRecord, StudyRecord
@@ -180,6 +181,7 @@ def test_a_reader_misses_nothing_while_a_writer_appends_and_compacts(tmp_path, e
 def test_a_store_that_refuses_loses_nothing(tmp_path, event, monkeypatch, failing, reason):
     table = Table(EventRecord, tmp_path / "table")
     table.append([event(1)])
+    monkeypatch.setattr(files, "PATIENCE", 0.0)
 
     def refuse(*_):
         raise OSError(reason, os.strerror(reason))
@@ -192,6 +194,35 @@ def test_a_store_that_refuses_loses_nothing(tmp_path, event, monkeypatch, failin
     assert len(list((tmp_path / "table").iterdir())) == 1
     table.append([event(2)])
     assert orders(table) == [1, 2]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "rename", "open"])
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES])
+def test_a_store_that_refuses_for_a_while_is_waited_for(tmp_path, event, monkeypatch, caplog, failing, reason):
+    table = Table(EventRecord, tmp_path / "table")
+    table.append([event(1)])
+    monkeypatch.setattr(files, "PAUSE", 0.01)
+    times = 3
+    called = getattr(os, failing)
+
+    def refuse(*arguments, **named):
+        nonlocal times
+        if times:
+            times -= 1
+            raise OSError(reason, os.strerror(reason))
+        return called(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, failing, refuse)
+        table.append([event(2)])
+    assert times == 0
+    assert orders(Table(EventRecord, tmp_path / "table")) == [1, 2]
+    assert len(list((tmp_path / "table").iterdir())) == 2
+    first, last = (record.getMessage() for record in caplog.records)
+    assert str(tmp_path / "table") in first
+    assert os.strerror(reason) in first
+    assert "trying again for 60 s" in first
+    assert "going on" in last
 
 
 def test_a_place_that_is_not_a_directory_is_an_error(tmp_path, event):

@@ -449,3 +449,50 @@ def test_reading_and_writing_tables_does_not_import_mlflow_or_dask():
         "sys.exit(bool({'mlflow', 'dask'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-P", "-c", code], timeout=60, check=False).returncode == 0
+
+
+KILLER = """
+import os, signal, sys
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from fewstep.storage.store import Store
+from fewstep.storage.tracking import default_tracking_uri, sync
+import mlflow.store.tracking.sqlalchemy_store
+
+root, study = sys.argv[1:3]
+for number, moment in enumerate(sys.argv[3:]):
+    child = os.fork()
+    if child:
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    left = int(moment) if moment.isdigit() else -1
+
+    def count(*_):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    event.listen(Engine, "before_cursor_execute", count)
+    if moment == "rename":
+        os.replace = die
+    sync(Store(root), study, default_tracking_uri(root + "-tracked"))
+    os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_database_is_made_anew_whenever_its_maker_was_killed(store, study, tmp_path):
+    moments = ["1", "60", "rename"]
+    command = [sys.executable, "-P", "-c", KILLER, str(store.root), study, *moments, "end"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    *killed, last = done.stdout.split()
+    assert last == "0", done.stderr
+    assert killed == ["-9"] * len(moments)
+    assert "Traceback" not in done.stderr, done.stderr
+    folder = tmp_path / "study-tracked"
+    assert [path.name for path in sorted(folder.iterdir()) if "new" in path.name] == []
+    assert runs_of(MlflowClient(tracking_uri=default_tracking_uri(folder)), study)[1] == 4
