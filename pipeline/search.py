@@ -19,6 +19,7 @@ from fewstep.pipeline.proposers.base import Proposer
 from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial, Work, candidate_of
 from fewstep.search_spaces.point import Point
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.faults import may_succeed
 
 Seed = tuple[str, Point]
 
@@ -106,21 +107,30 @@ class Search:
     def replay(self, records: Sequence[EvaluationRecord]) -> Search:
         """Become what it would be after `records`, whatever was under way when they end; for a new search only.
 
-        What was evaluated at other rungs, by its report or beside it, is none of its business.
+        What was evaluated at other rungs, by its report or beside it, is none of its business. Failures of the machine,
+        and those of the finals, are as if they had not ended yet: they are tried again.
         """
         rungs = {rung.name for rung in self.ladder[:-1]} | {stage.rung for stage in self.stages}
-        ours = [r for r in records if r.rung in rungs]
+        asked = [r for r in records if r.rung in rungs]
+        ours = [r for r in asked if not self._tried_again(r)]
         first = {r.trial: r for r in reversed(ours)}
+        again = [r for r in asked if r.rung == self.ladder.screen.name and r.trial not in first]
+        first |= {r.trial: r for r in again}
         for number in sorted(first):
             self.adopt(candidate_of(first[number]))
         self._waiting = deque(s for s in self._waiting if s[1].hash not in self.by_hash)
         for record in ours:
             self._note(record)
         self._pending = deque((c, rung) for c, rung in self._pending if rung.name not in self.trials[c.trial].records)
+        self._pending.extend((self.trials[r.trial].candidate, self.ladder.screen) for r in again)
         self._untold = self.proposer.restore(self.trials, lambda trial: self.policy.objectives(self, trial))
         if any(r.rung == self.ladder.finals.name for r in ours):
             self.enter_finals()
         return self
+
+    def _tried_again(self, record: EvaluationRecord) -> bool:
+        finals = record.rung == self.ladder.finals.name
+        return record.status != "complete" and (finals or may_succeed(record.error))
 
     # -- what comes next ------------------------------------------------------------------------------
 
