@@ -10,8 +10,8 @@ from fewstep.errors import EvaluationError
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.faults import may_succeed
 
-# So many evaluations in a row: more would end as they did.
-MOST = 8
+# So many evaluations in a row, of a study that has none that succeeded, and of one that has: more would end alike.
+MOST, MOST_LATER = 8, 32
 
 
 class FailureWatch:
@@ -23,20 +23,21 @@ class FailureWatch:
         self._any = False
 
     def note(self, record: EvaluationRecord) -> None:
-        """Take in a record; EvaluationError where MOST in a row failed, as all others would."""
+        """Take in a record; EvaluationError where so many in a row failed that all others would."""
         if record.status == "complete":
             self._any = True
             self._row.clear()
             return
-        self._row = [*self._row[1 - MOST :], record.error]
-        if len(self._row) < MOST:
-            return
-        if all(map(may_succeed, self._row)):
+        self._row = [*self._row[1 - MOST_LATER :], record.error]
+        last = self._row[-MOST:]
+        if len(last) == MOST and all(map(may_succeed, last)):
             raise EvaluationError(
-                f"the machine failed at {MOST} evaluations in a row, the last time so: {self._row[-1]}; see to it, "
-                "then go on with --resume: they are tried again"
+                f"the machine failed at {MOST} evaluations in a row, the last time so: {last[-1]}; see to it, "
+                "then run it again (a search: with --resume), and they are tried again"
             )
-        if len({_kind(error) for error in self._row}) == 1 and not self._any and not self._succeeded():
+        if len(self._row) == MOST_LATER and _alike(self._row):
+            self._stop(f"{MOST_LATER} evaluations in a row failed")
+        if len(last) == MOST and _alike(last) and not self._any and not self._succeeded():
             self._stop(f"the first {MOST} evaluations failed")
 
     def end(self) -> None:
@@ -46,9 +47,13 @@ class FailureWatch:
 
     def _stop(self, what: str) -> NoReturn:
         raise EvaluationError(
-            f"{what}, the last one so: {self._row[-1]}; the search stops here: see what the model makes with `fewstep "
-            "sample`, mend it or its settings, and start anew, or go on with --resume"
+            f"{what}, the last one so: {self._row[-1]}; it stops here: see what the model makes with `fewstep sample`, "
+            "and mend it or the settings; where it should go on all the same, run it again (a search: with --resume)"
         )
+
+
+def _alike(errors: list[str]) -> bool:
+    return len(set(map(_kind, errors))) == 1
 
 
 def _kind(error: str) -> str:

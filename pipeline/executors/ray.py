@@ -38,10 +38,11 @@ from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 DEPTH = 2
 # Actors that may end while they start, one after the other in one place, before a search without any other gives up.
 START_TRIES = 5
-# Seconds: for an actor to come up; for the others once one is up; without any node that has room; between two looks.
-START_SECONDS, GRACE_SECONDS, LOST_SECONDS, LOOK_SECONDS = 300.0, 20.0, 30.0, 2.0
-# Between two starts in one place once START_TRIES have failed.
-PAUSE_SECONDS = 30.0
+# Seconds: for an actor to come up; for the others once one is up; without any node that has room.
+START_SECONDS, GRACE_SECONDS, LOST_SECONDS = 300.0, 20.0, 30.0
+# Between two looks at the actors, two at the cluster, and two starts in one place once START_TRIES have failed.
+# Ray ends a process whose cluster's head is silent for 60 s: that is to be seen before.
+LOOK_SECONDS, ASK_SECONDS, PAUSE_SECONDS = 2.0, 10.0, 30.0
 
 
 @dataclass
@@ -93,7 +94,9 @@ class RayExecutor:
         self._waiting: deque[Task] = deque()
         self._suspects: deque[Task] = deque()
         self._slots: list[_Slot] = []
-        self._alive_at = time.monotonic()
+        # When an actor was last up, when the cluster last answered, and how often it has not since.
+        self._alive_at = self._asked_at = time.monotonic()
+        self._silent = 0
         try:
             self._cluster.connect(execution, settings.device)
             self._slots += [_Slot(index) for index in range(self._cluster.workers)]
@@ -165,17 +168,24 @@ class RayExecutor:
         slot.actor, slot.sign, slot.pid, slot.alone, slot.suspect = None, None, 0, False, None
 
     def _look(self) -> None:
-        """With no actor up: EvaluationError where no node is left that could hold one, or none comes up."""
+        """EvaluationError where the cluster is lost, or no actor comes up."""
         now = time.monotonic()
         if self._up:
             self._alive_at = now
-            return
-        if now - self._alive_at > LOST_SECONDS and not self._cluster.has_places(5 * LOOK_SECONDS):
-            raise EvaluationError(
-                "the Ray cluster has no node left that holds a worker: what is finished is on disk; when it has nodes "
-                "again, go on with --resume"
-            )
-        if now - self._alive_at > START_SECONDS:
+        idle = now - self._alive_at
+        if idle > LOST_SECONDS or now - self._asked_at > ASK_SECONDS:
+            trouble = self._cluster.trouble(5 * LOOK_SECONDS, idle > LOST_SECONDS)
+            if trouble is None:
+                self._silent += 1
+            else:
+                self._asked_at, self._silent = now, 0
+            if trouble or self._silent > 1:
+                self._cluster.leave()
+                raise EvaluationError(
+                    f"the Ray cluster {trouble or 'does not answer: its head is gone'}; what is finished is on disk: "
+                    "when it is there again, go on with --resume"
+                )
+        if idle > START_SECONDS:
             raise EvaluationError(
                 f"no Ray actor started within {START_SECONDS:.0f} s: the cluster has too few free CPUs or GPUs; free "
                 "them or lower --workers, then go on with --resume"
@@ -364,7 +374,7 @@ class RayExecutor:
     def close(self) -> None:
         """Stop the actors, and Ray where this executor started it."""
         for slot in self._slots:
-            if slot.actor is not None:
+            if slot.actor is not None and not self._cluster.lost:
                 _end(slot.actor)
         self._cluster.close()
 

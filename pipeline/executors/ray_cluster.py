@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ class RayCluster:
     workers: int = 0
     owned: bool = False
     folder: Path | None = None
+    node: str = ""
+    lost: bool = False
 
     def connect(self, execution: ExecutionSettings, device: str) -> None:
         """Start or join Ray; ConfigurationError where there is none, or too little room."""
@@ -55,11 +59,12 @@ class RayCluster:
             self.workers = workers or here
             with _explained("cannot start Ray on this machine"):
                 self.folder = local_ray.start(self.workers, self.workers if self.gpu else 0, **quiet)
+            self.node = ray.get_runtime_context().get_node_id()
             return
         if self.owned:
             with _explained(f"cannot reach a Ray cluster at {address!r}"):
                 ray.init(address=address, **quiet)
-        places = self.places()
+        self.node, places = ray.get_runtime_context().get_node_id(), self.places()
         if workers > places or not places:
             kind = "CPUs with a GPU" if self.gpu else "CPUs"
             raise ConfigurationError(_too_many(max(workers, 1), places, kind, "the Ray cluster"))
@@ -71,24 +76,46 @@ class RayCluster:
         needed = ("CPU", "GPU") if self.gpu else ("CPU",)
         return sum(int(min(resources.get(name, 0) for name in needed)) for resources in nodes)
 
-    def has_places(self, seconds: float) -> bool:
-        """Whether there is room on any node. A cluster whose head is gone does not say so within these seconds."""
-        answer: list[int] = []
+    def trouble(self, seconds: float, idle: bool) -> str | None:
+        """What is wrong with it as a whole, nothing, or None where no answer comes in time.
+
+        One whose head is gone says nothing for a minute. Whether nodes are left that hold workers counts where those
+        that there were are `idle`.
+        """
+        answer: list[str] = []
 
         def ask() -> None:
             with suppress(Exception):
-                answer.append(self.places())
+                answer.append(self._trouble(idle))
 
         thread = Thread(target=ask, daemon=True)
         thread.start()
         thread.join(seconds)
-        return bool(answer and answer[0])
+        return answer[0] if answer else None
+
+    def _trouble(self, idle: bool) -> str:
+        if any(not node["Alive"] and node["NodeID"] == self.node for node in ray.nodes()):
+            return "has lost the node that this process is on"
+        return "has no node left that holds a worker" if idle and not self.places() else ""
+
+    def leave(self) -> None:
+        """Ask nothing more of a cluster that is lost: each call would wait for it, Ray's at the process's end too."""
+        if not self.lost:
+            atexit.register(_exit)
+        self.lost = True
 
     def close(self) -> None:
         """Stop Ray where it was started or joined here."""
-        if self.owned:
+        if self.owned and not self.lost:
             ray.shutdown()
         local_ray.remove(self.folder)
+
+
+def _exit() -> None:
+    # What Ray does then waits for the head, and ends with a trace of its own.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def _too_many(workers: int, places: int, kind: str, where: str) -> str:

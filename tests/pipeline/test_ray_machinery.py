@@ -151,6 +151,7 @@ class PlayedRay:
         self.stillborn: list[Callable[[], exceptions.RayError] | None] = []
         self.beside: Counter[str] = Counter()
         self.late: list[int] = []
+        self.own_node = True
         self.now = 0.0
 
     def monotonic(self) -> float:
@@ -169,8 +170,13 @@ class PlayedRay:
 
     def nodes(self) -> list[dict[str, Any]]:
         sizes = zip(self.cpus, self.gpus, strict=True)
-        alive = [{"Alive": True, "Resources": {"CPU": float(c)} | ({"GPU": float(g)} if g else {})} for c, g in sizes]
-        return [*alive, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
+        resources = [{"CPU": float(c)} | ({"GPU": float(g)} if g else {}) for c, g in sizes]
+        alive = [{"NodeID": f"node {i}", "Alive": True, "Resources": r} for i, r in enumerate(resources)]
+        gone = {"NodeID": "gone", "Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+        return [*alive, gone, {"NodeID": "own", "Alive": self.own_node, "Resources": {}}]
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(get_node_id=lambda: "own")
 
     def get(self, reference: Reference, timeout: float | None = None) -> Any:
         if isinstance(reference.value, Exception):
@@ -233,6 +239,7 @@ def play(monkeypatch: pytest.MonkeyPatch, ray: PlayedRay) -> None:
     for module in (on_ray, ray_cluster, ray_errors):
         monkeypatch.setattr(module, "ray", ray)
     monkeypatch.setattr(on_ray, "time", ray)
+    monkeypatch.setattr(ray_cluster.atexit, "register", lambda function: None)
     monkeypatch.setattr(RayExecutor, "_new_actor", lambda self: ray.make())
 
 
@@ -393,6 +400,33 @@ def test_a_search_without_any_worker_ends_and_says_how_to_go_on(
     with pytest.raises(FewstepError, match=rf"{words}.*--resume"):
         drain(executor, [task("other")], 1)
     assert within < ray.now - began < within + 60
+
+
+def test_a_search_whose_head_is_silent_ends_before_ray_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make(2)
+
+    def wait(seconds: float) -> None:
+        ray.now += seconds
+
+    monkeypatch.setattr(ray_cluster.RayCluster, "trouble", lambda self, seconds, idle: wait(seconds))
+    began = ray.now
+    with pytest.raises(FewstepError, match=r"head is gone.*--resume"):
+        drain(executor, [task(f"good {i}") for i in range(100)])
+    assert ray.now - began < 40
+    monkeypatch.setattr(ray, "kill", None)
+    executor.close()
+
+
+def test_a_search_that_lost_its_own_node_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers may go on for a while, and then their answers reach nobody."""
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make(2)
+    ray.own_node = False
+    with pytest.raises(FewstepError, match=r"lost the node that this process is on.*--resume"):
+        drain(executor, [task(f"good {i}") for i in range(100)])
 
 
 # -- what a task meets, and tasks without end -------------------------------------------------------------
