@@ -120,7 +120,9 @@ def worker_pids() -> list[int]:
             line = process.cmdline()
         except psutil.Error:
             continue
-        if line and (line[0].startswith("ray::") or any(part.endswith("default_worker.py") for part in line)):
+        # Not the node's agents, which it shares its fate with.
+        names = ("ray::IDLE", "ray::WorkerActor")
+        if line and (line[0].startswith(names) or any(part.endswith("default_worker.py") for part in line)):
             found.append(process.pid)
     return found
 
@@ -260,14 +262,14 @@ class Storm:
 
     def hang(self) -> dict[str, Any]:
         """A worker is stopped for good, beside a task or with none."""
-        where, stopped = ON_RAY.model_copy(update={"task_timeout": HUNG_AFTER}), list[int]()
+        where, stopped = ON_RAY.model_copy(update={"timeout": HUNG_AFTER}), list[int]()
 
         def stop(record: Any) -> None:
             if not stopped:
                 stopped.extend(pid for pid in self._actors()[:1] if strike(pid, signal.SIGSTOP))
 
         self.run("hang", where, stop)
-        return {"stopped": len(stopped), "task_timeout": HUNG_AFTER}
+        return {"stopped": len(stopped), "timeout": HUNG_AFTER}
 
     def pause(self) -> dict[str, Any]:
         """All workers are stopped for a while, three times, and go on."""

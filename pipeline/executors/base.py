@@ -45,7 +45,7 @@ class ExecutionSettings(Checked):
     address: str | None = Field(
         None, min_length=1, description="join the Ray cluster at this address; auto: the one on this machine"
     )
-    task_timeout: NonNegativeFloat = Field(
+    timeout: NonNegativeFloat = Field(
         0.0,
         allow_inf_nan=False,
         description="seconds after which a task on Ray counts as hung; 0: many times what its like took, and a minute",
@@ -75,9 +75,9 @@ class ExecutionSettings(Checked):
             raise ConfigurationError(
                 f"a search in-process joins no cluster, not {self.address!r}: give --executor ray, or no --address"
             )
-        if self.resolved == IN_PROCESS and self.task_timeout:
+        if self.resolved == IN_PROCESS and self.timeout:
             raise ConfigurationError(
-                "a task in-process cannot be ended when it hangs: give --executor ray, or no --task-timeout"
+                "a task in-process cannot be ended when it hangs: give --executor ray, or no --timeout"
             )
         return self
 

@@ -84,7 +84,7 @@ class RayExecutor:
     def __init__(self, settings: WorkerSettings, execution: ExecutionSettings) -> None:
         self._settings = replace(settings, threads=settings.threads or 1)
         self._cluster = RayCluster(gpu=settings.device.startswith("cuda"))
-        self._pace = Pace(execution.task_timeout)
+        self._pace = Pace(execution.timeout)
         self._events: list[ExecutorEvent] = []
         self._tries: dict[tuple[str, int], int] = {}
         # Ends of actors that no task explains, in all and when a suspect was first run alone.

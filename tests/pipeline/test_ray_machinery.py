@@ -243,8 +243,8 @@ def play(monkeypatch: pytest.MonkeyPatch, ray: PlayedRay) -> None:
     monkeypatch.setattr(RayExecutor, "_new_actor", lambda self: ray.make())
 
 
-def make(workers: int = 1, device: str = "cpu", task_timeout: float = 0.0) -> RayExecutor:
-    execution = ExecutionSettings(executor="ray", workers=workers, task_timeout=task_timeout)
+def make(workers: int = 1, device: str = "cpu", timeout: float = 0.0) -> RayExecutor:
+    execution = ExecutionSettings(executor="ray", workers=workers, timeout=timeout)
     return RayExecutor(WorkerSettings(Subject("none"), device), execution)
 
 
@@ -518,7 +518,7 @@ def test_how_long_a_task_may_take_is_told_by_those_before(
 def test_a_limit_that_was_asked_for_holds_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = PlayedRay()
     play(monkeypatch, ray)
-    executor = make(task_timeout=5)
+    executor = make(timeout=5)
     assert "no answer within 5 s" in drain(executor, [task("hangs")])["hangs"]
     assert ray.now < 60
 
