@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from dataclasses import replace
 
@@ -45,8 +44,6 @@ class InProcessExecutor:
             if not result.transient:
                 break
             self._events.append(ExecutorEvent("task_failed", f"{result.error} (try {tries} of {MAX_TRIES})"))
-            # What the failed try held may be what the next one lacks.
-            gc.collect()
         else:
             return replace(result, error=given_up("machine failed", MAX_TRIES, result.error))
         return result

@@ -36,13 +36,14 @@ from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 
 # Two tasks an actor: the next one is already there when a result is on its way back.
 DEPTH = 2
-# Actors that may end while they start, one after the other in one place, before a search without any other gives up.
-START_TRIES = 5
+# Actors that may end while they start, one after the other in every place, and the seconds that this must have lasted,
+# before a search without any gives up.
+START_TRIES, GIVE_UP_SECONDS = 5, 120.0
 # Seconds: for an actor to come up; for the others once one is up; without any node that has room.
 START_SECONDS, GRACE_SECONDS, LOST_SECONDS = 300.0, 20.0, 30.0
 # Between two looks at the actors, two at the cluster, and two starts in one place once START_TRIES have failed.
 # Ray ends a process whose cluster's head is silent for 60 s: that is to be seen before.
-LOOK_SECONDS, ASK_SECONDS, PAUSE_SECONDS = 2.0, 10.0, 30.0
+LOOK_SECONDS, ASK_SECONDS, PAUSE_SECONDS = 2.0, 10.0, 10.0
 
 
 @dataclass
@@ -156,9 +157,10 @@ class RayExecutor:
         if slot.failed_starts < START_TRIES:
             return
         slot.due = time.monotonic() + PAUSE_SECONDS
-        if all(other.failed_starts >= START_TRIES for other in self._slots):
+        failing = all(other.failed_starts >= START_TRIES for other in self._slots)
+        if failing and time.monotonic() - self._alive_at > GIVE_UP_SECONDS:
             raise ConfigurationError(
-                f"no Ray actor came up in {START_TRIES} tries ({why}): free memory or lower --workers, then "
+                f"no Ray actor came up in {slot.failed_starts} tries ({why}): free memory or lower --workers, then "
                 "go on with --resume"
             )
 

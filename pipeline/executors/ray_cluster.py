@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import torch
+from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
 from fewstep.errors import ConfigurationError
@@ -28,6 +29,14 @@ def default_workers(device: str) -> int:
     if device.startswith("cuda"):
         return torch.cuda.device_count()
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# Ray prints what it has to say of workers that end among a command's results; the events tell it.
+_printed = ray_worker.print_to_stdstream
+
+
+def _nothing(*arguments: Any, **named: Any) -> None:
+    pass
 
 
 @dataclass
@@ -50,6 +59,8 @@ class RayCluster:
             torch.set_num_threads(1)
         if not self.owned and address not in (None, "auto"):
             raise ConfigurationError(f"Ray is already initialised in this process, cannot join {address!r}")
+        if self.owned:
+            ray_worker.print_to_stdstream = _nothing
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.owned and address is None:
             check_device(device)
@@ -108,6 +119,7 @@ class RayCluster:
         """Stop Ray where it was started or joined here."""
         if self.owned and not self.lost:
             ray.shutdown()
+            ray_worker.print_to_stdstream = _printed
         local_ray.remove(self.folder)
 
 
