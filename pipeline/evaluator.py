@@ -22,7 +22,7 @@ from fewstep.search_spaces.point import OdePoint, Point, content_key, parse_poin
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store
-from fewstep.tasks.faults import may_succeed, told
+from fewstep.tasks.faults import given_up, may_succeed, told
 from fewstep.tasks.metrics.metric import METRICS, Metric, Score, Setting
 from fewstep.tasks.metrics.moments import Moments
 from fewstep.tasks.models.files import find_model
@@ -183,9 +183,12 @@ class Evaluator:
         pending.device = result.device
         pending.versions |= result.versions
         pending.figures |= result.figures
-        if result.error and (not pending.error or may_succeed(pending.error)):
+        error = result.error
+        if result.transient and not may_succeed(error):
+            error = given_up("machine failed", 1, error)
+        if error and (not pending.error or may_succeed(pending.error)):
             # What is the candidate's for good says more than what was the machine's.
-            pending.error = result.error
+            pending.error = error
         if pending.missing:
             return None, rows
         del self._pending[result.task.key]

@@ -85,7 +85,7 @@ def told(error: BaseException) -> str:
 
 def given_up(what: str, tries: int, reason: str) -> str:
     """The error of a task that the machine failed at every time it ran alone."""
-    return f"{GAVE_UP}: the {what} {tries} times at this task ({reason})"
+    return f"{GAVE_UP}: the {what} {tries} time{'s' * (tries != 1)} at this task ({reason})"
 
 
 def may_succeed(error: str) -> bool:
