@@ -7,6 +7,7 @@ are addressed without the image count, so a larger evaluation computes only what
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from fewstep.search_spaces.point import OdePoint, Point, content_key, parse_poin
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store
+from fewstep.tasks.faults import given_up, may_succeed, told
 from fewstep.tasks.metrics.metric import METRICS, Metric, Score, Setting
 from fewstep.tasks.metrics.moments import Moments
 from fewstep.tasks.models.files import find_model
@@ -188,7 +190,12 @@ class Evaluator:
         pending.device = result.device
         pending.versions |= result.versions
         pending.figures |= result.figures
-        pending.error = pending.error or result.error
+        error = result.error
+        if result.transient and not may_succeed(error):
+            error = given_up("machine failed", 1, error)
+        if error and (not pending.error or may_succeed(pending.error)):
+            # What is the candidate's for good says more than what was the machine's.
+            pending.error = error
         if pending.missing:
             return None, rows
         del self._pending[result.task.key]
@@ -210,9 +217,12 @@ class Evaluator:
         score: Score | None = None
         if not pending.error:
             try:
-                score = metric.score(self._all_parts(pending), pending.figures)
+                score = self._score(metric, pending)
             except EvaluationError as error:
                 pending.error = str(error)
+            except Exception as error:
+                # One candidate's figures must not end the search, now and whenever it is gone on with.
+                pending.error = f"its {metric.figure} cannot be worked out: {told(error)}"
         made = next((r.point for r in pending.results.values() if r.point), "")
         if made:
             candidate = replace(candidate, point=parse_point(made))
@@ -247,6 +257,12 @@ class Evaluator:
             versions={"fewstep": __version__, "python": platform.python_version(), **pending.versions},
             finished_at=datetime.now(UTC),
         )
+
+    def _score(self, metric: Metric, pending: _Pending) -> Score:
+        score = metric.score(self._all_parts(pending), pending.figures)
+        if not math.isfinite(score.value):
+            raise EvaluationError(f"its {metric.figure} is {score.value}, which is no figure")
+        return score
 
     def _all_parts(self, pending: _Pending) -> Sequence[Part]:
         fresh = {part.start: part for result in pending.results.values() for part in result.parts}

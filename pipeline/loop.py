@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import Executor
+from fewstep.pipeline.failures import FailureWatch
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.trial import Candidate, Rung
 from fewstep.storage.records import EvaluationRecord, EventRecord
@@ -46,6 +47,12 @@ class Driver:
         self.evaluator, self.executor, self.store = evaluator, executor, store
         self.order, self.event_order, self.clock = order, event_order, Clock()
         self._on_record = on_record
+        self.failures = FailureWatch(lambda: "complete" in self._statuses())
+
+    def _statuses(self) -> list[str]:
+        found = self.store.evaluations.read(["status"], {"study": self.evaluator.study}).column("status")
+        statuses: list[str] = found.to_pylist()
+        return statuses
 
     def submit(self, candidate: Candidate, rung: Rung) -> None:
         """Start an evaluation: its tasks go to the executor."""
@@ -53,12 +60,17 @@ class Driver:
             self.executor.submit(task)
 
     def next_record(self) -> EvaluationRecord | None:
-        """Wait for one task, whose moments are kept. Where it completes an evaluation, the record is on disk first."""
+        """Wait for one task, whose moments are kept. Where it completes an evaluation, the record is on disk first.
+
+        EvaluationError where so many failed that the others would.
+        """
         begun = time.perf_counter()
-        result = self.executor.next()
-        self.clock.waiting += time.perf_counter() - begun
-        for event in self.executor.events():
-            self.event(event.kind, event.message)
+        try:
+            result = self.executor.next()
+        finally:
+            self.clock.waiting += time.perf_counter() - begun
+            for event in self.executor.events():
+                self.event(event.kind, event.message)
         record, moments = self.evaluator.absorb(result, self.order)
         # Moments first, and at once: a record whose moments are lost could never grow, and a long evaluation that
         # is killed goes on where it was.
@@ -70,6 +82,7 @@ class Driver:
         self.order += 1
         if self._on_record:
             self._on_record(record)
+        self.failures.note(record)
         return record
 
     def event(self, kind: str, message: str, data: dict[str, object] | None = None) -> None:
@@ -95,6 +108,7 @@ def search(state: Search, driver: Driver) -> None:
         record = driver.next_record()
         if record is not None:
             state.learn(record)
+    driver.failures.end()
     driver.clock.total += time.perf_counter() - begun
 
 

@@ -19,6 +19,7 @@ from fewstep.pipeline.proposers.base import Proposer
 from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial, Work, candidate_of
 from fewstep.search_spaces.point import Point
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.faults import may_succeed
 
 Seed = tuple[str, Point]
 
@@ -108,11 +109,15 @@ class Search:
         """Become what it would be after `records`, whatever was under way when they end; for a new search only.
 
         What was evaluated at other rungs, by its report or beside it, is none of its business. Where a lost file held
-        a trial's record, and one of a higher rung is there, it is evaluated again before that counts.
+        a trial's record, and one of a higher rung is there, it is evaluated again before that counts. Failures of the
+        machine, and those of the finals, are as if they had not ended yet: they are tried again.
         """
         rungs = {rung.name for rung in self.ladder[:-1]} | {stage.rung for stage in self.stages}
-        ours = [r for r in records if r.rung in rungs]
+        asked = [r for r in records if r.rung in rungs]
+        ours = [r for r in asked if not self._tried_again(r)]
         first = {r.trial: r for r in reversed(ours)}
+        again = [r for r in asked if r.rung == self.ladder.screen.name and r.trial not in first]
+        first |= {r.trial: r for r in again}
         for number in sorted(first):
             self.adopt(candidate_of(first[number]))
         self._waiting = deque(s for s in self._waiting if s[1].hash not in self.by_hash)
@@ -129,6 +134,7 @@ class Search:
             else:
                 self._promote_again(self.trials[number])
         self._pending = deque((c, rung) for c, rung in self._pending if rung.name not in self.trials[c.trial].records)
+        self._pending.extend((self.trials[r.trial].candidate, self.ladder.screen) for r in again)
         self._untold = self.proposer.restore(self.trials, lambda trial: self.policy.objectives(self, trial))
         # Where a lost file held a part of the search, its calls are spent again before any further finals.
         if any(r.rung == self.ladder.finals.name for r in ours) and not self.may_propose and not self._held:
@@ -157,6 +163,10 @@ class Search:
             trial.state = TrialState.RUNNING
             self._untold = [entry for entry in self._untold if entry is not trial]
             self.promote(trial)
+
+    def _tried_again(self, record: EvaluationRecord) -> bool:
+        finals = record.rung == self.ladder.finals.name
+        return record.status != "complete" and (finals or may_succeed(record.error))
 
     # -- what comes next ------------------------------------------------------------------------------
 
@@ -258,7 +268,8 @@ class Search:
             self._promote_again(trial)
 
     def _watch(self, record: EvaluationRecord) -> None:
-        self._calls += record.denoiser_calls
+        # Not the calls that were measured: another life, another machine or a cache makes others of the same records.
+        self._calls += record.nfe * record.images
         if record.rung != self.ladder.main.name or record.status != "complete" or record.value is None:
             return
         if record.value < self._front.get(record.nfe, float("inf")):

@@ -207,7 +207,13 @@ class Study:
         begun = time.perf_counter()
         with self.driver(execution, on_record) as driver:
             state = self._searched(driver)
-            evaluate_all(missing(driver.evaluator, self.problem.report_work(state)), driver)
+            made = evaluate_all(missing(driver.evaluator, self.problem.report_work(state)), driver)
+            if failed := [r for r in made if r.status != "complete"]:
+                self._warn(
+                    driver,
+                    f"{len(failed)} rows of the report failed, the last so: {failed[-1].error}; --resume "
+                    "tries them again",
+                )
             rows = self.problem.report_rows(state, self.reported())
             files = self._publish(state, driver, rows, command)
         calls = sum(r.denoiser_calls for r in self.records())
@@ -233,16 +239,19 @@ class Study:
     def _publish(self, state: Search, driver: Driver, rows: Sequence[Row], command: str) -> dict[str, Path]:
         """The table as CSV, and what the problem publishes: all can be made again from the records."""
 
-        def warn(message: str) -> None:
-            driver.event("not_published", message)
-            print(f"warning: {message}", file=sys.stderr)
-
         problem = self.problem
         kinds = {"value": driver.evaluator.metric(problem.ladder.report.metric).interval}
         text = results_csv(rows, command, problem.seeds, problem.notes, self.reported(), kinds)
         files = {"results.csv": write_text(self.root / "results.csv", text)}
-        to = Publication(self.root, self._identity(), command, driver.executor, warn)
+        to = Publication(
+            self.root, self._identity(), command, driver.executor, lambda message: self._warn(driver, message)
+        )
         return files | problem.publish(state, rows, to)
+
+    @staticmethod
+    def _warn(driver: Driver, message: str) -> None:
+        driver.event("not_published", message)
+        print(f"warning: {message}", file=sys.stderr)
 
     def _identity(self) -> dict[str, object]:
         return {

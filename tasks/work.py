@@ -84,7 +84,7 @@ class TaskResult:
     """What came of a task. Denoiser calls include those of anything that had to be sampled first.
 
     `figures` are numbers about the point as a whole, such as the size of its network; `images` (N, C, H, W) and `point`
-    (JSON) are there where a job makes them.
+    (JSON) are there where a job makes them. `transient`: it is the machine that failed, see `tasks/faults.py`.
     """
 
     task: Task
@@ -96,6 +96,7 @@ class TaskResult:
     seconds: float = 0.0
     device: str = "cpu"
     error: str = ""
+    transient: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.errors import ConfigurationError, EvaluationError, FewstepError
+from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.search_spaces.point import Point, parse_point
+from fewstep.tasks.faults import is_machines, told
 from fewstep.tasks.jobs import JOBS
 from fewstep.tasks.metrics.features import FeatureExtractor
 from fewstep.tasks.metrics.metric import METRICS, Setting
@@ -71,13 +72,13 @@ class Worker:
     # -- tasks ----------------------------------------------------------------------------------------
 
     def run(self, task: Task) -> TaskResult:
-        """Run a task. A point that cannot be evaluated comes back as a result with `error` set."""
+        """Run a task. Whatever is raised comes back as a result with `error` set; only what ends a process does not."""
         begun, calls = time.perf_counter(), self.calls
-        error, measured = "", Measured()
+        error, transient, measured = "", False, Measured()
         try:
             measured = self._tool(task.metric).measure(self, task)
-        except (FewstepError, ValueError, RuntimeError) as problem:
-            error = f"{type(problem).__name__}: {problem}"
+        except Exception as problem:
+            error, transient = told(problem), is_machines(problem)
         return TaskResult(
             task,
             parts=measured.parts,
@@ -88,6 +89,7 @@ class Worker:
             seconds=time.perf_counter() - begun,
             device=self.device,
             error=error,
+            transient=transient,
             versions={"torch": torch.__version__, "machine": machine_class()},
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
-from pydantic import ConfigDict, Field, NonNegativeInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, field_validator, model_validator
 
 from fewstep.errors import ConfigurationError
 from fewstep.plugins import Registry
@@ -14,6 +14,7 @@ from fewstep.search_spaces.checked import Checked
 if TYPE_CHECKING:
     from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 
+# How often a task that ends or hangs its worker, or that the machine fails at, is run alone before it is given up.
 MAX_TRIES = 3
 
 
@@ -44,6 +45,11 @@ class ExecutionSettings(Checked):
     address: str | None = Field(
         None, min_length=1, description="join the Ray cluster at this address; auto: the one on this machine"
     )
+    timeout: NonNegativeFloat = Field(
+        0.0,
+        allow_inf_nan=False,
+        description="seconds after which a task on Ray counts as hung; 0: many times what its like took, and a minute",
+    )
     device: str = Field(
         "cpu",
         min_length=1,
@@ -69,6 +75,10 @@ class ExecutionSettings(Checked):
             raise ConfigurationError(
                 f"a search in-process joins no cluster, not {self.address!r}: give --executor ray, or no --address"
             )
+        if self.resolved == IN_PROCESS and self.timeout:
+            raise ConfigurationError(
+                "a task in-process cannot be ended when it hangs: give --executor ray, or no --timeout"
+            )
         return self
 
     @property
@@ -90,7 +100,8 @@ class ExecutorEvent:
 class Executor(Protocol):
     """Takes tasks, gives back results in the order in which they finish.
 
-    A task may run more than once (a worker died); its result is delivered once.
+    A task may run more than once (a worker died); its result is delivered once. A task that the machine failed at is
+    tried MAX_TRIES times, and given up with an error of `fewstep.tasks.faults.given_up`.
     """
 
     @property

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
-from fewstep.pipeline.executors.base import ExecutionSettings, ExecutorEvent
+from fewstep.errors import ConfigurationError, FewstepError
+from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings, ExecutorEvent
+from fewstep.tasks.faults import given_up, told
 from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 from fewstep.tasks.worker import Worker
 
@@ -15,8 +18,14 @@ class InProcessExecutor:
     capacity = 1
 
     def __init__(self, settings: WorkerSettings, execution: ExecutionSettings | None = None) -> None:
-        self._worker = Worker(settings)
+        try:
+            self._worker = Worker(settings)
+        except FewstepError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(f"the worker could not start: {told(error)}") from error
         self._queue: deque[Task] = deque()
+        self._events: list[ExecutorEvent] = []
 
     @property
     def in_flight(self) -> int:
@@ -28,12 +37,21 @@ class InProcessExecutor:
         self._queue.append(task)
 
     def next(self) -> TaskResult:
-        """Run the oldest task."""
-        return self._worker.run(self._queue.popleft())
+        """Run the oldest task, again where the machine failed at it, MAX_TRIES times at most."""
+        task = self._queue.popleft()
+        for tries in range(1, MAX_TRIES + 1):
+            result = self._worker.run(task)
+            if not result.transient:
+                break
+            self._events.append(ExecutorEvent("task_failed", f"{result.error} (try {tries} of {MAX_TRIES})"))
+        else:
+            return replace(result, error=given_up("machine failed", MAX_TRIES, result.error))
+        return result
 
     def events(self) -> list[ExecutorEvent]:
-        """Nothing happens to a process that is this one."""
-        return []
+        """What the machine failed at since the last call."""
+        events, self._events = self._events, []
+        return events
 
     def close(self) -> None:
         """Nothing to release."""

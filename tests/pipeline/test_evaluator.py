@@ -16,6 +16,8 @@ from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store
+from fewstep.tasks.faults import may_succeed
+from fewstep.tasks.metrics.metric import Score
 from fewstep.tasks.models.files import ModelFiles, find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.work import Subject, Task, TaskResult, WorkerSettings
@@ -218,6 +220,51 @@ def test_a_candidate_that_explodes_becomes_a_failed_record_with_the_reason(
     assert "not finite" in record.error
     evaluator.store.evaluations.append([record])
     assert evaluator.store.evaluations.records()[0].error == record.error
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (float("nan"), "is nan, which is no figure"),
+        (float("inf"), "is inf"),
+        (ZeroDivisionError("a\nb"), "ZeroDivisionError: a b"),
+    ],
+)
+def test_a_figure_that_cannot_be_worked_out_is_a_failed_record(
+    subject: Subject,
+    worker: Worker,
+    candidate: Candidate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: object,
+    words: str,
+) -> None:
+    evaluator = Evaluator("s", subject, Store(tmp_path))
+
+    def score(*arguments: object) -> Score:
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, float)
+        return Score(answer)
+
+    monkeypatch.setattr(evaluator.metric("frechet"), "score", score)
+    record, _ = _finish(evaluator, [worker.run(t) for t in evaluator.plan(candidate, _rung(250))])
+    assert (record.status, record.value) == ("failed", None)
+    assert words in record.error
+    assert "\n" not in record.error
+
+
+def test_what_the_machine_failed_at_is_no_failure_for_good(
+    subject: Subject, candidate: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever ran it, and beside whatever else; but what the candidate did itself is."""
+    monkeypatch.setattr(evaluation, "IMAGES_PER_TASK", 250)
+    own = [("ValueError: its own", False), ("MemoryError", True)]
+    for errors, again in (([("MemoryError", True)] * 2, True), (own, False), (own[::-1], False)):
+        evaluator = Evaluator("s", subject, Store(tmp_path))
+        tasks = evaluator.plan(candidate, _rung(500))
+        results = [TaskResult(t, error=e, transient=w) for t, (e, w) in zip(tasks, errors, strict=True)]
+        assert may_succeed(_finish(evaluator, results)[0].error) is again
 
 
 def test_the_screen_scores_the_distance_to_the_teacher(

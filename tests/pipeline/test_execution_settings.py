@@ -42,5 +42,16 @@ def test_an_unknown_executor_is_answered_with_the_known_ones() -> None:
     assert all(ExecutionSettings(executor=name).resolved == name for name in EXECUTORS.names)
 
 
+def test_a_time_limit_acts_or_is_refused() -> None:
+    assert ExecutionSettings.build(executor="ray", timeout=90).timeout == 90
+    assert ExecutionSettings.build(workers=2, timeout="2.5").timeout == 2.5
+    for fields in ({"executor": "in-process"}, {}):
+        with pytest.raises(ConfigurationError, match="--executor ray, or no --timeout"):
+            ExecutionSettings.build(**fields, timeout=90)
+    for wrong in (-1, float("nan"), float("inf"), "soon"):
+        with pytest.raises(ConfigurationError, match="timeout"):
+            ExecutionSettings.build(executor="ray", timeout=wrong)
+
+
 def test_every_field_says_what_it_does() -> None:
     assert all(field.description for field in ExecutionSettings.model_fields.values())

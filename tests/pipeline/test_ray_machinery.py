@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,11 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import exceptions
 
-from fewstep.errors import ConfigurationError
+from fewstep.errors import ConfigurationError, EvaluationError, FewstepError
 from fewstep.pipeline.executors import ray as on_ray
+from fewstep.pipeline.executors import ray_cluster, ray_errors
 from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings
-from fewstep.pipeline.executors.ray import DEPTH, START_TRIES, RayExecutor
+from fewstep.pipeline.executors.pace import LEAST, MANY, UNKNOWN, Pace
+from fewstep.pipeline.executors.ray import DEPTH, GIVE_UP_SECONDS, LOST_SECONDS, START_SECONDS, START_TRIES, RayExecutor
+from fewstep.search_spaces.ode import parse_ode
+from fewstep.search_spaces.point import QuantizationPoint, as_point, joint
+from fewstep.search_spaces.quantization import named
 from fewstep.tasks.actors import own_device
+from fewstep.tasks.faults import may_succeed
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.work import Subject, Task, TaskResult, WorkerSettings
 
 MACHINERY: dict[str, Callable[[], exceptions.RayError]] = {
@@ -30,12 +40,46 @@ MACHINERY: dict[str, Callable[[], exceptions.RayError]] = {
     "WorkerCrashedError": exceptions.WorkerCrashedError,
     "NodeDiedError": lambda: exceptions.NodeDiedError("node"),
     "ObjectReconstructionFailedError": lambda: exceptions.ObjectReconstructionFailedError("0" * 56),
+    "ObjectLostError": lambda: exceptions.ObjectLostError("0" * 56, None, ""),
     "OutOfDiskError": lambda: exceptions.OutOfDiskError("full"),
+    "ObjectStoreFullError": lambda: exceptions.ObjectStoreFullError("full"),
+    "RuntimeEnvSetupError": lambda: exceptions.RuntimeEnvSetupError("no"),
+    "RaySystemError": lambda: exceptions.RaySystemError(OSError("the raylet is gone")),
+    "TaskCancelledError": exceptions.TaskCancelledError,
+}
+# What a task raises, and still is not the candidate's.
+OF_THE_MACHINE: dict[str, Callable[[], BaseException]] = {
+    "MemoryError": MemoryError,
+    "CUDA": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    "CUDA error": lambda: RuntimeError("CUDA error: an illegal memory access was encountered"),
+    "allocator": lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    "disk": lambda: OSError(errno.ENOSPC, "No space left on device"),
+    "handles": lambda: OSError(errno.EMFILE, "Too many open files"),
+    "pipe": lambda: BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    "threads": lambda: RuntimeError("can't start new thread"),
+    "interrupt": KeyboardInterrupt,
+    "wrapped": lambda: caused(ValueError("bad"), MemoryError()),
+    "ray's own": lambda: exceptions.RaySystemError(OSError("gone")),
+}
+OF_THE_CANDIDATE: dict[str, Callable[[], BaseException]] = {
+    "LookupError": LookupError,
+    "AssertionError": AssertionError,
+    "IndexError": lambda: IndexError("index 7 is out of bounds"),
+    "missing file": lambda: FileNotFoundError(errno.ENOENT, "No such file"),
+    "arithmetic": lambda: ZeroDivisionError("division by zero"),
+    "ours": lambda: EvaluationError("it explodes"),
+    "cannot be sent": lambda: exceptions.RayError("Exception mine.Own isn't serializable"),
 }
 
 
-def own_error() -> exceptions.RayError:
-    return exceptions.RayTaskError("run", "Traceback\nLookupError: what the task raised", LookupError())
+def caused(error: Exception, cause: BaseException) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def own_error(cause: BaseException | None = None) -> exceptions.RayError:
+    cause = cause or LookupError("what the task raised")
+    return exceptions.RayTaskError("run", f"Traceback\n{type(cause).__name__}: {cause}", cause)
 
 
 @dataclass(eq=False)
@@ -43,14 +87,25 @@ class Reference:
     task: Task | None = None
     value: Any = None
 
+    @property
+    def hangs(self) -> bool:
+        return self.task is not None and self.task.key.startswith("hangs")
+
 
 @dataclass(eq=False)
 class Actor:
-    """Runs what it is given in order; a poison task ends it, and takes an answer on its way along."""
+    """Runs what it is given in order; a poison task ends it, and takes an answer on its way along.
+
+    One that is `late` never comes up, one that is `unreachable` refuses what is sent to it.
+    """
 
     number: int
     stillborn: Callable[[], exceptions.RayError] | None = None
     dead: bool = False
+    late: bool = False
+    stopped: bool = False
+    stopped_until: float = 0.0
+    unreachable: Callable[[], exceptions.RayError] | None = None
     queue: list[Reference] = field(default_factory=list)
 
     def end(self, error: Callable[[], exceptions.RayError]) -> None:
@@ -61,12 +116,19 @@ class Actor:
 
     @property
     def pid(self) -> Any:
-        made = self.stillborn() if self.stillborn else self.number
-        return SimpleNamespace(remote=lambda: Reference(value=made))
+        def remote() -> Reference:
+            if self.late or self.stopped:
+                return Reference()
+            dead = exceptions.ActorDiedError() if self.dead else None
+            return Reference(value=self.stillborn() if self.stillborn else dead or self.number + 1)
+
+        return SimpleNamespace(remote=remote)
 
     @property
     def run(self) -> Any:
         def remote(task: Task) -> Reference:
+            if self.unreachable:
+                raise self.unreachable()
             reference = Reference(task)
             if self.dead:
                 reference.value = exceptions.ActorDiedError()
@@ -78,7 +140,7 @@ class Actor:
 
 
 class PlayedRay:
-    """As much of Ray as the executor calls. Time passes in `wait`."""
+    """As much of Ray as the executor calls. Time passes in `wait`, a second a step."""
 
     exceptions = exceptions
 
@@ -88,9 +150,19 @@ class PlayedRay:
         self.actors: list[Actor] = []
         self.stillborn: list[Callable[[], exceptions.RayError] | None] = []
         self.beside: Counter[str] = Counter()
+        self.late: list[int] = []
+        self.own_node = True
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
     def make(self) -> Actor:
-        self.actors.append(Actor(len(self.actors), self.stillborn.pop(0) if self.stillborn else None))
+        number = len(self.actors)
+        self.actors.append(Actor(number, self.stillborn.pop(0) if self.stillborn else None, late=number in self.late))
         return self.actors[-1]
 
     def is_initialized(self) -> bool:
@@ -98,8 +170,13 @@ class PlayedRay:
 
     def nodes(self) -> list[dict[str, Any]]:
         sizes = zip(self.cpus, self.gpus, strict=True)
-        alive = [{"Alive": True, "Resources": {"CPU": float(c)} | ({"GPU": float(g)} if g else {})} for c, g in sizes]
-        return [*alive, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
+        resources = [{"CPU": float(c)} | ({"GPU": float(g)} if g else {}) for c, g in sizes]
+        alive = [{"NodeID": f"node {i}", "Alive": True, "Resources": r} for i, r in enumerate(resources)]
+        gone = {"NodeID": "gone", "Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+        return [*alive, gone, {"NodeID": "own", "Alive": self.own_node, "Resources": {}}]
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(get_node_id=lambda: "own")
 
     def get(self, reference: Reference, timeout: float | None = None) -> Any:
         if isinstance(reference.value, Exception):
@@ -109,14 +186,21 @@ class PlayedRay:
     def wait(
         self, references: list[Reference], num_returns: int = 1, timeout: float | None = None
     ) -> tuple[list[Reference], list[Reference]]:
+        end = self.now + (float("inf") if timeout is None else timeout)
         while True:
             done = [r for r in references if r.value is not None]
-            if done or timeout == 0:
+            if done or self.now >= end:
                 return self.random.sample(done, min(num_returns, len(done))), []
             self.step()
 
     def step(self) -> None:
-        actor = self.random.choice([a for a in self.actors if a.queue])
+        self.now += 1.0
+        busy = [
+            a for a in self.actors if a.queue and not a.queue[0].hangs and not a.stopped and self.now >= a.stopped_until
+        ]
+        if not busy:
+            return
+        actor = self.random.choice(busy)
         if self.random.random() < self.kill_rate:
             actor.end(MACHINERY[self.random.choice(sorted(MACHINERY))])
             return
@@ -128,12 +212,21 @@ class PlayedRay:
                 self.beside[task.key] += len(actor.queue) == 1
                 actor.end(MACHINERY[task.arguments["how"]])
                 return
-            if self.random.random() < 0.5:
+            if reference.hangs or self.random.random() < 0.5:
                 break
         reference = actor.queue.pop(0)
         assert reference.task is not None
-        raises = reference.task.key.startswith("raises")
-        reference.value = own_error() if raises else TaskResult(reference.task, seconds=1.0)
+        reference.value = self.answer(reference.task)
+
+    def answer(self, task: Task) -> Any:
+        how = task.arguments["how"]
+        if task.key.startswith("raises"):
+            return own_error(OF_THE_CANDIDATE[how]() if how in OF_THE_CANDIDATE else None)
+        if task.key.startswith("meets"):
+            return own_error(OF_THE_MACHINE[how]())
+        if task.key.startswith("comes back"):
+            return TaskResult(task, error="OutOfMemoryError: CUDA", transient=True)
+        return TaskResult(task, seconds=1.0)
 
     def kill(self, actor: Actor) -> None:
         actor.end(exceptions.ActorDiedError)
@@ -143,20 +236,27 @@ class PlayedRay:
 
 
 def play(monkeypatch: pytest.MonkeyPatch, ray: PlayedRay) -> None:
-    monkeypatch.setattr(on_ray, "ray", ray)
+    for module in (on_ray, ray_cluster, ray_errors):
+        monkeypatch.setattr(module, "ray", ray)
+    monkeypatch.setattr(on_ray, "time", ray)
+    monkeypatch.setattr(ray_cluster.atexit, "register", lambda function: None)
     monkeypatch.setattr(RayExecutor, "_new_actor", lambda self: ray.make())
 
 
-def make(workers: int = 1, device: str = "cpu") -> RayExecutor:
-    return RayExecutor(WorkerSettings(Subject("none"), device), ExecutionSettings(executor="ray", workers=workers))
+def make(workers: int = 1, device: str = "cpu", timeout: float = 0.0) -> RayExecutor:
+    execution = ExecutionSettings(executor="ray", workers=workers, timeout=timeout)
+    return RayExecutor(WorkerSettings(Subject("none"), device), execution)
 
 
 def task(key: str, how: str = "") -> Task:
     return Task(key, "frechet", "", 0, 0, 1, {"how": how})
 
 
-def drain(executor: RayExecutor, tasks: list[Task]) -> dict[str, str]:
-    """Errors by key, the tasks submitted as a search does: no more at a time than keep the actors busy."""
+def drain(executor: RayExecutor, tasks: list[Task], before: int = 0) -> dict[str, str]:
+    """Errors by key, the tasks submitted as a search does: no more at a time than keep the actors busy.
+
+    `before` are in flight already.
+    """
     waiting, errors = list(reversed(tasks)), {}
     while waiting or executor.in_flight:
         while waiting and executor.in_flight < executor.capacity:
@@ -164,14 +264,17 @@ def drain(executor: RayExecutor, tasks: list[Task]) -> dict[str, str]:
         result = executor.next()
         assert result.task.key not in errors
         errors[result.task.key] = result.error
-    assert errors.keys() == {t.key for t in tasks}
+    assert len(errors) == len(tasks) + before
+    assert errors.keys() >= {t.key for t in tasks}
     return errors
 
 
-kinds = st.lists(st.sampled_from(["good", "good", "good", "raises", "poison"]), min_size=1, max_size=14)
+kinds = st.lists(
+    st.sampled_from(["good", "good", "good", "raises", "poison", "hangs", "comes back"]), min_size=1, max_size=14
+)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(kinds, st.integers(1, 3), st.integers(0, 10**6), st.sampled_from(sorted(MACHINERY)))
 def test_only_the_task_that_ends_its_workers_is_given_up(kinds: list[str], workers: int, seed: int, how: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -183,9 +286,14 @@ def test_only_the_task_that_ends_its_workers_is_given_up(kinds: list[str], worke
             assert error == ""
         elif key.startswith("raises"):
             assert "what the task raised" in error
+        elif key.startswith("hangs"):
+            assert re.fullmatch(r"gave up: the worker hung 3 times at this task \(no answer within \d+ s\)", error)
+        elif key.startswith("comes back"):
+            assert error == "gave up: the machine failed 3 times at this task (OutOfMemoryError: CUDA)"
         else:
-            assert error == f"gave up: the worker died {MAX_TRIES} times at this task ({how})"
-            assert ray.beside[key] >= MAX_TRIES
+            found = re.fullmatch(rf"gave up: the worker died (\d+) times at this task \({how}\)", error)
+            assert found is not None
+            assert MAX_TRIES <= int(found[1]) <= ray.beside[key]
 
 
 @settings(max_examples=100, deadline=None)
@@ -231,11 +339,12 @@ def test_a_worker_that_ends_while_it_starts_is_started_again(
 
 def test_a_worker_that_never_starts_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = PlayedRay()
-    ray.stillborn = [MACHINERY["OutOfMemoryError"]] * START_TRIES
+    ray.stillborn = [MACHINERY["OutOfMemoryError"]] * 1000
     play(monkeypatch, ray)
-    with pytest.raises(ConfigurationError, match=r"OutOfMemoryError.*lower --workers"):
+    with pytest.raises(ConfigurationError, match=r"OutOfMemoryError.*lower --workers.*--resume"):
         make()
-    assert len(ray.actors) == START_TRIES
+    assert START_TRIES <= len(ray.actors) < 100
+    assert GIVE_UP_SECONDS < ray.now < GIVE_UP_SECONDS + 60
 
 
 def test_a_worker_whose_own_code_refuses_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,12 +362,187 @@ def test_where_no_worker_takes_the_place_of_one_the_others_go_on(monkeypatch: py
     executor = make(2)
     for i in range(4):
         executor.submit(task(f"good {i}"))
-    ray.stillborn = [MACHINERY["NodeDiedError"]] * START_TRIES
+    ray.stillborn = [MACHINERY["NodeDiedError"]] * (START_TRIES + 2)
     ray.actors[0].end(MACHINERY["NodeDiedError"])
-    errors = {r.task.key: r.error for r in [executor.next() for _ in range(4)]}
-    assert errors == {f"good {i}": "" for i in range(4)}
-    assert executor.capacity == DEPTH
-    assert [e.kind for e in executor.events()] == ["actor_start_failed"] * START_TRIES + ["actor_lost"]
+    assert drain(executor, [task(f"more {i}") for i in range(60)], 4).keys() >= {f"good {i}" for i in range(4)}
+    kinds = [e.kind for e in executor.events()]
+    assert kinds == ["actor_failed"] + ["actor_start_failed"] * kinds.count("actor_start_failed")
+    assert kinds.count("actor_start_failed") >= START_TRIES
+    # Where it can come up again, it does.
+    assert drain(executor, [task(f"last {i}") for i in range(200)])
+    assert 0 not in executor.pids
+
+
+def test_a_worker_that_is_not_there_yet_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = PlayedRay()
+    ray.late = [1]
+    play(monkeypatch, ray)
+    executor = make(2)
+    began = ray.now
+    assert set(drain(executor, [task(f"good {i}") for i in range(6)]).values()) == {""}
+    assert ray.now - began < 60
+    assert executor.capacity == 2 * DEPTH
+
+
+@pytest.mark.parametrize(
+    ("cpus", "words", "within"), [((), "no node left", LOST_SECONDS), ((4,), "300 s", START_SECONDS)]
+)
+def test_a_search_without_any_worker_ends_and_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, cpus: tuple[int, ...], words: str, within: float
+) -> None:
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make(2)
+    ray.late, ray.cpus, ray.gpus = list(range(100)), cpus, (0,) * len(cpus)
+    executor.submit(task("good"))
+    for actor in ray.actors:
+        actor.end(MACHINERY["NodeDiedError"])
+    began = ray.now
+    with pytest.raises(FewstepError, match=rf"{words}.*--resume"):
+        drain(executor, [task("other")], 1)
+    assert within < ray.now - began < within + 60
+
+
+def test_a_search_whose_head_is_silent_ends_before_ray_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make(2)
+
+    def wait(seconds: float) -> None:
+        ray.now += seconds
+
+    monkeypatch.setattr(ray_cluster.RayCluster, "trouble", lambda self, seconds, idle: wait(seconds))
+    began = ray.now
+    with pytest.raises(FewstepError, match=r"head is gone.*--resume"):
+        drain(executor, [task(f"good {i}") for i in range(100)])
+    assert ray.now - began < 40
+    monkeypatch.setattr(ray, "kill", None)
+    executor.close()
+
+
+def test_a_search_that_lost_its_own_node_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers may go on for a while, and then their answers reach nobody."""
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make(2)
+    ray.own_node = False
+    with pytest.raises(FewstepError, match=r"lost the node that this process is on.*--resume"):
+        drain(executor, [task(f"good {i}") for i in range(100)])
+
+
+# -- what a task meets, and tasks without end -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", sorted(OF_THE_MACHINE))
+def test_what_a_task_meets_of_the_machine_is_tried_again(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make()
+    errors = drain(executor, [task("good 0"), task("meets it", how), task("good 1")])
+    assert errors["good 0"] == errors["good 1"] == ""
+    assert errors["meets it"].startswith("gave up: the machine failed 3 times at this task (")
+    assert may_succeed(errors["meets it"])
+    assert {e.kind for e in executor.events()} == {"actor_failed"}
+
+
+@pytest.mark.parametrize("how", sorted(OF_THE_CANDIDATE))
+def test_what_a_candidate_raises_is_its_own(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make()
+    error = drain(executor, [task("raises it", how)])["raises it"]
+    assert error
+    assert "\n" not in error
+    assert not may_succeed(error)
+    assert executor.events() == []
+    assert len(ray.actors) == 1
+
+
+@pytest.mark.parametrize("how", sorted(MACHINERY))
+def test_a_task_that_cannot_be_sent_goes_to_another_worker(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make(2)
+    ray.actors[0].unreachable = ray.actors[1].unreachable = MACHINERY[how]
+    assert set(drain(executor, [task(f"good {i}") for i in range(5)]).values()) == {""}
+    assert len(executor.events()) == 2
+
+
+def test_workers_that_die_with_nothing_to_do_count_against_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is a task that finds each of them dead."""
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make()
+    for i in range(4 * MAX_TRIES):
+        ray.actors[-1].end(MACHINERY["ActorDiedError"])
+        assert drain(executor, [task("good")]) == {"good": ""}, i
+
+
+def test_a_stopped_worker_is_replaced_and_no_task_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make(2)
+    assert set(drain(executor, [task(f"good {i}") for i in range(8)]).values()) == {""}
+    ray.actors[0].stopped = True
+    began = ray.now
+    assert set(drain(executor, [task(f"more {i}") for i in range(8)]).values()) == {""}
+    assert LEAST < ray.now - began < 3 * LEAST
+    assert [e.kind for e in executor.events()] == ["actor_hung"]
+    assert ray.actors[0].dead
+
+
+def test_a_worker_that_is_stopped_for_a_while_is_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make()
+    assert drain(executor, [task("good")]) == {"good": ""}
+    ray.actors[0].stopped_until = ray.now + LEAST - 5
+    assert drain(executor, [task("more")]) == {"more": ""}
+    assert executor.events() == []
+
+
+@pytest.mark.parametrize(("known", "least"), [(True, LEAST), (False, UNKNOWN)])
+def test_how_long_a_task_may_take_is_told_by_those_before(
+    monkeypatch: pytest.MonkeyPatch, known: bool, least: float
+) -> None:
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make()
+    if known:
+        drain(executor, [task(f"good {i}") for i in range(3)])
+    began = ray.now
+    assert "hung 3 times" in drain(executor, [task("hangs")])["hangs"]
+    # Once in its turn, then alone; nothing that is known of the first says how long the second may take.
+    assert 4 * least < ray.now - began < 5 * least
+
+
+def test_a_limit_that_was_asked_for_holds_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make(timeout=5)
+    assert "no answer within 5 s" in drain(executor, [task("hangs")])["hangs"]
+    assert ray.now < 60
+
+
+def test_the_cost_of_a_task_is_part_of_its_limit() -> None:
+    noise = find_model("digits-ddpm").noise
+
+    def asked(nfe: int, count: int, metric: str = "frechet") -> Task:
+        return Task("k", metric, preset_on_grid("ddim/karras-zero", noise, nfe).to_json(), 0, 0, count)
+
+    pace = Pace()
+    assert pace.limit(asked(3, 100)) == UNKNOWN
+    pace.note(asked(3, 100), 30.0)
+    assert pace.limit(asked(3, 100)) == MANY * 30
+    assert pace.limit(asked(6, 500)) == MANY * 30 * 10
+    assert pace.limit(asked(1, 1)) == MANY * 30
+    assert pace.limit(asked(3, 100, "distance")) == UNKNOWN
+    adaptive = Task("k", "frechet", as_point(parse_ode("dopri5")).to_json(), 0, 0, 100)
+    network = joint(
+        as_point(preset_on_grid("ddim/karras-zero", noise, 3)), QuantizationPoint(config=named("w4a8-naive-paper"))
+    )
+    for unsaid in (adaptive, Task("k", "frechet", network.to_json(), 0, 0, 100)):
+        assert pace.limit(unsaid) >= UNKNOWN
 
 
 # -- how many workers ------------------------------------------------------------------------------------
@@ -287,7 +571,7 @@ def test_on_this_machine_there_are_no_more_workers_than_gpus(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(on_ray.local_ray, "start", lambda cpus, gpus, **_: asked.append((cpus, gpus)))
+    monkeypatch.setattr(ray_cluster.local_ray, "start", lambda cpus, gpus, **_: asked.append((cpus, gpus)))
     with pytest.raises(ConfigurationError, match="3 workers need as many GPUs, this machine has 2"):
         make(3, "cuda")
     make(0, "cuda:1").close()
