@@ -214,7 +214,8 @@ class Search:
             self.policy.decide(self, trial, record)
 
     def _watch(self, record: EvaluationRecord) -> None:
-        self._calls += record.denoiser_calls
+        # Not the calls that were measured: another life, another machine or a cache makes others of the same records.
+        self._calls += record.nfe * record.images
         if record.rung != self.ladder.main.name or record.status != "complete" or record.value is None:
             return
         if record.value < self._front.get(record.nfe, float("inf")):

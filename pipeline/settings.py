@@ -122,7 +122,9 @@ class SearchSettings(ModelSettings):
         description="distance to the teacher that elites are tuned to; reference: Frechet's itself, by gradient on new "
         "noise; moments: on the search's own images, without gradients",
     )
-    patience: NonNegativeInt = Field(0, description="calls after which a front that has not moved ends it; 0: never")
+    patience: NonNegativeInt = Field(
+        0, description="calls (images x NFE) after which a front that has not moved ends it; 0: never"
+    )
     surrogate: Literal["encoder", "ensemble", "forest", "trees", "gp", "none"] = Field(
         "none", description="what s3 ranks children by"
     )
