@@ -91,7 +91,9 @@ class SearchSettings(ModelSettings):
         "s3", description="what proposes candidates"
     )
     seed: NonNegativeInt = Field(0, description="seed of the proposals and of the noise that the search sees")
-    budget: PositiveInt = Field(500_000, description="denoiser calls for the search, its presets included")
+    budget: PositiveInt = Field(
+        500_000, description="denoiser calls for the search, its presets included: these are judged in any case"
+    )
     teacher: str = Field("unipc-2-bh2/karras-zero@64", description="many-step sampler, as PRESET/GRID@CALLS")
     screen: Literal["distance", "frechet", "none"] = Field(
         "distance", description="what candidates are screened by: paired distance to the teacher, few images, nothing"

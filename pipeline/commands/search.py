@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,6 +97,8 @@ def command(
         )
     if settings is not None and study.exists and not dry_run:
         raise ConfigurationError(f"{root} holds a study already: add --resume to go on, or choose another --out")
+    if (note := _beyond_budget(study)) is not None:
+        print(f"warning: {note}", file=sys.stderr)
     if dry_run:
         _forecast(study, execution, as_json)
         return
@@ -113,6 +116,12 @@ def _settings(file: Path | None, recipe: str | None, chosen: dict[str, Any]) -> 
     return search_settings(*layers, resolved(chosen))
 
 
+def _beyond_budget(study: Any) -> str | None:
+    from fewstep.pipeline.forecast import beyond_budget
+
+    return beyond_budget(study.problem)
+
+
 def _forecast(study: Any, execution: ExecutionSettings, as_json: bool) -> None:
     from fewstep.pipeline.forecast import forecast
 
@@ -120,8 +129,9 @@ def _forecast(study: Any, execution: ExecutionSettings, as_json: bool) -> None:
     if as_json:
         print_json(figures)
         return
+    width = max(map(len, figures)) + 2
     for name, value in figures.items():
-        typer.echo(f"{name.replace('_', ' '):24} {value:,}" if isinstance(value, int) else f"{name:24} {value}")
+        typer.echo(f"{name.replace('_', ' '):{width}} {value:,}")
 
 
 def _run(study: Any, execution: ExecutionSettings, tracking_uri: str | None, as_json: bool) -> None:
