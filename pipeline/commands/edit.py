@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.pipeline.commands.fields import DEVICE, EXECUTION, Fields, options
-from fewstep.pipeline.commands.options import AsJson, Device, Tracking, folder, print_json, typed
+from fewstep.pipeline.commands.options import AsJson, Device, Tracking, folder, print_json, resumed, typed
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.problems.edits import EditProblem, EditSettings
 from fewstep.pipeline.values import built
@@ -223,6 +223,7 @@ def search_command(
             raise ConfigurationError(f"{out} holds a study already: add --resume to go on, or choose another --out")
     if not isinstance(study.problem, EditProblem):
         raise ConfigurationError(f"{out} holds no search of edits: go on with `fewstep search --resume --out {out}`")
+    resumed([NAME, "search"], study, execution, work=work, tracking_uri=tracking_uri, json=as_json)
     files = study.run(execution, typed(), None if as_json else _tell).files
     best = study.problem.chosen(study.state())
     assert best is not None

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fewstep.errors import ConfigurationError, StorageError
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.stopping import resume_with, spelled, typed
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.study import Study
+
+__all__ = ["typed"]
 
 Model = Annotated[str, typer.Option("--model", help="a bundled model's name or a diffusers directory")]
 Out = Annotated[Path, typer.Option("--out", help="directory of the study")]
@@ -58,10 +65,16 @@ Plot = Annotated[
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on one line of stdout."""
-    typer.echo(json.dumps(value, default=str))
+    """One JSON object on one line of stdout; StorageError where it takes none."""
+    try:
+        typer.echo(json.dumps(value, default=str))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot write to stdout: {error.strerror}") from None
 
 
-def typed() -> str:
-    """What was typed, as tables and studies keep it."""
-    return "fewstep " + " ".join(sys.argv[1:])
+def resumed(words: Sequence[str], study: Study, execution: ExecutionSettings, **options: Any) -> None:
+    """Let a stopped search say how to go on: with --resume, or as it was typed where nothing is on disk yet."""
+    given = {"resume": True, "out": study.root, **execution.model_dump(exclude_defaults=True), **options}
+    resume_with(lambda: spelled(words, given) if study.exists else typed())

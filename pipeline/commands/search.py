@@ -10,7 +10,7 @@ import typer
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
-from fewstep.pipeline.commands.options import AsJson, Tracking, folder, print_json, typed
+from fewstep.pipeline.commands.options import AsJson, Tracking, folder, print_json, resumed, typed
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study_file import warm_starts
@@ -138,6 +138,7 @@ def _run(study: Any, execution: ExecutionSettings, tracking_uri: str | None, as_
     from fewstep.pipeline.api import run_study
     from fewstep.pipeline.display import SearchDisplay, print_outcome
 
+    resumed(["search"], study, execution, tracking_uri=tracking_uri, json=as_json)
     with SearchDisplay(study.settings, quiet=as_json) as display:
         outcome, uri = run_study(study, execution, typed(), tracking_uri, display.on_record)
     if not as_json:

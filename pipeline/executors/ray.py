@@ -20,6 +20,7 @@ import torch
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from fewstep.errors import ConfigurationError
+from fewstep.pipeline import stopping
 from fewstep.pipeline.executors import local_ray
 from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings, ExecutorEvent
 from fewstep.tasks.actors import WorkerActor
@@ -70,6 +71,8 @@ class RayExecutor:
         self._slots: list[_Slot] = []
         try:
             count = self._connect(execution)
+            # Ray took SIGTERM: its own handler prints a trace of C++.
+            stopping.watch()
             actors = [self._new_actor() for _ in range(count)]
             for index, first in enumerate(actors):
                 self._slots.append(_Slot(index, *self._start(index, first)))
