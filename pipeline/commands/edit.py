@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.pipeline.commands.fields import DEVICE, EXECUTION, Fields, options
-from fewstep.pipeline.commands.options import AsJson, Device, Tracking, folder, print_json, resumed, typed
+from fewstep.pipeline.commands.options import AsJson, Device, Tracking, folder, into, print_json, resumed, typed
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.problems.edits import EditProblem, EditSettings
 from fewstep.pipeline.values import built
@@ -90,7 +90,7 @@ Schedules = Annotated[
     list[Path] | None,
     typer.Option("--schedule", help="a schedule's file to try as a way besides presets; may be repeated"),
 ]
-Work = Annotated[Path | None, typer.Option("--work", help="keeps inversions and judges; by default in ~/.cache")]
+Work = Annotated[Path | None, into("--work", help="keeps inversions and judges; by default in ~/.cache", check=folder)]
 
 
 def _subject(fields: dict[str, Any], fit_way: str | None = None) -> EditSubject:
@@ -110,7 +110,7 @@ def fit_command(
     subject: dict[str, Any],
     edit: dict[str, Any],
     execution: ExecutionSettings,
-    out: Annotated[Path, typer.Option("--out", help="folder for the boundaries", callback=folder)],
+    out: Annotated[Path, into("--out", help="folder for the boundaries", check=folder)],
     step: Annotated[str, typer.Option(help="edit step: a time as 500, lambda=-1.2, or auto (by radius)")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="write boundaries also where classes do not separate")] = False,
     work: Work = None,
@@ -142,7 +142,7 @@ def fit_command(
 @app.command("apply")
 def apply_command(
     boundary: Annotated[Path, typer.Option("--boundary", help="folder made by `fewstep edit fit` or by a search")],
-    out: Annotated[Path, typer.Option("--out", help="folder for the images")],
+    out: Annotated[Path, into("--out", help="folder for the images", check=folder)],
     strengths: Annotated[str, typer.Option(help="standard deviations, comma-separated")] = "-3,0,3,6",
     images: Annotated[Path | None, typer.Option(help="a folder of your own, instead of held-out ones")] = None,
     count: Annotated[int, typer.Option(min=2, help="how many images")] = 100,
@@ -195,7 +195,7 @@ def search_command(
     subject: dict[str, Any],
     chosen: dict[str, Any],
     execution: ExecutionSettings,
-    out: Annotated[Path, typer.Option("--out", help="directory of the search", callback=folder)],
+    out: Annotated[Path, into("--out", help="directory of the search", check=folder)],
     step: Annotated[str, typer.Option(help="the one edit step, or auto: the search chooses among --steps")] = "auto",
     steps: Annotated[int, typer.Option(min=1, help="how many edit steps, even in time")] = 12,
     schedule: Schedules = None,

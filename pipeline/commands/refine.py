@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
-from fewstep.pipeline.commands.options import AsJson, print_json, writable
+from fewstep.pipeline.commands.options import AsJson, folder, into, print_json, writable
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SubjectSettings
 from fewstep.pipeline.values import built
@@ -37,10 +37,8 @@ def command(
     plan: dict[str, Any],
     execution: ExecutionSettings,
     schedule: Annotated[str, typer.Argument(help="a schedule's JSON file, or PRESET/GRID@CALLS")],
-    to: Annotated[
-        Path | None, typer.Option("--to", help="where the refined schedule is written", callback=writable)
-    ] = None,
-    out: Annotated[Path, typer.Option(help="progress and tables; the same command goes on from there")] = Path(
+    to: Annotated[Path | None, into("--to", help="where the refined schedule is written", check=writable)] = None,
+    out: Annotated[Path, into(help="progress and tables; the same command goes on from there", check=folder)] = Path(
         "runs/refinement"
     ),
     teacher: Annotated[str, typer.Option(help="PRESET/GRID@CALLS, or a schedule's file")] = (

@@ -10,7 +10,7 @@ import typer
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
-from fewstep.pipeline.commands.options import AsJson, Tracking, folder, print_json, resumed, typed
+from fewstep.pipeline.commands.options import AsJson, Tracking, folder, into, print_json, resumed, typed
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study_file import warm_starts
@@ -63,9 +63,7 @@ def command(
     chosen: dict[str, Any],
     execution: ExecutionSettings,
     file: Annotated[Path | None, typer.Argument(metavar="STUDY.toml", help="a study file; options go first")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="directory of the study [default: runs/NAME]", callback=folder)
-    ] = None,
+    out: Annotated[Path | None, into(help="directory of the study [default: runs/NAME]", check=folder)] = None,
     recipe: Annotated[str | None, typer.Option(help="a study file that comes with fewstep, as digits-demo")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the study in --out")] = False,
     tracking_uri: Tracking = None,
@@ -102,6 +100,7 @@ def command(
     if dry_run:
         _forecast(study, execution, as_json)
         return
+    folder(root)
     _run(study, execution, tracking_uri, as_json)
 
 
