@@ -10,7 +10,7 @@ import typer
 from fewstep.pipeline.commands.fields import EXECUTION, UNJUDGED, options
 from fewstep.pipeline.commands.options import AsJson, Seed, folder, into, print_json, typed, writable
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import SubjectSettings
+from fewstep.pipeline.settings import MOST_IMAGES, SubjectSettings
 
 if TYPE_CHECKING:
     from fewstep.search_spaces.schedule import SolverSchedule
@@ -27,7 +27,7 @@ def command(
     second: Annotated[
         str, typer.Option(help="what it is compared with, at any number of calls, or of a folder at each of both")
     ],
-    images: Annotated[int, typer.Option(min=750, help="images of each, a multiple of 250")] = 5000,
+    images: Annotated[int, typer.Option(min=750, max=MOST_IMAGES, help="images of each, a multiple of 250")] = 5000,
     out: Annotated[Path, into(help="tables that keep the results and their moments", check=folder)] = Path(
         "runs/evaluations"
     ),

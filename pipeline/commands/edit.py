@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,14 +122,17 @@ def fit_command(
     from fewstep.tasks.editing.bench import make_bench
     from fewstep.tasks.editing.path import check_step, way_of
 
-    bench = make_bench(_subject(subject), work or editing.cache_folder(), execution.device)
+    chosen = _subject(subject)
+    ways: dict[str, Any] = {name: way_of(edit[name]) for name in ("inversion", "generation") if name in edit}
+    boundary = {"images": chosen.examples, **edit.pop("boundary", {})}
+    fields: dict[str, Any] = {"latent": "both", **edit, **ways, "boundary": boundary}
+    # What cannot be is refused before anything is computed: the step alone may take that.
+    EditConfig.build(**fields, step=0.0)
+    bench = make_bench(chosen, work or editing.cache_folder(), execution.device)
     noise = bench.files.noise
     lambda_ = editing.found_step(bench)[0].step if step == editing.AUTO else editing.parse_step(step, noise)
     check_step(lambda_, noise)
-    ways: dict[str, Any] = {name: way_of(edit[name]) for name in ("inversion", "generation") if name in edit}
-    boundary = {"images": bench.subject.examples, **edit.pop("boundary", {})}
-    fields: dict[str, Any] = {"latent": "both", **edit, **ways, "step": lambda_, "boundary": boundary}
-    config = EditConfig.build(**fields)
+    config = EditConfig.build(**fields, step=lambda_)
     boundaries = editing.fit(bench, config, out, force)
     facts = editing.facts_of(boundaries)
     if as_json:
@@ -155,8 +159,8 @@ def apply_command(
     from fewstep.pipeline.editing import boundaries as editing
     from fewstep.tasks.editing.bench import make_bench
 
-    subject, config, boundaries = editing.load_fit(boundary)
     asked = _numbers(strengths)
+    subject, config, boundaries = editing.load_fit(boundary)
     bench = make_bench(subject, work or editing.cache_folder(), device)
     if images is not None:
         originals = editing.loaded_images(images, bench)[:count]
@@ -184,9 +188,12 @@ def _numbers(text: str) -> list[float]:
     from fewstep.errors import ConfigurationError
 
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigurationError(f"strengths {text!r}: give numbers, as -3,0,3") from None
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)) or len(set(numbers)) < len(numbers):
+        raise ConfigurationError(f"strengths {text!r}: give numbers, each once, as -3,0,3")
+    return numbers
 
 
 @app.command("search")

@@ -10,7 +10,7 @@ import typer
 from fewstep.pipeline.commands.fields import EXECUTION, UNJUDGED, options
 from fewstep.pipeline.commands.options import AsJson, Csv, Plot, Seed, folder, into, print_json, typed
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import SubjectSettings
+from fewstep.pipeline.settings import MOST_IMAGES, SubjectSettings
 
 NAME = "explain"
 
@@ -20,7 +20,9 @@ def command(
     subject: SubjectSettings,
     execution: ExecutionSettings,
     schedule: Annotated[str, typer.Argument(help="the JSON file of a found or refined schedule")],
-    images: Annotated[int, typer.Option(min=750, help="images of each variant, a multiple of 250")] = 5000,
+    images: Annotated[
+        int, typer.Option(min=750, max=MOST_IMAGES, help="images of each variant, a multiple of 250")
+    ] = 5000,
     out: Annotated[Path, into(help="tables that keep the results; the same command goes on", check=folder)] = Path(
         "runs/explain"
     ),

@@ -12,7 +12,7 @@ from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
 from fewstep.pipeline.commands.options import AsJson, folder, into, print_json
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import SubjectSettings
+from fewstep.pipeline.settings import MOST_IMAGES, SubjectSettings
 from fewstep.pipeline.values import built
 
 NAME = "export"
@@ -36,7 +36,7 @@ def command(
     study: Annotated[Path | None, typer.Option(help="directory of a finished search: all its schedules")] = None,
     schedule: Annotated[list[Path] | None, typer.Option(help="a schedule's JSON file; may be repeated")] = None,
     stock: Annotated[bool, typer.Option("--stock", help="also find and measure stock schedulers")] = False,
-    images: Annotated[int, typer.Option(min=750, help="images of the measurement")] = 5000,
+    images: Annotated[int, typer.Option(min=750, max=MOST_IMAGES, help="images of the measurement")] = 5000,
     tables: Annotated[Path, into(help="tables that keep the measurements", check=folder)] = Path("runs/evaluations"),
     as_json: AsJson = False,
 ) -> None:

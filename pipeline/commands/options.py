@@ -14,6 +14,7 @@ import typer
 
 from fewstep.errors import ConfigurationError, StorageError
 from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import LARGEST_SEED
 from fewstep.pipeline.stopping import resume_with, spelled, typed
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ __all__ = ["typed"]
 
 Model = Annotated[str, typer.Option("--model", help="a bundled model's name or a diffusers directory")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="seed of the starting noise")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="seed of the starting noise")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object for scripts")]
 Tracking = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: in --out]")]
 

@@ -11,7 +11,7 @@ import typer
 from fewstep.pipeline.commands.fields import DEVICE, UNMEASURED, options
 from fewstep.pipeline.commands.options import AsJson, Seed, folder, into, print_json
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import SubjectSettings
+from fewstep.pipeline.settings import MOST_IMAGES, SubjectSettings
 
 NAME = "sample"
 
@@ -22,7 +22,7 @@ def command(
     execution: ExecutionSettings,
     schedule: Annotated[str, typer.Option(help="a schedule's JSON file, or PRESET/GRID@CALLS")],
     out: Annotated[Path, into(help="folder for the images", check=folder)] = Path("samples"),
-    count: Annotated[int, typer.Option(min=1, help="how many images")] = 64,
+    count: Annotated[int, typer.Option(min=1, max=MOST_IMAGES, help="how many images")] = 64,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:

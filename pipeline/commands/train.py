@@ -45,7 +45,9 @@ def command(
     from fewstep.tasks.training.entry import train_entry
     from fewstep.tasks.training.judge import JUDGE_RECIPES, train_judge
     from fewstep.tasks.training.recipes import training_recipe
+    from fewstep.tasks.worker import check_device
 
+    check_device(device)
     begun = time.monotonic()
 
     def show(stage: str, step: int, total: int, loss: float) -> None:

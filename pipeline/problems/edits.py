@@ -67,7 +67,7 @@ class EditSettings(Checked):
     sampler: Literal["tpe", "nsgaii", "nsgaiii", "random", "gp", "s3", "evolution"] = "tpe"
     surrogate: Literal["encoder", "ensemble", "forest", "trees", "gp", "none"] = "none"
     population: PositiveInt = 20
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, le=2**62)
     budget: PositiveInt = 100_000
     screen_images: int = Field(64, ge=2)
     final_images: int = Field(200, ge=2)
