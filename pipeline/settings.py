@@ -284,8 +284,5 @@ def parse_nfes(text: str) -> tuple[int, ...]:
         low, high = int(first), int(last) if dash else int(first)
         if not 1 <= low <= high <= 100:
             raise ConfigurationError(f"NFE range {text!r} is not possible: give denoiser calls from 1 to 100, low-high")
-        given = set(range(low, high + 1))
-        if twice := numbers & given:
-            raise ConfigurationError(f"NFE {text!r} has {min(twice)} twice: name each number of calls once")
-        numbers |= given
+        numbers |= set(range(low, high + 1))
     return tuple(sorted(numbers))

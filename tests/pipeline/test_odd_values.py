@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.settings import LARGEST_SEED, SearchSettings, parse_nfes
+from fewstep.pipeline.settings import LARGEST_SEED, SearchSettings
 from fewstep.tasks.worker import check_device
 
 Run = Callable[..., Any]
@@ -21,8 +21,6 @@ TOO_LARGE = LARGEST_SEED + 1
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (f"{SEARCH} --nfe 3,3", "3 twice"),
-        (f"{SEARCH} --nfe 3-5,4", "4 twice"),
         (f"{SEARCH} --nfe 6-3", "6-3"),
         (f"{SEARCH} --nfe 0", "0"),
         (f"{SEARCH} --nfe ²", "²"),
@@ -75,10 +73,6 @@ def test_the_largest_that_is_taken_fits_into_the_tables() -> None:
     assert SearchSettings.build(model="m", seed=LARGEST_SEED).report_seed < 2**63
     with pytest.raises(ConfigurationError):
         SearchSettings.build(model="m", seed=TOO_LARGE)
-
-
-def test_ranges_that_do_not_meet_are_joined() -> None:
-    assert parse_nfes("8,3-5, 10") == (3, 4, 5, 8, 10)
 
 
 def test_a_device_that_computes_is_taken() -> None:
