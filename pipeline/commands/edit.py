@@ -10,8 +10,8 @@ import typer
 
 from fewstep.pipeline.commands.fields import DEVICE, EXECUTION, Fields, options
 from fewstep.pipeline.commands.options import AsJson, Device, Tracking, folder, into, print_json, resumed, typed
+from fewstep.pipeline.editing.settings import EditSettings
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.problems.edits import EditProblem, EditSettings
 from fewstep.pipeline.values import built
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.tasks.editing.subject import EditSubject
@@ -216,6 +216,7 @@ def search_command(
     from fewstep.errors import ConfigurationError
     from fewstep.pipeline.editing import boundaries as editing
     from fewstep.pipeline.editing import pictures as editing_pictures
+    from fewstep.pipeline.problems.edits import EditProblem
     from fewstep.pipeline.study import Study
     from fewstep.search_spaces.point import edit_of
     from fewstep.tasks.editing.bench import make_bench

@@ -315,3 +315,16 @@ def test_evaluate_never_computes_twice_and_more_images_cost_only_the_new_ones(ru
     assert f"{first['value']:.4f}" in text.out
     with Lease("kept"):
         run(*ask, 750).refused("kept", "in use by process")
+
+
+def test_the_help_of_a_command_loads_no_framework() -> None:
+    code = (
+        "import sys, typer\n"
+        "from fewstep.pipeline import cli\n"
+        "group = typer.main.get_command(cli.app)\n"
+        "for name in ('search', 'edit', 'quantize', 'refine', 'evaluate', 'report', 'export'):\n"
+        "    assert group.get_command(None, name) is not None\n"
+        "print([name for name in ('torch', 'ray', 'mlflow', 'diffusers', 'optuna') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
