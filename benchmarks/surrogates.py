@@ -81,9 +81,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         roots = arguments.studies or [_search(Path(folder) / "search")]
         studies = [examples_of(Study.load(root)) for root in roots]
+    for root, trials in zip(roots, studies, strict=True):
+        if not any(milestone(n, S3Options()) for n, _ in trials):
+            parser.error(
+                f"{root} has {len(trials)} trials to learn from, none of them after a refit: give a longer search"
+            )
     means: dict[str, tuple[float, float, float]] = {}
     for name in (name for name in SURROGATES if name != "none"):
         rows = np.array([row for s in studies for seed in range(arguments.seeds) for row in taus(s, name, seed)])
+        if not len(rows):
+            parser.error(f"no study has enough values for {name} to be fitted: give a longer search")
         means[name] = tuple(float(v) for v in np.nanmean(rows, axis=0))
         conditions = {
             "studies": [root.name for root in roots],

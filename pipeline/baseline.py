@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import Field, NonNegativeInt, field_validator
+from pydantic import Field, field_validator
 
 from fewstep.errors import ConfigurationError, StorageError
 from fewstep.pipeline.campaign import Campaign, completed, evaluate_missing, register
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.reports.rows import Row, row_of
-from fewstep.pipeline.settings import REPORT_SEED_OFFSET, ModelSettings
+from fewstep.pipeline.settings import LARGEST_SEED, MOST_IMAGES, REPORT_SEED_OFFSET, ModelSettings
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS, SEARCH_PRESETS
@@ -36,10 +36,10 @@ class BaselineSettings(ModelSettings):
     presets: tuple[str, ...] = Field(SEARCH_PRESETS, description="solvers, comma-separated")
     grids: tuple[str, ...] = Field(GRIDS_TO_ZERO, description="grids, comma-separated")
     nfes: tuple[int, ...] = Field((3, 4, 5, 6, 8, 10), description="denoiser calls, as 3-6 or 3,5,8")
-    screen_images: int = Field(2000, ge=2, description="images of every preset on every grid")
-    report_images: int = Field(10_000, ge=2, description="images of the best grids and the teacher")
+    screen_images: int = Field(2000, ge=2, le=MOST_IMAGES, description="images of every preset on every grid")
+    report_images: int = Field(10_000, ge=2, le=MOST_IMAGES, description="images of the best grids and the teacher")
     teacher: str = Field("unipc-2-bh2/karras-zero@100", description="PRESET/GRID@CALLS, or a schedule's file")
-    seed: NonNegativeInt = Field(0, description="seed of the screen's noise")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the screen's noise")
 
     @field_validator("presets")
     @classmethod

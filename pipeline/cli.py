@@ -6,6 +6,7 @@ A command is imported when it runs: `fewstep --help` waits for none of them.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from importlib import import_module
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, StorageError
+from fewstep.pipeline import stopping
 
 # Group -> command -> what it does. A command is `command` (or, with commands of its own, `app`) of the module of its
 # name, with _ for -.
@@ -46,6 +48,11 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
 }
 
+# The exit status where nobody reads on, as a shell tells of other programs.
+GONE = 128 + 13
+# Libraries whose errors are about files and servers that they were given.
+FOREIGN = ("pyarrow", "sqlite3", "sqlalchemy", "pydantic", "pydantic_core")
+
 
 class Commands(TyperGroup):
     """Commands that are imported when they are asked for, listed in their groups."""
@@ -62,6 +69,19 @@ class Commands(TyperGroup):
             module = import_module(f"fewstep.pipeline.commands.{cmd_name.replace('-', '_')}")
             self.commands[cmd_name] = _made(module)
         return self.commands[cmd_name]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; where it is stopped, say how to go on."""
+        try:
+            return super().invoke(ctx)
+        except BaseException as error:
+            if isinstance(error, BrokenPipeError) and _is_piped():
+                _silence()
+                raise typer.Exit(GONE) from None
+            # What closing raised after a signal is the signal's doing.
+            if not isinstance(error, KeyboardInterrupt) and not stopping.asked():
+                raise
+            raise typer.Exit(stopping.stopped()) from None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """One table a group."""
@@ -95,18 +115,58 @@ def _fewstep() -> None:
 
 
 def main() -> None:
-    """Entry point: a FewstepError becomes one line on stderr and exit code 2."""
+    """Entry point. A FewstepError becomes one line on stderr and exit code 2; a signal, 128 and its number."""
     # Quiet start-up notes of libraries that the user can do nothing about.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with stopping.stoppable():
+        try:
+            try:
+                app()
+            finally:
+                if not _flushed():
+                    sys.exit(GONE)
+        except Exception as error:
+            text = _told(error)
+            if text is None:
+                raise
+            print(f"error: {' '.join(text.split())}", file=sys.stderr)
+            sys.exit(2)
+
+
+def _told(error: Exception) -> str | None:
+    """What went wrong outside this program, in a line; None for what is a fault of its own."""
+    if isinstance(error, FewstepError):
+        return str(error)
+    if isinstance(error, OSError):
+        places = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        where = f"cannot use {' and '.join(places)}: " if places else ""
+        return f"{where or 'cannot read or write: '}{error.strerror or str(error) or type(error).__name__}"
+    if type(error).__module__.partition(".")[0] in FOREIGN:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _flushed() -> bool:
+    """Whether stdout took what was printed; False where its reader is gone, as under `head`."""
     try:
-        app()
-    except FewstepError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; what is finished is on disk, go on with --resume", file=sys.stderr)
-        sys.exit(130)
+        sys.stdout.flush()
+    except OSError as error:
+        _silence()
+        if isinstance(error, BrokenPipeError):
+            return False
+        raise StorageError(f"cannot write to stdout: {error.strerror}") from None
+    return True
+
+
+def _is_piped() -> bool:
+    mode = os.fstat(sys.stdout.fileno()).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _silence() -> None:
+    """Let the rest of stdout go nowhere: the interpreter flushes it again at its end, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

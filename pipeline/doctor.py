@@ -184,7 +184,7 @@ def check_inception() -> Check:
         f"pytorch-fid downloads them at first use; without a network, put {INCEPTION_FILE} from its releases "
         f"into {path.parent}"
     )
-    return Check("inception weights", None, "not there (needed for fid-inception only)", advice)
+    return Check("inception weights", None, "not there (needed for --features inception only)", advice)
 
 
 def check_zoo() -> Check:

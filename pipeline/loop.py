@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -102,6 +103,9 @@ def search(state: Search, driver: Driver) -> None:
         while executor.in_flight < executor.capacity and (work := state.next_work()):
             driver.submit(*work)
         if not executor.in_flight:
+            if reason := state.unspent:
+                driver.event("exhausted", reason)
+                print(f"warning: {reason}", file=sys.stderr)
             if not state.enter_finals():
                 break
             continue

@@ -225,6 +225,15 @@ class Search:
         return self.spent < self.budget and self._stage == 0 and not stalled
 
     @property
+    def unspent(self) -> str:
+        """Why a search with nothing to do and nothing in flight leaves budget unspent; empty where it does not."""
+        if not self.may_propose:
+            return ""
+        where = f" at NFE {self._hungriest}" if self._hungriest else ""
+        left = f"with {self.spent:,} of {self.budget:,} calls spent"
+        return f"no candidate is left to try{where}: the search ends {left}; widen what is searched, or lower --budget"
+
+    @property
     def _hungriest(self) -> int:
         """The NFE on which least was spent."""
         return min(self.nfes, key=lambda n: (self.committed[n], n))

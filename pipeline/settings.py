@@ -34,6 +34,12 @@ REFINE_TO = ("network", "pixel", "features", "reference", "moments")
 BASELINE_GRID = "uniform-t-zero"
 REPORT_SEED_OFFSET = 1_000_003
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
+# What tables hold as a seed leaves room for the report's; more images than this nobody waits for.
+LARGEST_SEED, MOST_IMAGES = 2**62, 100_000_000
+
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+# A Frechet distance needs the covariance of at least two.
+Images = Annotated[int, Field(ge=2, le=MOST_IMAGES)]
 
 
 def _checked_metric(name: str) -> str:
@@ -100,23 +106,25 @@ class SearchSettings(ModelSettings):
     sampler: Literal["s3", "evolution", "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes"] = Field(
         "s3", description="what proposes candidates"
     )
-    seed: NonNegativeInt = Field(0, description="seed of the proposals and of the noise that the search sees")
-    budget: PositiveInt = Field(500_000, description="denoiser calls for the search, its presets included")
+    seed: Seed = Field(0, description="seed of the proposals and of the noise that the search sees")
+    budget: PositiveInt = Field(
+        500_000, description="denoiser calls for the search, its presets included: these are judged in any case"
+    )
     teacher: str = Field("unipc-2-bh2/karras-zero@64", description="many-step sampler, as PRESET/GRID@CALLS")
     screen: Literal["distance", "frechet", "none"] = Field(
         "distance", description="what candidates are screened by: paired distance to the teacher, few images, nothing"
     )
-    distance_images: PositiveInt = Field(128, description="images of a screen by distance")
-    look_images: PositiveInt = Field(250, description="images of a screen by Frechet distance")
-    frechet_images: PositiveInt = Field(1000, description="images that what passes the screen is judged on")
-    finalist_images: PositiveInt = Field(3000, description="images of the finals")
+    distance_images: int = Field(128, ge=1, le=MOST_IMAGES, description="images of a screen by distance")
+    look_images: Images = Field(250, description="images of a screen by Frechet distance")
+    frechet_images: Images = Field(1000, description="images that what passes the screen is judged on")
+    finalist_images: Images = Field(3000, description="images of the finals")
     finalists: PositiveInt = Field(3, description="schedules of each NFE in the finals")
     keep: float = Field(0.25, gt=0, le=1, description="share of candidates that the screen lets through")
     grids: tuple[str, ...] = Field(SEARCH_GRIDS, description="grids that presets start on")
     preset_grids: NonNegativeInt = Field(
         2, description="grids of each preset that the screen lets through; 0: the best preset alone"
     )
-    report_images: PositiveInt = Field(10_000, description="images of each row of the final table")
+    report_images: Images = Field(10_000, description="images of each row of the final table")
     report_presets: bool = Field(True, description="whether the report judges presets beside the found schedules")
     decisions: tuple[str, ...] = Field((), description=f"searched besides the usual: {', '.join(EXTRA_DECISIONS)}")
     guidance_range: tuple[float, float] | None = Field(None, description="lowest and highest searched guidance")

@@ -18,11 +18,12 @@ from fewstep.errors import StorageError
 from fewstep.files import write_text
 from fewstep.pipeline.campaign import missing, opened, register
 from fewstep.pipeline.dependencies import check_folder, check_studies, check_values, dependencies
+from fewstep.pipeline.editing.settings import EditSettings
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
 from fewstep.pipeline.problems.base import Problem, Publication
-from fewstep.pipeline.problems.edits import EditProblem, EditSettings
+from fewstep.pipeline.problems.edits import EditProblem
 from fewstep.pipeline.problems.networks import NetworkProblem
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.reports.csv import results_csv

@@ -66,7 +66,11 @@ def value_of(path: str, info: FieldInfo, text: str) -> Any:
         return None
     if any(get_origin(kind) is tuple for kind in kinds):
         parts = text.replace(":", ",").split(",") if float in _inner(kinds) else text.split(",")
-        return _json(text) if text.startswith("[") else tuple(_plain(p.strip(), kinds) for p in parts if p.strip())
+        many = _json(text) if text.startswith("[") else tuple(_plain(p.strip(), kinds) for p in parts if p.strip())
+        twice = next((one for i, one in enumerate(many) if isinstance(one, str) and one in many[:i]), None)
+        if twice is not None and not isinstance(many, str):
+            raise ConfigurationError(f"{path}: {twice!r} is given twice")
+        return many
     return _plain(text, kinds)
 
 

@@ -39,6 +39,11 @@ def check_device(device: str) -> None:
         raise ConfigurationError(f"unknown device {device!r}: use cpu, cuda or cuda:0") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(f"device {device!r} is not there: PyTorch sees no GPU; use --device cpu")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigurationError(f"device {device!r} cannot be used: {reason}; use cpu, cuda or cuda:0") from None
 
 
 def machine_class() -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.campaign import Campaign
 from fewstep.pipeline.editing.boundaries import cache_folder, step_grid
+from fewstep.pipeline.editing.settings import EditSettings
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import OnRecord
-from fewstep.pipeline.problems.edits import EditProblem, EditSettings
+from fewstep.pipeline.problems.edits import EditProblem
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.study import Study
 from fewstep.pipeline.trial import Rung

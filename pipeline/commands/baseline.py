@@ -10,7 +10,7 @@ import typer
 
 from fewstep.pipeline.baseline import BaselineSettings
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
-from fewstep.pipeline.commands.options import AsJson, Plot, Tracking, folder, print_json, typed, writable
+from fewstep.pipeline.commands.options import AsJson, Plot, Tracking, folder, into, print_json, typed, writable
 from fewstep.pipeline.executors.base import ExecutionSettings
 
 NAME = "baseline"
@@ -25,11 +25,11 @@ def command(
     execution: ExecutionSettings,
     out: Annotated[
         Path,
-        typer.Option(help="tables that keep every result; the same command goes on from there", callback=folder),
+        into(help="tables that keep every result; the same command goes on from there", check=folder),
     ],
     csv: Annotated[
         Path | None,
-        typer.Option(help="copy the table here, the screen's beside it as *_screen.csv", callback=writable),
+        into(help="copy the table here, the screen's beside it as *_screen.csv", check=writable),
     ] = None,
     plot: Plot = None,
     partial: Annotated[bool, typer.Option("--partial", help="write what is known already, compute nothing")] = False,

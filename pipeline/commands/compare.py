@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.pipeline.commands.fields import EXECUTION, UNJUDGED, options
-from fewstep.pipeline.commands.options import AsJson, Seed, print_json, typed, writable
+from fewstep.pipeline.commands.options import AsJson, Seed, folder, into, print_json, typed, writable
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import SubjectSettings
+from fewstep.pipeline.settings import MOST_IMAGES, SubjectSettings
 
 if TYPE_CHECKING:
     from fewstep.search_spaces.schedule import SolverSchedule
@@ -27,12 +27,12 @@ def command(
     second: Annotated[
         str, typer.Option(help="what it is compared with, at any number of calls, or of a folder at each of both")
     ],
-    images: Annotated[int, typer.Option(min=750, help="images of each, a multiple of 250")] = 5000,
-    out: Annotated[Path, typer.Option(help="tables that keep the results and their moments")] = Path(
+    images: Annotated[int, typer.Option(min=750, max=MOST_IMAGES, help="images of each, a multiple of 250")] = 5000,
+    out: Annotated[Path, into(help="tables that keep the results and their moments", check=folder)] = Path(
         "runs/evaluations"
     ),
     seed: Seed = 1_000_003,
-    csv: Annotated[Path | None, typer.Option(help="write the rows here, three of each pair", callback=writable)] = None,
+    csv: Annotated[Path | None, into(help="write the rows here, three of each pair", check=writable)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Frechet distances (or another --metric) of two schedules and the paired difference: shared noise cancels.

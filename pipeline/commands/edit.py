@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fewstep.pipeline.commands.fields import DEVICE, EXECUTION, Fields, options
-from fewstep.pipeline.commands.options import AsJson, Device, Tracking, folder, print_json, typed
+from fewstep.pipeline.commands.options import AsJson, Device, Tracking, folder, into, print_json, resumed, typed
+from fewstep.pipeline.editing.settings import EditSettings
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.problems.edits import EditProblem, EditSettings
 from fewstep.pipeline.values import built
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.tasks.editing.subject import EditSubject
@@ -90,7 +91,7 @@ Schedules = Annotated[
     list[Path] | None,
     typer.Option("--schedule", help="a schedule's file to try as a way besides presets; may be repeated"),
 ]
-Work = Annotated[Path | None, typer.Option("--work", help="keeps inversions and judges; by default in ~/.cache")]
+Work = Annotated[Path | None, into("--work", help="keeps inversions and judges; by default in ~/.cache", check=folder)]
 
 
 def _subject(fields: dict[str, Any], fit_way: str | None = None) -> EditSubject:
@@ -110,7 +111,7 @@ def fit_command(
     subject: dict[str, Any],
     edit: dict[str, Any],
     execution: ExecutionSettings,
-    out: Annotated[Path, typer.Option("--out", help="folder for the boundaries", callback=folder)],
+    out: Annotated[Path, into("--out", help="folder for the boundaries", check=folder)],
     step: Annotated[str, typer.Option(help="edit step: a time as 500, lambda=-1.2, or auto (by radius)")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="write boundaries also where classes do not separate")] = False,
     work: Work = None,
@@ -121,14 +122,17 @@ def fit_command(
     from fewstep.tasks.editing.bench import make_bench
     from fewstep.tasks.editing.path import check_step, way_of
 
-    bench = make_bench(_subject(subject), work or editing.cache_folder(), execution.device)
+    chosen = _subject(subject)
+    ways: dict[str, Any] = {name: way_of(edit[name]) for name in ("inversion", "generation") if name in edit}
+    boundary = {"images": chosen.examples, **edit.pop("boundary", {})}
+    fields: dict[str, Any] = {"latent": "both", **edit, **ways, "boundary": boundary}
+    # What cannot be is refused before anything is computed: the step alone may take that.
+    EditConfig.build(**fields, step=0.0)
+    bench = make_bench(chosen, work or editing.cache_folder(), execution.device)
     noise = bench.files.noise
     lambda_ = editing.found_step(bench)[0].step if step == editing.AUTO else editing.parse_step(step, noise)
     check_step(lambda_, noise)
-    ways: dict[str, Any] = {name: way_of(edit[name]) for name in ("inversion", "generation") if name in edit}
-    boundary = {"images": bench.subject.examples, **edit.pop("boundary", {})}
-    fields: dict[str, Any] = {"latent": "both", **edit, **ways, "step": lambda_, "boundary": boundary}
-    config = EditConfig.build(**fields)
+    config = EditConfig.build(**fields, step=lambda_)
     boundaries = editing.fit(bench, config, out, force)
     facts = editing.facts_of(boundaries)
     if as_json:
@@ -142,7 +146,7 @@ def fit_command(
 @app.command("apply")
 def apply_command(
     boundary: Annotated[Path, typer.Option("--boundary", help="folder made by `fewstep edit fit` or by a search")],
-    out: Annotated[Path, typer.Option("--out", help="folder for the images")],
+    out: Annotated[Path, into("--out", help="folder for the images", check=folder)],
     strengths: Annotated[str, typer.Option(help="standard deviations, comma-separated")] = "-3,0,3,6",
     images: Annotated[Path | None, typer.Option(help="a folder of your own, instead of held-out ones")] = None,
     count: Annotated[int, typer.Option(min=2, help="how many images")] = 100,
@@ -155,8 +159,8 @@ def apply_command(
     from fewstep.pipeline.editing import boundaries as editing
     from fewstep.tasks.editing.bench import make_bench
 
-    subject, config, boundaries = editing.load_fit(boundary)
     asked = _numbers(strengths)
+    subject, config, boundaries = editing.load_fit(boundary)
     bench = make_bench(subject, work or editing.cache_folder(), device)
     if images is not None:
         originals = editing.loaded_images(images, bench, count)
@@ -184,9 +188,12 @@ def _numbers(text: str) -> list[float]:
     from fewstep.errors import ConfigurationError
 
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigurationError(f"strengths {text!r}: give numbers, as -3,0,3") from None
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)) or len(set(numbers)) < len(numbers):
+        raise ConfigurationError(f"strengths {text!r}: give numbers, each once, as -3,0,3")
+    return numbers
 
 
 @app.command("search")
@@ -195,7 +202,7 @@ def search_command(
     subject: dict[str, Any],
     chosen: dict[str, Any],
     execution: ExecutionSettings,
-    out: Annotated[Path, typer.Option("--out", help="directory of the search", callback=folder)],
+    out: Annotated[Path, into("--out", help="directory of the search", check=folder)],
     step: Annotated[str, typer.Option(help="the one edit step, or auto: the search chooses among --steps")] = "auto",
     steps: Annotated[int, typer.Option(min=1, help="how many edit steps, even in time")] = 12,
     schedule: Schedules = None,
@@ -209,6 +216,7 @@ def search_command(
     from fewstep.errors import ConfigurationError
     from fewstep.pipeline.editing import boundaries as editing
     from fewstep.pipeline.editing import pictures as editing_pictures
+    from fewstep.pipeline.problems.edits import EditProblem
     from fewstep.pipeline.study import Study
     from fewstep.search_spaces.point import edit_of
     from fewstep.tasks.editing.bench import make_bench
@@ -223,6 +231,7 @@ def search_command(
             raise ConfigurationError(f"{out} holds a study already: add --resume to go on, or choose another --out")
     if not isinstance(study.problem, EditProblem):
         raise ConfigurationError(f"{out} holds no search of edits: go on with `fewstep search --resume --out {out}`")
+    resumed([NAME, "search"], study, execution, work=work, tracking_uri=tracking_uri, json=as_json)
     files = study.run(execution, typed(), None if as_json else _tell).files
     best = study.problem.chosen(study.state())
     assert best is not None

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from fewstep.pipeline.commands.fields import EXECUTION, SUBJECT, options
-from fewstep.pipeline.commands.options import AsJson, Seed, print_json
+from fewstep.pipeline.commands.options import AsJson, Seed, folder, into, print_json
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import SubjectSettings
+from fewstep.pipeline.settings import MOST_IMAGES, SubjectSettings
 
 NAME = "evaluate"
 
@@ -26,8 +26,10 @@ def command(
     ] = None,
     rtol: Annotated[float, typer.Option(help="dopri5's relative tolerance")] = 1e-5,
     atol: Annotated[float, typer.Option(help="dopri5's absolute tolerance")] = 1e-5,
-    images: Annotated[int, typer.Option(min=2, help="how many images to sample")] = 5000,
-    out: Annotated[Path, typer.Option(help="tables that keep the result and its moments")] = Path("runs/evaluations"),
+    images: Annotated[int, typer.Option(min=2, max=MOST_IMAGES, help="how many images to sample")] = 5000,
+    out: Annotated[Path, into(help="tables that keep the result and its moments", check=folder)] = Path(
+        "runs/evaluations"
+    ),
     seed: Seed = 1_000_003,
     as_json: AsJson = False,
 ) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.pipeline.commands.fields import EXECUTION, UNJUDGED, options
-from fewstep.pipeline.commands.options import AsJson, Csv, Plot, Seed, folder, print_json, typed
+from fewstep.pipeline.commands.options import AsJson, Csv, Plot, Seed, folder, into, print_json, typed
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import SubjectSettings
+from fewstep.pipeline.settings import MOST_IMAGES, SubjectSettings
 
 NAME = "explain"
 
@@ -20,10 +20,12 @@ def command(
     subject: SubjectSettings,
     execution: ExecutionSettings,
     schedule: Annotated[str, typer.Argument(help="the JSON file of a found or refined schedule")],
-    images: Annotated[int, typer.Option(min=750, help="images of each variant, a multiple of 250")] = 5000,
-    out: Annotated[
-        Path, typer.Option(help="tables that keep the results; the same command goes on", callback=folder)
-    ] = Path("runs/explain"),
+    images: Annotated[
+        int, typer.Option(min=750, max=MOST_IMAGES, help="images of each variant, a multiple of 250")
+    ] = 5000,
+    out: Annotated[Path, into(help="tables that keep the results; the same command goes on", check=folder)] = Path(
+        "runs/explain"
+    ),
     each_step: Annotated[bool, typer.Option(help="put back decisions of single steps too")] = True,
     seed: Seed = 1_000_003,
     csv: Csv = None,

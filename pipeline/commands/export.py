@@ -10,9 +10,9 @@ import typer
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
-from fewstep.pipeline.commands.options import AsJson, folder, print_json
+from fewstep.pipeline.commands.options import AsJson, folder, into, print_json
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import SubjectSettings
+from fewstep.pipeline.settings import MOST_IMAGES, SubjectSettings
 from fewstep.pipeline.values import built
 
 NAME = "export"
@@ -32,12 +32,12 @@ ASKED = Fields(
 def command(
     asked: dict[str, Any],
     execution: ExecutionSettings,
-    out: Annotated[Path, typer.Option(help="folder for the scheduler", callback=folder)],
+    out: Annotated[Path, into(help="folder for the scheduler", check=folder)],
     study: Annotated[Path | None, typer.Option(help="directory of a finished search: all its schedules")] = None,
     schedule: Annotated[list[Path] | None, typer.Option(help="a schedule's JSON file; may be repeated")] = None,
     stock: Annotated[bool, typer.Option("--stock", help="also find and measure stock schedulers")] = False,
-    images: Annotated[int, typer.Option(min=750, help="images of the measurement")] = 5000,
-    tables: Annotated[Path, typer.Option(help="tables that keep the measurements")] = Path("runs/evaluations"),
+    images: Annotated[int, typer.Option(min=750, max=MOST_IMAGES, help="images of the measurement")] = 5000,
+    tables: Annotated[Path, into(help="tables that keep the measurements", check=folder)] = Path("runs/evaluations"),
     as_json: AsJson = False,
 ) -> None:
     """Write a FewStepScheduler that any diffusers pipeline of this model can use.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fewstep.pipeline.commands.fields import DEVICE, Fields, options
-from fewstep.pipeline.commands.options import AsJson, print_json
+from fewstep.pipeline.commands.options import AsJson, folder, into, print_json
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SubjectSettings
 
@@ -30,9 +30,9 @@ def command(
     subject: SubjectSettings,
     execution: ExecutionSettings,
     schedule: Annotated[str, typer.Option(help="what it will sample with: a schedule's file, or PRESET/GRID@CALLS")],
-    out: Annotated[Path, typer.Option(help="folder to write")],
+    out: Annotated[Path, into(help="folder to write", check=folder)],
     config: Config = "w4a8-tfmq-full",
-    work: Annotated[Path | None, typer.Option(help="keeps what a killed calibration had finished")] = None,
+    work: Annotated[Path | None, into(help="keeps what a killed calibration had finished", check=folder)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantise a model's network for a schedule: weights packed, temporal features kept (TFMQ-DM).

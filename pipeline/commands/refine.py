@@ -7,14 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
-from fewstep.pipeline.commands.options import AsJson, print_json, writable
+from fewstep.pipeline.commands.options import AsJson, folder, into, print_json, writable
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import SubjectSettings
+from fewstep.pipeline.settings import MOST_IMAGES, SubjectSettings
 from fewstep.pipeline.values import built
 from fewstep.tasks.refinement.plan import RefinePlan
 
 NAME = "refine"
+TEACHER, LIMIT = "unipc-2-bh2/karras-zero@64", 100_000
 SUBJECT = Fields(SubjectSettings, without=("metric", "quantized", "integer", "judge"))
 PLAN = Fields(
     RefinePlan,
@@ -37,23 +39,26 @@ def command(
     plan: dict[str, Any],
     execution: ExecutionSettings,
     schedule: Annotated[str, typer.Argument(help="a schedule's JSON file, or PRESET/GRID@CALLS")],
-    to: Annotated[
-        Path | None, typer.Option("--to", help="where the refined schedule is written", callback=writable)
-    ] = None,
-    out: Annotated[Path, typer.Option(help="progress and tables; the same command goes on from there")] = Path(
+    to: Annotated[Path | None, into("--to", help="where the refined schedule is written", check=writable)] = None,
+    out: Annotated[Path, into(help="progress and tables; the same command goes on from there", check=folder)] = Path(
         "runs/refinement"
     ),
-    teacher: Annotated[str, typer.Option(help="PRESET/GRID@CALLS, or a schedule's file")] = (
-        "unipc-2-bh2/karras-zero@64"
-    ),
+    teacher: Annotated[
+        str | None, typer.Option(help=f"PRESET/GRID@CALLS, or a schedule's file [default: {TEACHER}]")
+    ] = None,
     distance: Annotated[
         str, typer.Option(help="to the teacher by network (its middle block), pixel, features; or reference, moments")
     ] = "network",
     images: Annotated[
-        int | None, typer.Option(min=2, help="noises that are tuned on [default: 256, of moments 1,000]")
+        int | None,
+        typer.Option(min=2, max=MOST_IMAGES, help="noises that are tuned on [default: 256, of moments 1,000]"),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="denoiser calls at most, of moments")] = 100_000,
-    judge_images: Annotated[int, typer.Option(min=2, help="images that start and results are judged on")] = 2000,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help=f"denoiser calls at most, of moments [default: {LIMIT}]")
+    ] = None,
+    judge_images: Annotated[
+        int, typer.Option(min=2, max=MOST_IMAGES, help="images that start and results are judged on")
+    ] = 2000,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast the denoiser calls, run nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -73,12 +78,13 @@ def command(
     from fewstep.tasks.refinement.moment_plan import MomentPlan
     from fewstep.tasks.sampling.grids import parse_schedule
 
+    _all_act(distance, {**plan, "teacher": teacher, "images": images, "limit": limit})
     files, asked = find_model(subject.model), subject_of(subject)
-    start, many = parse_schedule(schedule, files.noise), parse_schedule(teacher, files.noise)
+    start, many = parse_schedule(schedule, files.noise), parse_schedule(teacher or TEACHER, files.noise)
     seed = built(RefinePlan, plan).seed
     wanted: RefinePlan | MomentPlan
     if distance == "moments":
-        wanted = MomentPlan.apart(images or 1000, limit, seed)
+        wanted = MomentPlan.apart(images or 1000, limit or LIMIT, seed)
     else:
         wanted = built(RefinePlan, {**plan, "distance": distance, "images": images or 256})
     most = wanted.calls(start.nfe, many.nfe)
@@ -103,6 +109,17 @@ def command(
         },
         as_json,
     )
+
+
+def _all_act(distance: str, given: dict[str, Any]) -> None:
+    """ConfigurationError for an option that the distance does not heed."""
+    unheeded = {
+        "moments": {"teacher", *PLAN.fields} - {"seed"},
+        "reference": {"teacher", "images", "limit"},
+    }
+    for name, value in given.items():
+        if value is not None and name in unheeded.get(distance, {"limit"}):
+            raise ConfigurationError(f"--{name} means nothing to --distance {distance}: leave it out")
 
 
 def _tell(check: Any) -> None:

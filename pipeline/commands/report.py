@@ -9,7 +9,7 @@ import typer
 
 from fewstep.errors import ConfigurationError, DamagedFileError
 from fewstep.files import read_text
-from fewstep.pipeline.commands.options import AsJson, Out, Tracking, print_json, writable
+from fewstep.pipeline.commands.options import AsJson, Out, Tracking, into, print_json, writable
 
 NAME = "report"
 LISTED = ["nfe", "value", "trial", "candidate", "origin", "images", "denoiser_calls"]
@@ -24,8 +24,8 @@ def _results_csv(out: Path) -> str:
 
 def command(
     out: Out,
-    html: Annotated[Path | None, typer.Option(help="write one self-contained page here", callback=writable)] = None,
-    csv: Annotated[Path | None, typer.Option(help="copy the study's results.csv here", callback=writable)] = None,
+    html: Annotated[Path | None, into(help="write one self-contained page here", check=writable)] = None,
+    csv: Annotated[Path | None, into(help="copy the study's results.csv here", check=writable)] = None,
     top: Annotated[int, typer.Option(min=0, help="list this many of the best candidates of each NFE as judged")] = 0,
     sync: Annotated[bool, typer.Option("--sync", help="log the study to the tracking server again")] = False,
     tracking_uri: Tracking = None,

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.errors import ConfigurationError, DataError, ScheduleError
-from fewstep.pipeline.commands.options import AsJson, Model, print_json
+from fewstep.pipeline.commands.options import AsJson, Model, folder, into, print_json, writable
 from fewstep.search_spaces.schedule import MIN_GAP, SolverSchedule, load_schedule
 from fewstep.search_spaces.schedule.formula import Formula
 from fewstep.search_spaces.schedule.published import read_published
@@ -30,11 +30,15 @@ app = typer.Typer(
 SLACK = 1e-4
 
 
+def _place(path: Path | None) -> Path | None:
+    return writable(path) if path is not None and path.suffix == ".json" else folder(path)
+
+
 @app.command("import")
 def import_command(
     file: Annotated[Path, typer.Argument(help="a published .pth file, or decisions as .json")],
     model: Model,
-    out: Annotated[Path, typer.Option(help="folder, or the .json file of the only schedule")] = Path("schedules"),
+    out: Annotated[Path, into(help="folder, or the .json file of the only schedule", check=_place)] = Path("schedules"),
     index: Annotated[int | None, typer.Option(min=0, help="only the schedule at this place in the file")] = None,
     nfe: Annotated[int | None, typer.Option(min=1, help="only schedules of that many denoiser calls")] = None,
     drop_skips: Annotated[bool, typer.Option("--drop-skips", help="leave out skip factors of another network")] = False,

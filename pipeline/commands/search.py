@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
-from fewstep.pipeline.commands.options import AsJson, Tracking, folder, print_json, typed
+from fewstep.pipeline.commands.options import AsJson, Tracking, folder, into, print_json, resumed, typed
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study_file import warm_starts
@@ -63,9 +64,7 @@ def command(
     chosen: dict[str, Any],
     execution: ExecutionSettings,
     file: Annotated[Path | None, typer.Argument(metavar="STUDY.toml", help="a study file; options go first")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="directory of the study [default: runs/NAME]", callback=folder)
-    ] = None,
+    out: Annotated[Path | None, into(help="directory of the study [default: runs/NAME]", check=folder)] = None,
     recipe: Annotated[str | None, typer.Option(help="a study file that comes with fewstep, as digits-demo")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the study in --out")] = False,
     tracking_uri: Tracking = None,
@@ -97,9 +96,12 @@ def command(
         )
     if settings is not None and study.exists and not dry_run:
         raise ConfigurationError(f"{root} holds a study already: add --resume to go on, or choose another --out")
+    if (note := _beyond_budget(study)) is not None:
+        print(f"warning: {note}", file=sys.stderr)
     if dry_run:
         _forecast(study, execution, as_json)
         return
+    folder(root)
     _run(study, execution, tracking_uri, as_json)
 
 
@@ -114,6 +116,12 @@ def _settings(file: Path | None, recipe: str | None, chosen: dict[str, Any]) -> 
     return search_settings(*layers, resolved(chosen))
 
 
+def _beyond_budget(study: Any) -> str | None:
+    from fewstep.pipeline.forecast import beyond_budget
+
+    return beyond_budget(study.problem)
+
+
 def _forecast(study: Any, execution: ExecutionSettings, as_json: bool) -> None:
     from fewstep.pipeline.forecast import forecast
 
@@ -121,14 +129,16 @@ def _forecast(study: Any, execution: ExecutionSettings, as_json: bool) -> None:
     if as_json:
         print_json(figures)
         return
+    width = max(map(len, figures)) + 2
     for name, value in figures.items():
-        typer.echo(f"{name.replace('_', ' '):24} {value:,}" if isinstance(value, int) else f"{name:24} {value}")
+        typer.echo(f"{name.replace('_', ' '):{width}} {value:,}")
 
 
 def _run(study: Any, execution: ExecutionSettings, tracking_uri: str | None, as_json: bool) -> None:
     from fewstep.pipeline.api import run_study
     from fewstep.pipeline.display import SearchDisplay, print_outcome
 
+    resumed(["search"], study, execution, tracking_uri=tracking_uri, json=as_json)
     with SearchDisplay(study.settings, quiet=as_json) as display:
         outcome, uri = run_study(study, execution, typed(), tracking_uri, display.on_record)
     if not as_json:

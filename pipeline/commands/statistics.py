@@ -10,7 +10,7 @@ import typer
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import DEVICE, Fields, options
-from fewstep.pipeline.commands.options import AsJson, Seed, print_json, writable
+from fewstep.pipeline.commands.options import AsJson, Seed, into, print_json, writable
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SubjectSettings
 
@@ -26,7 +26,7 @@ SUBJECT = Fields(
 def command(
     subject: SubjectSettings,
     execution: ExecutionSettings,
-    out: Annotated[Path, typer.Option(help="the file to write, NAME.safetensors", callback=writable)],
+    out: Annotated[Path, into(help="the file to write, NAME.safetensors", check=writable)],
     points: Annotated[int, typer.Option(min=3, help="lambdas on a uniform grid over the model's range")] = 64,
     trajectories: Annotated[int, typer.Option(min=1, help="images to sample; the error falls with their root")] = 256,
     steps: Annotated[int, typer.Option(min=1, help="solver steps from one grid point to the next")] = 4,

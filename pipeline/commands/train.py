@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.commands.options import AsJson, Device, print_json
+from fewstep.pipeline.commands.options import AsJson, Device, folder, into, print_json
 
 NAME = "train"
 
@@ -22,8 +22,8 @@ def command(
             "fashion-lfm-layout; or a judge of images: fashion-judge, digits-judge"
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="model directory to write [default: models/RECIPE]")] = None,
-    checkpoints: Annotated[Path | None, typer.Option(help="where checkpoints are kept")] = None,
+    out: Annotated[Path | None, into(help="model directory to write [default: models/RECIPE]", check=folder)] = None,
+    checkpoints: Annotated[Path | None, into(help="where checkpoints are kept", check=folder)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="other number of optimiser steps")] = None,
     autoencoder_steps: Annotated[
         int | None, typer.Option(min=1, help="other number of the autoencoder's steps, for latent models")
@@ -45,7 +45,9 @@ def command(
     from fewstep.tasks.training.entry import train_entry
     from fewstep.tasks.training.judge import JUDGE_RECIPES, train_judge
     from fewstep.tasks.training.recipes import training_recipe
+    from fewstep.tasks.worker import check_device
 
+    check_device(device)
     begun = time.monotonic()
 
     def show(stage: str, step: int, total: int, loss: float) -> None:
@@ -68,8 +70,9 @@ def command(
         if seed is not None:
             raise ConfigurationError(f"{recipe} is what all others are judged by: leave --seed out")
         judge = JUDGE_RECIPES[recipe].model_copy(update={} if steps is None else {"steps": steps})
-        folder = out or Path("models") / recipe
-        finish(folder, train_judge(judge, folder, device, show))
+        target = out or Path("models") / recipe
+        folder(target)
+        finish(target, train_judge(judge, target, device, show))
         return
     chosen = training_recipe(recipe)
     if steps is not None:
@@ -83,4 +86,6 @@ def command(
         chosen = chosen.reseeded(seed)
     target = out or Path("models") / chosen.name
     kept = checkpoints or Path.home() / ".cache" / "fewstep" / "checkpoints" / chosen.name
+    folder(target)
+    folder(kept)
     finish(target, train_entry(chosen, target, kept, device, show, start))

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from fewstep.errors import ConfigurationError, EvaluationError
+from fewstep.pipeline import stopping
 from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings, ExecutorEvent
 from fewstep.pipeline.executors.pace import LEAST, Pace
 from fewstep.pipeline.executors.ray_cluster import RayCluster
@@ -100,6 +101,8 @@ class RayExecutor:
         self._silent = 0
         try:
             self._cluster.connect(execution, settings.device)
+            # Ray took SIGTERM: its own handler prints a trace of C++.
+            stopping.watch()
             self._slots += [_Slot(index) for index in range(self._cluster.workers)]
             self._await_first()
         except BaseException:

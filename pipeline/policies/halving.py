@@ -64,6 +64,22 @@ class HalvingPolicy:
                 else:
                     search.finish(trial, TrialState.PRUNED)
 
+    @property
+    def warm(self) -> list[Seed]:
+        """The seeds that a user starts from: they always climb."""
+        return [(origin, point) for origin, point in self.seeds if origin in (WARM, WARM_REFINED)]
+
+    def presets_promoted_at_most(self, nfe: int) -> int:
+        """How many presets of an NFE climb: the baseline, and `preset_grids` of each solver, of twins once."""
+        grids: dict[str, dict[str, str]] = {}
+        for name, schedule in self.presets[nfe].items():
+            solver, _, grid = name.partition("/")
+            grids.setdefault(solver, {})[grid] = schedule.hash
+        solvers = {tuple(sorted(own.items())) for own in grids.values()}
+        each = self._settings.preset_grids
+        chosen = 1 + (sum(min(each, len(own)) for own in solvers) if each else 1)
+        return min(chosen, len({s.hash for s in self.presets[nfe].values()}))
+
     def _promote_presets(self, search: Search, record: EvaluationRecord) -> None:
         """Once every preset of an NFE is screened, the best grids of each go on, and the baseline."""
         table, by_hash = self.presets[record.nfe], search.by_hash

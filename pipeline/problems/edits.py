@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
-
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from fewstep.errors import ConfigurationError
 from fewstep.files import write_text
+from fewstep.pipeline.editing.settings import EditSettings
 from fewstep.pipeline.policies.edit import EditPolicy
 from fewstep.pipeline.problems.base import Publication, found
 from fewstep.pipeline.proposers.base import Proposer
@@ -22,11 +20,9 @@ from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.reports.csv import results_csv
 from fewstep.pipeline.reports.rows import FOUND, Row, row_of
 from fewstep.pipeline.search import Search, Seed
-from fewstep.pipeline.settings import StudyName
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.neighbours import LAST_ROUND, Neighbours, chosen
 from fewstep.pipeline.trial import Ladder, Rung, Trial, Work
-from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.edit import PUBLISHED, EditConfig
 from fewstep.search_spaces.edit.space import EditSpace
 from fewstep.search_spaces.point import EditPoint, Point, edit_of
@@ -36,7 +32,6 @@ from fewstep.tasks.editing.bench import SEEDS
 from fewstep.tasks.editing.measures import balance
 from fewstep.tasks.editing.metric import REPORT, SEARCH
 from fewstep.tasks.editing.path import segment, towards_noise
-from fewstep.tasks.editing.subject import EditSubject
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ModelFiles, find_model
 from fewstep.tasks.work import Subject
@@ -46,40 +41,6 @@ STOCK_STRENGTHS = (2.0, 4.0, 6.0)
 FAST = ("dpm-solver-2m/uniform-t@10", "dpmpp-2m/uniform-t@10")
 # (strength, C): a small C brings the normal towards the difference of the sides' means.
 FAST_EDITS = ((3.0, 1.0), (5.0, 1.0), (3.0, 1e-3))
-
-
-class EditSettings(Checked):
-    """A search of edits of one subject.
-
-    `budget` is in denoiser calls of the edits that are screened; boundaries, finals and the report are not counted.
-    `steps` are the edit steps (lambdas) to choose among. `schedules` are offered besides the presets as ways;
-    decisions in `kept` stay as in `base`. `most_calls` bounds the calls of what is chosen, 0: no bound.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    space: Literal["edit"] = "edit"
-    study: StudyName
-    subject: EditSubject
-    steps: tuple[float, ...] = Field(min_length=1)
-    base: EditConfig
-    schedules: tuple[SolverSchedule, ...] = ()
-    kept: tuple[str, ...] = ()
-    sampler: Literal["tpe", "nsgaii", "nsgaiii", "random", "gp", "s3", "evolution"] = "tpe"
-    surrogate: Literal["encoder", "ensemble", "forest", "trees", "gp", "none"] = "none"
-    population: PositiveInt = 20
-    seed: NonNegativeInt = 0
-    budget: PositiveInt = 100_000
-    screen_images: int = Field(64, ge=2)
-    final_images: int = Field(200, ge=2)
-    report_images: int = Field(500, ge=2)
-    finalists: PositiveInt = 8
-    most_calls: NonNegativeInt = 0
-
-    @property
-    def model(self) -> str:
-        """The subject's model."""
-        return self.subject.model
 
 
 @dataclass(frozen=True)

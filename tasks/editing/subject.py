@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
 from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.edit import PUBLISHED, Way
@@ -36,7 +36,7 @@ class EditSubject(Checked):
     features: str = "auto"
     judge: str = ""
     judge_steps: PositiveInt = 2500
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, le=2**62)
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

@@ -39,7 +39,7 @@ class RefinePlan(Checked):
     check_every: PositiveInt = 50
     average: float = Field(0.95, ge=0, lt=1)
     speed: float = Field(1.0, gt=0, le=100, description="all of Adam's rates times this")
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, le=2**62)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -264,6 +264,10 @@ class DpmSinglestep(Walk):
 class UniPc(Walk):
     """UniPCMultistepScheduler."""
 
+    def threshold(self, config: Config) -> Threshold | None:
+        """None for the variant on the noise, which does not threshold."""
+        return super().threshold(config) if config["predict_x0"] else None
+
     def formulas(self, scheduler: Any, lambdas: Sequence[float]) -> Sequence[Step]:
         """See Walk."""
         config, n = scheduler.config, len(lambdas) - 1

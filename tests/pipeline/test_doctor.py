@@ -11,15 +11,17 @@ import shutil
 import types
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.specifiers import SpecifierSet
 
 from fewstep.pipeline import doctor
-from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.executors.base import AUTO, EXECUTORS, ExecutionSettings
 from fewstep.tasks import data
 from fewstep.tasks.models import files
 
+MAKEFILE = Path(__file__).parents[2] / "Makefile"
 FASHION_PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
 
@@ -195,3 +197,56 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
     (zoo,) = [check for check in doctor.diagnose() if check.name == "zoo"]
     assert zoo.ok is False
     assert "the disk is gone" in zoo.found
+
+
+# -- what it advises exists -------------------------------------------------------------------------------
+
+
+def _options() -> dict[str, set[str]]:
+    """Every option of every command, with the values that it takes where these are listed."""
+    import typer
+
+    from fewstep.pipeline import cli
+
+    found: dict[str, set[str]] = {}
+    group: Any = typer.main.get_command(cli.app)
+    commands = [group.get_command(None, name) for name in group.list_commands(None)]
+    commands += [inner for command in commands for inner in getattr(command, "commands", {}).values()]
+    for command in commands:
+        for option in command.params:
+            for name in option.opts:
+                found.setdefault(name, set())
+    return found | {"--executor": {AUTO, *EXECUTORS.names}, "--features": {"auto", "inception"}}
+
+
+def test_all_that_it_advises_exists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Options and their values, variables, commands and make's targets, of a machine where everything is amiss."""
+    import torch
+    import torch.hub
+
+    def absent(name: str) -> Any:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    monkeypatch.setattr(metadata, "distribution", absent)
+    monkeypatch.setattr(importlib, "import_module", absent)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(data, "FASHION_FOLDERS", ())
+    monkeypatch.setattr(files, "ZOO", tmp_path / "absent")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1_000_000))
+    checks = [doctor.check_python((3, 9, 0)), *doctor.diagnose(tmp_path / "missing")]
+    told = [f"{check.found} {check.advice}" for check in checks if check.ok is not True]
+    assert len(told) > 10
+    options, targets = _options(), set(re.findall(r"^([\w-]+):", MAKEFILE.read_text(), re.MULTILINE))
+    spoken = []
+    for text in told:
+        fewsteps = re.sub(r"`(pip|apt) [^`]*`", "", text)
+        for option, value in re.findall(r"(--[\w-]+)(?: ([\w-]+))?", fewsteps):
+            spoken.append(option)
+            assert option in options, text
+            assert not options[option] or value in options[option], text
+        for target in re.findall(r"`make ([\w-]+)`", text):
+            spoken.append(target)
+            assert target in targets, text
+    assert {"--out", "--executor", "--features", "setup", "train-zoo"} <= set(spoken)

@@ -8,9 +8,10 @@ import pytest
 
 from fewstep.errors import ConfigurationError, StorageError
 from fewstep.pipeline.campaign import Campaign
+from fewstep.pipeline.editing.settings import EditSettings
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.policies.edit import EditPolicy, edit_objectives
-from fewstep.pipeline.problems.edits import EditProblem, EditSettings
+from fewstep.pipeline.problems.edits import EditProblem
 from fewstep.pipeline.stages.neighbours import TWIN, merit, round_of, shortfall, twin
 from fewstep.pipeline.study import Study
 from fewstep.pipeline.trial import Rung, Trial

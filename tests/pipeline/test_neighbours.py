@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.pipeline.editing.settings import EditSettings
 from fewstep.pipeline.policies.edit import EditPolicy
-from fewstep.pipeline.problems.edits import EditProblem, EditSettings
+from fewstep.pipeline.problems.edits import EditProblem
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.stages.neighbours import REROUTED, ROUNDS, TWIN, Neighbours, twin
 from fewstep.pipeline.trial import Candidate, Work

@@ -1,0 +1,44 @@
+"""The loop: what it says where a search ends otherwise than by its budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.proposers.optuna import OptunaProposer
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.study import Study
+
+HERE = ExecutionSettings(executor="in-process")
+
+
+def _study(toy: Path, root: Path, budget: int) -> Study:
+    small = {"distance_images": 2, "frechet_images": 3, "finalist_images": 4, "report_images": 3}
+    settings = SearchSettings.build(
+        model=str(toy), nfes=(1,), sampler="random", teacher="ddim@2", budget=budget, grids=("uniform-t-zero",), **small
+    )
+    return Study(root, settings)
+
+
+def test_a_space_with_no_candidate_left_is_said_once(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(OptunaProposer, "ask", lambda *arguments: None)
+    study = _study(toy, tmp_path / "left", 1_000)
+    state = study.find(HERE)
+    assert state.spent < 1_000
+    (event,) = [e for e in study.store.events.records() if e.kind == "exhausted"]
+    assert "at NFE 1" in event.message
+    assert f"{state.spent} of 1,000 calls" in event.message
+    assert capsys.readouterr().err == f"warning: {event.message}\n"
+    study.find(HERE)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_budget_that_is_spent_says_nothing(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = _study(toy, tmp_path / "spent", 30)
+    assert study.find(HERE).spent >= 30
+    assert [e for e in study.store.events.records() if e.kind == "exhausted"] == []
+    assert capsys.readouterr().err == ""
