@@ -22,6 +22,7 @@ from fewstep.errors import ConfigurationError, DataError
 from fewstep.tasks.metrics._network import in_slices, weights_hash
 from fewstep.tasks.metrics._rebind import rebound
 from fewstep.tasks.metrics.moments import Array
+from fewstep.tasks.models.finite import check_finite
 
 WEIGHTS_VARIABLE = "FEWSTEP_INCEPTION"
 WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -103,6 +104,7 @@ def _network(state: dict[str, Any]) -> nn.Module:
         raise DataError(
             f"the weights do not fit pytorch-fid's Inception ({_first_line(error)}): use {WEIGHTS_FILE}"
         ) from error
+    check_finite(network, WEIGHTS_FILE, DataError)
     return network.eval()
 
 

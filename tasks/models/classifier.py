@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import ModelError
 from fewstep.files import read_json
+from fewstep.tasks.models.finite import check_finite
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -74,4 +75,5 @@ def load_classifier(folder: Path, device: str = "cpu") -> SmallClassifier:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (ModelError, OSError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"no usable classifier in {folder}: {error}") from error
+    check_finite(model, folder)
     return model.eval().requires_grad_(False).to(device)

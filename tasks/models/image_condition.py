@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import ModelError
 from fewstep.tasks.models.condition_config import CONFIG_FILE, WEIGHTS_FILE, ConditionConfig, read_condition
+from fewstep.tasks.models.finite import check_finite
 
 # From images to their scaled latents: the mean of the posterior.
 Encode = Callable[[Tensor], Tensor]
@@ -110,4 +111,5 @@ def load_condition(folder: Path, device: str = "cpu") -> ImageCondition:
             condition.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(f"{folder}: the weights do not load: {str(error).splitlines()[0]}") from error
+    check_finite(condition, folder)
     return condition.eval().requires_grad_(False).to(device)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fewstep.errors import ConfigurationError, ModelError
 from fewstep.files import read_json
 from fewstep.tasks.models.files import ModelFiles
+from fewstep.tasks.models.finite import check_finite
 
 JUDGES = Path(__file__).parent / "zoo" / "judges"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -103,6 +104,7 @@ def load_judge(judge: str, files: ModelFiles | None = None, device: str = "cpu")
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (ModelError, OSError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"no usable judge in {folder}: {error}") from error
+    check_finite(model, folder)
     if files is not None:
         judged = tuple(model.config[name] for name in ("channels", "size", "classes"))
         made = files.channels, files.size, files.classes

@@ -16,6 +16,7 @@ from torch import Tensor
 from fewstep.errors import ConfigurationError, ModelError
 from fewstep.tasks.models.conditions import NO_NULL_LABEL, Conditions
 from fewstep.tasks.models.files import ModelFiles
+from fewstep.tasks.models.finite import check_finite
 
 
 class Network(Protocol):
@@ -63,11 +64,7 @@ def load_part(loader: Any, folder: Path, **arguments: Any) -> Any:
             raise ModelError(
                 f"{folder}: the weights {what} {', '.join(keys[:3])}{more}: they are not those of its config.json"
             )
-    for name, tensor in part.named_parameters():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(
-                f"{folder}: the weights of {name} are not finite: the file is damaged or training diverged"
-            )
+    check_finite(part, folder)
     return part
 
 

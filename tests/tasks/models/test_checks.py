@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fewstep.errors import EvaluationError, ModelError
 from fewstep.search_spaces.point import SchedulePoint
+from fewstep.tasks.models.classifier import load_classifier
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.decoder import load_decoder
 from fewstep.tasks.models.denoiser import Denoiser
@@ -92,6 +93,14 @@ def test_weights_that_are_not_finite_are_named(value: float, model: Path) -> Non
     _weights(path, lambda state: state["conv_out.bias"].fill_(value))
     with pytest.raises(ModelError, match=r"weights of conv_out.bias are not finite"):
         _loads(model)
+
+
+def test_features_that_are_not_finite_are_not_images_that_diverge(model: Path) -> None:
+    path = model / "classifier" / "model.safetensors"
+    name = next(k for k, v in load_file(path).items() if v.is_floating_point())
+    _weights(path, lambda state: state[name].fill_(float("nan")))
+    with pytest.raises(ModelError, match=f"weights of {name} are not finite"):
+        load_classifier(model / "classifier")
 
 
 def test_a_network_that_breaks_is_not_a_schedule_that_explodes(model: Path) -> None:
