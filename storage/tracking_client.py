@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep import files
 from fewstep.errors import FewstepError, LeaseError, TrackingError
 from fewstep.storage.lease import Lease
 from fewstep.storage.masking import masked_argument, without_secrets
@@ -44,7 +45,7 @@ def follow(tracking_uri: str, experiment_id: str, location: str) -> None:
     if beside is None or database is None or location == beside or not location.endswith(f"/{_ARTIFACTS}"):
         return
     # MLflow writes an absolute address into every run, and has no call that changes it.
-    with closing(sqlite3.connect(database)) as connection, connection:
+    with closing(sqlite3.connect(database, timeout=files.PATIENCE)) as connection, connection:
         connection.execute(
             "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (beside, int(experiment_id))
         )
@@ -79,7 +80,11 @@ def connect(tracking_uri: str, timeout: float) -> Iterator["MlflowClient"]:
             stack.enter_context(_quiet())
             if database is not None and not complete(database):
                 _create(database)
-            yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+            address = tracking_uri
+            if database is not None and "?" not in tracking_uri:
+                # Somebody who reads may hold the database for a while.
+                address = f"{tracking_uri}?timeout={files.PATIENCE:g}"
+            yield MlflowClient(tracking_uri=address, registry_uri=address)
     except LeaseError as error:
         raise TrackingError(f"tracking store {masked_argument(tracking_uri)} is busy: {error}") from error
     except FewstepError:

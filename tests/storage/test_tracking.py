@@ -8,14 +8,18 @@ import logging
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 
 import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
+from fewstep import files
 from fewstep.errors import StorageError, TrackingError
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.search_spaces.ode import OdeSettings
@@ -293,6 +297,25 @@ def test_a_server_that_never_answers_is_given_up_within_seconds(store, study):
 def test_a_database_in_use_is_reported_as_busy(store, study, tmp_path):
     with Lease(tmp_path, "mlflow.lock"), pytest.raises(TrackingError, match=r"is busy: .* in use by process"):
         sync(store, study, default_tracking_uri(tmp_path), timeout=0.2)
+
+
+@pytest.mark.parametrize(("patience", "goes_on"), [(0.3, False), (30.0, True)])
+def test_a_database_that_is_locked_is_waited_for(store, study, tmp_path, monkeypatch, patience, goes_on):
+    uri = default_tracking_uri(tmp_path)
+    parent = sync(store, study, uri)
+    store.studies.append([replace(store.studies.records()[0], settings_json='{"new": 1}')])
+    monkeypatch.setattr(files, "PATIENCE", patience)
+    lock = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None, check_same_thread=False)
+    lock.execute("BEGIN IMMEDIATE")
+    free = threading.Timer(1.5, lock.rollback)
+    free.start()
+    if goes_on:
+        assert sync(store, study, uri) == parent
+    else:
+        with pytest.raises(TrackingError, match=r"locked.*sync again"):
+            sync(store, study, uri)
+    free.join()
+    lock.close()
 
 
 def test_a_file_that_is_no_database_is_an_error(store, study, tmp_path):
