@@ -10,7 +10,6 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep import files
 from fewstep.errors import FewstepError, LeaseError, TrackingError
 from fewstep.storage.lease import Lease
 from fewstep.storage.masking import masked_argument, without_secrets
@@ -45,7 +44,7 @@ def follow(tracking_uri: str, experiment_id: str, location: str) -> None:
     if beside is None or database is None or location == beside or not location.endswith(f"/{_ARTIFACTS}"):
         return
     # MLflow writes an absolute address into every run, and has no call that changes it.
-    with closing(sqlite3.connect(database, timeout=files.PATIENCE)) as connection, connection:
+    with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute(
             "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (beside, int(experiment_id))
         )
@@ -80,11 +79,7 @@ def connect(tracking_uri: str, timeout: float) -> Iterator["MlflowClient"]:
             stack.enter_context(_quiet())
             if database is not None and not complete(database):
                 _create(database)
-            address = tracking_uri
-            if database is not None and "?" not in tracking_uri:
-                # Somebody who reads may hold the database for a while.
-                address = f"{tracking_uri}?timeout={files.PATIENCE:g}"
-            yield MlflowClient(tracking_uri=address, registry_uri=address)
+            yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     except LeaseError as error:
         raise TrackingError(f"tracking store {masked_argument(tracking_uri)} is busy: {error}") from error
     except FewstepError:
@@ -97,6 +92,11 @@ def connect(tracking_uri: str, timeout: float) -> Iterator["MlflowClient"]:
             f"tracking at {masked_argument(tracking_uri)} failed: {reason}; nothing is lost, check the address and "
             "sync again"
         ) from error
+
+
+def is_locked(error: TrackingError) -> bool:
+    """Whether it is that somebody else held the database longer than MLflow waits, which may be tried again."""
+    return "database is locked" in f"{error} {error.__cause__}"
 
 
 def _database(tracking_uri: str) -> Path | None:

@@ -11,15 +11,12 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import replace
 
 import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
-from fewstep import files
 from fewstep.errors import StorageError, TrackingError
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.search_spaces.ode import OdeSettings
@@ -27,6 +24,7 @@ from fewstep.search_spaces.point import EditPoint, QuantizationPoint, as_point, 
 from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.presets import preset
+from fewstep.storage import tracking
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store
@@ -299,23 +297,25 @@ def test_a_database_in_use_is_reported_as_busy(store, study, tmp_path):
         sync(store, study, default_tracking_uri(tmp_path), timeout=0.2)
 
 
-@pytest.mark.parametrize(("patience", "goes_on"), [(0.3, False), (30.0, True)])
-def test_a_database_that_is_locked_is_waited_for(store, study, tmp_path, monkeypatch, patience, goes_on):
-    uri = default_tracking_uri(tmp_path)
+def test_a_database_that_is_locked_is_tried_again(store, study, uri, monkeypatch, caplog):
+    left = [2]
+
+    def locked(*_):
+        if left[0]:
+            left[0] -= 1
+            raise sqlite3.OperationalError("database is locked")
+
     parent = sync(store, study, uri)
-    store.studies.append([replace(store.studies.records()[0], settings_json='{"new": 1}')])
-    monkeypatch.setattr(files, "PATIENCE", patience)
-    lock = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None, check_same_thread=False)
-    lock.execute("BEGIN IMMEDIATE")
-    free = threading.Timer(1.5, lock.rollback)
-    free.start()
-    if goes_on:
-        assert sync(store, study, uri) == parent
-    else:
-        with pytest.raises(TrackingError, match=r"locked.*sync again"):
-            sync(store, study, uri)
-    free.join()
-    lock.close()
+    monkeypatch.setattr(tracking, "follow", locked)
+    assert sync(store, study, uri) == parent
+    assert left == [0]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{uri} is locked by another program, trying again"
+    ] * 2
+    left[0] = -1
+    monkeypatch.setattr(tracking, "PATIENCE", 0.0)
+    with pytest.raises(TrackingError, match=r"database is locked.*sync again"):
+        sync(store, study, uri)
 
 
 def test_a_file_that_is_no_database_is_an_error(store, study, tmp_path):
