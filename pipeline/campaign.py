@@ -66,13 +66,13 @@ def missing(evaluator: Evaluator, work: Iterable[Work]) -> list[Work]:
 
 
 def register(
-    root: Path, study: str, settings: BaseModel, model: str, model_hash: str, hashes: Mapping[str, str]
+    root: Path, study: str, settings: BaseModel, model: str, model_hash: str, hashes: Mapping[str, str] | None = None
 ) -> None:
     """Write a study's row where its settings are new; ConfigurationError where the folder holds another study.
 
     `hashes` are of what its values depend on, see `dependencies`: where they changed, that is refused too.
     """
-    store = Store(root)
+    store, hashes = Store(root), hashes or {}
     check_folder(store, hashes)
     past = store.studies.records()
     others = [r.study for r in past if r.study != study]

@@ -4,19 +4,22 @@ MLflow is for people to browse; the tables are the truth. A sync may therefore b
 left out: the next one finds the runs by their tags and completes them, and duplicates nothing.
 """
 
+import logging
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from fewstep.errors import TrackingError
+from fewstep.files import PATIENCE
 from fewstep.storage.masking import masked_argument, without_secrets
 from fewstep.storage.names import wrong_path
 from fewstep.storage.store import Store
-from fewstep.storage.tracking_client import artifact_location, connect, default_tracking_uri, follow
-from fewstep.storage.tracking_plan import CANDIDATE_TAG, STUDY_TAG, RunPlan, plan_study
+from fewstep.storage.tracking_client import artifact_location, connect, default_tracking_uri, follow, is_locked
+from fewstep.storage.tracking_plan import CANDIDATE_TAG, STUDY_TAG, RunPlan, StudyPlan, plan_study
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -28,6 +31,7 @@ _METRICS_A_BATCH = 1000
 _PARAMS_A_BATCH = 100
 _PARAM_LENGTH = 6000
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ./-]")
+_log = logging.getLogger(__name__)
 _PARENT_TAG = "mlflow.parentRunId"
 
 Files = Mapping[str, Path]
@@ -57,6 +61,24 @@ def sync(
     shown.update(candidate_artifacts or {})
     _check_files([entry for files in shown.values() for entry in files.items()])
     plan = plan_study(store, study, rung, front_rung)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return _bring_up(plan, study, tracking_uri, shown, experiment, timeout)
+        except TrackingError as error:
+            if not is_locked(error) or time.monotonic() > deadline:
+                raise
+            _log.warning("%s is locked by another program, trying again", masked_argument(tracking_uri))
+
+
+def _bring_up(
+    plan: StudyPlan,
+    study: str,
+    tracking_uri: str,
+    shown: Mapping[str | None, Files],
+    experiment: str,
+    timeout: float,
+) -> str:
     with connect(tracking_uri, timeout) as client:
         runs = _StudyRuns(client, _experiment(client, experiment, tracking_uri), study)
         parent = runs.bring_up(None, plan.parent, plan.parent.tags, shown[None])

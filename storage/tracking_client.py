@@ -94,6 +94,11 @@ def connect(tracking_uri: str, timeout: float) -> Iterator["MlflowClient"]:
         ) from error
 
 
+def is_locked(error: TrackingError) -> bool:
+    """Whether it is that somebody else held the database longer than MLflow waits, which may be tried again."""
+    return "database is locked" in f"{error} {error.__cause__}"
+
+
 def _database(tracking_uri: str) -> Path | None:
     path = tracking_uri.removeprefix(_SQLITE).partition("?")[0]
     return Path(path).absolute() if tracking_uri.startswith(_SQLITE) and path not in ("", ":memory:") else None

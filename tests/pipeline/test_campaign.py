@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.pipeline.campaign import Campaign
+from fewstep.pipeline.campaign import Campaign, compare
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SearchSettings
@@ -169,3 +169,14 @@ def test_the_name_of_the_schedule_that_calibrates_is_not_part_of_a_key(
     assert addresses(renamed) == plain
     assert not set(addresses(schedules[2])) & set(plain)
     assert len(set(plain)) == 3
+
+
+def test_a_comparison_whose_moments_were_lost_makes_them_again(
+    toy: Path, tmp_path: Path, schedules: list[SolverSchedule]
+) -> None:
+    subject, pair = Subject(str(toy)), (schedules[0], schedules[1])
+    whole = compare(subject, pair, 750, 7, tmp_path, HERE)
+    for file in (tmp_path / "tables" / "moments").iterdir():
+        file.write_bytes(file.read_bytes()[:-9])
+    assert compare(subject, pair, 750, 7, tmp_path, HERE) == whole
+    assert len(Store(tmp_path).evaluations.records()) == 2

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from fewstep.search_spaces.point import EditPoint, QuantizationPoint, as_point, 
 from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.presets import preset
+from fewstep.storage import tracking
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store
@@ -293,6 +295,27 @@ def test_a_server_that_never_answers_is_given_up_within_seconds(store, study):
 def test_a_database_in_use_is_reported_as_busy(store, study, tmp_path):
     with Lease(tmp_path, "mlflow.lock"), pytest.raises(TrackingError, match=r"is busy: .* in use by process"):
         sync(store, study, default_tracking_uri(tmp_path), timeout=0.2)
+
+
+def test_a_database_that_is_locked_is_tried_again(store, study, uri, monkeypatch, caplog):
+    left = [2]
+
+    def locked(*_):
+        if left[0]:
+            left[0] -= 1
+            raise sqlite3.OperationalError("database is locked")
+
+    parent = sync(store, study, uri)
+    monkeypatch.setattr(tracking, "follow", locked)
+    assert sync(store, study, uri) == parent
+    assert left == [0]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{uri} is locked by another program, trying again"
+    ] * 2
+    left[0] = -1
+    monkeypatch.setattr(tracking, "PATIENCE", 0.0)
+    with pytest.raises(TrackingError, match=r"database is locked.*sync again"):
+        sync(store, study, uri)
 
 
 def test_a_file_that_is_no_database_is_an_error(store, study, tmp_path):
