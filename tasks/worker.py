@@ -34,11 +34,16 @@ PIXELS_PER_BATCH = 50_000
 def check_device(device: str) -> None:
     """ConfigurationError where this process cannot use `device`."""
     try:
-        kind = torch.device(device).type
+        asked = torch.device(device)
     except RuntimeError:
         raise ConfigurationError(f"unknown device {device!r}: use cpu, cuda or cuda:0") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device {device!r} is not there: PyTorch sees no GPU; use --device cpu")
+    if asked.type == "cuda":
+        # Counted, not tried: a driver that hands its work to others must take no memory of a GPU.
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (asked.index or 0) >= there:
+            seen = f"{there} GPUs" if there else "no GPU"
+            raise ConfigurationError(f"device {device!r} is not there: PyTorch sees {seen}; use --device cpu")
+        return
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, NotImplementedError, AssertionError) as error:

@@ -130,7 +130,7 @@ def test_values_that_are_not_finite_are_an_error(schedule: str, monkeypatch: pyt
 
     monkeypatch.setattr(worker.exact.network.module, "forward", explodes)
     result = worker.run(Task("k", "frechet", schedule, 0, 0, GROUP))
-    assert result.error.startswith("EvaluationError: schedule ")
+    assert result.error.startswith("EvaluationError: the network returned values that are not finite at call 1")
     assert "not finite" in result.error
     with pytest.raises(EvaluationError):
         worker.render(schedule, 0, 0, 4)
