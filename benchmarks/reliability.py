@@ -47,7 +47,7 @@ MODEL = "digits-ddpm"
 IMAGES, EVALUATIONS, WORKERS = 250, 60, 2
 WORKER_KILLS, DRIVER_KILLS, RAY_DRIVER_KILLS, START_KILLS = 50, 10, 3, 5
 PATIENCE = 4000
-HUNG_AFTER = 8.0
+HUNG_AFTER, PATIENT = 8.0, 10.0
 KILLED_SEARCH = Path(__file__).parent.parent / "tests" / "pipeline" / "killed_search.py"
 HERE = ExecutionSettings(executor="in-process")
 ON_RAY = ExecutionSettings(executor="ray", workers=WORKERS)
@@ -165,19 +165,24 @@ class Storm:
         self.tally.count(self.calm, root)
 
     def worker_kills(self) -> dict[str, Any]:
-        """kill -9 of any worker, every second to third second; the list is begun again until all have struck."""
+        """kill -9 of any actor, those that start included, while the work goes on: between two kills a row is finished,
+        or PATIENT seconds pass. The list is begun again until all have struck."""
         rng, kills, rounds = Random(self.seed), 0, 0
+        finished: list[Any] = []
 
         def kill(over: threading.Event) -> None:
             nonlocal kills
-            while kills < WORKER_KILLS and not over.wait(rng.uniform(0.5, 2.5)):
-                if pids := worker_pids():
+            while kills < WORKER_KILLS and not over.wait(rng.uniform(0.0, 2.0)):
+                if pids := self._actors():
                     kills += strike(rng.choice(pids))
+                    rows, until = len(finished), time.monotonic() + PATIENT
+                    while len(finished) == rows and time.monotonic() < until and not over.wait(0.05):
+                        pass
 
         while kills < WORKER_KILLS:
             rounds += 1
             with beside(kill):
-                self.run(f"kills-{rounds}")
+                self.run(f"kills-{rounds}", on_record=finished.append)
         return {"kills": kills, "rounds": rounds}
 
     def first_starts(self) -> dict[str, Any]:
