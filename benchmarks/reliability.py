@@ -1,6 +1,7 @@
 """Faults injected for real, and the table that is left held against that of a calm run in one process.
 
     python -m benchmarks.reliability [--seed 0] [--only FAULT ...] >> docs/results/reliability.jsonl
+    python -m benchmarks.reliability --table docs/results/reliability.jsonl
 
 A fixed list of evaluations (random schedules, digits-ddpm) runs on two Ray actors while the fault strikes; every row's
 key, value and interval is compared, bit for bit. Where the driver is killed, a whole search in one process is killed at
@@ -47,8 +48,9 @@ MODEL = "digits-ddpm"
 IMAGES, EVALUATIONS, WORKERS = 250, 60, 2
 WORKER_KILLS, DRIVER_KILLS, RAY_DRIVER_KILLS, START_KILLS = 50, 10, 3, 5
 PATIENCE = 4000
-HUNG_AFTER = 8.0
-KILLED_SEARCH = Path(__file__).parent.parent / "tests" / "pipeline" / "killed_search.py"
+HUNG_AFTER, PATIENT, STORM_SECONDS = 8.0, 30.0, 300.0
+ROOT = Path(__file__).resolve().parents[1]
+KILLED_SEARCH = ROOT / "tests" / "pipeline" / "killed_search.py"
 HERE = ExecutionSettings(executor="in-process")
 ON_RAY = ExecutionSettings(executor="ray", workers=WORKERS)
 
@@ -165,19 +167,31 @@ class Storm:
         self.tally.count(self.calm, root)
 
     def worker_kills(self) -> dict[str, Any]:
-        """kill -9 of any worker, every second to third second; the list is begun again until all have struck."""
-        rng, kills, rounds = Random(self.seed), 0, 0
+        """kill -9 of any actor, those that start included, until all have struck; the list is begun again meanwhile.
+
+        Between two kills a row is finished, or PATIENT seconds pass: where starts are slow, none would ever come up.
+        What has not struck within STORM_SECONDS does not.
+        """
+        rng, kills, rounds, began = Random(self.seed), 0, 0, time.monotonic()
+        where = ON_RAY.model_copy(update={"workers": 2 * WORKERS})
+        finished: list[Any] = []
 
         def kill(over: threading.Event) -> None:
             nonlocal kills
-            while kills < WORKER_KILLS and not over.wait(rng.uniform(0.5, 2.5)):
-                if pids := worker_pids():
+            while goes_on() and not over.wait(rng.uniform(0.0, 2.0)):
+                if pids := self._actors():
                     kills += strike(rng.choice(pids))
+                    rows, until = len(finished), time.monotonic() + PATIENT
+                    while len(finished) == rows and time.monotonic() < until and not over.wait(0.05):
+                        pass
 
-        while kills < WORKER_KILLS:
+        def goes_on() -> bool:
+            return kills < WORKER_KILLS and time.monotonic() - began < STORM_SECONDS
+
+        while goes_on():
             rounds += 1
             with beside(kill):
-                self.run(f"kills-{rounds}")
+                self.run(f"kills-{rounds}", where, finished.append)
         return {"kills": kills, "rounds": rounds}
 
     def first_starts(self) -> dict[str, Any]:
@@ -196,10 +210,10 @@ class Storm:
     def driver_kills_on_ray(self) -> dict[str, Any]:
         """kill -9 of the driver with its cluster; the list is gone on with."""
         rng, root, kills = Random(self.seed), self.scratch / "drivers", 0
-        code = [sys.executable, "-P", "-m", "benchmarks.reliability", "--go-on", str(root), "--seed", str(self.seed)]
+        code = [sys.executable, "-m", "benchmarks.reliability", "--go-on", str(root), "--seed", str(self.seed)]
         store, before = Store(root), 0
         while kills < RAY_DRIVER_KILLS:
-            child = subprocess.Popen(code)
+            child = subprocess.Popen(code, cwd=ROOT)
             while child.poll() is None and len(store.evaluations.records()) <= before:
                 time.sleep(0.2)
             time.sleep(rng.uniform(0.0, 3.0))
@@ -207,7 +221,7 @@ class Storm:
             child.kill()
             child.wait()
             before = len(store.evaluations.records())
-        subprocess.run(code, check=True)
+        subprocess.run(code, cwd=ROOT, check=True)
         self.tally.count(self.calm, root)
         return {"kills": kills}
 
@@ -359,13 +373,44 @@ FAULTS: Mapping[str, Callable[[Storm], dict[str, Any]]] = {
 }
 
 
+def markdown(lines: Path) -> str:
+    """The table of the documentation, from a file of results; of two lines for a fault the later one."""
+    found = {line["name"]: line for line in map(json.loads, lines.read_text().splitlines())}
+    rows = ["| fault | struck | rows | the same | lost | twice | innocent failed |", "|---|---|---|---|---|---|---|"]
+    for name in FAULTS:
+        if (line := found.get(f"reliability_{name}")) is None:
+            continue
+        c = line["conditions"]
+        struck = next(c[what] for what in ("kills", "strikes", "stopped", "pauses") if what in c)
+        cells = (
+            name.replace("_", " "),
+            struck,
+            line["theirs"],
+            line["ours"],
+            c["lost"],
+            c["twice"],
+            c["innocent_failed"],
+        )
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    last = max(found.values(), key=lambda line: line["conditions"]["date"])["conditions"]
+    rows += [
+        "",
+        f"{last['date']}, {last['cpus']} cores of {last['machine']} shared with other work, seed {last['seed']}.",
+    ]
+    return "\n".join(rows)
+
+
 def main() -> None:
     """The whole storm, or some of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=sorted(FAULTS), default=list(FAULTS))
     parser.add_argument("--go-on", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--table", type=Path, help="print the results in this file as Markdown, and run nothing")
     given = parser.parse_args()
+    if given.table:
+        print(markdown(given.table))
+        return
     if given.go_on:
         campaign(given.go_on, given.seed, ON_RAY)
         return

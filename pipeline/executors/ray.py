@@ -37,8 +37,8 @@ from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 
 # Two tasks an actor: the next one is already there when a result is on its way back.
 DEPTH = 2
-# Actors that may end while they start, one after the other in every place, and the seconds that this must have lasted,
-# before a search without any gives up.
+# Actors that may end while they start, one after the other in every place, and the seconds that this must have lasted
+# before a search that never had any gives up; one that had waits for START_SECONDS.
 START_TRIES, GIVE_UP_SECONDS = 5, 120.0
 # Seconds: for an actor to come up; for the others once one is up; without any node that has room.
 START_SECONDS, GRACE_SECONDS, LOST_SECONDS = 300.0, 20.0, 30.0
@@ -99,6 +99,7 @@ class RayExecutor:
         # When an actor was last up, when the cluster last answered, and how often it has not since.
         self._alive_at = self._asked_at = time.monotonic()
         self._silent = 0
+        self._had_any = False
         try:
             self._cluster.connect(execution, settings.device)
             # Ray took SIGTERM: its own handler prints a trace of C++.
@@ -140,6 +141,7 @@ class RayExecutor:
 
     def _came_up(self, slot: _Slot, pid: int) -> None:
         slot.sign, slot.pid, slot.failed_starts = None, pid, 0
+        self._had_any = True
 
     def _stillborn(self, slot: _Slot, error: RayError) -> None:
         """An actor ended while it started: another, at once at first, and later now and then where others are up."""
@@ -161,7 +163,8 @@ class RayExecutor:
             return
         slot.due = time.monotonic() + PAUSE_SECONDS
         failing = all(other.failed_starts >= START_TRIES for other in self._slots)
-        if failing and time.monotonic() - self._alive_at > GIVE_UP_SECONDS:
+        patience = START_SECONDS if self._had_any else GIVE_UP_SECONDS
+        if failing and time.monotonic() - self._alive_at > patience:
             raise ConfigurationError(
                 f"no Ray actor came up in {slot.failed_starts} tries ({why}): free memory or lower --workers, then "
                 "go on with --resume"

@@ -191,6 +191,18 @@ def test_a_killed_actor_is_replaced_and_its_tasks_are_redone(on_ray: RayExecutor
     assert on_ray.events() == []
 
 
+def test_a_stopped_actor_is_replaced_and_its_tasks_are_redone(cluster: str, toy: Path) -> None:
+    executor = RayExecutor(WorkerSettings(Subject(str(toy))), ExecutionSettings(workers=1, timeout=4))
+    try:
+        stopped = executor.pids[0]
+        os.kill(stopped, signal.SIGSTOP)
+        assert {r.error for r in _drain(executor, _tasks(2)).values()} == {""}
+        assert stopped not in executor.pids
+        assert [e.kind for e in executor.events()] == ["actor_hung"]
+    finally:
+        executor.close()
+
+
 @ray.remote(max_restarts=0, max_task_retries=0)
 class FragileActor:
     """Dies of one task and answers the others."""
