@@ -202,19 +202,10 @@ def test_a_variant_of_the_weights_is_named(model: Path) -> None:
 def test_a_learned_variance_is_left_out(tmp_path: Path) -> None:
     from diffusers import DDPMScheduler, UNet2DModel
 
+    config = json.loads((ZOO / "digits-ddpm" / "unet" / "config.json").read_text())
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        unet = UNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=2,
-            layers_per_block=1,
-            block_out_channels=(4,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            norm_num_groups=2,
-            add_attention=False,
-        )
+        unet = UNet2DModel.from_config({**config, "out_channels": 2})
     unet.save_pretrained(str(tmp_path / "unet"))
     DDPMScheduler(variance_type="learned_range").save_pretrained(str(tmp_path / "scheduler"))
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
