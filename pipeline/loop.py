@@ -86,6 +86,11 @@ class Driver:
         self.failures.note(record)
         return record
 
+    def is_news(self, kind: str, message: str) -> bool:
+        """Whether no such event of the study is recorded."""
+        study = self.evaluator.study
+        return not any((e.study, e.kind, e.message) == (study, kind, message) for e in self.store.events.records())
+
     def event(self, kind: str, message: str, data: dict[str, object] | None = None) -> None:
         """Record that something happened."""
         row = EventRecord(
@@ -103,7 +108,7 @@ def search(state: Search, driver: Driver) -> None:
         while executor.in_flight < executor.capacity and (work := state.next_work()):
             driver.submit(*work)
         if not executor.in_flight:
-            if reason := state.unspent:
+            if (reason := state.unspent) and driver.is_news("exhausted", reason):
                 driver.event("exhausted", reason)
                 print(f"warning: {reason}", file=sys.stderr)
             if not state.enter_finals():

@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A test says what is right, not how fast: a busy machine must not fail it.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _real_home = Path.home()
 _home = Path(tempfile.mkdtemp(prefix="fewstep-home-"))

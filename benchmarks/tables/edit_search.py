@@ -60,7 +60,7 @@ class EditSearch:
             step=min(grid, key=lambda s: abs(noise.time(s) - middle)), boundary=BoundaryConfig(images=subject.examples)
         )
         settings = EditSettings.build(
-            study=f"edit-{subject.attribute}",
+            study="edit-" + subject.attribute.replace("/", "-vs-"),
             subject=subject,
             steps=grid,
             base=base,

@@ -160,8 +160,10 @@ def test_arguments_go_before_a_recipe_and_conditions_can_be_given_flat(
     assert (made.nfes, made.budget, made.screen) == ((4,), 5_000, "frechet")
     assert (made.conditions.labels, made.conditions.guidance, made.guidance_range) == ("balanced", 4.5, (1.0, 8.0))
     (tmp_path / "mine.toml").write_text('model = "digits-ddpm"\nkeep = 0.5\n')
-    fewstep.search(recipe="mine.toml", conditions={"guidance": 2.0})
+    fewstep.search(recipe="mine.toml", model="fashion-ddpm", conditions={"labels": "balanced", "guidance": 2.0})
     assert (asked[1].study, asked[1].keep, asked[1].conditions.guidance) == ("mine", 0.5, 2.0)
+    with pytest.raises(ConfigurationError, match="nothing to lead to"):
+        fewstep.search(recipe="mine.toml", conditions={"guidance": 2.0})
 
 
 @pytest.mark.parametrize(

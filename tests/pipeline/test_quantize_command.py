@@ -62,7 +62,7 @@ def test_a_folder_that_is_there_is_refused_and_left_alone(quantize: Run, tmp_pat
     (tmp_path / "network" / "mine").write_text("precious")
     quantize("network").refused("--out", "network")
     (tmp_path / "file").write_text("precious")
-    quantize("file").refused("--out", "file")
+    quantize("file").refused("file", "no folder")
     assert [path.name for path in (tmp_path / "network").iterdir()] == ["mine"]
     assert not (tmp_path / "work").exists()
 

@@ -79,8 +79,13 @@ def test_a_guided_trajectory_gives_both_halves() -> None:
 def test_a_trajectory_that_explodes_is_refused(tiny_ddpm: Path) -> None:
     files = find_model(str(tiny_ddpm))
     denoiser, schedule = Denoiser(files), preset_on_grid("ddim/uniform-t", files.noise, 3)
-    denoiser.network.module.conv_out.bias.fill_(float("inf"))
+    module = denoiser.network.module
+    explodes = module.register_forward_hook(lambda m, i, output: type(output)(sample=output.sample * 1e30))
     with pytest.raises(EvaluationError, match=f"schedule {schedule.hash} explodes"):
+        collect(denoiser, schedule, CONFIG)
+    explodes.remove()
+    module.conv_out.bias.fill_(float("inf"))
+    with pytest.raises(EvaluationError, match="the network returned values that are not finite at call 1"):
         collect(denoiser, schedule, CONFIG)
 
 
