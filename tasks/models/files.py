@@ -107,7 +107,11 @@ class ModelFiles:
     @cached_property
     def _own(self) -> dict[str, Any]:
         path = self.root / OWN_FILE
-        return json_object(path) if path.is_file() else {}
+        said = json_object(path) if path.is_file() else {}
+        known = () if self.transformer or self.text else ("null_label",)
+        if others := sorted(set(said) - set(known)):
+            raise ModelError(f"{path} says {others[0]!r}, which means nothing for this network: leave it out")
+        return said
 
     @property
     def classes(self) -> int | None:
@@ -126,9 +130,9 @@ class ModelFiles:
         A DiTTransformer2DModel has one row more than labels, for those it drops. Of a UNet2DModel it is the last, where
         `null_label` in fewstep.json says so: diffusers has no place to say it.
         """
+        label, count = self._own.get("null_label"), self.unet_config.get("num_class_embeds")
         if self.transformer:
             return int(self.unet_config["num_embeds_ada_norm"])
-        label, count = self._own.get("null_label"), self.unet_config.get("num_class_embeds")
         if label is None:
             return None
         if label is True or not isinstance(count, int) or label != count - 1:

@@ -68,6 +68,14 @@ def test_a_null_label_is_the_last_one(model: Path, label: object) -> None:
         find_model(str(model))
 
 
+def test_what_a_models_own_file_says_acts_or_is_refused(model: Path) -> None:
+    (model / "fewstep.json").write_text('{"null_labels": 10}')
+    with pytest.raises(ModelError, match="'null_labels', which means nothing"):
+        find_model(str(model))
+    (model / "fewstep.json").write_text('{"null_label": null}')
+    assert find_model(str(model)).null_label is None
+
+
 def _no_scheduler(model: Path) -> None:
     shutil.rmtree(model / "scheduler")
 
