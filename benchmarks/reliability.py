@@ -208,22 +208,26 @@ class Storm:
         return {"struck": len(struck)}
 
     def driver_kills_on_ray(self) -> dict[str, Any]:
-        """kill -9 of the driver with its cluster; the list is gone on with."""
-        rng, root, kills = Random(self.seed), self.scratch / "drivers", 0
-        code = [sys.executable, "-m", "benchmarks.reliability", "--go-on", str(root), "--seed", str(self.seed)]
-        store, before = Store(root), 0
+        """kill -9 of the driver with its cluster; the list is gone on with, and begun again where it is done."""
+        rng, kills, rounds = Random(self.seed), 0, 0
         while kills < RAY_DRIVER_KILLS:
-            child = subprocess.Popen(code, cwd=ROOT)
-            while child.poll() is None and len(store.evaluations.records()) <= before:
-                time.sleep(0.2)
-            time.sleep(rng.uniform(0.0, 3.0))
-            kills += child.poll() is None
-            child.kill()
-            child.wait()
-            before = len(store.evaluations.records())
-        subprocess.run(code, cwd=ROOT, check=True)
-        self.tally.count(self.calm, root)
-        return {"struck": kills}
+            rounds += 1
+            root = self.scratch / f"drivers-{rounds}"
+            code = [sys.executable, "-m", "benchmarks.reliability", "--go-on", str(root), "--seed", str(self.seed)]
+            store, before, done = Store(root), 0, False
+            while kills < RAY_DRIVER_KILLS and not done:
+                child = subprocess.Popen(code, cwd=ROOT)
+                while child.poll() is None and len(store.evaluations.records()) <= before:
+                    time.sleep(0.2)
+                time.sleep(rng.uniform(0.0, 3.0))
+                done = child.poll() is not None
+                kills += not done
+                child.kill()
+                child.wait()
+                before = len(store.evaluations.records())
+            subprocess.run(code, cwd=ROOT, check=True)
+            self.tally.count(self.calm, root)
+        return {"struck": kills, "rounds": rounds}
 
     def memory_monitor(self) -> dict[str, Any]:
         """Ray's memory monitor kills a worker, when this process takes more than the machine may use."""

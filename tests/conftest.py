@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +275,13 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network.head.weight.data *= 50
         network.save(folder)
     return folder
+
+
+@pytest.fixture
+def unlogged() -> Generator[None]:
+    """No warning of a library is logged: diffusers has one for every setting that a class does not have."""
+    import logging
+
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-
 import pytest
 
 from benchmarks.diffusers_differential import compare
@@ -14,11 +11,7 @@ from fewstep.tasks.sampling.stock_walks import WALKS
 DRAWS = 4
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    logging.disable(logging.WARNING)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("unlogged")
 
 
 @pytest.mark.filterwarnings("ignore")
