@@ -11,6 +11,7 @@ with a reason, or different. Exits with 1 where one is different. A line for eac
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
 import math
@@ -28,7 +29,7 @@ from torch import Tensor
 from benchmarks._line import machine
 from benchmarks.diffusers_parity import answer, relative
 from fewstep.errors import ConfigurationError
-from fewstep.tasks.models.from_diffusers import from_config, prediction_type
+from fewstep.tasks.models.from_diffusers import config_of, from_config, prediction_type
 from fewstep.tasks.models.noise_families import EDM
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.models.scheduler_settings import CLASSES, build_scheduler, scheduler_class
@@ -97,8 +98,6 @@ def random_config(kind: Any, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _parameters(kind: Any) -> dict[str, Any]:
-    import inspect
-
     return {k: p.default for k, p in inspect.signature(kind.__init__).parameters.items() if k not in ("self", "kwargs")}
 
 
@@ -129,7 +128,7 @@ def difference(config: dict[str, Any], nfe: int) -> float:
     """Relative difference of the two samples; ConfigurationError where ours is refused."""
     schedule = stock_schedule(config, nfe)
     noise = from_config(config)
-    kind = prediction_type({**build_scheduler(config).config, "_class_name": config["_class_name"]})
+    kind = prediction_type(config_of(build_scheduler(config)))
     tables = compile_schedule(schedule, noise, kind)
     model = network(noise, kind)
     x = torch.randn(6, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).flatten(1)

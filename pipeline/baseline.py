@@ -13,8 +13,9 @@ from fewstep.pipeline.campaign import Campaign, completed, evaluate_missing, reg
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.reports.rows import Row, row_of
-from fewstep.pipeline.settings import LARGEST_SEED, MOST_IMAGES, REPORT_SEED_OFFSET, ModelSettings
+from fewstep.pipeline.settings import MOST_IMAGES, REPORT_SEED_OFFSET, ModelSettings
 from fewstep.pipeline.trial import Rung
+from fewstep.search_spaces.checked import Seed
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS, SEARCH_PRESETS
 from fewstep.storage.lease import Lease
@@ -39,7 +40,7 @@ class BaselineSettings(ModelSettings):
     screen_images: int = Field(2000, ge=2, le=MOST_IMAGES, description="images of every preset on every grid")
     report_images: int = Field(10_000, ge=2, le=MOST_IMAGES, description="images of the best grids and the teacher")
     teacher: str = Field("unipc-2-bh2/karras-zero@100", description="PRESET/GRID@CALLS, or a schedule's file")
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the screen's noise")
+    seed: Seed = Field(0, description="seed of the screen's noise")
 
     @field_validator("presets")
     @classmethod

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from fewstep.errors import ConfigurationError
+
+# What tables hold as a seed leaves room for the report's.
+LARGEST_SEED = 2**62
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 def shown(part: object) -> str:

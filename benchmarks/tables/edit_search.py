@@ -9,7 +9,7 @@ from pathlib import Path
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.campaign import Campaign
 from fewstep.pipeline.editing.boundaries import cache_folder, step_grid
-from fewstep.pipeline.editing.settings import EditSettings
+from fewstep.pipeline.editing.settings import EditSettings, study_name
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.problems.edits import EditProblem
@@ -60,7 +60,7 @@ class EditSearch:
             step=min(grid, key=lambda s: abs(noise.time(s) - middle)), boundary=BoundaryConfig(images=subject.examples)
         )
         settings = EditSettings.build(
-            study="edit-" + subject.attribute.replace("/", "-vs-"),
+            study=study_name(subject),
             subject=subject,
             steps=grid,
             base=base,

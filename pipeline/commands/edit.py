@@ -10,7 +10,7 @@ import typer
 
 from fewstep.pipeline.commands.fields import DEVICE, EXECUTION, Fields, options
 from fewstep.pipeline.commands.options import AsJson, Device, Tracking, folder, into, print_json, resumed, typed
-from fewstep.pipeline.editing.settings import EditSettings
+from fewstep.pipeline.editing.settings import EditSettings, study_name
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.values import built
 from fewstep.search_spaces.edit import EditConfig
@@ -268,12 +268,11 @@ def _settings(
     base = EditConfig.build(step=_base_step(among, noise), boundary=BoundaryConfig(images=subject.examples))
     kept = tuple(part.strip() for part in keep.split(",") if part.strip())
     schedules = tuple(load_schedule(path) for path in files)
-    name = f"edit-{subject.attribute.replace('/', '-vs-') or 'prompted'}"
     return built(
         EditSettings,
         {
             **chosen,
-            "study": name,
+            "study": study_name(subject),
             "subject": subject,
             "steps": among,
             "base": base,

@@ -14,8 +14,8 @@ import typer
 
 from fewstep.errors import ConfigurationError, StorageError
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import LARGEST_SEED
 from fewstep.pipeline.stopping import resume_with, spelled, typed
+from fewstep.search_spaces.checked import LARGEST_SEED
 
 if TYPE_CHECKING:
     from fewstep.pipeline.study import Study

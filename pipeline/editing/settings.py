@@ -7,10 +7,15 @@ from typing import Literal
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from fewstep.pipeline.settings import StudyName
-from fewstep.search_spaces.checked import Checked
+from fewstep.search_spaces.checked import Checked, Seed
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.editing.subject import EditSubject
+
+
+def study_name(subject: EditSubject) -> str:
+    """What a search of edits of the subject is called where nobody names it."""
+    return f"edit-{subject.attribute.replace('/', '-vs-') or 'prompted'}"
 
 
 class EditSettings(Checked):
@@ -33,7 +38,7 @@ class EditSettings(Checked):
     sampler: Literal["tpe", "nsgaii", "nsgaiii", "random", "gp", "s3", "evolution"] = "tpe"
     surrogate: Literal["encoder", "ensemble", "forest", "trees", "gp", "none"] = "none"
     population: PositiveInt = 20
-    seed: int = Field(0, ge=0, le=2**62)
+    seed: Seed = 0
     budget: PositiveInt = 100_000
     screen_images: int = Field(64, ge=2)
     final_images: int = Field(200, ge=2)

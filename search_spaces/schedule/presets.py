@@ -16,6 +16,7 @@ from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step
 from fewstep.search_spaces.schedule.formula import Derivative, Formula, Relaxation, blended, pseudo_corrector, taylor
 
 Preset = Callable[[Sequence[float]], SolverSchedule]
+# diffusers brings the order down at the end of schedules shorter than this.
 LONG = 15
 # Derivatives from two older points; the published third-order formulas halve the second one.
 THIRD = Formula(

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
-from fewstep.search_spaces.checked import Checked
+from fewstep.search_spaces.checked import Checked, Seed
 from fewstep.search_spaces.edit import PUBLISHED, Way
 
 Source = Literal["images", "samples", "text"]
@@ -36,7 +36,7 @@ class EditSubject(Checked):
     features: str = "auto"
     judge: str = ""
     judge_steps: PositiveInt = 2500
-    seed: int = Field(0, ge=0, le=2**62)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

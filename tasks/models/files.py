@@ -168,7 +168,7 @@ class ModelFiles:
     @cached_property
     def prediction_type(self) -> str:
         """What the network returns: epsilon, sample, v_prediction, flow_prediction or score."""
-        return from_diffusers.prediction_type({**self._stock.config, "_class_name": type(self._stock).__name__})
+        return from_diffusers.prediction_type(from_diffusers.config_of(self._stock))
 
     @cached_property
     def noise(self) -> NoiseSchedule:

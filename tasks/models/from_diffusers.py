@@ -23,7 +23,7 @@ def from_diffusers(scheduler: Any) -> NoiseSchedule:
 
     ModelError where its class describes none, or one of its settings is not understood.
     """
-    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    config = config_of(scheduler)
     check_settings(config)
     try:
         noise = _noise(scheduler, config)
@@ -31,6 +31,11 @@ def from_diffusers(scheduler: Any) -> NoiseSchedule:
     except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{config['_class_name']} has a setting of a wrong kind: {error}") from error
     return noise
+
+
+def config_of(scheduler: Any) -> dict[str, Any]:
+    """The whole configuration of a diffusers scheduler object, defaults and class included."""
+    return {**scheduler.config, "_class_name": type(scheduler).__name__}
 
 
 def from_config(config: Mapping[str, Any]) -> NoiseSchedule:

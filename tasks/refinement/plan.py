@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from fewstep.search_spaces.checked import Checked
+from fewstep.search_spaces.checked import Checked, Seed
 from fewstep.tasks.refinement.parameters import PARTS, Part
 
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -39,7 +39,7 @@ class RefinePlan(Checked):
     check_every: PositiveInt = 50
     average: float = Field(0.95, ge=0, lt=1)
     speed: float = Field(1.0, gt=0, le=100, description="all of Adam's rates times this")
-    seed: int = Field(0, ge=0, le=2**62)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.tasks.models.from_diffusers import from_diffusers, prediction_type
+from fewstep.tasks.models.from_diffusers import config_of, from_diffusers, prediction_type
 from fewstep.tasks.models.scheduler_settings import build_scheduler
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.sampling.compile import compile_schedule
@@ -69,7 +69,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             )
         stock = build_scheduler(base)
         self.noise = from_diffusers(stock)
-        self._output = prediction_type({**stock.config, "_class_name": type(stock).__name__})
+        self._output = prediction_type(config_of(stock))
         self.noise.output_map(self._output, self.noise.lambda_start)
         self.register_to_config(**_handed_on(stock.config, self.config))
         parsed = [SolverSchedule.build(**dict(fields)) for fields in schedules]

@@ -54,7 +54,7 @@ def stock_schedule(config: Mapping[str, Any], nfe: int) -> SolverSchedule:
     if any(not a < b for a, b in itertools.pairwise(lambdas)):
         raise ConfigurationError(f"{name}: its times {times} do not fall, which is no sampler")
     made = walk.formulas(scheduler, lambdas)
-    threshold = walk.threshold(scheduler.config)
+    threshold = walk.threshold(noise.threshold)
     if noise.threshold is not None and threshold != noise.threshold:
         raise refuse(name, "thresholding", "it does not keep x0 in range as other samplers of this model do")
     schedule = SolverSchedule.build(

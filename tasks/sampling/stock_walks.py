@@ -14,6 +14,7 @@ from fewstep.search_spaces.schedule import Prediction, Step, Threshold
 from fewstep.search_spaces.schedule.formula import Formula, Relaxation, blended, pseudo_corrector, taylor
 from fewstep.search_spaces.schedule.presets import (
     ADAMS_BASHFORTH,
+    LONG,
     SINGLESTEP,
     SINGLESTEP_HEUN,
     THIRD,
@@ -25,8 +26,6 @@ from fewstep.tasks.models.noise_families import FlowMatching
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 
 Config = Mapping[str, Any]
-# diffusers brings the order down at the end of schedules shorter than this.
-LONG = 15
 
 
 def refuse(name: str, setting: str, why: str) -> ConfigurationError:
@@ -54,13 +53,9 @@ class Walk:
         """A step from each lambda to the next."""
         return [Step()] * (len(lambdas) - 1)
 
-    def threshold(self, config: Config) -> Threshold | None:
-        """How x0 is kept in range by schedulers that threshold: its noise follows."""
-        if not config.get("thresholding"):
-            return None
-        return Threshold(
-            kind="dynamic", limit=config["sample_max_value"], quantile=config["dynamic_thresholding_ratio"]
-        )
+    def threshold(self, own: Threshold | None) -> Threshold | None:
+        """How x0 is kept in range, its noise following, where the model has a threshold of its `own`."""
+        return own
 
 
 def lambda_of(sigma: float, noise: NoiseSchedule) -> float:
@@ -80,7 +75,7 @@ class Euler(Walk):
         if config.get("stochastic_sampling"):
             raise refuse("FlowMatchEulerDiscreteScheduler", "stochastic_sampling", "only deterministic sampling is one")
 
-    def threshold(self, config: Config) -> Threshold | None:
+    def threshold(self, own: Threshold | None) -> Threshold | None:
         """None: these do not threshold."""
         return None
 
@@ -104,11 +99,11 @@ class Heun(Euler):
         flow = type(scheduler).__name__.startswith("Flow")
         return (heun_flow if flow else heun)(lambdas).steps
 
-    def threshold(self, config: Config) -> Threshold | None:
+    def threshold(self, own: Threshold | None) -> Threshold | None:
         """Clipped x0, which the derivative is taken of."""
-        if not config.get("clip_sample"):
+        if not self.config.get("clip_sample"):
             return None
-        return Threshold(kind="static", limit=config["clip_sample_range"])
+        return Threshold(kind="static", limit=self.config["clip_sample_range"])
 
 
 class Midpoint(Euler):
@@ -152,14 +147,18 @@ class LinearMultistep(Euler):
 class Ddim(Walk):
     """DDIMScheduler and its kin, which step on alphas from one whole timestep to the next."""
 
+    # CogVideoX has the setting and does not heed it.
+    clips_nothing = False
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         clips = config.get("thresholding") or config.get("clip_sample")
         if clips and not self.clips_nothing:
             raise refuse("DDIM", "clip_sample or thresholding", "it keeps the noise as it was where x0 is clipped")
 
-    # CogVideoX has the setting and does not heed it.
-    clips_nothing = False
+    def threshold(self, own: Threshold | None) -> Threshold | None:
+        """None: with one it is refused, or heeds none."""
+        return None
 
     def lambdas(self, scheduler: Any, noise: NoiseSchedule) -> list[float]:
         """Timesteps, and where the last step goes."""
@@ -264,9 +263,9 @@ class DpmSinglestep(Walk):
 class UniPc(Walk):
     """UniPCMultistepScheduler."""
 
-    def threshold(self, config: Config) -> Threshold | None:
+    def threshold(self, own: Threshold | None) -> Threshold | None:
         """None for the variant on the noise, which does not threshold."""
-        return super().threshold(config) if config["predict_x0"] else None
+        return own if self.config["predict_x0"] else None
 
     def formulas(self, scheduler: Any, lambdas: Sequence[float]) -> Sequence[Step]:
         """See Walk."""

@@ -87,6 +87,8 @@ def test_a_damaged_configuration_file_is_read_or_refused(
     content = json.dumps({"_class_name": "DDIMScheduler", "beta_end": 0.012, "prediction_type": "v_prediction"})
     (tmp_path / "scheduler_config.json").write_bytes(damaged(data, content.encode()))
     try:
-        from_config(json_object(tmp_path / "scheduler_config.json"))
+        noise = from_config(json_object(tmp_path / "scheduler_config.json"))
     except FewstepError:
         return
+    assert math.isfinite(noise.lambda_start)
+    assert noise.lambda_start < noise.lambda_end

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.settings import LARGEST_SEED, SearchSettings
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.search_spaces.checked import LARGEST_SEED
 from fewstep.tasks.worker import check_device
 
 Run = Callable[..., Any]

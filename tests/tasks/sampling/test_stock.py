@@ -65,6 +65,9 @@ def test_what_is_no_schedule_is_refused() -> None:
         stock_schedule({"_class_name": "DDIMScheduler"}, 4)
     with pytest.raises(ConfigurationError, match="draws noise"):
         stock_schedule({"_class_name": "DDPMScheduler"}, 4)
+    left_over = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "steps_offset": 1, "thresholding": True}
+    with pytest.raises(ConfigurationError, match="with thresholding is no schedule"):
+        stock_schedule(left_over, 4)
     with pytest.raises(ConfigurationError, match="an odd number"):
         stock_schedule({"_class_name": HEUN.__name__}, 4)
     with pytest.raises(ConfigurationError, match="deterministic"):
