@@ -17,6 +17,8 @@ from fewstep.pipeline.trial import Candidate, Rung
 from fewstep.storage.records import EvaluationRecord, EventRecord
 from fewstep.storage.store import Store
 
+# Kinds of events that are no warnings.
+NOTES = ("screen",)
 OnRecord = Callable[[EvaluationRecord], None]
 
 
@@ -86,10 +88,14 @@ class Driver:
         self.failures.note(record)
         return record
 
-    def is_news(self, kind: str, message: str) -> bool:
-        """Whether no such event of the study is recorded."""
-        study = self.evaluator.study
-        return not any((e.study, e.kind, e.message) == (study, kind, message) for e in self.store.events.records())
+    def tell(self, news: list[tuple[str, str]]) -> None:
+        """Record what a search has to say, and say it on stderr, what is recorded already not again; none is left."""
+        told = {(e.kind, e.message) for e in self.store.events.records({"study": self.evaluator.study})} if news else ()
+        for kind, message in news:
+            if (kind, message) not in told:
+                self.event(kind, message)
+                print(f"{'note' if kind in NOTES else 'warning'}: {message}", file=sys.stderr)
+        news.clear()
 
     def event(self, kind: str, message: str, data: dict[str, object] | None = None) -> None:
         """Record that something happened."""
@@ -108,15 +114,15 @@ def search(state: Search, driver: Driver) -> None:
         while executor.in_flight < executor.capacity and (work := state.next_work()):
             driver.submit(*work)
         if not executor.in_flight:
-            if (reason := state.unspent) and driver.is_news("exhausted", reason):
-                driver.event("exhausted", reason)
-                print(f"warning: {reason}", file=sys.stderr)
+            driver.tell(state.news)
             if not state.enter_finals():
                 break
             continue
         record = driver.next_record()
         if record is not None:
             state.learn(record)
+            driver.tell(state.news)
+    driver.tell(state.news)
     driver.failures.end()
     driver.clock.total += time.perf_counter() - begun
 

@@ -9,14 +9,14 @@ stages what else is done.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from optuna.trial import TrialState
 
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.proposers.base import Proposer
-from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial, Work, candidate_of
+from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial, Work, added, candidate_of
 from fewstep.search_spaces.point import Point
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.faults import may_succeed
@@ -32,8 +32,8 @@ class Policy(Protocol):
         """(origin, point) to begin with, in their order."""
 
     @property
-    def seeds_are_free(self) -> bool:
-        """Whether seeds are tried whatever the budget."""
+    def admits_outsiders(self) -> bool:
+        """Whether seeds that are no members of the space are tried all the same."""
 
     def fits(self, point: Point) -> None:
         """ScheduleError or ConfigurationError where a seed does not fit the model."""
@@ -43,6 +43,9 @@ class Policy(Protocol):
 
     def cost(self, search: Search, candidate: Candidate) -> int:
         """Denoiser calls that a candidate commits the search to when it is adopted."""
+
+    def least(self, search: Search, account: int) -> int:
+        """The fewest that a candidate of that number costs."""
 
     def decide(self, search: Search, trial: Trial, record: EvaluationRecord) -> None:
         """What a new record means for its trial."""
@@ -55,9 +58,9 @@ class Policy(Protocol):
 
 
 class Stage:
-    """Something that a search does besides proposing; as it stands, nothing. `rung` names one of its own."""
+    """Something that a search does besides proposing; as it stands, nothing. `rungs` names those of its own."""
 
-    rung = ""
+    rungs: tuple[str, ...] = ()
 
     def owns(self, candidate: Candidate) -> bool:
         """Whether a candidate is this stage's."""
@@ -65,6 +68,10 @@ class Stage:
 
     def cost(self, search: Search, candidate: Candidate) -> int:
         """Denoiser calls that a candidate of its own commits the search to."""
+        return 0
+
+    def reserve(self, search: Search, account: int) -> int:
+        """Denoiser calls of an account that are kept for it, and that nothing else may take."""
         return 0
 
     def next_work(self, search: Search) -> Work | None:
@@ -79,8 +86,22 @@ class Stage:
         """The budget is spent and nothing in flight: `search.wait_for` what is to be evaluated now."""
 
 
+def enlisted(
+    proposer: Proposer, point: Point, origin: str, trials: Mapping[int, Trial], outsiders: bool
+) -> Candidate | None:
+    """A point from elsewhere as a candidate: of the space, or else, with `outsiders`, beside it."""
+    try:
+        return proposer.enlist(point, origin, trials)
+    except (ScheduleError, ConfigurationError):
+        return proposer.admit(point, origin, trials) if outsiders else None
+
+
 class Search:
-    """What `pipeline/loop.py` drives: `next_work`, `enter_finals`, `learn`."""
+    """What `pipeline/loop.py` drives: `next_work`, `enter_finals`, `learn`.
+
+    Every number of `nfes` is an account with an equal share of the budget, less the `prepaid` calls that all have in
+    common. Nothing is begun that its account cannot pay, beside what the stages reserve.
+    """
 
     def __init__(
         self,
@@ -91,7 +112,9 @@ class Search:
         policy: Policy,
         stages: Sequence[Stage],
         patience: int = 0,
+        prepaid: int = 0,
     ) -> None:
+        self.prepaid = prepaid
         self.nfes, self.budget, self.patience, self.ladder = tuple(nfes), budget, patience, ladder
         self.proposer, self.policy, self.stages = proposer, policy, stages
         self.trials: dict[int, Trial] = {}
@@ -102,6 +125,8 @@ class Search:
         self._untold: list[Trial] = []
         self._held: dict[int, list[EvaluationRecord]] = {}
         self._stage = 0
+        self._closed: set[int] = set()
+        self.news: list[tuple[str, str]] = []
         self._front: dict[int, float] = {}
         self._calls = self._moved_at = 0
 
@@ -112,7 +137,7 @@ class Search:
         a trial's record, and one of a higher rung is there, it is evaluated again before that counts. Failures of the
         machine, and those of the finals, are as if they had not ended yet: they are tried again.
         """
-        rungs = {rung.name for rung in self.ladder[:-1]} | {stage.rung for stage in self.stages}
+        rungs = {rung.name for rung in self.ladder[:-1]} | {name for stage in self.stages for name in stage.rungs}
         asked = [r for r in records if r.rung in rungs]
         ours = [r for r in asked if not self._tried_again(r)]
         first = {r.trial: r for r in reversed(ours)}
@@ -139,6 +164,7 @@ class Search:
         # Where a lost file held a part of the search, its calls are spent again before any further finals.
         if any(r.rung == self.ladder.finals.name for r in ours) and not self.may_propose and not self._held:
             self.enter_finals()
+        self.news.clear()
         return self
 
     def _below(self, record: EvaluationRecord) -> Rung | None:
@@ -177,6 +203,8 @@ class Search:
         for stage in self.stages:
             if (work := stage.next_work(self)) is not None:
                 return work
+        if self._pending:
+            return self._pending.popleft()
         candidate = self._next_candidate()
         if candidate is None:
             return None
@@ -184,17 +212,35 @@ class Search:
         return candidate, self.ladder.screen
 
     def _next_candidate(self) -> Candidate | None:
-        while self._waiting and (self.policy.seeds_are_free or self.may_propose):
+        while self._waiting and self.may_propose:
             origin, point = self._waiting.popleft()
-            if point.hash in self.by_hash:
-                continue
-            try:
-                self.policy.fits(point)
-                return self.proposer.enlist(point, origin, self.trials)
-            except (ScheduleError, ConfigurationError):
-                if self.policy.seeds_are_free:
-                    return self.proposer.admit(point, origin, self.trials)
-        return self.proposer.ask(self._hungriest, set(self.by_hash), self.trials) if self.may_propose else None
+            if point.hash not in self.by_hash and (seed := self._seeded(origin, point)) is not None:
+                return seed
+        while (account := self._hungriest) is not None:
+            candidate = self.proposer.ask(account, set(self.by_hash), self.trials)
+            if candidate is not None and self.policy.cost(self, candidate) <= self._room_of(candidate.point):
+                return candidate
+            self._closed.add(account)
+            if candidate is None:
+                where = f" at NFE {account}" if account else ""
+                self.news.append(("exhausted", f"no candidate is left to try{where}: widen what is searched"))
+        return None
+
+    def _room_of(self, point: Point) -> int:
+        return self.room(self.policy.account(point))
+
+    def _seeded(self, origin: str, point: Point) -> Candidate | None:
+        """A seed as a candidate; None where it does not fit, or its account does not pay it."""
+        try:
+            self.policy.fits(point)
+        except (ScheduleError, ConfigurationError):
+            return None
+        candidate = enlisted(self.proposer, point, origin, self.trials, self.policy.admits_outsiders)
+        if candidate is None or self.policy.cost(self, candidate) <= self._room_of(point):
+            return candidate
+        reason = f"the budget does not pay for {origin} {point.name}: it is left out"
+        self.news.append(("left_out", reason))
+        return None
 
     def enter_finals(self) -> bool:
         """With the budget spent and nothing in flight, queue what the next stages want; False once all are over."""
@@ -209,34 +255,39 @@ class Search:
             self._pending.append((candidate, rung))
 
     @property
-    def seeds_are_tried(self) -> bool:
-        """Whether every seed is a trial."""
-        return not self._waiting
+    def spent(self) -> int:
+        """Denoiser calls of everything proposed and promoted so far, in flight included, and those prepaid."""
+        return self.prepaid + sum(self.committed.values())
 
     @property
-    def spent(self) -> int:
-        """Denoiser calls of everything proposed and promoted so far, in flight included, the finals not."""
-        return sum(self.committed.values())
+    def share(self) -> int:
+        """Denoiser calls of each account."""
+        return (self.budget - self.prepaid) // len(self.nfes)
+
+    def left(self, account: int) -> int:
+        """Denoiser calls of an account that are not booked yet."""
+        return self.share - self.committed[account]
+
+    def room(self, account: int) -> int:
+        """The same without what the stages reserve."""
+        return self.left(account) - sum(stage.reserve(self, account) for stage in self.stages)
+
+    @property
+    def open(self) -> list[int]:
+        """Accounts that can pay a candidate, while a front still moves."""
+        if self._stage or (self.patience and self._calls - self._moved_at >= self.patience):
+            return []
+        return [n for n in self.nfes if n not in self._closed and self.room(n) >= self.policy.least(self, n)]
 
     @property
     def may_propose(self) -> bool:
-        """Whether there is budget left, and a front that still moves."""
-        stalled = bool(self.patience) and self._calls - self._moved_at >= self.patience
-        return self.spent < self.budget and self._stage == 0 and not stalled
+        """Whether there is budget left to propose with, and a front that still moves."""
+        return bool(self.open)
 
     @property
-    def unspent(self) -> str:
-        """Why a search with nothing to do and nothing in flight leaves budget unspent; empty where it does not."""
-        if not self.may_propose:
-            return ""
-        where = f" at NFE {self._hungriest}" if self._hungriest else ""
-        left = f"with {self.spent:,} of {self.budget:,} calls spent"
-        return f"no candidate is left to try{where}: the search ends {left}; widen what is searched, or lower --budget"
-
-    @property
-    def _hungriest(self) -> int:
-        """The NFE on which least was spent."""
-        return min(self.nfes, key=lambda n: (self.committed[n], n))
+    def _hungriest(self) -> int | None:
+        """The NFE on which least was spent, among those that can pay a candidate."""
+        return min(self.open, key=lambda n: (self.committed[n], n), default=None)
 
     def best(self, nfe: int, rung: Rung) -> list[Trial]:
         """Trials of an NFE that have a value at a rung, best first."""
@@ -299,13 +350,16 @@ class Search:
         """Book denoiser calls."""
         self.committed[self.policy.account(candidate.point)] += calls
 
-    def promote(self, trial: Trial) -> None:
-        """A trial goes on to the main rung, which continues the screen's images where both measure the same."""
+    def promote(self, trial: Trial, reserved: bool = False) -> None:
+        """A trial goes on to the main rung, if its account, or what a stage `reserved`, pays that; else it is over."""
         screen, main = self.ladder.screen, self.ladder.main
+        calls = trial.candidate.nfe * (added(screen, main) if screen.name in trial.records else main.images)
+        if not reserved and calls > self._room_of(trial.candidate.point):
+            self.finish(trial, TrialState.PRUNED)
+            return
         trial.promoted = True
         self.wait_for(trial.candidate, main)
-        grown = screen.metric == main.metric and screen.name in trial.records
-        self.commit(trial.candidate, trial.candidate.nfe * (main.images - (screen.images if grown else 0)))
+        self.commit(trial.candidate, calls)
 
     def finish(self, trial: Trial, state: TrialState) -> None:
         """A trial is over."""

@@ -27,18 +27,17 @@ from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.grids import SEARCH_GRIDS
 
 SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes")
-SCREENS = ("distance", "frechet", "none")
+SCREENS = ("auto", "distance", "frechet", "none")
 SURROGATES = ("encoder", "ensemble", "forest", "trees", "gp", "none")
 REFINE_TO = ("network", "pixel", "features", "reference", "moments")
-# What all candidates of an NFE are measured against is Euler's steps on this grid.
-BASELINE_GRID = "uniform-t-zero"
-REPORT_SEED_OFFSET = 1_000_003
+REPORT_SEED_OFFSET, FINALS_SEED_OFFSET = 1_000_003, 500_009
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
 # More images than this nobody waits for.
 MOST_IMAGES = 100_000_000
 
 # A Frechet distance needs the covariance of at least two.
 Images = Annotated[int, Field(ge=2, le=MOST_IMAGES)]
+FROM_BUDGET = " [default: by the budget]"
 
 
 def _checked_metric(name: str) -> str:
@@ -106,38 +105,42 @@ class SearchSettings(ModelSettings):
         "s3", description="what proposes candidates"
     )
     seed: Seed = Field(0, description="seed of the proposals and of the noise that the search sees")
-    budget: PositiveInt = Field(
-        500_000, description="denoiser calls for the search, its presets included: these are judged in any case"
-    )
+    budget: PositiveInt = Field(500_000, description="denoiser calls of everything before the report")
     teacher: str = Field("unipc-2-bh2/karras-zero@64", description="many-step sampler, as PRESET/GRID@CALLS")
-    screen: Literal["distance", "frechet", "none"] = Field(
-        "distance", description="what candidates are screened by: paired distance to the teacher, few images, nothing"
+    presets: float = Field(0.15, gt=0, le=0.9, description="most of the budget that presets may take")
+    refine: float | None = Field(
+        None, ge=0, le=0.9, description="share of the budget that tunes the best [default: 0.45 where it can be tuned]"
     )
+    finals: float = Field(0.1, gt=0, le=0.5, description="share of the budget that is kept for the finals")
+    screen: Literal["auto", "distance", "frechet", "none"] = Field(
+        "auto",
+        description="what candidates are screened by: paired distance to the teacher, few images, nothing; auto: "
+        "whichever of the first two orders the presets better",
+    )
+    preset_images: PositiveInt = Field(64, le=MOST_IMAGES, description="images of a preset's first look")
     distance_images: int = Field(128, ge=1, le=MOST_IMAGES, description="images of a screen by distance")
-    look_images: Images = Field(250, description="images of a screen by Frechet distance")
-    frechet_images: Images = Field(1000, description="images that what passes the screen is judged on")
-    finalist_images: Images = Field(3000, description="images of the finals")
+    look_images: Images | None = Field(None, description="images of a screen by Frechet distance" + FROM_BUDGET)
+    frechet_images: Images | None = Field(
+        None, description="images that what passes the screen is judged on" + FROM_BUDGET
+    )
+    finalist_images: Images | None = Field(None, description="images of the finals [default: what is left pays]")
     finalists: PositiveInt = Field(3, description="schedules of each NFE in the finals")
     keep: float = Field(0.25, gt=0, le=1, description="share of candidates that the screen lets through")
     grids: tuple[str, ...] = Field(SEARCH_GRIDS, description="grids that presets start on")
-    preset_grids: NonNegativeInt = Field(
-        2, description="grids of each preset that the screen lets through; 0: the best preset alone"
-    )
-    report_images: Images = Field(10_000, description="images of each row of the final table")
+    report_images: Images | None = Field(None, description="images of each row of the final table" + FROM_BUDGET)
     report_presets: bool = Field(True, description="whether the report judges presets beside the found schedules")
     decisions: tuple[str, ...] = Field((), description=f"searched besides the usual: {', '.join(EXTRA_DECISIONS)}")
     guidance_range: tuple[float, float] | None = Field(None, description="lowest and highest searched guidance")
     warm_start: tuple[str, ...] = Field(
         (), description="schedules that the search starts from: a file, or a finished study's folder"
     )
-    refine: float = Field(0.0, ge=0, le=0.9, description="share of the budget that tunes the best, as 0.3")
     refined_elites: PositiveInt = Field(
-        2, description="schedules of each NFE that this share is divided among, or of moments the best is taken of"
+        3, description="schedules of each NFE that are tuned in turn, or of moments the best is taken of"
     )
     refine_to: Literal["network", "pixel", "features", "reference", "moments"] = Field(
-        "network",
-        description="distance to the teacher that elites are tuned to; reference: Frechet's itself, by gradient on new "
-        "noise; moments: on the search's own images, without gradients",
+        "moments",
+        description="what elites are tuned to. moments: the Frechet distance on the search's own images, without "
+        "gradients; network, pixel, features: a distance to the teacher; reference: Frechet's, on new noise",
     )
     patience: NonNegativeInt = Field(
         0, description="calls (images x NFE) after which a front that has not moved ends it; 0: never"
@@ -145,7 +148,9 @@ class SearchSettings(ModelSettings):
     surrogate: Literal["encoder", "ensemble", "forest", "trees", "gp", "none"] = Field(
         "none", description="what s3 ranks children by"
     )
-    random_trials: NonNegativeInt = Field(24, description="random members of each NFE before any is bred")
+    random_trials: NonNegativeInt | None = Field(
+        None, description="random members of each NFE before any is bred" + FROM_BUDGET
+    )
     metric: MetricName = Field("frechet", description="what candidates are compared by, but at a screen by distance")
     space: str = Field(
         "schedule", description="what is searched: schedule, quantization, joint, or a space of another package"
@@ -164,20 +169,19 @@ class SearchSettings(ModelSettings):
             raise ValueError(f"NFE {bad[0] if bad else '(none)'} is not possible: give 1 to 100 denoiser calls")
         if len(set(self.nfes)) != len(self.nfes):
             raise ValueError(f"NFE {self.nfes} has duplicates")
-        if self.finalist_images <= self.frechet_images:
+        look, judged = self.look_images, self.frechet_images
+        if self.screen == "frechet" and look is not None and judged is not None and look >= judged:
             raise ValueError(
-                f"finalist_images {self.finalist_images} must exceed frechet_images {self.frechet_images}: "
-                "the finals extend the same images"
+                f"look_images {look} must be below frechet_images {judged}: the main rung extends the screen's images"
             )
-        if self.screen == "frechet" and self.look_images >= self.frechet_images:
+        shares = self.presets * (self.space == "schedule") + (self.refine or 0) + self.finals
+        if shares > 0.9:
             raise ValueError(
-                f"look_images {self.look_images} must be below frechet_images {self.frechet_images}: the main rung "
-                "extends the screen's images"
+                f"presets {self.presets}, refine {self.refine} and finals {self.finals} leave {1 - shares:.2f} of the "
+                "budget to search with: together at most 0.9"
             )
-        if BASELINE_GRID not in self.grids or not set(self.grids) <= set(SEARCH_GRIDS):
-            raise ValueError(
-                f"grids {', '.join(self.grids)}: choose from {', '.join(SEARCH_GRIDS)}, {BASELINE_GRID} among them"
-            )
+        if not self.grids or not set(self.grids) <= set(SEARCH_GRIDS):
+            raise ValueError(f"grids {', '.join(self.grids)}: choose from {', '.join(SEARCH_GRIDS)}")
         unknown = [name for name in self.decisions if name not in EXTRA_DECISIONS]
         if unknown:
             raise ValueError(f"unknown decision {unknown[0]!r}: choose from {', '.join(EXTRA_DECISIONS)}")
@@ -187,30 +191,29 @@ class SearchSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _can_refine(self) -> Self:
-        if self.refine and (self.space != "schedule" or self.quantized):
-            raise ValueError("gradients tune schedules of networks that are not quantised: leave --refine away")
-        if self.refine and self.refine_to == "moments" and (self.frechet_images % self._look or self._look % AT_ONCE):
+        if not self.refine:
+            return self
+        if self.space != "schedule" or self.quantized:
+            raise ValueError("only schedules of networks that are not quantised are tuned: leave --refine away")
+        if self.refine_to == "moments" and self.frechet_images is not None and self.frechet_images < AT_ONCE:
             raise ValueError(
-                f"frechet_images {self.frechet_images} cannot be tuned on by moments: give {AT_ONCE} or a multiple of "
-                f"{MOST_LOOKED_AT}"
+                f"frechet_images {self.frechet_images} are too few to be tuned on by moments: give {AT_ONCE} or more, "
+                "or --refine 0"
             )
         return self
-
-    @property
-    def _look(self) -> int:
-        return min(MOST_LOOKED_AT, self.frechet_images)
 
     @property
     def refinements_each(self) -> int:
         """How many refinements each NFE gets: one an elite, or one of the best elite."""
         return 1 if self.refine_to == "moments" else self.refined_elites
 
-    def refine_plan(self, nfe: int, teacher_nfe: int) -> RefinePlan | MomentPlan:
-        """As much as a part of the share for refinement pays; a descent by gradient has at least LEAST_ITERATIONS."""
-        most = self.refine * self.budget / (len(self.nfes) * self.refinements_each)
+    def refine_plan(self, nfe: int, teacher_nfe: int, most: int) -> RefinePlan | MomentPlan:
+        """As much as `most` calls pay for; a descent by gradient has at least LEAST_ITERATIONS."""
         if self.refine_to == "moments":
-            limit = max(1, int(most))
-            return MomentPlan(images=self.frechet_images, look=self._look, limit=limit, seed=self.seed)
+            assert self.frechet_images is not None
+            whole = AT_ONCE if self.frechet_images < MOST_LOOKED_AT else MOST_LOOKED_AT
+            images = self.frechet_images // whole * whole
+            return MomentPlan(images=images, look=whole, limit=max(1, most), seed=self.seed)
         if self.refine_to == "reference":
             # Larger batches and small steps: the gradient of a distance between few samples is a noisy one.
             base = RefinePlan(distance="reference", batch=64, validation=512, speed=0.05, seed=self.seed)
@@ -226,7 +229,7 @@ class SearchSettings(ModelSettings):
             if self.base_schedule:
                 raise ValueError("a schedule to calibrate with needs a space with quantisation: quantization or joint")
             return self
-        if self.screen != "distance":
+        if self.screen not in ("auto", "distance"):
             raise ValueError(f"space {self.space!r} screens by the distance to the teacher: leave --screen away")
         if self.sampler == "cmaes":
             raise ValueError(f"sampler 'cmaes' has one objective, space {self.space!r} has several: choose another")
@@ -276,6 +279,11 @@ class SearchSettings(ModelSettings):
     def noise_seed(self) -> int:
         """Seed of the images that the search sees."""
         return self.seed
+
+    @property
+    def finals_seed(self) -> int:
+        """Seed of the images that only the finals see."""
+        return self.seed + FINALS_SEED_OFFSET
 
     @property
     def report_seed(self) -> int:

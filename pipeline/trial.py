@@ -12,6 +12,8 @@ from optuna.trial import TrialState
 from fewstep.search_spaces.point import Point, parse_point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.metrics.metric import METRICS
+from fewstep.tasks.work import GROUP
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,14 @@ class Ladder(NamedTuple):
     main: Rung
     finals: Rung
     report: Rung
+
+
+def added(first: Rung, then: Rung) -> int:
+    """Images that a rung makes of what another one judged before: whole groups are kept of metrics that grow."""
+    if first.name == then.name:
+        return 0
+    same = first.metric == then.metric and first.seed == then.seed
+    return then.images - (first.images // GROUP * GROUP if same and METRICS.load(then.metric).grows else 0)
 
 
 def promoted(value: float, others: Sequence[float], keep: float) -> bool:

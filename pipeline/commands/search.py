@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,8 +95,6 @@ def command(
         )
     if settings is not None and study.exists and not dry_run:
         raise ConfigurationError(f"{root} holds a study already: add --resume to go on, or choose another --out")
-    if (note := _beyond_budget(study)) is not None:
-        print(f"warning: {note}", file=sys.stderr)
     if dry_run:
         _forecast(study, execution, as_json)
         return
@@ -114,12 +111,6 @@ def _settings(file: Path | None, recipe: str | None, chosen: dict[str, Any]) -> 
         raise ConfigurationError(f"give a study file or a --recipe, not both: {file} and {recipe}")
     layers = [read_study_file(file)] if file is not None else [recipe_fields(recipe)] if recipe is not None else []
     return search_settings(*layers, resolved(chosen))
-
-
-def _beyond_budget(study: Any) -> str | None:
-    from fewstep.pipeline.forecast import beyond_budget
-
-    return beyond_budget(study.problem)
 
 
 def _forecast(study: Any, execution: ExecutionSettings, as_json: bool) -> None:

@@ -26,7 +26,7 @@ def edit_objectives(record: EvaluationRecord | None) -> Vector | None:
 class EditPolicy:
     """No rung between screen and finals. `calls` are those of an edit by its ways; `most_calls` bounds the choice."""
 
-    seeds_are_free = False
+    admits_outsiders = False
 
     def __init__(
         self, ladder: Ladder, seeds: Sequence[Seed], calls: Callable[[Point], int], finalists: int, most_calls: int
@@ -45,6 +45,10 @@ class EditPolicy:
     def cost(self, search: Search, candidate: Candidate) -> int:
         """The screen; the way to the step costs about as much as its name says."""
         return self.ladder.screen.images * self.calls(candidate.point)
+
+    def least(self, search: Search, account: int) -> int:
+        """One call: the last edit that is begun may go beyond the budget, which bounds the screened ones."""
+        return 1
 
     def decide(self, search: Search, trial: Trial, record: EvaluationRecord) -> None:
         """The screen says all that the sampler learns."""

@@ -26,7 +26,7 @@ class ParetoPolicy:
     adopting a candidate costs besides its screen.
     """
 
-    seeds_are_free = False
+    admits_outsiders = False
 
     def __init__(
         self,
@@ -50,6 +50,10 @@ class ParetoPolicy:
     def cost(self, search: Search, candidate: Candidate) -> int:
         """The screen, and what making its network takes."""
         return candidate.nfe * self.ladder.screen.images + self._extra(candidate.point)
+
+    def least(self, search: Search, account: int) -> int:
+        """The screen."""
+        return account * self.ladder.screen.images
 
     def decide(self, search: Search, trial: Trial, record: EvaluationRecord) -> None:
         """See Policy."""

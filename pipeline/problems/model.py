@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.sizes import check_budget, sized
 from fewstep.pipeline.trial import Ladder, Rung
 from fewstep.search_spaces.point import Point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -20,22 +21,27 @@ from fewstep.tasks.work import Subject
 
 
 def ladder(settings: SearchSettings) -> Ladder:
-    """Screen, main rung, finals and report. The first three share their noise, the last never does.
+    """Screen, main rung, finals and report, of sized settings. The first two share their noise.
 
-    Without a screen, the main rung stands in its place.
+    Without a screen, the main rung stands in its place. Where the screen is chosen by what it does, it is a small
+    Frechet distance until then.
     """
-    seed, metric = settings.noise_seed, settings.metric
-    main = Rung("frechet", metric, settings.frechet_images, seed)
+    s = settings
+    assert s.look_images
+    assert s.frechet_images
+    assert s.report_images
+    main = Rung("frechet", s.metric, s.frechet_images, s.noise_seed)
     screens = {
-        "distance": Rung("distance", "distance", settings.distance_images, seed),
-        "frechet": Rung("look", metric, settings.look_images, seed),
+        "distance": Rung("distance", "distance", s.distance_images, s.noise_seed),
+        "frechet": Rung("look", s.metric, s.look_images, s.noise_seed),
+        "auto": Rung("screen", s.metric, s.look_images, s.noise_seed),
         "none": main,
     }
     return Ladder(
-        screens[settings.screen],
+        screens[s.screen],
         main,
-        Rung("finals", metric, settings.finalist_images, seed),
-        Rung("report", metric, settings.report_images, settings.report_seed),
+        Rung("finals", s.metric, s.finalist_images or s.frechet_images, s.finals_seed),
+        Rung("report", s.metric, s.report_images, s.report_seed),
     )
 
 
@@ -43,7 +49,7 @@ class ModelProblem:
     """What searches of schedules share with those of networks: a model, its noise, and whether a schedule fits it."""
 
     def __init__(self, settings: SearchSettings) -> None:
-        self.settings = settings
+        self.settings = settings = sized(settings)
         self.files: ModelFiles = find_model(settings.model, settings.quantized)
         self.teacher: SolverSchedule = parse_schedule(settings.teacher, self.files.noise)
         settings.conditions.check(self.files)
@@ -104,6 +110,16 @@ class ModelProblem:
             compile_schedule(schedule, self.files.noise, self.files.prediction_type, self.statistics)
 
     @property
+    def prepaid(self) -> int:
+        """Denoiser calls of the teacher, which are part of the budget; ConfigurationError where that is too small."""
+        s = self.settings
+        images = s.distance_images if s.screen == "distance" else s.preset_images if s.screen == "auto" else 0
+        calls = self.teacher.nfe * images
+        check_budget(s, calls)
+        return calls
+
+    @property
     def seeds(self) -> dict[str, int]:
         """Seeds by name, for the header of a table."""
-        return {"search": self.settings.noise_seed, "report": self.settings.report_seed}
+        s = self.settings
+        return {"search": s.noise_seed, "finals": s.finals_seed, "report": s.report_seed}

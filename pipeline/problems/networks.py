@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.policies.halving import WARM
 from fewstep.pipeline.policies.pareto import ParetoPolicy, Vector
 from fewstep.pipeline.problems.base import Publication, each_once, found
 from fewstep.pipeline.problems.model import ModelProblem
-from fewstep.pipeline.proposers.base import Proposer
+from fewstep.pipeline.proposers.base import WARM, Proposer
 from fewstep.pipeline.proposers.evolution import ParetoEvolution
 from fewstep.pipeline.proposers.options import OnRefit
 from fewstep.pipeline.proposers.optuna import OptunaProposer
@@ -182,7 +181,16 @@ class NetworkProblem(ModelProblem):
             self.ladder, seeds, self.objectives, s.keep, s.front, self.check, always, calibration_calls
         )
         proposer = self._proposer(policy, on_refit)
-        return Search(s.nfes, s.budget, self.ladder, proposer, policy, [Finals()], s.patience)
+        return Search(
+            s.nfes,
+            s.budget,
+            self.ladder,
+            proposer,
+            policy,
+            [Finals(s.finals, s.finalist_images, s.front)],
+            s.patience,
+            self.prepaid,
+        )
 
     def objectives(self, record: EvaluationRecord | None) -> Vector | None:
         """See the module's docstring; None without a complete record."""

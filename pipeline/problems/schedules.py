@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
-from fewstep.pipeline.policies.halving import PRESET, WARM, HalvingPolicy
+from fewstep.pipeline.policies.halving import HalvingPolicy
 from fewstep.pipeline.problems.schedule_report import ScheduleReport
-from fewstep.pipeline.proposers.base import WARM_REFINED
+from fewstep.pipeline.proposers.base import ANALYTIC, PRESET, WARM, WARM_REFINED
 from fewstep.pipeline.proposers.options import OnRefit, S3Options
 from fewstep.pipeline.proposers.optuna import OptunaProposer, SamplerFor
 from fewstep.pipeline.proposers.s3 import S3Sampler
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.search import Search, Seed
 from fewstep.pipeline.stages.finals import Finals
+from fewstep.pipeline.stages.preset_order import Known, of_schedule
+from fewstep.pipeline.stages.presets import FIRST, SECOND, Presets, Screens
 from fewstep.pipeline.stages.refine import Refine
-from fewstep.search_spaces.point import Point, as_point
+from fewstep.pipeline.trial import Rung
+from fewstep.search_spaces.point import as_point
+from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
-from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.sampling.grids import SEARCH_GRIDS, all_presets
 
-SEED_SOLVERS = ("unipc-2-bh2", "unipc-3-bh2", "dpmpp-3m")
-SEED_GRIDS = ("quadratic-zero", "uniform-lambda-zero", "karras-zero", "uniform-t-zero")
+# Of the budget, for the teacher's samples by which screens are compared.
+MOST_FOR_TEACHER = 0.03
 
 
-def analytic_first_steps(noise: NoiseSchedule, nfe: int) -> list[Point]:
-    """Presets with one step more, whose first call is replaced by the noise itself: the search's first guesses.
+def analytic_first_steps(
+    noise: NoiseSchedule, nfe: int, grids: Sequence[str] = SEARCH_GRIDS
+) -> dict[str, SolverSchedule]:
+    """Presets with one step more, by name, whose first call is replaced by the noise itself.
 
     No preset saves that call, and a sampler would need many mutations to find it together with good times.
     """
-    names = [f"{solver}/{where}" for where in SEED_GRIDS for solver in SEED_SOLVERS]
-    schedules = [preset_on_grid(name, noise, nfe + 1).model_copy(update={"first_call": "zero_x0"}) for name in names]
-    return list({s.hash: as_point(s) for s in schedules}.values()) if nfe > 1 else []
+    if nfe < 2:
+        return {}
+    longer = all_presets(noise, nfe + 1, tuple(grids))
+    return {name: schedule.model_copy(update={"first_call": "zero_x0"}) for name, schedule in longer.items()}
 
 
 class ScheduleProblem(ScheduleReport):
@@ -47,27 +54,47 @@ class ScheduleProblem(ScheduleReport):
             self.check,
             list(dict.fromkeys((self.ladder.screen.name, self.ladder.main.name))),
         )
-        policy = HalvingPolicy(s, self.presets, self._seeds())
-        stages = [Finals(), Refine(s, self.teacher.nfe)]
-        return Search(s.nfes, s.budget, self.ladder, proposer, policy, stages, s.patience)
+        stages = [self._presets(), Refine(s, self.teacher.nfe), Finals(s.finals, s.finalist_images, s.finalists)]
+        policy = HalvingPolicy(s, self._seeds())
+        return Search(s.nfes, s.budget, self.ladder, proposer, policy, stages, s.patience, self.prepaid)
+
+    def known(self, nfe: int) -> list[Known]:
+        """What is looked at first at an NFE: presets, the same with an analytic first call, each schedule once."""
+        s, noise = self.settings, self.files.noise
+        tables = {PRESET: all_presets(noise, nfe, s.grids), ANALYTIC: analytic_first_steps(noise, nfe, s.grids)}
+        found: dict[str, Known] = {}
+        for kind, table in tables.items():
+            for name, schedule in table.items():
+                point = as_point(schedule)
+                found.setdefault(point.hash, of_schedule(f"{kind}{name}", schedule, point))
+        return list(found.values())
+
+    def _presets(self) -> Presets:
+        s = self.settings
+        assert s.frechet_images
+        assert s.look_images
+        first = Rung(FIRST, s.metric, min(s.preset_images, s.look_images), s.noise_seed)
+        second = Rung(SECOND, s.metric, s.look_images, s.noise_seed)
+        compare = None
+        if s.screen == "auto":
+            distance = Rung("screen", "distance", s.distance_images, s.noise_seed)
+            compare = Screens(self.ladder.screen, distance, self.teacher.nfe * s.distance_images)
+        return Presets({nfe: self.known(nfe) for nfe in s.nfes}, s.presets, first, second, compare)
 
     def _seeds(self) -> list[Seed]:
-        """Warm starts that no preset equals, after the presets, each once."""
+        """Warm starts, each once."""
         s = self.settings
         warm = {w.hash: (WARM if w.corrections is None else WARM_REFINED, w) for w in self.warm if w.nfe in s.nfes}
-        presets = {p.hash: (f"{PRESET}{name}", p) for nfe in s.nfes for name, p in self.presets[nfe].items()}
-        both = presets | {key: seed for key, seed in warm.items() if key not in presets}
-        return [(origin, as_point(schedule)) for origin, schedule in both.values()]
+        return [(origin, as_point(schedule)) for origin, schedule in warm.values()]
 
     def _sampler(self, on_refit: OnRefit | None) -> SamplerFor:
         s = self.settings
         if s.sampler not in OWN:
             return stock_sampler(s.sampler, s.seed, 1, self.schedules.flat)
-        options, seeds = S3Options(random_trials=s.random_trials, surrogate=s.surrogate), None
+        assert s.random_trials is not None
+        options = S3Options(random_trials=s.random_trials, surrogate=s.surrogate)
         if s.sampler == "evolution":
             # The published operators alone, from presets and random members.
             options = replace(options, surrogate="none", across=0.0, local=0.0)
-        else:
-            seeds = partial(analytic_first_steps, self.files.noise)
-        ours = S3Sampler(self.schedules, s.nfes, seed=s.seed, options=options, on_refit=on_refit, seeds=seeds)
+        ours = S3Sampler(self.schedules, s.nfes, seed=s.seed, options=options, on_refit=on_refit)
         return lambda number: ours

@@ -13,12 +13,20 @@ Objectives = Callable[[Trial], Sequence[float] | None]
 # ScheduleError where a point does not fit the model.
 Check = Callable[[Point], None]
 
-REFINED, WARM_REFINED = "refine:", "warm-start-refined"
+REFINED, WARM, WARM_REFINED = "refine:", "warm-start", "warm-start-refined"
+# What stands for a preset, one with an analytic first call, and a schedule that was found on another model.
+PRESET, ANALYTIC, PORTFOLIO = "preset:", "analytic:", "portfolio:"
+KNOWN = (PRESET, ANALYTIC, PORTFOLIO)
 
 
 def is_refined(origin: str) -> bool:
     """Whether a candidate came from a refinement in this search."""
     return origin.startswith(REFINED)
+
+
+def is_known(origin: str) -> bool:
+    """Whether a candidate was known before this search: a preset, with an analytic first call or not, a portfolio's."""
+    return origin.startswith(KNOWN)
 
 
 def is_outside(candidate: Candidate) -> bool:

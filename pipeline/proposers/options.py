@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.space import Space
 
 # Attributes of an Optuna trial.
 POINT_ATTR, CANDIDATE_ATTR, ORIGIN_ATTR = "point", "candidate", "origin"
 # How many examples it was fitted to, the former one's tau on those that came since, and seconds since the last fit.
 OnRefit = Callable[[int, float | None, float], None]
-Seeds = Callable[[int], Sequence[Point]]
 
 
 @dataclass(frozen=True)

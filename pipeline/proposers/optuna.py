@@ -172,7 +172,7 @@ class OptunaProposer:
         if not over:
             state = TrialState.RUNNING
         values = list(objectives) if objectives is not None and state == TrialState.COMPLETE else None
-        if state == TrialState.PRUNED and self._single:
+        if state == TrialState.PRUNED and self._single and reported:
             values = [reported[max(reported)]]
         self._study.add_trial(
             create_trial(

@@ -1,7 +1,7 @@
 """S^3, predictor-guided search, as an Optuna sampler for any space with one objective (USF, section 4).
 
 Every trial's genome is decided at once, from the seed, the trial's number and the trials before it:
-first the seeds that it was given, then random members, then children of the best known ones, ranked by a
+first random members, then children of the best known ones, ranked by a
 surrogate that is trained on everything evaluated so far. The values it learns from are the trials'
 intermediate values, one a rung.
 """
@@ -19,14 +19,13 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from fewstep.pipeline.proposers.base import KNOWN
 from fewstep.pipeline.proposers.moves import local_move
 from fewstep.pipeline.proposers.options import (
-    CANDIDATE_ATTR,
     ORIGIN_ATTR,
     POINT_ATTR,
     OnRefit,
     S3Options,
-    Seeds,
     distributions,
     milestone,
 )
@@ -51,13 +50,10 @@ class S3Sampler(BaseSampler):
         seed: int = 0,
         options: S3Options | None = None,
         on_refit: OnRefit | None = None,
-        seeds: Seeds | None = None,
     ) -> None:
         self._space, self._nfes, self._rungs, self._seed = space, nfes, rungs, seed
         self._options = options or S3Options()
         self._on_refit = on_refit
-        self._seeds = seeds
-        self._rendered: dict[int, list[tuple[Any, str]]] = {}
         self._distributions = distributions(space)
         self._surrogate: Surrogate | None = None
         self._fitted_at = 0
@@ -92,11 +88,7 @@ class S3Sampler(BaseSampler):
         known = [(t, self._genome(t)) for t in past]
         mine = [(t, g) for t, g in known if self._space.nfe(g) == nfe]
         seen = {g for _, g in mine}
-        drawn = sum(1 for t, _ in mine if t.user_attrs.get(ORIGIN_ATTR) != "preset")
-        hashes = {t.user_attrs.get(CANDIDATE_ATTR) for t, _ in mine}
-        fresh = next((g for g, key in self._seeds_at(nfe) if key not in hashes), None)
-        if fresh is not None:
-            return fresh
+        drawn = sum(1 for t, _ in mine if f"{t.user_attrs.get(ORIGIN_ATTR)}:" not in KNOWN)
         if drawn < self._options.random_trials:
             return self._space.random(nfe, rng)
         share = rng.random()
@@ -138,14 +130,6 @@ class S3Sampler(BaseSampler):
             ((t, g) for t, g in known if self._space.nfe(g) == source), key=lambda entry: _standing(entry[0])
         )
         return self._space.with_nfe(rng.choice(ranked[:NEIGHBOURS])[1], nfe, rng)
-
-    def _seeds_at(self, nfe: int) -> list[tuple[Any, str]]:
-        """The seeds as the space's parameters render them, which clip what is out of range, and their hashes."""
-        if nfe not in self._rendered:
-            given = self._seeds(nfe) if self._seeds else ()
-            genomes = [self._space.from_parameters(self._space.parameters(self._space.genome(p))) for p in given]
-            self._rendered[nfe] = [(g, self._space.point(g).hash) for g in genomes]
-        return self._rendered[nfe]
 
     def _genome(self, trial: FrozenTrial) -> Any:
         if trial.number not in self._genomes:

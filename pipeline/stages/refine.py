@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from optuna.trial import TrialState
 
 from fewstep.pipeline.proposers.base import REFINED, is_refined
@@ -14,64 +12,111 @@ from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.refinement.moment_plan import MomentPlan
 
 RUNG = "refine"
+# Of a record: the denoiser calls that the refinement took.
+CALLS = "calls"
 
 
 class Refine(Stage):
-    """Tunes elites of the NFE with the fewest refinements; what comes of one is judged like any promoted candidate."""
+    """Tunes elites of an NFE once its searched share is spent; what comes of one is judged like any promoted candidate.
 
-    rung = RUNG
+    What it leaves of its share goes back to the search.
+    """
+
+    rungs = (RUNG,)
 
     def __init__(self, settings: SearchSettings, teacher_nfe: int) -> None:
         self._settings, self._teacher_nfe = settings, teacher_nfe
+        self._taken: dict[int, int] = {}
+        self._plans: dict[int, int] = {}
+        self._over: set[int] = set()
 
     def owns(self, candidate: Candidate) -> bool:
         """See Stage."""
         return is_refined(candidate.origin)
 
+    def _each(self, search: Search, nfe: int) -> int:
+        """Calls of one refinement: its part of the share, less what judging it takes."""
+        share = int((self._settings.refine or 0) * search.share) // self._settings.refinements_each
+        return share - nfe * search.ladder.main.images
+
     def cost(self, search: Search, candidate: Candidate) -> int:
         """The plan's calls."""
         nfe = candidate.nfe
-        return self._settings.refine_plan(nfe, self._teacher_nfe).calls(nfe, self._teacher_nfe)
+        plan = self._settings.refine_plan(nfe, self._teacher_nfe, self._each(search, nfe))
+        calls = plan.calls(nfe, self._teacher_nfe)
+        self._plans[candidate.trial] = calls
+        self._taken[nfe] = self._taken.get(nfe, 0) + calls + nfe * search.ladder.main.images
+        return calls
+
+    def reserve(self, search: Search, account: int) -> int:
+        """See Stage."""
+        if account in self._over or not self._settings.refine:
+            return 0
+        return max(0, int(self._settings.refine * search.share) - self._taken.get(account, 0))
 
     def next_work(self, search: Search) -> Work | None:
-        """The best judged schedule that was not refined yet, of the NFE with the fewest refinements."""
-        s, main = self._settings, search.ladder.main
-        searched = search.spent >= (1 - s.refine) * s.budget and search.seeds_are_tried
-        if not (s.refine and searched and search.may_propose):
+        """The best judged schedule that was not refined yet, of an NFE that can pay no more candidates."""
+        for nfe in search.nfes if self._settings.refine else ():
+            if nfe not in self._over and nfe not in search.open:
+                work = self._refined(search, nfe)
+                if work is not None:
+                    return work
+        return None
+
+    def _refined(self, search: Search, nfe: int) -> Work | None:
+        s = self._settings
+        done = [t.candidate for t in self._of(search, nfe) if is_refined(t.candidate.origin)]
+        running = any(t.state == TrialState.RUNNING for t in self._of(search, nfe))
+        if running or len(done) >= s.refinements_each:
             return None
-        refined = [t.candidate for t in search.trials.values() if is_refined(t.candidate.origin)]
-        starts = {candidate.origin.partition(":")[2] for candidate in refined}
-        elites = {
-            nfe: [t for t in search.best(nfe, main) if not is_refined(t.candidate.origin)][: s.refined_elites]
-            for nfe in s.nfes
-        }
-        waiting = {nfe: [t for t in trials if t.candidate.hash not in starts] for nfe, trials in elites.items()}
-        done = {nfe: sum(candidate.nfe == nfe for candidate in refined) for nfe in s.nfes}
-        open_ = [nfe for nfe in s.nfes if waiting[nfe] and done[nfe] < s.refinements_each]
-        if not open_:
+        starts = {candidate.origin.partition(":")[2] for candidate in done}
+        judged = [t for t in search.best(nfe, search.ladder.main) if not is_refined(t.candidate.origin)]
+        waiting = [t for t in judged[: s.refined_elites] if t.candidate.hash not in starts]
+        plan = s.refine_plan(nfe, self._teacher_nfe, self._each(search, nfe))
+        calls = plan.calls(nfe, self._teacher_nfe)
+        if not waiting or calls + nfe * search.ladder.main.images > search.left(nfe):
+            self._end(search, nfe, "no judged schedule is left" if not waiting else "the budget does not pay it")
             return None
-        nfe = min(open_, key=lambda n: (done[n], n))
-        elite = waiting[nfe][0].candidate
+        elite = waiting[0].candidate
         candidate = search.proposer.admit(elite.point, f"{REFINED}{elite.hash}", search.trials)
         search.adopt(candidate)
-        return candidate, self._rung(nfe, [t.candidate.schedule.to_json() for t in waiting[nfe][1:]])
-
-    def _rung(self, nfe: int, others: Sequence[str]) -> Rung:
-        plan = self._settings.refine_plan(nfe, self._teacher_nfe)
         if isinstance(plan, MomentPlan):
-            plan = plan.model_copy(update={"others": tuple(others)})
-        return Rung(RUNG, "refine", plan.seen, plan.noise_seed, {"plan": plan.model_dump_json()})
+            others = tuple(t.candidate.schedule.to_json() for t in waiting[1:])
+            plan = plan.model_copy(update={"others": others})
+        return candidate, Rung(RUNG, "refine", plan.seen, plan.noise_seed, {"plan": plan.model_dump_json()})
 
     def take(self, search: Search, trial: Trial, record: EvaluationRecord) -> bool:
         """What came of a refinement goes straight to the main rung, unless it is what it started from."""
         if record.rung != RUNG:
             return False
-        if record.status != "complete":
+        nfe, planned = record.nfe, self._plans.get(trial.number, 0)
+        failed = record.status != "complete"
+        spent = round(record.metrics.get(CALLS, planned)) if not failed else min(planned, record.denoiser_calls)
+        search.commit(trial.candidate, spent - planned)
+        done = sum(is_refined(t.candidate.origin) and RUNG in t.records for t in self._of(search, nfe))
+        if failed:
             search.finish(trial, TrialState.FAIL)
-            return True
-        trial.candidate = candidate_of(record)
-        if search.by_hash.setdefault(trial.candidate.hash, trial.number) == trial.number:
-            search.promote(trial)
+            back = planned - spent
+            search.news.append(
+                (
+                    "tuning_failed",
+                    f"tuning {trial.candidate.origin} failed: {record.error}; {back:,} calls go back to the search",
+                )
+            )
         else:
-            search.finish(trial, TrialState.PRUNED)
+            trial.candidate = candidate_of(record)
+            if search.by_hash.setdefault(trial.candidate.hash, trial.number) == trial.number:
+                search.promote(trial, reserved=True)
+            else:
+                search.finish(trial, TrialState.PRUNED)
+        if done >= self._settings.refinements_each:
+            self._over.add(nfe)
         return True
+
+    @staticmethod
+    def _of(search: Search, nfe: int) -> list[Trial]:
+        return [t for t in search.trials.values() if t.candidate.nfe == nfe]
+
+    def _end(self, search: Search, nfe: int, reason: str) -> None:
+        self._over.add(nfe)
+        search.news.append(("not_tuned", f"no more is tuned at NFE {nfe}: {reason}; its calls go back to the search"))

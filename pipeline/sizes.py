@@ -1,0 +1,122 @@
+"""How large a search is: what its settings leave open, by its budget, and the least budget that makes sense."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fewstep.errors import ConfigurationError
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.tasks.refinement.moment_plan import AT_ONCE
+from fewstep.tasks.work import GROUP
+
+# An NFE's share pays for at least so many evaluations of the main rung, where images are not given.
+JUDGED = 25
+MOST_JUDGED = 1000
+TUNING = 0.45
+# Proposals of its own that a search makes at least at each NFE, and presets that it looks at.
+LEAST_PROPOSALS, LEAST_PRESETS = 5, 6
+# Of the budget, for the report; the rows of an NFE; the images of a row.
+REPORT, ROWS = 0.5, 4
+LEAST_REPORTED, MOST_REPORTED = 500, 10_000
+RANDOM_SHARE, MOST_RANDOM = 1 / 6, 24
+MOST_IMAGES_OF_FINALS = 10_000
+
+
+class Plan(NamedTuple):
+    """Denoiser calls of an NFE by what they are for, and the proposals that the search makes of its own."""
+
+    presets: int
+    search: int
+    tuning: int
+    finals: int
+    proposals: int
+
+
+def can_tune(s: SearchSettings) -> bool:
+    """Whether the settings leave elites to be tuned on moments; whether the features do is the model's affair."""
+    images = s.frechet_images
+    return s.space == "schedule" and not s.quantized and s.metric == "frechet" and (images is None or images >= AT_ONCE)
+
+
+def sized(s: SearchSettings) -> SearchSettings:
+    """The settings with every size that they leave open."""
+    mean = sum(s.nfes) / len(s.nfes)
+    share = s.budget / len(s.nfes)
+    refine = s.refine if s.refine is not None else TUNING * can_tune(s)
+    affordable = share / mean
+    judged = s.frechet_images or min(MOST_JUDGED, max(1, int(affordable / JUDGED) // (2 * GROUP)) * 2 * GROUP)
+    if s.frechet_images is None and affordable / JUDGED < 2 * GROUP:
+        judged = GROUP
+    look = s.look_images or min(GROUP, judged)
+    screen = s.screen
+    if screen == "auto" and (look >= judged or s.space != "schedule"):
+        screen = "none" if s.space == "schedule" else "distance"
+    reported = REPORT * s.budget / (sum(s.nfes) * ROWS)
+    report = s.report_images or int(min(MOST_REPORTED, max(LEAST_REPORTED, reported // GROUP * GROUP)))
+    whole = s.model_copy(
+        update={
+            "refine": refine,
+            "screen": screen,
+            "look_images": look,
+            "frechet_images": judged,
+            "report_images": report,
+            "random_trials": 0,
+        }
+    )
+    proposals = plan(whole, max(s.nfes)).proposals
+    random = min(MOST_RANDOM, round(RANDOM_SHARE * proposals)) if s.random_trials is None else s.random_trials
+    return whole.model_copy(update={"random_trials": random})
+
+
+def plan(s: SearchSettings, nfe: int) -> Plan:
+    """How the share of an NFE is to be spent, of sized settings."""
+    assert s.refine is not None
+    assert s.frechet_images is not None
+    assert s.look_images is not None
+    share = s.budget // len(s.nfes)
+    finals = nfe * s.finalists * s.finalist_images if s.finalist_images else int(s.finals * share)
+    tuning, presets = int(s.refine * share), int(s.presets * share) if s.space == "schedule" else 0
+    search = share - presets - tuning - finals
+    screened = {"distance": s.distance_images, "none": 0}.get(s.screen, s.look_images)
+    grown = s.frechet_images - (0 if s.screen in ("distance", "none") else screened)
+    keep = 1.0 if s.screen == "none" else s.keep
+    return Plan(presets, search, tuning, finals, max(0, int(search / (nfe * (screened + keep * grown)))))
+
+
+def check_budget(s: SearchSettings, extra: int = 0) -> None:
+    """ConfigurationError where sized settings leave no search worth the name; `extra` calls go before everything."""
+    assert s.frechet_images is not None
+    for nfe in s.nfes:
+        share = s.budget // len(s.nfes) - extra // len(s.nfes)
+        found = plan(s.model_copy(update={"budget": max(1, share * len(s.nfes))}), nfe)
+        looks = (
+            found.presets // (nfe * min(s.preset_images, s.frechet_images)) if s.space == "schedule" else LEAST_PRESETS
+        )
+        if found.proposals < LEAST_PROPOSALS or looks < LEAST_PRESETS:
+            least = least_budget(s, extra)
+            raise ConfigurationError(
+                f"a budget of {s.budget:,} calls is too small for NFE {', '.join(map(str, s.nfes))}: {least:,} would "
+                f"buy {LEAST_PROPOSALS} proposals and {LEAST_PRESETS} presets at each; raise --budget, search fewer "
+                "numbers of calls, or judge on fewer images (--frechet-images)"
+            )
+
+
+def least_budget(s: SearchSettings, extra: int = 0) -> int:
+    """The smallest budget that is not refused for these settings, rounded up to two digits."""
+    low, high = 1, 1 << 50
+
+    def fits(budget: int) -> bool:
+        tried = s.model_copy(update={"budget": budget})
+        shares = [plan(tried.model_copy(update={"budget": max(1, budget - extra)}), nfe) for nfe in s.nfes]
+        looks = [
+            p.presets // (n * min(s.preset_images, s.frechet_images or 1)) for p, n in zip(shares, s.nfes, strict=True)
+        ]
+        return all(p.proposals >= LEAST_PROPOSALS for p in shares) and (
+            s.space != "schedule" or all(n >= LEAST_PRESETS for n in looks)
+        )
+
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    unit = 10 ** max(0, len(str(low)) - 2)
+    return int(-(-low // unit) * unit)

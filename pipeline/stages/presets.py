@@ -1,0 +1,248 @@
+"""Presets: what was known before is looked at first, by successive halving within its share of the budget.
+
+A preset's first look is at a few images of common noise; which one is looked at next, the looks before say. The best of
+them go on to a second look, and from there, with what it tells, to the screen like any other candidate. Where screens
+are compared, those of the second look are measured by their distance to the teacher too, and the screen is the one that
+ordered them as the second look does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from optuna.trial import TrialState
+from scipy.stats import kendalltau
+
+from fewstep.errors import ConfigurationError, ScheduleError
+from fewstep.pipeline.proposers.base import is_known
+from fewstep.pipeline.search import Search, Stage, enlisted
+from fewstep.pipeline.stages.preset_order import Known, Look, design, next_best
+from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, added
+from fewstep.storage.records import EvaluationRecord
+
+FIRST, SECOND, PAIRED = "presets", "presets-look", "presets-distance"
+# First looks, at whatever NFE, before what they told decides about the next.
+DESIGNED = 12
+FIRST_SHARE = 0.65
+FEWEST_LOOKS, FEWEST_SECOND = 6, 2
+# Pairs of presets at one NFE by which screens are compared, at least.
+ENOUGH_PAIRS = 6
+
+
+class Screens(NamedTuple):
+    """What the screen may be: a small Frechet distance, or the distance to the teacher, for which calls are `due`."""
+
+    frechet: Rung
+    distance: Rung
+    due: int
+
+
+class Presets(Stage):
+    """`known` are the presets by NFE, `share` is what they may take of the budget. See the module's docstring.
+
+    `first` and `second` are the rungs of the looks; `compare` are the screens to choose among, None where that is
+    settled.
+    """
+
+    rungs = (FIRST, SECOND, PAIRED)
+
+    def __init__(
+        self,
+        known: Mapping[int, Sequence[Known]],
+        share: float,
+        first: Rung,
+        second: Rung,
+        compare: Screens | None = None,
+    ) -> None:
+        self._known, self._share, self._first, self._second = known, share, first, second
+        self._compare = compare
+        self._by_origin = {nfe: {k.origin: k for k in entries} for nfe, entries in known.items()}
+        self._designs = {nfe: design(entries) for nfe, entries in known.items()}
+        self._looked: set[int] = set()
+        self._over: set[int] = set()
+        self._settled = False
+        self._skipped: set[str] = set()
+
+    # -- what it costs --------------------------------------------------------------------------------
+
+    def owns(self, candidate: Candidate) -> bool:
+        """See Stage."""
+        return is_known(candidate.origin)
+
+    def cost(self, search: Search, candidate: Candidate) -> int:
+        """The first look."""
+        return candidate.nfe * self._first.images
+
+    def _calls(self, search: Search, nfe: int) -> int:
+        """What presets of an NFE may take, less what judging the best of them does."""
+        judged = nfe * added(self._second, search.ladder.main)
+        return int(self._share * search.share) - (judged if judged < 0.4 * self._share * search.share else 0)
+
+    def looks(self, search: Search, nfe: int) -> int:
+        """How many presets of an NFE are looked at."""
+        seconds = FEWEST_SECOND * nfe * self._second.images
+        calls = min(FIRST_SHARE * self._calls(search, nfe), self._calls(search, nfe) - seconds)
+        return min(len(self._known[nfe]), max(FEWEST_LOOKS, int(calls // (nfe * self._first.images))))
+
+    def seconds(self, search: Search, nfe: int) -> int:
+        """How many of them are looked at again."""
+        left = self._calls(search, nfe) - self.looks(search, nfe) * nfe * self._first.images
+        each = nfe * (self._second.images + (self._first.images if self._compare else 0))
+        return max(FEWEST_SECOND, int(left // each))
+
+    def reserve(self, search: Search, account: int) -> int:
+        """Until it is over, nothing is proposed beside it that its share would pay."""
+        if account in self._over:
+            return 0
+        return max(0, int(self._share * search.share) - search.committed[account])
+
+    # -- what it does ---------------------------------------------------------------------------------
+
+    def next_work(self, search: Search) -> Work | None:
+        """The next first look, at the NFE with the fewest."""
+        mine = self._mine(search)
+        for nfe in sorted(mine, key=lambda n: (len(mine[n]), n)):
+            if nfe in self._looked:
+                continue
+            while len(mine[nfe]) < self.looks(search, nfe) and (known := self._next(search, nfe, mine)) is not None:
+                candidate = self._entered(search, known)
+                if candidate is not None:
+                    search.adopt(candidate)
+                    return candidate, self._first
+        # Where nothing could be looked at, nothing calls back.
+        for nfe in mine:
+            self._halve(search, nfe, mine[nfe])
+        return None
+
+    def _entered(self, search: Search, known: Known) -> Candidate | None:
+        self._skipped.add(known.point.hash)
+        if known.point.hash in search.by_hash:
+            return None
+        try:
+            return enlisted(search.proposer, known.point, known.origin, search.trials, outsiders=True)
+        except (ScheduleError, ConfigurationError):
+            return None
+
+    def _next(self, search: Search, nfe: int, mine: Mapping[int, Sequence[Trial]]) -> Known | None:
+        left = [k for k in self._known[nfe] if k.point.hash not in search.by_hash and k.point.hash not in self._skipped]
+        if not left:
+            return None
+        looks = [
+            Look(known, n, t.value(self._first))
+            for n, trials in mine.items()
+            for t in trials
+            if t.records and (known := self._by_origin[n].get(t.candidate.origin))
+        ]
+        started = {t.candidate.origin for trials in mine.values() for t in trials}
+        if len(started) < DESIGNED:
+            fresh = {k.origin: k for k in left if k.origin not in started}
+            for origin in self._designs[nfe]:
+                if origin in fresh:
+                    return fresh[origin]
+        return next_best(left, nfe, looks)
+
+    def take(self, search: Search, trial: Trial, record: EvaluationRecord) -> bool:
+        """See Stage."""
+        if record.rung not in self.rungs:
+            return False
+        if record.status != "complete" and record.rung != PAIRED:
+            search.finish(trial, TrialState.FAIL)
+        mine = self._mine(search)
+        nfe = trial.candidate.nfe
+        if nfe in mine:
+            if record.rung == FIRST:
+                self._halve(search, nfe, mine[nfe])
+            self._settle(search, mine)
+        return True
+
+    def _mine(self, search: Search) -> dict[int, list[Trial]]:
+        found: dict[int, list[Trial]] = {nfe: [] for nfe in self._known}
+        if len(self._over) < len(self._known):
+            for trial in search.trials.values():
+                if is_known(trial.candidate.origin) and trial.candidate.nfe in found:
+                    found[trial.candidate.nfe].append(trial)
+        return found
+
+    def _halve(self, search: Search, nfe: int, trials: Sequence[Trial]) -> None:
+        """Once all first looks of an NFE are known, the best go on to the second."""
+        if nfe in self._looked or any(not t.records for t in trials):
+            return
+        exhausted = all(k.point.hash in search.by_hash or k.point.hash in self._skipped for k in self._known[nfe])
+        if len(trials) < self.looks(search, nfe) and not exhausted:
+            return
+        self._looked.add(nfe)
+        ranked = sorted((v, t.number, t) for t in trials if (v := t.value(self._first)) is not None)
+        count = self.seconds(search, nfe)
+        for place, (_, _, trial) in enumerate(ranked):
+            if place >= count:
+                search.finish(trial, TrialState.PRUNED)
+                continue
+            search.wait_for(trial.candidate, self._second)
+            search.commit(trial.candidate, nfe * self._second.images)
+            if self._compare is not None:
+                search.wait_for(trial.candidate, self._paired)
+                search.commit(trial.candidate, nfe * self._first.images)
+        self._settle(search, self._mine(search))
+
+    @property
+    def _paired(self) -> Rung:
+        assert self._compare is not None
+        distance = self._compare.distance
+        return Rung(PAIRED, distance.metric, self._first.images, distance.seed, distance.arguments)
+
+    def _settle(self, search: Search, mine: Mapping[int, Sequence[Trial]]) -> None:
+        """What was looked at twice goes on to the screen, which is chosen when all of them are known."""
+        due = {nfe: [t for t in trials if t.state == TrialState.RUNNING] for nfe, trials in mine.items()}
+        names = (SECOND, PAIRED) if self._compare is not None else (SECOND,)
+        known = [n for n in mine if n in self._looked and all(set(names) <= set(t.records) for t in due[n])]
+        if self._compare is not None and not self._settled:
+            if len(known) < len(mine):
+                return
+            self._choose(search, self._compare, due)
+        for nfe in known:
+            if nfe in self._over:
+                continue
+            self._over.add(nfe)
+            ranked = sorted(due[nfe], key=lambda t: (t.value(self._second) or 0.0, t.number))
+            for place, trial in enumerate(ranked):
+                self._on(search, trial, best=not place)
+
+    def _on(self, search: Search, trial: Trial, best: bool) -> None:
+        """To the screen, if that makes nothing anew, the share pays it, or it is the best of its NFE."""
+        screen, nfe = search.ladder.screen, trial.candidate.nfe
+        calls = nfe * added(self._second, screen)
+        paid = search.committed[nfe] + calls <= int(self._share * search.share)
+        if calls > search.left(nfe) or not (best or not calls or paid):
+            search.finish(trial, TrialState.PRUNED)
+            return
+        search.commit(trial.candidate, calls)
+        search.wait_for(trial.candidate, screen)
+
+    def _choose(self, search: Search, screens: Screens, due: Mapping[int, Sequence[Trial]]) -> None:
+        self._settled = True
+        pairs, taus = 0, dict.fromkeys((FIRST, PAIRED), 0.0)
+        for trials in due.values():
+            values = [
+                tuple(t.records[name].value if name in t.records else None for name in (FIRST, PAIRED, SECOND))
+                for t in trials
+            ]
+            whole = np.array([v for v in values if None not in v], np.float64).reshape(-1, 3)
+            count = len(whole) * (len(whole) - 1) // 2
+            pairs += count
+            for column, name in enumerate(taus):
+                tau = float(kendalltau(whole[:, column], whole[:, 2]).statistic) if count else 0.0
+                taus[name] += count * (tau if math.isfinite(tau) else 0.0)
+        mean = {name: total / pairs if pairs else 0.0 for name, total in taus.items()}
+        by_distance = pairs >= ENOUGH_PAIRS and mean[PAIRED] > mean[FIRST]
+        screen = screens.distance if by_distance else screens.frechet
+        search.ladder = search.ladder._replace(screen=screen)
+        if by_distance:
+            search.prepaid += screens.due
+        told = (
+            f"of {pairs} pairs of presets {self._first.images} images order (Kendall's tau) {mean[FIRST]:.2f} by "
+            f"{self._first.metric}, {mean[PAIRED]:.2f} by their distance to the teacher"
+        )
+        search.news.append(("screen", f"candidates are screened by {screen.metric}: {told}"))
