@@ -74,7 +74,8 @@ class Refine(Stage):
         waiting = [t for t in judged[: s.refined_elites] if t.candidate.hash not in starts]
         plan = s.refine_plan(nfe, self._teacher_nfe, self._each(search, nfe))
         calls = plan.calls(nfe, self._teacher_nfe)
-        if not waiting or calls + nfe * search.ladder.main.images > search.left(nfe):
+        payable = search.room(nfe) + self.reserve(search, nfe)
+        if not waiting or calls + nfe * search.ladder.main.images > payable:
             self._end(search, nfe, "no judged schedule is left" if not waiting else "the budget does not pay it")
             return None
         elite = waiting[0].candidate
