@@ -34,7 +34,7 @@ class StudyContent:
     @cached_property
     def origins(self) -> dict[str, str]:
         """Origin by hash: of several candidates the first."""
-        return {row.candidate: row.origin for row in reversed(self.rows)}
+        return {row.candidate: row.origin for row in reversed(self.rows) if row.rung != REPORT}
 
 
 def facts(study: StudyContent) -> list[tuple[str, str]]:

@@ -140,6 +140,9 @@ class ScheduleReport(ModelProblem):
         for nfe in self.settings.nfes:
             own = [row for row in rows if row.nfe == nfe]
             winner, stock = next((row for row in own if row.found), None), best_stock(own)
+            if winner is None and self.winner(search, nfe) is not None:
+                told[nfe] = f"NFE {nfe}: the report of what was found failed, --resume tries it again"
+                continue
             paired = None
             if winner is not None and stock is not None and winner is not stock:
                 points = {c.method: c.candidate.point for c in self.lines(search, nfe)}
