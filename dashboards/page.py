@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,7 @@ from fewstep.errors import ConfigurationError, DataError, StorageError
 from fewstep.files import write_whole
 from fewstep.search_spaces.point import Point, SchedulePoint, edit_of, parse_point, quantization_of, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.storage.origins import told_origin
 from fewstep.storage.queries import front
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
@@ -69,7 +70,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Found schedule against the best preset at one NFE."""
+    """Found schedule against the best of what is stock at one NFE."""
 
     change: str
     preset: str
@@ -119,15 +120,23 @@ class _Study(StudyContent):
         return str(text)
 
 
-def write_page(store: Store, study: str, path: Path, images: Mapping[str, Path] | None = None) -> Path:
+def write_page(
+    store: Store,
+    study: str,
+    path: Path,
+    images: Mapping[str, Path] | None = None,
+    verdicts: Sequence[str] = (),
+    shared: Iterable[tuple[int, str, str]] = (),
+) -> Path:
     """Write the page of a study; the path. `images` are embedded under their captions.
 
+    `verdicts`, lines that say what was found beyond what is stock, stand first; for `shared` see `report_table`.
     A study that has no report yet gets a page with what there is. Raises StorageError when the store
     holds no evaluations of the study or the page cannot be written, DataError when an image cannot be
     read and ConfigurationError for an image format that browsers do not show.
     """
     content = _read(store, study)
-    table = report_table(store, study)
+    table = report_table(store, study, shared)
     template = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -145,6 +154,7 @@ def write_page(store: Store, study: str, path: Path, images: Mapping[str, Path] 
         model=settings.model if settings else first.model,
         model_hash=settings.model_hash if settings else first.model_hash,
         partial=table.empty,
+        verdicts=list(verdicts),
         comparisons=comparisons,
         convergence=content.draw(convergence_figure(way)) if len(way) else "",
         shown=shown,
@@ -217,7 +227,8 @@ def _cells(rows: pd.DataFrame, best: float) -> list[Cell]:
 
 def _verdict(table: pd.DataFrame) -> Verdict | None:
     rows = headline(table)
-    found, presets = rows[rows["method"] == FOUND], rows[rows["method"] != FOUND]
+    stock = (rows["method"] != FOUND) & ~rows["method"].str.startswith("analytic:")
+    found, presets = rows[rows["method"] == FOUND], rows[stock]
     if found.empty or presets.empty:
         return None
     ours, theirs = found.iloc[0], presets.iloc[0]
@@ -253,7 +264,7 @@ def _found(study: _Study) -> str:
 
 def _schedules(study: _Study, table: pd.DataFrame) -> list[Shown]:
     """Everything that was found once, by NFE."""
-    found = table[table["method"] == FOUND].drop_duplicates("candidate")
+    found = table[table["origin"].str.startswith("found")].drop_duplicates("candidate")
     by_order = {row.order: row for row in study.rows}
     return _show(study, [by_order[order] for order in found["order"]])
 
@@ -276,7 +287,7 @@ def _show(study: _Study, rows: list[EvaluationRecord]) -> list[Shown]:
 
 
 def _shown(study: _Study, row: EvaluationRecord, point: Point | None, span: Span | None) -> Shown:
-    words = [row.origin.removeprefix("found:"), row.candidate]
+    words = [told_origin(row.origin, study.origins), row.candidate]
     title = f"NFE {row.nfe}"
     if point is None:
         return Shown(title, ", ".join(words), "", _pretty(row.candidate_json), 0, "")

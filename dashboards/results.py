@@ -10,6 +10,7 @@ import pandas as pd
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.point import SchedulePoint, parse_point
 from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS, preset
+from fewstep.storage.origins import stock_name
 from fewstep.storage.store import Store
 
 FOUND = "fewstep"
@@ -56,15 +57,16 @@ _TABLE = {
 _CONVERGENCE = {"nfe": "int64", "calls": "int64", "value": "float64", "best": "float64", "origin": "object"}
 
 
-def report_table(store: Store, study: str) -> pd.DataFrame:
+def report_table(store: Store, study: str, shared: Iterable[tuple[int, str, str]] = ()) -> pd.DataFrame:
     """One row a method, grid and NFE, by NFE and then by value: the figures of the report rung.
 
     Columns: nfe, method (`fewstep` or a preset's name), grid (empty where a search chose the times),
     value with its interval low to high (NaN where there is none), images, metric, features, reference,
     candidate (hash), origin, order (place in the record), and the candidate's value in the search itself
     with the place of its rung in SEARCHED (searched, searched_at). Presets that coincide at an NFE share
-    one evaluation and have a row each. Empty before the report. Raises StorageError when the store cannot
-    be read.
+    one evaluation and have a row each, and so have others that share one, given as `shared` (NFE, hash, origin).
+    What was found and is a preset goes by the preset's name. Empty before the report. Raises StorageError when the
+    store cannot be read.
     """
     rows, evaluations = [], _evaluations(store, study)
     searched = {
@@ -76,6 +78,7 @@ def report_table(store: Store, study: str) -> pd.DataFrame:
         method, grid = _method(row["origin"])
         place, value = searched.get(row["candidate"], (len(SEARCHED), float("inf")))
         rows.append({**row, "method": method, "grid": grid, "searched_at": place, "searched": value})
+    rows += _sharing(rows, shared)
     rows += _coinciding(rows)
     table = _frame(rows, _TABLE)
     # What was found comes first among equals, then presets by name.
@@ -153,11 +156,26 @@ def _is_number(value: float | None) -> bool:
 
 
 def _method(origin: str) -> tuple[str, str]:
-    """Method and grid of an origin; an origin that is neither found nor a preset is its own method."""
-    if origin.startswith("found"):
+    """Method and grid of an origin; one that is neither found nor a preset is its own method.
+
+    What was found and is a preset is not called found.
+    """
+    if origin.startswith("found") and not stock_name(origin):
         return FOUND, ""
-    name, _, grid = origin.removeprefix("preset:").partition("/")
+    name, _, grid = (stock_name(origin) or origin).partition("/")
     return name, grid
+
+
+def _sharing(rows: list[dict[str, Any]], shared: Iterable[tuple[int, str, str]]) -> list[dict[str, Any]]:
+    """Rows for what shares an evaluation with another and has none of its own."""
+    known = {(row["nfe"], row["method"], row["grid"]) for row in rows}
+    wanted = [(nfe, key, *_method(origin), origin) for nfe, key, origin in shared]
+    return [
+        {**row, "method": method, "grid": grid, "origin": origin}
+        for nfe, key, method, grid, origin in wanted
+        for row in rows
+        if (row["nfe"], row["candidate"]) == (nfe, key) and (nfe, method, grid) not in known
+    ]
 
 
 def _coinciding(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from fewstep.dashboards.results import JUDGE, REPORT
@@ -29,6 +30,11 @@ class StudyContent:
     rows: list[EvaluationRecord]
     events: list[EventRecord]
     damaged: list[tuple[str, str]]
+
+    @cached_property
+    def origins(self) -> dict[str, str]:
+        """Origin by hash: of several candidates the first."""
+        return {row.candidate: row.origin for row in reversed(self.rows) if row.rung != REPORT}
 
 
 def facts(study: StudyContent) -> list[tuple[str, str]]:

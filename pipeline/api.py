@@ -80,7 +80,7 @@ def search(
     from fewstep.pipeline.display import SearchDisplay
 
     study = open_study(Path(out) if out is not None else Path("runs") / chosen.study, chosen)
-    with SearchDisplay(chosen, quiet=not progress) as display:
+    with SearchDisplay(chosen, not progress, study.records()) as display:
         run_study(
             study, execution, _called(chosen, study.root), tracking_uri, display.on_record, log=tracking_uri is not None
         )

@@ -16,7 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fewstep.pipeline.reports.rows import FOUND, Row
+from fewstep.pipeline.progress import SearchProgress
+from fewstep.pipeline.reports.rows import FOUND, Row, is_found
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.storage.masking import masked_argument
 from fewstep.storage.records import EvaluationRecord
@@ -79,15 +80,16 @@ def live(renderable: RenderableType, console: Console) -> _Updates | None:
 
 
 class SearchDisplay:
-    """Live progress: best per NFE, evaluations, denoiser calls, time left. In a terminal or a notebook; lines else."""
+    """Live progress: what was looked at, calls, time left, best per NFE. In a terminal or a notebook; lines else.
 
-    def __init__(self, settings: SearchSettings, quiet: bool = False) -> None:
+    What is printed meanwhile, as warnings are, stands above. `known` are the records of a search that is gone on with.
+    """
+
+    def __init__(self, settings: SearchSettings, quiet: bool = False, known: Sequence[EvaluationRecord] = ()) -> None:
         self._settings, self._quiet = settings, quiet
         self._console = Console()
         self._begun = self._printed = time.monotonic()
-        self._count = self._calls = 0
-        self._phase = "search"
-        self._best: dict[int, EvaluationRecord] = {}
+        self._progress = SearchProgress(settings.budget, known)
         self._live = None if quiet else live(self._render(), self._console)
 
     def __enter__(self) -> Self:
@@ -102,41 +104,29 @@ class SearchDisplay:
 
     def on_record(self, record: EvaluationRecord) -> None:
         """Show what a new record changes."""
-        self._count += 1
-        self._calls += record.denoiser_calls
-        self._phase = {"report": "report", "finals": "finals"}.get(record.rung, "search")
-        best = self._best.get(record.nfe)
-        known = float("inf") if best is None or best.value is None else best.value
-        if record.rung == "frechet" and record.value is not None and record.value < known:
-            self._best[record.nfe] = record
+        self._progress.add(record)
         if self._live:
             self._live.update(self._render())
         elif not self._quiet and time.monotonic() - self._printed > 10:
             self._printed = time.monotonic()
-            self._console.print(self._line(), highlight=False, soft_wrap=True)
-
-    def _line(self) -> str:
-        best = "  ".join(f"NFE {n}: {r.value:.3f}" for n, r in sorted(self._best.items()))
-        return (
-            f"{self._phase:7} {self._count} evaluations, {self._calls:,} denoiser calls, {self._left()}   best {best}"
-        )
-
-    def _left(self) -> str:
-        seconds = time.monotonic() - self._begun
-        if self._phase != "search" or not self._calls:
-            return f"{seconds:.0f} s so far"
-        left = seconds * max(0, self._settings.budget - self._calls) / self._calls
-        return f"about {left:.0f} s of search left"
+            self._console.print(self._progress.line(self._printed - self._begun), highlight=False, soft_wrap=True)
 
     def _render(self) -> Group:
-        table = Table(box=None, pad_edge=False)
+        table, progress = Table(box=None, pad_edge=False), self._progress
         for column in ("NFE", "best so far", "found by"):
             table.add_column(column)
         for nfe in self._settings.nfes:
-            record = self._best.get(nfe)
-            table.add_row(str(nfe), f"{record.value:.3f}" if record else "-", record.origin if record else "")
-        bar = ProgressBar(total=self._settings.budget, completed=min(self._calls, self._settings.budget), width=40)
-        return Group(Text(f"{self._settings.study}: {self._line().partition('   best')[0]}"), bar, table)
+            record = progress.best.get(nfe)
+            table.add_row(str(nfe), f"{record.value:.3f}" if record else "-", Text(progress.found_by(nfe)))
+        seconds = time.monotonic() - self._begun
+        bar = ProgressBar(total=progress.budget, completed=min(progress.spent, progress.budget), width=40)
+        lines = (
+            f"{self._settings.study}: {progress.phase}",
+            progress.counts(),
+            progress.calls(),
+            progress.left(seconds),
+        )
+        return Group(*map(Text, lines), bar, table)
 
 
 def interval_text(row: Row) -> str:
@@ -144,8 +134,8 @@ def interval_text(row: Row) -> str:
     return f"{row.value:.3f}" if row.low is None else f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
 
 
-def results_table(rows: list[Row]) -> Table:
-    """Found schedule against every preset, one column an NFE."""
+def results_table(rows: Sequence[Row]) -> Table:
+    """What was found, bold, against what is stock, one column an NFE."""
     nfes = sorted({r.nfe for r in rows})
     methods = sorted({r.method for r in rows}, key=lambda m: (m != FOUND, m))
     images = max((r.images for r in rows), default=0)
@@ -158,8 +148,8 @@ def results_table(rows: list[Row]) -> Table:
         cells = []
         for nfe in nfes:
             row = next((r for r in rows if r.nfe == nfe and r.method == method), None)
-            cells.append(interval_text(row) if row else "")
-        table.add_row(method, *cells, style="bold" if method == FOUND else None)
+            cells.append(Text(interval_text(row), "bold" if is_found(row) else "") if row else Text())
+        table.add_row(Text(method), *cells, style="bold" if method == FOUND else None)
     return table
 
 
@@ -174,10 +164,25 @@ def plain_table(title: str, columns: list[str], rows: Sequence[Mapping[Any, Any]
     return table
 
 
+def print_verdicts(verdicts: Sequence[str]) -> None:
+    """What was found beyond what is stock: the first thing that is said of a search."""
+    for line in verdicts:
+        Console(soft_wrap=True, highlight=False, markup=False).print(line)
+
+
+def print_notes(study: Study) -> None:
+    """What is shown of the model's own scheduler, where that is not the scheduler as it is."""
+    notes = study.problem.notes if study.settings.space == "schedule" else {}
+    for name, note in notes.items():
+        Console(soft_wrap=True, highlight=False, markup=False).print(f"{name}: {note}")
+
+
 def print_outcome(study: Study, outcome: Outcome, files: dict[str, Path], tracking_uri: str) -> None:
     """The final table, where things lie, and what to type next."""
     console = Console()
+    print_verdicts(outcome.verdicts)
     console.print(results_table(outcome.rows))
+    print_notes(study)
     root = study.root
     console.print(f"{outcome.calls:,} denoiser calls in {outcome.seconds:.0f} s", highlight=False)
     out = Console(soft_wrap=True, highlight=False)

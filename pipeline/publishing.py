@@ -26,14 +26,17 @@ PUBLISHED = ("results.csv", "images.png", "front.csv", "front.json", "edit.json"
 def write_report(study: Study, html: Path) -> Path:
     """The self-contained page, with the image grid where there is one."""
     images = study.root / "images.png"
-    return write_page(study.store, study.settings.study, html, {"Samples": images} if images.is_file() else None)
+    shown, state = {"Samples": images} if images.is_file() else None, study.state()
+    return write_page(
+        study.store, study.settings.study, html, shown, study.verdicts(state), study.shared_evaluations(state)
+    )
 
 
 def draw(study: Study) -> dict[str, Path]:
     """Everything that shows the study, by file name: the files of the search, the pictures drawn now."""
     name, root = study.settings.study, study.root
     files = {path: root / path for path in PUBLISHED if (root / path).is_file()}
-    table = report_table(study.store, name)
+    table = report_table(study.store, name, study.shared_evaluations(study.state()))
     if len(table):
         files["front.png"] = save_front(table, root / "front.png")
     curve = convergence(study.store, name)

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fewstep import __version__
-from fewstep.errors import StorageError
+from fewstep.errors import FewstepError, StorageError
 from fewstep.files import write_text
 from fewstep.pipeline.campaign import missing, opened, register
 from fewstep.pipeline.dependencies import check_folder, check_studies, check_values, dependencies
@@ -25,15 +25,19 @@ from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
 from fewstep.pipeline.problems.base import Problem, Publication
 from fewstep.pipeline.problems.edits import EditProblem
 from fewstep.pipeline.problems.networks import NetworkProblem
+from fewstep.pipeline.problems.schedule_report import ScheduleReport
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.reports.csv import results_csv
 from fewstep.pipeline.reports.rows import Row
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.settings import STORED, SearchSettings
+from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
+from fewstep.storage.verdicts import VERDICT, told_verdicts
+from fewstep.tasks.metrics.interval import Interval
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.work import WorkerSettings
 
@@ -59,14 +63,18 @@ def read_settings(text: str) -> Settings:
 
 @dataclass
 class Outcome:
-    """What a finished search leaves: the table, files by name, calls of the whole study, seconds of this run."""
+    """What a finished search leaves: the table, files by name, calls of the whole study, seconds of this run.
 
-    rows: list[Row]
+    `verdicts` say what was found beyond what is stock, a line each.
+    """
+
+    rows: Sequence[Row]
     files: dict[str, Path]
     schedules: dict[int, Path]
     calls: int
     seconds: float
     own_share: float
+    verdicts: Sequence[str] = ()
 
 
 class Study:
@@ -208,6 +216,7 @@ class Study:
         begun = time.perf_counter()
         with self.driver(execution, on_record) as driver:
             state = self._searched(driver)
+            self._announce(driver)
             made = evaluate_all(missing(driver.evaluator, self.problem.report_work(state)), driver)
             if failed := [r for r in made if r.status != "complete"]:
                 self._warn(
@@ -216,15 +225,73 @@ class Study:
                     "tries them again",
                 )
             rows = self.problem.report_rows(state, self.reported())
-            files = self._publish(state, driver, rows, command)
+            told = self._judge(state, driver)
+            files = self._publish(state, driver, rows, told, command)
         calls = sum(r.denoiser_calls for r in self.records())
         seconds = time.perf_counter() - begun
-        return Outcome(rows, files, self.schedules(), calls, seconds, driver.clock.own_share)
+        return Outcome(rows, files, self.schedules(), calls, seconds, driver.clock.own_share, told)
 
     def reported(self) -> list[EvaluationRecord]:
         """The complete records of the report."""
         name = self.problem.ladder.report.name
         return [r for r in self.records() if r.rung == name and r.status == "complete"]
+
+    def verdicts(self, state: Search) -> list[str]:
+        """What was found beyond what is stock, in a line an NFE: as it was said when the report was made, if it was.
+
+        To work it out again takes long where there are many features.
+        """
+        if not isinstance(self.problem, ScheduleReport) or not self.reported():
+            return []
+        known = self._told()
+        if not set(self.problem.settings.nfes) <= set(known):
+            try:
+                known = self._judged(self.problem, state, self.evaluator())
+            except FewstepError:
+                # What the report was measured by is gone since.
+                known = self._judged(self.problem, state, None)
+        return [known[nfe] for nfe in sorted(self.problem.settings.nfes)]
+
+    def shared_evaluations(self, state: Search) -> list[tuple[int, str, str]]:
+        """(NFE, hash, origin) of the report's lines, as several may share an evaluation that names one of them."""
+        if not isinstance(self.problem, ScheduleReport):
+            return []
+        listed = [(nfe, c) for nfe in self.problem.settings.nfes for c in self.problem.contenders(state, nfe)]
+        return [(nfe, c.candidate.hash, c.candidate.origin) for nfe, c in listed if not c.found]
+
+    def _announce(self, driver: Driver) -> None:
+        """What the report shows otherwise than it was asked for is an event too."""
+        notes = self.problem.notes if isinstance(self.problem, ScheduleReport) else {}
+        for name, note in notes.items():
+            if driver.is_news(name, note):
+                driver.event(name, note)
+
+    def _told(self) -> dict[int, str]:
+        return told_verdicts(self.store.events.records({"study": self.settings.study}))
+
+    def _judge(self, state: Search, driver: Driver) -> list[str]:
+        """The verdicts of a report that was just made, kept as events."""
+        if not isinstance(self.problem, ScheduleReport):
+            return []
+        before, now = self._told(), self._judged(self.problem, state, driver.evaluator)
+        for nfe, line in sorted(now.items()):
+            if before.get(nfe) != line:
+                driver.event(VERDICT, line, {"nfe": nfe})
+        return [now[nfe] for nfe in sorted(now)]
+
+    def _judged(self, problem: ScheduleReport, state: Search, evaluator: Evaluator | None) -> dict[int, str]:
+        """The verdicts by NFE. Where the report's images are too few for paired differences, or not kept: without."""
+        rung = problem.ladder.report
+
+        def difference(first: Point, second: Point) -> Interval | None:
+            if evaluator is None:
+                return None
+            try:
+                return evaluator.metric(rung.metric).paired(*(evaluator.parts(p, rung) for p in (first, second)))
+            except (FewstepError, KeyError):
+                return None
+
+        return problem.verdicts(state, problem.report_rows(state, self.reported()), difference)
 
     # -- files ----------------------------------------------------------------------------------------
 
@@ -237,12 +304,14 @@ class Study:
         """Where the image grid of the found schedule for `nfe` is written."""
         return self.root / "schedules" / f"nfe{nfe}.png"
 
-    def _publish(self, state: Search, driver: Driver, rows: Sequence[Row], command: str) -> dict[str, Path]:
+    def _publish(
+        self, state: Search, driver: Driver, rows: Sequence[Row], told: Sequence[str], command: str
+    ) -> dict[str, Path]:
         """The table as CSV, and what the problem publishes: all can be made again from the records."""
 
         problem = self.problem
         kinds = {"value": driver.evaluator.metric(problem.ladder.report.metric).interval}
-        text = results_csv(rows, command, problem.seeds, problem.notes, self.reported(), kinds)
+        text = results_csv(rows, command, problem.seeds, problem.notes, self.reported(), kinds, told)
         files = {"results.csv": write_text(self.root / "results.csv", text)}
         to = Publication(
             self.root, self._identity(), command, driver.executor, lambda message: self._warn(driver, message)

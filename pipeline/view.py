@@ -93,12 +93,12 @@ class StudyView:
     def front(self) -> pd.DataFrame:
         """What was found, as the report judged it on fresh noise: one row each NFE, of quantised networks one a member.
 
-        Columns: nfe, origin (what proposed it), value with its 95% interval low to high, images, metric.
+        Columns: nfe, origin (in words, how it came to be), value with its 95% interval low to high, images, metric.
         StorageError where there is no report yet.
         """
         import pandas as pd
 
-        rows = [_figures(record) for record in self._found]
+        rows = [self._figures(record) for record in self._found]
         return pd.DataFrame(rows, columns=FRONT)
 
     def report(self) -> pd.DataFrame:
@@ -125,7 +125,7 @@ class StudyView:
             there = ", ".join(str(n) for n in sorted({record.nfe for record in self._found}))
             raise ConfigurationError(f"nothing was found for nfe={nfe}: this study has {there}")
         record = min(found, key=lambda r: (r.value is None, r.value))
-        return Found(self, schedule=self._schedule(record.nfe), **_figures(record))
+        return Found(self, schedule=self._schedule(record.nfe), **self._figures(record))
 
     def scheduler(self, model_scheduler: Any = None) -> FewStepScheduler:
         """One scheduler with what was found for every NFE; `num_inference_steps` of a pipeline chooses."""
@@ -139,6 +139,19 @@ class StudyView:
         if self.settings.space == "schedule":
             complete = list({r.nfe: r for r in complete}.values())
         return sorted(complete, key=lambda r: (r.nfe, r.value))
+
+    @cached_property
+    def _origins(self) -> dict[str, str]:
+        """Origin by hash: of several candidates the first."""
+        searched = [r for r in self._study.records() if r.rung != self._study.problem.ladder.report.name]
+        return {r.candidate: r.origin for r in reversed(searched)}
+
+    def _figures(self, r: EvaluationRecord) -> dict[str, Any]:
+        from fewstep.pipeline.reports.rows import metric_name
+        from fewstep.storage.origins import told_origin
+
+        values = (r.nfe, told_origin(r.origin, self._origins), r.value, r.low, r.high, r.images, metric_name(r))
+        return dict(zip(FRONT, values, strict=True))
 
     def _schedule(self, nfe: int) -> SolverSchedule:
         settings = self.settings
@@ -169,10 +182,3 @@ class StudyView:
         except StorageError as error:
             table = f"<p>{html.escape(str(error))}</p>"
         return f"<p>{html.escape(repr(self))}</p>{table}"
-
-
-def _figures(r: EvaluationRecord) -> dict[str, Any]:
-    from fewstep.pipeline.reports.rows import metric_name
-
-    values = (r.nfe, r.origin.removeprefix("found:"), r.value, r.low, r.high, r.images, metric_name(r))
-    return dict(zip(FRONT, values, strict=True))

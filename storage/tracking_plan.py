@@ -17,10 +17,13 @@ from fewstep.search_spaces.point import edit_of, parse_point, quantization_of, s
 from fewstep.storage.queries import front
 from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store
+from fewstep.storage.verdicts import told_verdicts
 
 STUDY_TAG = "fewstep.study"
 CANDIDATE_TAG = "fewstep.candidate"
 KIND_TAG = "fewstep.kind"
+# What MLflow shows as a run's description.
+NOTE_TAG = "mlflow.note.content"
 
 _COLUMNS = (
     "order",
@@ -134,9 +137,10 @@ def _plan_parent(
         params |= flatten(_json_object(settings.settings_json))
         params |= flatten(settings.versions, "versions.")
         texts = {"settings.json": settings.settings_json}
+    said = told_verdicts(events).values()
     return RunPlan(
         name=study,
-        tags={STUDY_TAG: study, KIND_TAG: "study"},
+        tags={STUDY_TAG: study, KIND_TAG: "study"} | ({NOTE_TAG: "\n\n".join(said)} if said else {}),
         params=params,
         points=[*best_so_far(rows, rung), *_surrogate_points(events)],
         texts=texts,

@@ -146,7 +146,14 @@ def winners(stored: Stored) -> dict[str, Any]:
     nfes = problem.settings.nfes
     return {
         "winners": {str(nfe): named(problem.winner(state, nfe)) for nfe in nfes},
-        "contenders": {str(nfe): {m: named(t) for m, t in problem.contenders(state, nfe).items()} for nfe in nfes},
+        "contenders": {
+            str(nfe): {
+                c.method: [c.candidate.hash, c.candidate.trial]
+                for c in problem.lines(state, nfe)
+                if not c.origin.startswith("own:")
+            }
+            for nfe in nfes
+        },
     }
 
 
@@ -160,7 +167,9 @@ def report(stored: Stored) -> list[dict[str, Any]]:
         again = replace(campaign, on_record=_nothing_is_computed)
         (record,) = again.run([(work[0].point, "found", work[1])])
         return [*rows, record.metrics]
-    return [asdict(row) for row in problem.report_rows(state, reported)]
+    # Whether a row was found, and how, its method and the records say too.
+    told = [asdict(row) for row in problem.report_rows(state, reported)]
+    return [{name: row[name] for name in row if name not in ("found", "origin")} for row in told]
 
 
 def _nothing_is_computed(record: EvaluationRecord) -> None:

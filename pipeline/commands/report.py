@@ -35,14 +35,15 @@ def command(
     from rich.console import Console
 
     from fewstep.files import write_text
-    from fewstep.pipeline.display import mlflow_command, plain_table, results_table
+    from fewstep.pipeline.display import mlflow_command, plain_table, print_notes, print_verdicts, results_table
     from fewstep.pipeline.publishing import log, write_report
     from fewstep.pipeline.study import Study
     from fewstep.storage.queries import leaderboard
 
     study = Study.load(out)
     records = study.store.evaluations.records(where={"study": study.settings.study})
-    rows = study.problem.report_rows(study.state(), study.reported())
+    state = study.state()
+    rows, verdicts = study.problem.report_rows(state, study.reported()), study.verdicts(state)
     shown: dict[str, object] = {"study": study.settings.study, "evaluations": len(records)}
     if html is not None:
         shown["html"] = write_report(study, html)
@@ -60,9 +61,11 @@ def command(
         else []
     )
     if as_json:
-        print_json({**shown, "rows": [vars(r) for r in rows], "leaderboard": best})
+        print_json({**shown, "verdicts": verdicts, "rows": [vars(r) for r in rows], "leaderboard": best})
     else:
+        print_verdicts(verdicts)
         Console().print(results_table(rows))
+        print_notes(study)
         if best:
             Console().print(plain_table("candidates as the search judged them", LISTED, best))
         for name, value in shown.items():

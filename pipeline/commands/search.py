@@ -130,13 +130,14 @@ def _run(study: Any, execution: ExecutionSettings, tracking_uri: str | None, as_
     from fewstep.pipeline.display import SearchDisplay, print_outcome
 
     resumed(["search"], study, execution, tracking_uri=tracking_uri, json=as_json)
-    with SearchDisplay(study.settings, quiet=as_json) as display:
+    with SearchDisplay(study.settings, as_json, study.records()) as display:
         outcome, uri = run_study(study, execution, typed(), tracking_uri, display.on_record)
     if not as_json:
         print_outcome(study, outcome, outcome.files, uri)
         return
     print_json(
         {
+            "verdicts": outcome.verdicts,
             "rows": [vars(r) for r in outcome.rows],
             "schedules": outcome.schedules,
             "files": outcome.files,

@@ -60,7 +60,7 @@ class Problem(Protocol):
     def report_work(self, search: Search) -> list[Work]:
         """What the report has to evaluate, each point once, the found ones first."""
 
-    def report_rows(self, search: Search, records: Sequence[EvaluationRecord]) -> list[Row]:
+    def report_rows(self, search: Search, records: Sequence[EvaluationRecord]) -> Sequence[Row]:
         """The final table from the report's records."""
 
     @property

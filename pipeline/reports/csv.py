@@ -21,14 +21,18 @@ def results_csv(
     notes: Mapping[str, str] = MappingProxyType({}),
     records: Sequence[EvaluationRecord] | None = None,
     intervals: Mapping[str, str] | None = None,
+    verdicts: Sequence[str] = (),
 ) -> str:
     """Rows, dataclasses of one kind, as CSV under `#` lines that say how they were made; `notes` explain columns.
+
+    `verdicts` are lines that go before all others.
 
     With the `records` that the rows are made of, the lines tell of them (see `made_by`, also for `intervals`); without,
     of this process.
     """
     made = provenance(command, seeds) if records is None else made_by(records, command, seeds, intervals)
     out = io.StringIO()
+    out.writelines(f"# {' '.join(line.split())}\n" for line in verdicts)
     out.writelines(f"# {name}: {' '.join(value.split())}\n" for name, value in (made | dict(notes)).items())
     writer = csv.writer(out, lineterminator="\n")
     columns = [f.name for f in fields(rows[0] if rows else Row)]

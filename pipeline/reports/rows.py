@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from fewstep.errors import EvaluationError
 from fewstep.storage.records import EvaluationRecord
@@ -25,12 +25,30 @@ class Row:
     schedule: str
 
 
+@dataclass(frozen=True)
+class SearchedRow(Row):
+    """A line of a search's report: whether it is what the search found, and in words how it came to be."""
+
+    found: bool = False
+    origin: str = ""
+
+    @classmethod
+    def of(cls, row: Row, found: bool, origin: str) -> SearchedRow:
+        """The line with both."""
+        return cls(**asdict(row), found=found, origin=origin)
+
+
 def row_of(record: EvaluationRecord, method: str, schedule: str) -> Row:
     """A table's line from a complete record; EvaluationError from a failed one."""
     if record.value is None:
         raise EvaluationError(f"{schedule} at NFE {record.nfe} has no value: {record.error}")
     ends, name = (record.low, record.high), metric_name(record)
     return Row(record.model, method, record.nfe, name, record.value, *ends, record.images, schedule)
+
+
+def is_found(row: Row) -> bool:
+    """Whether it is what a search found, be that its own or a stock preset."""
+    return row.found if isinstance(row, SearchedRow) else row.method.startswith(FOUND)
 
 
 def metric_name(record: EvaluationRecord) -> str:
