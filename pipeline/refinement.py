@@ -13,17 +13,20 @@ from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import content_key
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.refinement.descend import descend
+from fewstep.tasks.refinement.features import Judge, check_tunable
 from fewstep.tasks.refinement.moment_plan import MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.refinement.tune import Check, OnCheck, Refined, Refinement
 from fewstep.tasks.work import Subject
 
 KINDS = ("start", "best", "averaged")
-# Distances that need no teacher.
+# Distances in the subject's features, and those that need no teacher.
+JUDGED = ("reference", "features", "moments")
 UNTAUGHT = ("reference", "moments")
 FOLDER = "refinements"
 
@@ -55,16 +58,19 @@ def refine(
     """Tune a schedule; progress lies under `root`, and the same call goes on from there.
 
     A descent on moments has one result, which is the averaged iterate too; its checks count denoiser calls.
-    ConfigurationError where the teacher makes no more calls than the schedule.
+    ConfigurationError where the teacher makes no more calls than the schedule, or the features have no gradient for the
+    distance.
     """
     taught = plan.distance not in UNTAUGHT
     if taught and teacher.nfe <= schedule.nfe:
         raise ConfigurationError(
             f"the teacher makes {teacher.nfe} calls, the schedule {schedule.nfe}: give a teacher that makes more"
         )
+    files = find_model(subject.model, subject.quantized)
+    setting = Setting(subject, files, device)
+    check_tunable(setting, plan.distance)
     campaign = Campaign(subject, root, ExecutionSettings())
     campaign.check(campaign.evaluator(), ["frechet"])
-    files = find_model(subject.model, subject.quantized)
     statistics = ModelStatistics.load_for(Path(subject.statistics), files) if subject.statistics else None
     key = content_key(
         model=files.hash,
@@ -73,17 +79,27 @@ def refine(
         schedule=schedule.hash,
         teacher=teacher.hash if taught else "",
         plan=plan.model_dump_json(),
+        **_judged_by(setting, plan.distance),
     )
-    denoiser = Denoiser(files, device, subject.conditions)
+    folder, denoiser = root / FOLDER / key, Denoiser(files, device, subject.conditions)
+    judge = Judge(setting, denoiser)
     if isinstance(plan, MomentPlan):
-        return _descended(schedule, denoiser, plan, statistics, root / FOLDER / key, on_check)
-    return Refinement(schedule, teacher, denoiser, plan, statistics, root / FOLDER / key).run(on_check)
+        return _descended(schedule, denoiser, plan, judge, statistics, folder, on_check)
+    return Refinement(schedule, teacher, denoiser, plan, statistics, folder, judge).run(on_check)
+
+
+def _judged_by(setting: Setting, distance: str) -> dict[str, str]:
+    """Content of the features and the reference that a distance is one in, unless they are the model's own."""
+    given = (setting.subject.features, setting.subject.reference) != ("auto", "auto")
+    found = {"features": setting.extractor.hash} if given and distance in JUDGED else {}
+    return found | ({"reference": setting.reference[1]} if given and distance in UNTAUGHT else {})
 
 
 def _descended(
     schedule: SolverSchedule,
     denoiser: Denoiser,
     plan: MomentPlan,
+    judge: Judge,
     statistics: ModelStatistics | None,
     folder: Path,
     on_check: OnCheck | None,
@@ -96,7 +112,7 @@ def _descended(
         if on_check:
             on_check(Check(calls, value, value))
 
-    found = descend(schedule, denoiser, plan, statistics, folder / "progress.safetensors", heard)
+    found = descend(schedule, denoiser, plan, judge, statistics, folder / "progress.safetensors", heard)
     checks = Check(0, found.before, found.before), Check(last, found.after, found.after)
     return Refined(schedule, found.schedule, found.schedule, checks, found.cost)
 

@@ -10,15 +10,22 @@ from fewstep.tasks.models.classifier import load_classifier
 from fewstep.tasks.models.files import ModelFiles
 
 
+def classifier_folder(features: str, files: ModelFiles) -> Path | None:
+    """Where the classifier is that these features are of; None where they are Inception's."""
+    own = files.root / "classifier"
+    if features == "inception" or (features == "auto" and not own.is_dir()):
+        return None
+    return own if features == "auto" else Path(features)
+
+
 def make_extractor(features: str, files: ModelFiles, device: str) -> FeatureExtractor:
     """`auto`, `inception`, or a folder that holds a saved classifier.
 
     `auto` takes the `classifier/` beside the model, which the zoo's entries have.
     """
-    own = files.root / "classifier"
-    if features == "inception" or (features == "auto" and not own.is_dir()):
+    folder = classifier_folder(features, files)
+    if folder is None:
         return InceptionFeatures(device=device)
-    folder = own if features == "auto" else Path(features)
     if not folder.is_dir():
         raise ConfigurationError(f"unknown features {features!r}: use auto, inception or a classifier's folder")
     classifier = load_classifier(folder, device)

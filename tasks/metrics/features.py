@@ -67,7 +67,7 @@ class ClassifierFeatures:
         self.name = name
         self.dim = network.config["feature_dim"]
         self.hash = weights_hash(network.state_dict())
-        self._network = network
+        self.network = network
         self._batch_size = batch_size
 
     @classmethod
@@ -82,12 +82,12 @@ class ClassifierFeatures:
 
         Raises ConfigurationError where the images have other channels or another size than the classifier.
         """
-        config = self._network.config
+        config = self.network.config
         expected = (config["channels"], config["size"], config["size"])
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ConfigurationError(
                 f"{self.name} measures images {expected}; got {tuple(images.shape)}: "
                 "choose the feature space of the model's own data"
             )
-        weight = next(self._network.parameters())
-        return in_slices(self._network.features, images, self._batch_size, self.dim, weight)
+        weight = next(self.network.parameters())
+        return in_slices(self.network.features, images, self._batch_size, self.dim, weight)

@@ -15,7 +15,7 @@ from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.quantization.kept import Kept
 from fewstep.tasks.refinement.execute import Cost
-from fewstep.tasks.refinement.features import OwnFeatures
+from fewstep.tasks.refinement.features import Judge
 from fewstep.tasks.refinement.moment_descent import Known, MomentDescent
 from fewstep.tasks.refinement.moment_plan import MomentPlan
 from fewstep.tasks.refinement.moment_progress import Progress
@@ -60,6 +60,7 @@ def descend(
     schedule: SolverSchedule,
     denoiser: Denoiser,
     plan: MomentPlan,
+    judge: Judge,
     statistics: ModelStatistics | None = None,
     path: Path | None = None,
     on_calls: OnCalls | None = None,
@@ -69,14 +70,14 @@ def descend(
     Progress lies at `path`, and the same call goes on there; `on_calls` hears of calls and distance.
     EvaluationError where none of them can be sampled.
     """
-    cost, judge = Cost(), OwnFeatures(denoiser)
+    cost, judge = Cost(), judge.leading()
     starts = [schedule, *(SolverSchedule.from_json(text) for text in plan.others)]
     begun: list[tuple[MomentDescent, Known]] = []
     before = math.inf
     for i, start in enumerate(starts):
         if i and cost.calls + plan.images * start.nfe > plan.limit:
             break
-        descent = MomentDescent(start, denoiser, plan, statistics, cost, judge)
+        descent = MomentDescent(start, denoiser, plan, judge, statistics, cost)
         try:
             known = descent.begin()
         except (ScheduleError, EvaluationError):

@@ -3,8 +3,8 @@
 `pixel` is the mean square over all numbers of a sample. `network` compares what the denoiser's own middle block says
 about both, at one noise level and under the same noise (2401.00110, section 4): it knows the model's images, needs no
 further weights, works on latents, and shares nothing with a classifier or Inception that judges later. `features`
-compares features of the model's own classifier: the space its Frechet distance is measured in, so its gain there may
-be flattered.
+compares the features that its Frechet distance is measured in, where they are a classifier's, so its gain there may be
+flattered; unclipped, so that pixels beyond the range have a gradient.
 
 Shapes: samples (B, C, H, W); distances (B,).
 """
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError
-from fewstep.tasks.models.classifier import load_classifier
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.refinement.execute import Cost, counted
+from fewstep.tasks.refinement.features import Judge
 from fewstep.tasks.sampling.noise import image_noise
 
 Features = Callable[[Tensor, Sequence[int]], Tensor]
@@ -37,13 +37,13 @@ PIXEL_SHARE = 0.1
 class Distance:
     """Mean square between features, and a share of the one between pixels; what calls it needs go to `cost`."""
 
-    def __init__(self, name: str, denoiser: Denoiser, seed: int, cost: Cost) -> None:
+    def __init__(self, name: str, denoiser: Denoiser, seed: int, cost: Cost, judge: Judge | None = None) -> None:
         self._seed, self._denoiser, self.cost = seed, denoiser, cost
         self._features: Features | None = None
         if name == "network":
             self._features = self._middle
         elif name == "features":
-            self._features = self._classified()
+            self._features = judged(name, judge).unclipped
         elif name != "pixel":
             raise ConfigurationError(f"unknown distance {name!r}: choose pixel, network or features")
 
@@ -80,14 +80,13 @@ class Distance:
         unit: Tensor = torch.nn.functional.normalize(seen, dim=1)
         return unit * math.sqrt(seen.shape[1])
 
-    def _classified(self) -> Features:
-        folder = self._denoiser.files.root / "classifier"
-        if not folder.is_dir() or self._denoiser.files.vae_config is not None:
-            raise ConfigurationError(
-                f"{self._denoiser.files.name} brings no classifier of what it denoises: use the distance 'network'"
-            )
-        network = load_classifier(folder, self._denoiser.device).requires_grad_(False)
-        return lambda samples, indices: network.features(samples)
+
+def judged(distance: str, judge: Judge | None) -> Judge:
+    """The judge, where gradients pass through its features; ConfigurationError otherwise."""
+    if judge is None:
+        raise ConfigurationError(f"the distance {distance!r} is one in a judge's features: give one")
+    judge.check(distance)
+    return judge
 
 
 def _middle_of(module: Any) -> torch.nn.Module:

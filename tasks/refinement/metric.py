@@ -12,9 +12,10 @@ from fewstep.tasks.metrics.metric import FeatureMetric, Score
 from fewstep.tasks.work import Measured, Part, Task
 
 if TYPE_CHECKING:
+    from fewstep.tasks.refinement.execute import Cost
     from fewstep.tasks.worker import Worker
 
-BEFORE, AFTER = "loss_before", "loss"
+BEFORE, AFTER, CALLS = "loss_before", "loss", "calls"
 
 
 class Refinement(FeatureMetric):
@@ -34,29 +35,35 @@ class Refinement(FeatureMetric):
         return {"kind": "refine", "reference": self.reference}
 
     def measure(self, worker: Worker, task: Task) -> Measured:
-        """The tuned schedule, and the losses before and after; a backward pass counts as two calls."""
+        """The tuned schedule, the losses before and after, and denoiser calls, of which a backward pass is two."""
+        from fewstep.tasks.refinement.features import Judge
         from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan
 
         start, plan = schedule_of(parse_point(task.point)), parse_plan(task.arguments["plan"])
         if start is None:
             raise EvaluationError("only schedules can be refined")
+        judge = Judge(self.setting, worker.exact, worker.decode)
         if isinstance(plan, MomentPlan):
             from fewstep.tasks.refinement.descend import descend
 
-            descended = descend(start, worker.exact, plan, worker.statistics)
-            return _measured(descended.schedule, descended.before, descended.after)
+            descended = descend(start, worker.exact, plan, judge, worker.statistics)
+            return _measured(descended.schedule, descended.before, descended.after, descended.cost)
         from fewstep.tasks.refinement.tune import Refinement as Descent
 
         teacher = SolverSchedule.from_json(task.arguments["teacher"])
-        found = Descent(start, teacher, worker.exact, plan, worker.statistics).run()
-        worker.spend(2 * found.cost.backward)
+        descent = Descent(start, teacher, worker.exact, plan, worker.statistics, judge=judge)
+        try:
+            found = descent.run()
+        finally:
+            worker.spend(2 * descent.cost.backward)
         schedule, loss = found.better
-        return _measured(schedule, found.checks[0].loss, loss)
+        return _measured(schedule, found.checks[0].loss, loss, found.cost)
 
     def score(self, parts: Sequence[Part], figures: Mapping[str, float]) -> Score:
         """The loss of what came of it."""
         return Score(figures[AFTER], figures=figures)
 
 
-def _measured(schedule: SolverSchedule, before: float, after: float) -> Measured:
-    return Measured(figures={BEFORE: before, AFTER: after}, point=as_point(schedule).to_json())
+def _measured(schedule: SolverSchedule, before: float, after: float, cost: Cost) -> Measured:
+    figures = {BEFORE: before, AFTER: after, CALLS: float(cost.calls)}
+    return Measured(figures=figures, point=as_point(schedule).to_json())

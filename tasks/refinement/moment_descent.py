@@ -35,7 +35,7 @@ from fewstep.search_spaces.schedule.corrections import LARGEST_SHIFT, Correction
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.refinement.execute import Cost, counted
-from fewstep.tasks.refinement.features import OwnFeatures
+from fewstep.tasks.refinement.features import Judge
 from fewstep.tasks.refinement.moment_model import LinearMoments, directions_of, moments
 from fewstep.tasks.refinement.moment_plan import AT_ONCE, MomentPlan
 from fewstep.tasks.refinement.moment_progress import Progress
@@ -83,14 +83,14 @@ class MomentDescent:
         schedule: SolverSchedule,
         denoiser: Denoiser,
         plan: MomentPlan,
+        judge: Judge,
         statistics: ModelStatistics | None = None,
         cost: Cost | None = None,
-        judge: OwnFeatures | None = None,
     ) -> None:
         self.schedule, self.denoiser, self.plan = schedule, denoiser, plan
         self._statistics = statistics
         self.cost = cost or Cost()
-        self.judge = judge or OwnFeatures(denoiser)
+        self.judge = judge
         self.directions = directions_of(schedule)
         self._all = range(plan.images)
         self._last = schedule.nodes - 1
@@ -138,7 +138,7 @@ class MomentDescent:
         for indices in _pieces(self._all):
             noise = starting_noise(self.plan.noise_seed, indices.start, len(indices), files.shape, self.denoiser.device)
             held.append({0: noise * program.tables.prior_scale})
-            parts.append(self.judge(self._run(program, held[-1], 0, True, indices)))
+            parts.append(self.judge(self._run(program, held[-1], 0, True, indices), indices))
         return self._known(theta, held, self._finite(torch.cat(parts)))
 
     def _known(self, theta: Array, held: list[dict[int, Tensor]], features: Tensor) -> Known:
@@ -158,7 +158,7 @@ class MomentDescent:
         for indices in _pieces(images):
             past = known.held[indices.start // AT_ONCE].items()
             held = {i: tensor for i, tensor in past if i <= 2 * row or (i == 2 * row + 1 and not again)}
-            parts.append(self.judge(self._run(program, held, row, again, indices)))
+            parts.append(self.judge(self._run(program, held, row, again, indices), indices))
             pieces.append(held)
         return pieces, self._finite(torch.cat(parts))
 

@@ -23,9 +23,9 @@ from fewstep.errors import DataError, EvaluationError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.quantization.kept import Kept
-from fewstep.tasks.refinement.distances import Distance
+from fewstep.tasks.refinement.distances import Distance, judged
 from fewstep.tasks.refinement.execute import Cost, counted, run
-from fewstep.tasks.refinement.features import OwnFeatures
+from fewstep.tasks.refinement.features import Judge
 from fewstep.tasks.refinement.plan import MEMORY, RefinePlan
 from fewstep.tasks.refinement.tables import TablesOf
 from fewstep.tasks.sampling.execute import Program
@@ -81,11 +81,17 @@ class TeacherObjective(Objective):
     """Mean distance to the samples of `teacher`, in a space that `distance` names."""
 
     def __init__(
-        self, tables: TablesOf, denoiser: Denoiser, plan: RefinePlan, cost: Cost, teacher: SolverSchedule
+        self,
+        tables: TablesOf,
+        denoiser: Denoiser,
+        plan: RefinePlan,
+        cost: Cost,
+        teacher: SolverSchedule,
+        judge: Judge | None,
     ) -> None:
         super().__init__(tables, denoiser, plan, cost)
         self.teacher = teacher
-        self.distance = Distance(plan.distance, denoiser, plan.noise_seed, cost)
+        self.distance = Distance(plan.distance, denoiser, plan.noise_seed, cost, judge)
         self._pairs: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     def prepare(self, kept: Kept) -> None:
@@ -142,11 +148,11 @@ class TeacherObjective(Objective):
 
 
 class ReferenceObjective(Objective):
-    """Frechet distance to the moments of the model's own reference, in its own classifier's features."""
+    """Frechet distance to the moments of the subject's reference, in features that gradients pass through."""
 
-    def __init__(self, tables: TablesOf, denoiser: Denoiser, plan: RefinePlan, cost: Cost) -> None:
+    def __init__(self, tables: TablesOf, denoiser: Denoiser, plan: RefinePlan, cost: Cost, judge: Judge | None) -> None:
         super().__init__(tables, denoiser, plan, cost)
-        self.judge = OwnFeatures(denoiser)
+        self.judge = judged(plan.distance, judge)
         self._memory = torch.zeros(0)
 
     @torch.no_grad()
@@ -154,7 +160,7 @@ class ReferenceObjective(Objective):
         parts = []
         for start in range(indices.start, indices.stop, AT_ONCE):
             some = range(start, min(start + AT_ONCE, indices.stop))
-            parts.append(self.judge(self.samples(torch.from_numpy(theta), some, self.noise(some))))
+            parts.append(self.judge(self.samples(torch.from_numpy(theta), some, self.noise(some)), some))
         return torch.cat(parts)
 
     def prepare(self, kept: Kept) -> None:
@@ -169,7 +175,7 @@ class ReferenceObjective(Objective):
         """Of a new batch and the newest features before it, which then make room for the batch's."""
         first = self.plan.validation + MEMORY + iteration * self.plan.batch
         indices = range(first, first + self.plan.batch)
-        fresh = self.judge(self.samples(theta, indices, self.noise(indices)))
+        fresh = self.judge(self.samples(theta, indices, self.noise(indices)), indices)
         both = torch.cat([self._memory, fresh])
         self._memory = both[self.plan.batch :].detach()
         return self.judge.frechet(both)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from fewstep.search_spaces.checked import Checked, Seed
 from fewstep.tasks.refinement.parameters import PARTS, Part
 
+GradientDistance = Literal["network", "pixel", "features", "reference"]
+GRADIENT_DISTANCES: tuple[GradientDistance, ...] = get_args(GradientDistance)
 Rate = Annotated[float, Field(gt=0, le=1)]
 # Step sizes of Adam. Times and told times are in units of log gaps and lambda, corrections of coefficients near 1.
 RATES: dict[Part, float] = {"times": 0.02, "relaxations": 0.02, "shifts": 0.02, "points": 0.002, "outputs": 0.002}
@@ -31,7 +33,7 @@ class RefinePlan(Checked):
 
     parts: tuple[Part, ...] = PARTS
     window: NonNegativeInt = Field(0, description="newest calls whose coefficients are corrected; 0: all")
-    distance: Literal["network", "pixel", "features", "reference"] = "network"
+    distance: GradientDistance = "network"
     images: PositiveInt = 256
     validation: PositiveInt = 128
     batch: PositiveInt = 16

@@ -23,6 +23,7 @@ from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.quantization.kept import Kept
 from fewstep.tasks.refinement.execute import Cost
+from fewstep.tasks.refinement.features import Judge
 from fewstep.tasks.refinement.objectives import Objective, ReferenceObjective, TeacherObjective
 from fewstep.tasks.refinement.parameters import Parameters
 from fewstep.tasks.refinement.plan import RATES, RefinePlan
@@ -68,7 +69,7 @@ class Refined:
 class Refinement:
     """One schedule, its teacher (None for the distance `reference`), and the denoiser that both run.
 
-    With a `folder`, it goes on where it was killed.
+    `judge` is asked for where the distance is one in features. With a `folder`, it goes on where it was killed.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Refinement:
         plan: RefinePlan,
         statistics: ModelStatistics | None = None,
         folder: Path | None = None,
+        judge: Judge | None = None,
     ) -> None:
         files = denoiser.files
         self.schedule, self.teacher, self.denoiser, self.plan = schedule, teacher, denoiser, plan
@@ -91,11 +93,11 @@ class Refinement:
         common = TablesOf(self.parameters, compile_), denoiser, plan, self.cost
         self.objective: Objective
         if plan.distance == "reference":
-            self.objective = ReferenceObjective(*common)
+            self.objective = ReferenceObjective(*common, judge)
         elif teacher is None:
             raise ConfigurationError(f"the distance {plan.distance!r} is one to a teacher: give one")
         else:
-            self.objective = TeacherObjective(*common, teacher)
+            self.objective = TeacherObjective(*common, teacher, judge)
         self._kept = Kept(folder / "progress.safetensors" if folder else None)
         self._checks: list[Check] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import torch
 
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.descend import Descended, descend
-from fewstep.tasks.refinement.features import OwnFeatures
+from fewstep.tasks.refinement.features import Judge
 from fewstep.tasks.refinement.moment_descent import Known, MomentDescent
 from fewstep.tasks.refinement.moment_model import directions_of, moments
 from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan
@@ -22,11 +24,25 @@ from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.sampling.noise import starting_noise
+from fewstep.tasks.work import Subject
 
 FILES = find_model("digits-ddpm")
 START = preset_on_grid("dpmpp-2m/karras-zero", FILES.noise, 3)
 ANALYTIC = preset_on_grid("unipc-2-bh2/quadratic-zero", FILES.noise, 4).model_copy(update={"first_call": "zero_x0"})
 PLAN = MomentPlan(images=500, look=125, limit=12_000, seed=5)
+
+
+def _judge(denoiser: Denoiser) -> Judge:
+    return Judge(Setting(Subject("digits-ddpm"), FILES), denoiser)
+
+
+def _descend(schedule: SolverSchedule, denoiser: Denoiser, plan: MomentPlan, **more: Any) -> Descended:
+    return descend(schedule, denoiser, plan, _judge(denoiser), **more)
+
+
+def _descent(schedule: SolverSchedule, plan: MomentPlan) -> MomentDescent:
+    denoiser = Denoiser(FILES)
+    return MomentDescent(schedule, denoiser, plan, _judge(denoiser))
 
 
 def _distance(schedule: SolverSchedule, count: int, seed: int) -> float:
@@ -35,14 +51,14 @@ def _distance(schedule: SolverSchedule, count: int, seed: int) -> float:
     tables = compile_schedule(schedule, FILES.noise, FILES.prediction_type)
     with torch.no_grad():
         noise = starting_noise(seed, 0, count, FILES.shape) * tables.prior_scale
-        judge = OwnFeatures(denoiser)
-        return float(judge.frechet(judge(Program(tables)(denoiser.on(range(count)), noise))))
+        judge = _judge(denoiser)
+        return float(judge.frechet(judge(Program(tables)(denoiser.on(range(count)), noise), range(count))))
 
 
 @pytest.fixture(scope="module")
 def descended() -> tuple[Descended, int]:
     denoiser = Denoiser(FILES)
-    return descend(ANALYTIC, denoiser, PLAN), denoiser.calls
+    return _descend(ANALYTIC, denoiser, PLAN), denoiser.calls
 
 
 def test_it_gets_closer_within_its_calls_and_counts_each(descended: tuple[Descended, int]) -> None:
@@ -69,7 +85,7 @@ def test_what_it_gains_holds_on_other_noise(descended: tuple[Descended, int]) ->
 def test_derivatives_of_a_part_of_the_way_are_those_of_all_of_it(start: SolverSchedule) -> None:
     """And together they cost what is said of them, the last row nothing, a row before it the calls after it."""
     plan = MomentPlan(images=125, look=125, seed=2)
-    descent = MomentDescent(start, Denoiser(FILES), plan)
+    descent = _descent(start, plan)
     known = descent.begin()
     assert descent.cost.calls == start.nfe * plan.images
     spent = dict.fromkeys(range(start.nodes), 0)
@@ -98,7 +114,7 @@ def test_directions_span_what_moves_the_sample_and_no_more() -> None:
 
 @pytest.mark.parametrize("reach", [1, 2])
 def test_moments_move_as_the_derivatives_say(reach: int) -> None:
-    descent = MomentDescent(START, Denoiser(FILES), MomentPlan(images=250, look=250, seed=1))
+    descent = _descent(START, MomentPlan(images=250, look=250, seed=1))
     known = descent.begin()
     block = descent._block(reach)
     told = descent._derivatives(known, block)
@@ -117,7 +133,7 @@ def test_moments_move_as_the_derivatives_say(reach: int) -> None:
 
 def test_a_try_changes_no_call_before_its_reach() -> None:
     plan = MomentPlan(images=250, look=125, seed=1)
-    descent = MomentDescent(START, Denoiser(FILES), plan)
+    descent = _descent(START, plan)
     known = descent.begin()
     told = descent._derivatives(known, descent._block(1))
     before = descent.cost.calls
@@ -137,7 +153,7 @@ class _KilledError(Exception):
 def test_a_killed_descent_goes_on_to_the_same_schedule_at_the_same_cost(after: int, tmp_path: Path) -> None:
     plan = MomentPlan(images=250, look=125, limit=20_000, seed=5)
     heard: list[tuple[int, float]] = []
-    whole = descend(START, Denoiser(FILES), plan, on_calls=lambda *told: heard.append(told))
+    whole = _descend(START, Denoiser(FILES), plan, on_calls=lambda *told: heard.append(told))
     assert len(heard) > after
     left = after
 
@@ -149,9 +165,9 @@ def test_a_killed_descent_goes_on_to_the_same_schedule_at_the_same_cost(after: i
 
     path = tmp_path / "progress.safetensors"
     with pytest.raises(_KilledError):
-        descend(START, Denoiser(FILES), plan, path=path, on_calls=kill)
+        _descend(START, Denoiser(FILES), plan, path=path, on_calls=kill)
     again: list[tuple[int, float]] = []
-    resumed = descend(START, Denoiser(FILES), plan, path=path, on_calls=lambda *told: again.append(told))
+    resumed = _descend(START, Denoiser(FILES), plan, path=path, on_calls=lambda *told: again.append(told))
     assert [calls for calls, _ in again] == [calls for calls, _ in heard[after:]]
     assert resumed.schedule == whole.schedule
     assert (resumed.before, resumed.after, resumed.cost) == (whole.before, whole.after, whole.cost)
@@ -159,7 +175,7 @@ def test_a_killed_descent_goes_on_to_the_same_schedule_at_the_same_cost(after: i
 
 def test_numbers_that_cannot_be_measured_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = MomentPlan(images=125, look=125, limit=10_000, seed=1)
-    descent = MomentDescent(START, Denoiser(FILES), plan)
+    descent = _descent(START, plan)
     known = descent.begin()
     change = MomentDescent._change
 
@@ -178,11 +194,11 @@ def test_the_best_of_several_starts_is_tuned() -> None:
     good = preset_on_grid("unipc-2-bh2/quadratic-zero", FILES.noise, 3)
     bad = preset_on_grid("ddim/uniform-lambda-zero", FILES.noise, 3)
     plan = PLAN.model_copy(update={"others": (good.to_json(),), "limit": 2 * 3 * PLAN.images})
-    found = descend(bad, Denoiser(FILES), plan)
+    found = _descend(bad, Denoiser(FILES), plan)
     assert found.schedule.provenance["refinement"]["refined_from"] == good.hash
     assert "others" not in found.schedule.provenance["refinement"]["plan"]
     too_few = plan.model_copy(update={"limit": 3 * PLAN.images})
-    assert descend(bad, Denoiser(FILES), too_few).schedule.provenance["refinement"]["refined_from"] == bad.hash
+    assert _descend(bad, Denoiser(FILES), too_few).schedule.provenance["refinement"]["refined_from"] == bad.hash
 
 
 def test_plans_of_both_kinds_are_read_back() -> None:

@@ -11,9 +11,10 @@ import torch
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.metrics.frechet import FrechetReference
+from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
-from fewstep.tasks.refinement.features import Frechet
+from fewstep.tasks.refinement.features import Frechet, Judge
 from fewstep.tasks.refinement.objectives import ReferenceObjective
 from fewstep.tasks.refinement.parameters import Part
 from fewstep.tasks.refinement.plan import RefinePlan
@@ -22,6 +23,7 @@ from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.sampling.noise import starting_noise
+from fewstep.tasks.work import Subject
 
 FILES = find_model("digits-ddpm")
 START = preset_on_grid("dpmpp-2m/karras-zero", FILES.noise, 3)
@@ -33,6 +35,12 @@ def _samples(schedule: SolverSchedule, denoiser: Denoiser, seed: int, count: int
     tables = compile_schedule(schedule, FILES.noise, FILES.prediction_type)
     with torch.no_grad():
         return Program(tables)(denoiser.on(range(count)), starting_noise(seed, 0, count, FILES.shape))
+
+
+def _untaught(schedule: SolverSchedule, plan: RefinePlan, folder: Path | None = None) -> Refinement:
+    denoiser = Denoiser(FILES)
+    judge = Judge(Setting(Subject("digits-ddpm"), FILES), denoiser)
+    return Refinement(schedule, None, denoiser, plan, folder=folder, judge=judge)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +125,8 @@ def test_bad_plans_say_what_to_do() -> None:
 def test_a_reference_is_reached_without_a_teacher_and_resumed_to_the_bit(tmp_path: Path) -> None:
     start = preset_on_grid("unipc-2-bh2/karras-zero", FILES.noise, 4)
     plan = RefinePlan(distance="reference", validation=128, batch=32, iterations=10, check_every=5, speed=2.0)
-    denoiser = Denoiser(FILES)
-    whole = Refinement(start, None, denoiser, plan).run()
+    refinement = _untaught(start, plan)
+    whole, denoiser = refinement.run(), refinement.denoiser
     assert whole.better[1] < 0.9 * whole.checks[0].loss
     assert whole.cost.forward == denoiser.calls == 4 * (512 - 32 + 10 * 32 + (1 + 2 * 2) * 128)
     assert whole.cost.backward == 4 * 10 * 32
@@ -128,8 +136,8 @@ def test_a_reference_is_reached_without_a_teacher_and_resumed_to_the_bit(tmp_pat
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Refinement(start, None, Denoiser(FILES), plan, folder=tmp_path).run(kill)
-    again = Refinement(start, None, Denoiser(FILES), plan, folder=tmp_path).run()
+        _untaught(start, plan, folder=tmp_path).run(kill)
+    again = _untaught(start, plan, folder=tmp_path).run()
     assert (again.best.hash, again.checks, again.cost) == (whole.best.hash, whole.checks, whole.cost)
 
 
@@ -137,11 +145,13 @@ def test_a_reference_is_reached_without_a_teacher_and_resumed_to_the_bit(tmp_pat
 def test_the_gradient_to_a_reference_is_that_of_the_held_out_loss(part: Part) -> None:
     plan = RefinePlan(distance="reference", validation=48, parts=(part,))
     start = preset_on_grid("unipc-2-bh2/karras-zero", FILES.noise, 3)
-    objective = Refinement(start, None, Denoiser(FILES), plan).objective
+    objective = _untaught(start, plan).objective
     assert isinstance(objective, ReferenceObjective)
     theta = objective.tables.parameters.start
     at = torch.from_numpy(theta.copy()).requires_grad_()
-    loss = objective.judge.frechet(objective.judge(objective.samples(at, range(48), objective.noise(range(48)))))
+    loss = objective.judge.frechet(
+        objective.judge(objective.samples(at, range(48), objective.noise(range(48))), range(48))
+    )
     loss.backward()  # type: ignore[no-untyped-call]
     assert at.grad is not None
     assert float(loss.detach()) == pytest.approx(objective.held_out(theta), rel=1e-6)
