@@ -79,13 +79,13 @@ def _uneven(first: float, last: float) -> SolverSchedule:
 
 def account(name: str, settings: dict[str, Any], root: Path) -> None:
     """Search, and print one line."""
-    asked = {"model": MODEL, "nfe": NFE, "budget": BUDGET, "executor": "in-process"} | settings
+    asked: dict[str, Any] = {"model": MODEL, "nfe": NFE, "budget": BUDGET, "executor": "in-process"} | settings
     rungs, refused = dict[str, int](), ""
     try:
         fewstep.search(out=root, progress=False, **{**REPORT, **asked})
     except FewstepError as error:
         refused = " ".join(str(error).split())
-    if (root / "studies").is_dir():
+    if (root / "tables" / "studies").is_dir():
         for record in Study.load(root).records():
             rungs[record.rung] = rungs.get(record.rung, 0) + record.denoiser_calls
     reported, spent = rungs.pop("report", 0), sum(rungs.values())
