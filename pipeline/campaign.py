@@ -7,6 +7,7 @@ evaluations are tried again each time they are asked for.
 from __future__ import annotations
 
 import platform
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -85,7 +86,8 @@ def register(
             store.studies.append([replace(past[-1], hashes={**known, **hashes})])
         return
     versions = {"fewstep": __version__, "python": platform.python_version(), **{n: version(n) for n in LIBRARIES}}
-    row = StudyRecord(study, datetime.now(UTC), text, model, model_hash, versions, {**known, **hashes})
+    known_as = past[-1].id if past else uuid.uuid4().hex
+    row = StudyRecord(study, datetime.now(UTC), text, model, model_hash, versions, {**known, **hashes}, known_as)
     store.studies.append([row])
 
 

@@ -10,6 +10,7 @@ A schema only ever grows: a new column comes with a default and a higher `schema
 of every older version open for good.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -345,13 +346,16 @@ class StudyRecord(Record):
     versions: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     """Content addresses of what its values depend on, by what that is; empty in rows of version 1."""
+    id: str = ""
+    """32 hex digits that no other study has, whatever its name, and that go with a folder that is moved or copied.
+    Made when the study is registered; of rows of before there were ids, derived from what they hold."""
 
     table: ClassVar[str] = "studies"
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 3
     unique: ClassVar[tuple[str, ...]] = ("study",)
     latest_wins: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, object]] = {"settings_json": "{}", "versions": "{}", "hashes": "{}"}
-    optional: ClassVar[frozenset[str]] = frozenset(("versions", "hashes"))
+    optional: ClassVar[frozenset[str]] = frozenset(("versions", "hashes", "id"))
     schema: ClassVar[pa.Schema] = _schema(
         {
             "study": pa.string(),
@@ -361,8 +365,19 @@ class StudyRecord(Record):
             "model_hash": pa.string(),
             "versions": pa.string(),
             "hashes": pa.string(),
+            "id": pa.string(),
         }
     )
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", derived_id(self.study, self.model_hash, self.created_at))
+
+
+def derived_id(study: str, model_hash: str, begun: datetime) -> str:
+    """The id of a study that was given none: the same wherever its folder is, and as good as never another's."""
+    text = json.dumps([study, model_hash, begun.isoformat()])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
 """Projects a study into MLflow: one run for the study, a nested run for each member of its front.
 
 MLflow is for people to browse; the tables are the truth. A sync may therefore be cut off, repeated or
-left out: the next one finds the runs by their tags and completes them, and duplicates nothing.
+left out: the next one finds the runs by the study's id and completes them, and duplicates nothing.
 """
 
 import logging
-import re
 import shutil
 import tempfile
 import time
@@ -19,7 +18,8 @@ from fewstep.storage.masking import masked_argument, without_secrets
 from fewstep.storage.names import wrong_path
 from fewstep.storage.store import Store
 from fewstep.storage.tracking_client import artifact_location, connect, default_tracking_uri, follow, is_locked
-from fewstep.storage.tracking_plan import CANDIDATE_TAG, STUDY_TAG, RunPlan, StudyPlan, plan_study
+from fewstep.storage.tracking_plan import CANDIDATE_TAG, RunPlan, StudyPlan, plan_study
+from fewstep.storage.tracking_runs import PARAM_LENGTH, PARENT_TAG, runs_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -29,10 +29,7 @@ __all__ = ["default_tracking_uri", "sync", "without_secrets"]
 
 _METRICS_A_BATCH = 1000
 _PARAMS_A_BATCH = 100
-_PARAM_LENGTH = 6000
-_NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ./-]")
 _log = logging.getLogger(__name__)
-_PARENT_TAG = "mlflow.parentRunId"
 
 Files = Mapping[str, Path]
 
@@ -64,7 +61,7 @@ def sync(
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return _bring_up(plan, study, tracking_uri, shown, experiment, timeout)
+            return _bring_up(plan, tracking_uri, shown, experiment, timeout)
         except TrackingError as error:
             if not is_locked(error) or time.monotonic() > deadline:
                 raise
@@ -73,17 +70,16 @@ def sync(
 
 def _bring_up(
     plan: StudyPlan,
-    study: str,
     tracking_uri: str,
     shown: Mapping[str | None, Files],
     experiment: str,
     timeout: float,
 ) -> str:
     with connect(tracking_uri, timeout) as client:
-        runs = _StudyRuns(client, _experiment(client, experiment, tracking_uri), study)
+        runs = _StudyRuns(client, _experiment(client, experiment, tracking_uri), plan)
         parent = runs.bring_up(None, plan.parent, plan.parent.tags, shown[None])
         for candidate, member in plan.members.items():
-            tags = {**member.tags, _PARENT_TAG: parent}
+            tags = {**member.tags, PARENT_TAG: parent}
             runs.bring_up(candidate, member, tags, shown.get(candidate, {}))
         runs.retire_all_but({None, *plan.members})
     return parent
@@ -113,11 +109,11 @@ def _experiment(client: "MlflowClient", name: str, tracking_uri: str) -> str:
 class _StudyRuns:
     """The runs of one study on the server, by candidate; the study's own run under None."""
 
-    def __init__(self, client: "MlflowClient", experiment_id: str, study: str) -> None:
+    def __init__(self, client: "MlflowClient", experiment_id: str, plan: StudyPlan) -> None:
         self.client = client
         self.experiment_id = experiment_id
         self.found: dict[str | None, Run] = {}
-        for run in self._search(study):
+        for run in runs_of(client, experiment_id, plan):
             kept = self.found.setdefault(run.data.tags.get(CANDIDATE_TAG), run)
             if kept is not run and run.info.lifecycle_stage == "active":
                 client.delete_run(run.info.run_id)  # two clients made it at the same moment
@@ -147,21 +143,6 @@ class _StudyRuns:
                     self.client.set_terminated(run.info.run_id, "FINISHED")
                 self.client.delete_run(run.info.run_id)
 
-    def _search(self, study: str) -> list["Run"]:
-        from mlflow.entities import ViewType
-
-        # MLflow's queries escape nothing: what is not plain becomes a wildcard, and equality is seen to here.
-        query = f"tags.`{STUDY_TAG}` LIKE '{_NOT_PLAIN.sub('_', study)}'"
-        runs: list[Run] = []
-        token: str | None = None
-        while True:
-            page = self.client.search_runs([self.experiment_id], query, run_view_type=ViewType.ALL, page_token=token)
-            runs.extend(run for run in page if run.data.tags.get(STUDY_TAG) == study)
-            token = page.token
-            if not token:
-                # Active before deleted, then one fixed order for every client.
-                return sorted(runs, key=lambda run: (run.info.lifecycle_stage, run.info.run_id))
-
     def _log(self, run: "Run", plan: RunPlan, tags: Mapping[str, str]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
@@ -171,7 +152,7 @@ class _StudyRuns:
             self.client.log_batch(run_id, tags=stale, synchronous=True)
         # An empty value is no parameter, and a changed one would be refused.
         new = [
-            Param(name, value[:_PARAM_LENGTH])
+            Param(name, value[:PARAM_LENGTH])
             for name, value in plan.params.items()
             if value and name not in run.data.params
         ]

@@ -15,10 +15,11 @@ from typing import Any
 from fewstep.errors import ConfigurationError, StorageError
 from fewstep.search_spaces.point import edit_of, parse_point, quantization_of, schedule_of
 from fewstep.storage.queries import front
-from fewstep.storage.records import EventRecord, StudyRecord
+from fewstep.storage.records import EventRecord, StudyRecord, derived_id
 from fewstep.storage.store import Store
 from fewstep.storage.verdicts import told_verdicts
 
+ID_TAG = "fewstep.study_id"
 STUDY_TAG = "fewstep.study"
 CANDIDATE_TAG = "fewstep.candidate"
 KIND_TAG = "fewstep.kind"
@@ -30,6 +31,7 @@ _COLUMNS = (
     "candidate",
     "nfe",
     "rung",
+    "model_hash",
     "value",
     "low",
     "high",
@@ -68,8 +70,12 @@ class RunPlan:
 class StudyPlan:
     """A study's run and, by candidate hash, the nested runs of the members of its front."""
 
+    id: str
+    """The study's: what its runs are found by, whatever others are called."""
     parent: RunPlan
     members: Mapping[str, RunPlan]
+    values: frozenset[tuple[float, int]]
+    """(value, time) of every point that a run of this study can ever have shown."""
 
 
 def plan_study(store: Store, study: str, rung: str = "frechet", front_rung: str | None = None) -> StudyPlan:
@@ -83,11 +89,15 @@ def plan_study(store: Store, study: str, rung: str = "frechet", front_rung: str 
         known = sorted({record.study for record in store.studies.records()})
         raise StorageError(f"there is no study {study!r} in {store.root}: choose one of {', '.join(known) or '(none)'}")
     events = store.events.records(where={"study": study})
+    study_id = settings.id if settings else derived_id(study, rows[0]["model_hash"], rows[0]["finished_at"])
+    tags = {ID_TAG: study_id, STUDY_TAG: study}
     members = {
-        member["candidate"]: _plan_member(study, member, rows)
+        member["candidate"]: _plan_member(tags, member, rows)
         for member in front(store, study, front_rung or rung).to_dict("records")
     }
-    return StudyPlan(_plan_parent(study, settings, rows, events, rung), members)
+    parent = _plan_parent(study, tags, settings, rows, events, rung)
+    shown = [*_surrogate_points(events), *(point for row in rows for point in _figures(row))]
+    return StudyPlan(study_id, parent, members, frozenset((point.value, point.time) for point in shown))
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -123,6 +133,7 @@ def _evaluations(store: Store, study: str) -> list[dict[str, Any]]:
 
 def _plan_parent(
     study: str,
+    tags: Mapping[str, str],
     settings: StudyRecord | None,
     rows: Sequence[Mapping[str, Any]],
     events: Sequence[EventRecord],
@@ -140,7 +151,7 @@ def _plan_parent(
     said = told_verdicts(events).values()
     return RunPlan(
         name=study,
-        tags={STUDY_TAG: study, KIND_TAG: "study"} | ({NOTE_TAG: "\n\n".join(said)} if said else {}),
+        tags={**tags, KIND_TAG: "study"} | ({NOTE_TAG: "\n\n".join(said)} if said else {}),
         params=params,
         points=[*best_so_far(rows, rung), *_surrogate_points(events)],
         texts=texts,
@@ -149,18 +160,13 @@ def _plan_parent(
     )
 
 
-def _plan_member(study: str, member: Mapping[Any, Any], rows: Sequence[Mapping[str, Any]]) -> RunPlan:
+def _plan_member(tags: Mapping[str, str], member: Mapping[Any, Any], rows: Sequence[Mapping[str, Any]]) -> RunPlan:
     own = [row for row in rows if row["candidate"] == member["candidate"] and _finite(row)]
-    points = [
-        Point(f"{row['rung']}_{figure}", row[figure], row["images"], _milliseconds(row["finished_at"]))
-        for row in own
-        for figure in ("value", "low", "high")
-        if row[figure] is not None and math.isfinite(row[figure])
-    ]
+    points = [point for row in own for point in _figures(row)]
     times = [_milliseconds(row["finished_at"]) for row in own]
     return RunPlan(
         name=f"nfe {member['nfe']} {member['candidate'][:8]}",
-        tags={STUDY_TAG: study, KIND_TAG: "front", CANDIDATE_TAG: member["candidate"]},
+        tags={**tags, KIND_TAG: "front", CANDIDATE_TAG: member["candidate"]},
         params={
             "nfe": str(member["nfe"]),
             "candidate": member["candidate"],
@@ -172,6 +178,15 @@ def _plan_member(study: str, member: Mapping[Any, Any], rows: Sequence[Mapping[s
         start=min(times),
         end=max(times),
     )
+
+
+def _figures(row: Mapping[str, Any]) -> list[Point]:
+    """A row's value and the ends of its interval."""
+    return [
+        Point(f"{row['rung']}_{figure}", row[figure], row["images"], _milliseconds(row["finished_at"]))
+        for figure in ("value", "low", "high")
+        if row[figure] is not None and math.isfinite(row[figure])
+    ]
 
 
 def _artifacts(candidate: str) -> dict[str, str]:

@@ -203,6 +203,20 @@ def _begun(root: Path, toy: Path) -> None:
     register(root, settings.study, settings, settings.model, find_model(str(toy)).hash)
 
 
+def test_a_study_keeps_its_id_and_no_other_of_its_name_has_it(toy: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        _begun(tmp_path / name, toy)
+    first, second = (Store(tmp_path / name).studies.records()[0] for name in ("first", "second"))
+    assert first.study == second.study
+    assert first.id != second.id
+    # Told more, or asked for more: it is the same study.
+    register(tmp_path / "first", first.study, SearchSettings(model=str(toy)), first.model, first.model_hash)
+    register(tmp_path / "first", first.study, SearchSettings(model=str(toy)), first.model, first.model_hash, {"a": "b"})
+    (last,) = Store(tmp_path / "first").studies.records()
+    assert (last.id, last.hashes) == (first.id, {"a": "b"})
+    assert last.settings_json != first.settings_json
+
+
 def test_a_directory_that_holds_a_study_is_not_searched_again(run: Run, toy: Path, tmp_path: Path) -> None:
     _begun(tmp_path / "study", toy)
     run(*SEARCH, "--model", toy).refused("study", "--resume")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -112,6 +112,23 @@ def test_the_golden_evaluation_has_its_values():
     assert stored.low is None
     assert stored.metrics == {"distance": 0.5}
     assert stored.finished_at == AT
+
+
+def test_a_study_has_its_id_or_one_that_follows_from_what_it_holds():
+    ids = [Table(StudyRecord, GOLDEN / "studies" / v).records()[0].id for v in ("v1", "v2", "v3")]
+    assert ids == ["374de9149211f2b415426b21fffb0653"] * 2 + ["0123456789abcdef" * 2]
+    study = StudyRecord("search", AT, "{}", "digits", "h")
+    assert replace(study, hashes={"model": "h"}, settings_json="[]").id == study.id
+    assert through_arrow(study) == study
+    others = [
+        StudyRecord(name, at, "{}", "digits", model_hash)
+        for name, at, model_hash in (
+            ("s", AT, "h"),
+            ("search", AT + timedelta(microseconds=1), "h"),
+            ("search", AT, "i"),
+        )
+    ]
+    assert len({study.id, *(other.id for other in others)}) == 4
 
 
 def test_golden_evaluations_have_points_whatever_their_version():

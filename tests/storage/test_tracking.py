@@ -12,6 +12,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from mlflow.entities import ViewType
@@ -24,13 +26,18 @@ from fewstep.search_spaces.point import EditPoint, QuantizationPoint, as_point, 
 from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.presets import preset
-from fewstep.storage import tracking
+from fewstep.storage import tracking, tracking_runs
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store
 from fewstep.storage.tracking import default_tracking_uri, sync
 from fewstep.storage.tracking_client import complete
-from fewstep.storage.tracking_plan import best_so_far, flatten, plan_study
+from fewstep.storage.tracking_plan import ID_TAG, best_so_far, flatten, plan_study
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
 
 SCHEDULE = preset("ddim", (-5.0, -2.0, 1.0, 4.0))
 EDIT = EditConfig(step=-1.0)
@@ -95,6 +102,20 @@ def runs_of(client, study, view=ViewType.ACTIVE_ONLY):
     experiment = client.get_experiment_by_name("fewstep")
     found = client.search_runs([experiment.experiment_id], f'tags.`fewstep.study` = "{study}"', view)
     return {run.data.tags.get("fewstep.candidate"): run for run in found}, len(found)
+
+
+def runs_with_id(client, store):
+    """The runs with the study's id, deleted ones too."""
+    experiment = client.get_experiment_by_name("fewstep")
+    query = f"tags.`{ID_TAG}` = '{store.studies.records()[0].id}'"
+    return client.search_runs([experiment.experiment_id], query, ViewType.ALL)
+
+
+def evaluation_of(store, **changes):
+    """A further evaluation of a candidate of its own at NFE 4."""
+    last = store.evaluations.records()[-1]
+    fields = {"order": last.order + 1, "key": "further", "candidate": "further", "nfe": 4, "rung": "frechet"}
+    return replace(last, **(fields | changes))
 
 
 def contents(client, study):
@@ -206,7 +227,7 @@ def test_runs_that_a_killed_client_left_are_completed_and_doubles_removed(store,
     for run in runs.values():
         client.update_run(run.info.run_id, status="RUNNING")
     experiment = runs[None].info.experiment_id
-    client.create_run(experiment, tags={"fewstep.study": study, "fewstep.candidate": f"{0:08x}cafe"})
+    client.create_run(experiment, tags=dict(runs[f"{0:08x}cafe"].data.tags))
     sync(store, study, uri)
     after, count = runs_of(client, study)
     assert count == 4
@@ -324,6 +345,99 @@ def test_a_file_that_is_no_database_is_an_error(store, study, tmp_path):
         sync(store, study, default_tracking_uri(tmp_path))
 
 
+def namesake(folder, store, **changes):
+    """Another study of the same name: its records, but for some fields, made a minute later."""
+    other, later = Store(folder), timedelta(minutes=1)
+    (row,) = store.studies.records()
+    other.studies.append([replace(row, created_at=row.created_at + later, id=changes.pop("id", ""))])
+    rows = store.evaluations.records()
+    other.evaluations.append([replace(row, finished_at=row.finished_at + later, **changes) for row in rows])
+    return other
+
+
+def forget_ids(client, study):
+    """As the runs were when a study was known by its name alone."""
+    runs, _ = runs_of(client, study, ViewType.ALL)
+    for run in runs.values():
+        deleted = run.info.lifecycle_stage == "deleted"
+        if deleted:
+            client.restore_run(run.info.run_id)
+        client.delete_tag(run.info.run_id, ID_TAG)
+        if deleted:
+            client.delete_run(run.info.run_id)
+    return {run.info.run_id for run in runs.values()}
+
+
+def test_studies_of_one_name_stay_apart_and_a_copied_folder_is_the_same_study(store, study, uri, client, tmp_path):
+    first = sync(store, study, uri)
+    other = namesake(tmp_path / "other", store, value=1.0, candidate="another")
+    second = sync(other, study, uri)
+    assert second != first
+    assert sync(store, study, uri) == first
+    shutil.copytree(tmp_path / "study", tmp_path / "copy")
+    assert sync(Store(tmp_path / "copy"), study, uri) == first
+    assert sync(other, study, uri) == second
+    found = client.search_runs([client.get_run(first).info.experiment_id], f'tags.`fewstep.study` = "{study}"')
+    parents = {run.data.tags.get("mlflow.parentRunId", run.info.run_id) for run in found}
+    assert parents == {first, second}
+    assert len(found) == 6  # a study and three members, a study and one
+    for parent, own in ((first, store), (second, other)):
+        values = {row.value for row in own.evaluations.records()}
+        history = client.get_metric_history(parent, "best_frechet_nfe4")
+        assert {point.value for point in history} <= values
+        assert client.get_run(parent).info.start_time == int(own.studies.records()[0].created_at.timestamp() * 1000)
+
+
+def test_runs_that_were_logged_under_the_name_alone_are_taken_over(store, study, uri, client, tmp_path):
+    parent = sync(store, study, uri)
+    store.evaluations.append([evaluation_of(store, value=0.5)])
+    sync(store, study, uri)  # one member is off the front, its run deleted
+    before = forget_ids(client, study)
+    assert len(before) == 5
+    other = namesake(tmp_path / "other", store, value=1.0)
+    apart = sync(other, study, uri)  # comes first, and takes nothing that is not its own
+    assert apart not in before
+    for _ in range(2):
+        assert sync(store, study, uri) == parent
+        assert {run.info.run_id for run in runs_with_id(client, store)} == before
+
+
+def test_runs_that_hold_two_studies_are_left_as_they_are(store, study, uri, client, tmp_path, caplog):
+    """Studies of one name were merged: the parameters of one, the values of both."""
+    other = namesake(tmp_path / "other", store, value=1.0)
+    merged = sync(store, study, uri)
+    for row in other.evaluations.records():
+        client.log_metric(merged, "best_frechet_nfe4", row.value, int(row.finished_at.timestamp() * 1000), row.order)
+    before = forget_ids(client, study)
+    new = {sync(store, study, uri), sync(other, study, uri)}
+    assert len(new) == 2
+    assert not new & before
+    assert all(ID_TAG not in client.get_run(run).data.tags for run in before)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the runs of study {study!r} hold values of another study of that name too: it gets new ones"
+    ] * 2
+    assert {sync(store, study, uri), sync(other, study, uri)} == new
+
+
+def test_a_takeover_that_was_cut_off_is_finished(store, study, uri, client, monkeypatch):
+    parent = sync(store, study, uri)
+    before = forget_ids(client, study)
+    claim, left = tracking_runs._claim, [2]
+
+    def stop(*arguments):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        claim(*arguments)
+
+    monkeypatch.setattr(tracking_runs, "_claim", stop)
+    with pytest.raises(Killed):
+        sync(store, study, uri)
+    monkeypatch.setattr(tracking_runs, "_claim", claim)
+    assert sync(store, study, uri) == parent
+    assert {run.info.run_id for run in runs_with_id(client, store)} == before
+
+
 NAMES = [
     "a-b",
     "a_b",
@@ -371,10 +485,6 @@ def test_artifacts_follow_a_study_that_is_moved(store, study, tmp_path):
         assert {"before.txt", "after.txt", "settings.json"} <= {f.path for f in moved.list_artifacts(parent)}
         assert moved.get_experiment(other).artifact_location == elsewhere.as_uri()
         old, new = new, old
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def half_made(path):
