@@ -88,12 +88,13 @@ class Driver:
         self.failures.note(record)
         return record
 
-    def tell(self, news: list[tuple[str, str]]) -> None:
-        """Record what a search has to say, and say it on stderr, what is recorded already not again; none is left."""
+    def tell(self, news: list[tuple[str, str]], aloud: bool = True) -> None:
+        """Record what there is to say and say it on stderr, what is recorded already not again; none is left."""
         told = {(e.kind, e.message) for e in self.store.events.records({"study": self.evaluator.study})} if news else ()
         for kind, message in news:
             if (kind, message) not in told:
                 self.event(kind, message)
+            if aloud and (kind, message) not in told:
                 print(f"{'note' if kind in NOTES else 'warning'}: {message}", file=sys.stderr)
         news.clear()
 

@@ -32,6 +32,9 @@ SURROGATES = ("encoder", "ensemble", "forest", "trees", "gp", "none")
 REFINE_TO = ("network", "pixel", "features", "reference", "moments")
 REPORT_SEED_OFFSET, FINALS_SEED_OFFSET = 1_000_003, 500_009
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
+# Few images are soon fitted by heart: a descent on moments sees as many as its calls sample so often, up to a number
+# beyond which further sweeps are worth more.
+LEAST_SAMPLINGS, MOST_TUNED_ON = 2.5, 4000
 # More images than this nobody waits for.
 MOST_IMAGES = 100_000_000
 
@@ -195,11 +198,6 @@ class SearchSettings(ModelSettings):
             return self
         if self.space != "schedule" or self.quantized:
             raise ValueError("only schedules of networks that are not quantised are tuned: leave --refine away")
-        if self.refine_to == "moments" and self.frechet_images is not None and self.frechet_images < AT_ONCE:
-            raise ValueError(
-                f"frechet_images {self.frechet_images} are too few to be tuned on by moments: give {AT_ONCE} or more, "
-                "or --refine 0"
-            )
         return self
 
     @property
@@ -210,9 +208,9 @@ class SearchSettings(ModelSettings):
     def refine_plan(self, nfe: int, teacher_nfe: int, most: int) -> RefinePlan | MomentPlan:
         """As much as `most` calls pay for; a descent by gradient has at least LEAST_ITERATIONS."""
         if self.refine_to == "moments":
-            assert self.frechet_images is not None
-            whole = AT_ONCE if self.frechet_images < MOST_LOOKED_AT else MOST_LOOKED_AT
-            images = self.frechet_images // whole * whole
+            images = min(MOST_TUNED_ON, int(most / (LEAST_SAMPLINGS * nfe)))
+            whole = AT_ONCE if images < MOST_LOOKED_AT else MOST_LOOKED_AT
+            images = max(whole, images // whole * whole)
             return MomentPlan(images=images, look=whole, limit=max(1, most), seed=self.seed)
         if self.refine_to == "reference":
             # Larger batches and small steps: the gradient of a distance between few samples is a noisy one.

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.tasks.refinement.moment_plan import AT_ONCE
 from fewstep.tasks.work import GROUP
 
 # An NFE's share pays for at least so many evaluations of the main rung, where images are not given.
@@ -34,8 +33,7 @@ class Plan(NamedTuple):
 
 def can_tune(s: SearchSettings) -> bool:
     """Whether the settings leave elites to be tuned on moments; whether the features do is the model's affair."""
-    images = s.frechet_images
-    return s.space == "schedule" and not s.quantized and s.metric == "frechet" and (images is None or images >= AT_ONCE)
+    return s.space == "schedule" and not s.quantized and s.metric == "frechet"
 
 
 def sized(s: SearchSettings) -> SearchSettings:

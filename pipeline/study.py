@@ -262,9 +262,7 @@ class Study:
     def _announce(self, driver: Driver) -> None:
         """What the report shows otherwise than it was asked for is an event too."""
         notes = self.problem.notes if isinstance(self.problem, ScheduleReport) else {}
-        for name, note in notes.items():
-            if driver.is_news(name, note):
-                driver.event(name, note)
+        driver.tell(list(notes.items()), aloud=False)
 
     def _told(self) -> dict[int, str]:
         return told_verdicts(self.store.events.records({"study": self.settings.study}))

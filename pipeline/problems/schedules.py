@@ -20,7 +20,9 @@ from fewstep.pipeline.stages.refine import Refine
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
+from fewstep.tasks.refinement.features import check_tunable
 from fewstep.tasks.sampling.grids import SEARCH_GRIDS, all_presets
 
 # Of the budget, for the teacher's samples by which screens are compared.
@@ -46,6 +48,8 @@ class ScheduleProblem(ScheduleReport):
     def search(self, on_refit: OnRefit | None = None) -> Search:
         """A new search."""
         s = self.settings
+        if s.refine:
+            check_tunable(Setting(self.subject, self.files), s.refine_to)
         proposer = OptunaProposer(
             self.schedules,
             self._sampler(on_refit),
