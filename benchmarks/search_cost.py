@@ -104,12 +104,11 @@ def searches(a: argparse.Namespace, nfe: int, seed: int) -> dict[str, tuple[Path
             "sampler": "evolution",
             "screen": "none",
             "budget": budget,
-            "preset_grids": 1,
+            "refine": 0.0,
             "grids": ("uniform-t-zero",),
         },
         "fewstep": {
             "sampler": "s3",
-            "preset_grids": a.preset_grids,
             "surrogate": a.surrogate,
             "screen": a.screen,
             "keep": a.keep,
@@ -216,7 +215,6 @@ def main() -> None:
     parser.add_argument("--screen", default="distance")
     parser.add_argument("--keep", type=float, default=0.15)
     parser.add_argument("--refine", type=float, default=0.6)
-    parser.add_argument("--preset-grids", type=int, default=0)
     parser.add_argument("--grids", default="uniform-t-zero,quadratic-zero,karras-zero", help="where our presets start")
     parser.add_argument("--elites", type=int, default=5)
     parser.add_argument("--refine-to", default="moments")

@@ -48,6 +48,7 @@ def calls_at_most(problem: ModelSearch, workers: int = 1) -> dict[str, int]:
     The budget bounds everything before the report. What tuning leaves goes back to the search, what the search leaves
     to the finals. Each worker but the first makes the teacher's samples again.
     """
+    problem.check_budget()
     s, prepaid = problem.settings, problem.prepaid
     shares = [plan(s.model_copy(update={"budget": s.budget - prepaid}), nfe) for nfe in s.nfes]
     assert s.report_images is not None

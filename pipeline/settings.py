@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -164,6 +164,14 @@ class SearchSettings(ModelSettings):
     )
     calibration_iterations: NonNegativeInt = Field(200, description="most iterations of reconstruction for one unit")
     front: PositiveInt = Field(12, description="members of the Pareto front that finals and report see")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, fields: Any, info: ValidationInfo) -> Any:
+        # Studies that were stored before presets had a share of the budget name how many of their grids were judged.
+        if (info.context or {}).get(STORED) and isinstance(fields, dict):
+            return {name: value for name, value in fields.items() if name != "preset_grids"}
+        return fields
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -24,6 +24,7 @@ from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
 from fewstep.pipeline.problems.base import Problem, Publication
 from fewstep.pipeline.problems.edits import EditProblem
+from fewstep.pipeline.problems.model import ModelProblem
 from fewstep.pipeline.problems.networks import NetworkProblem
 from fewstep.pipeline.problems.schedule_report import ScheduleReport
 from fewstep.pipeline.problems.schedules import ScheduleProblem
@@ -174,6 +175,8 @@ class Study:
         with Lease(self.root):
             # What cannot be searched is refused here too, before any worker is set up.
             self.problem.search()
+            if isinstance(self.problem, ModelProblem) and not self.exists:
+                self.problem.check_budget()
             evaluator = self.evaluator()
             self._hashes = self._checked(evaluator)
             cache = self.worker_settings(execution.device).cache

@@ -181,7 +181,7 @@ class Contest:
         s = self.asked
         found, calls = self.engine.searched(
             sampler, nfe, model=s.model, conditions=self.conditions, sampler=sampler, seed=s.seed, budget=s.budget,
-            teacher=s.teacher, finalist_images=max(s.screen_images, 1001), screen="frechet", keep=0.2, preset_grids=1,
+            teacher=s.teacher, finalist_images=max(s.screen_images, 1001), screen="frechet", keep=0.2, refine=0.0,
         )  # fmt: skip
         return self.best(sampler, [found], calls)[0]
 

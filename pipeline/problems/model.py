@@ -111,12 +111,14 @@ class ModelProblem:
 
     @property
     def prepaid(self) -> int:
-        """Denoiser calls of the teacher, which are part of the budget; ConfigurationError where that is too small."""
+        """Denoiser calls of the teacher, which are part of the budget."""
         s = self.settings
         images = s.distance_images if s.screen == "distance" else s.preset_images if s.screen == "auto" else 0
-        calls = self.teacher.nfe * images
-        check_budget(s, calls)
-        return calls
+        return self.teacher.nfe * images
+
+    def check_budget(self) -> None:
+        """ConfigurationError where the budget is too small for a search; a study that has begun is not asked."""
+        check_budget(self.settings, self.prepaid)
 
     @property
     def seeds(self) -> dict[str, int]:

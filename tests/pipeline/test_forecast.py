@@ -184,13 +184,13 @@ def test_a_search_spends_its_budget_and_no_more(changes: dict[str, Any], workers
 def test_too_small_a_budget_is_refused_with_the_least_that_is_not(changes: dict[str, Any]) -> None:
     changed = _with_schedules(changes)
     with pytest.raises(ConfigurationError, match="too small") as refused:
-        _problem(**{**changed, "budget": 900}).search()
+        _problem(**{**changed, "budget": 900}).check_budget()
     found = re.search(r"([0-9,]+) would buy", str(refused.value))
     assert found
     budget = int(found[1].replace(",", ""))
-    _problem(**{**changed, "budget": budget}).search()
+    _problem(**{**changed, "budget": budget}).check_budget()
     with pytest.raises(ConfigurationError, match="too small"):
-        _problem(**{**changed, "budget": int(0.85 * budget)}).search()
+        _problem(**{**changed, "budget": int(0.85 * budget)}).check_budget()
 
 
 def test_a_real_search_keeps_to_the_forecast_of_the_command(run: Run, toy: Path, tmp_path: Path) -> None:
