@@ -19,6 +19,9 @@ from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.grids import parse_schedule
 from fewstep.tasks.work import Subject
 
+# Of the budget, for the teacher's samples by which screens are compared.
+MOST_FOR_TEACHER = 0.03
+
 
 def ladder(settings: SearchSettings) -> Ladder:
     """Screen, main rung, finals and report, of sized settings. The first two share their noise.
@@ -52,6 +55,9 @@ class ModelProblem:
         self.settings = settings = sized(settings)
         self.files: ModelFiles = find_model(settings.model, settings.quantized)
         self.teacher: SolverSchedule = parse_schedule(settings.teacher, self.files.noise)
+        if settings.screen == "auto" and settings.preset_images * self.teacher.nfe > MOST_FOR_TEACHER * settings.budget:
+            # Its samples alone would cost more than a better screen gains.
+            self.settings = settings = settings.model_copy(update={"screen": "frechet"})
         settings.conditions.check(self.files)
         warm = [schedule.nfe for schedule in self.warm]
         if warm and not set(warm) & set(settings.nfes):

@@ -25,9 +25,6 @@ from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.refinement.features import check_tunable
 from fewstep.tasks.sampling.grids import SEARCH_GRIDS, all_presets
 
-# Of the budget, for the teacher's samples by which screens are compared.
-MOST_FOR_TEACHER = 0.03
-
 
 def analytic_first_steps(
     noise: NoiseSchedule, nfe: int, grids: Sequence[str] = SEARCH_GRIDS

@@ -12,6 +12,8 @@ from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.refinement.moment_plan import MomentPlan
 
 RUNG = "refine"
+# Of a descent on moments' calls, for sampling more starts than one.
+STARTS = 0.3
 # Of a record: the denoiser calls that the refinement took.
 CALLS = "calls"
 
@@ -82,7 +84,8 @@ class Refine(Stage):
         candidate = search.proposer.admit(elite.point, f"{REFINED}{elite.hash}", search.trials)
         search.adopt(candidate)
         if isinstance(plan, MomentPlan):
-            others = tuple(t.candidate.schedule.to_json() for t in waiting[1:])
+            starts_paid = int(STARTS * plan.limit / (plan.images * nfe))
+            others = tuple(t.candidate.schedule.to_json() for t in waiting[1 : max(1, starts_paid)])
             plan = plan.model_copy(update={"others": others})
         return candidate, Rung(RUNG, "refine", plan.seen, plan.noise_seed, {"plan": plan.model_dump_json()})
 

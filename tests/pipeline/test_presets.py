@@ -1,0 +1,150 @@
+"""Presets are looked at within their share, the good ones early; the screen is the one that orders them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fewstep.pipeline.problems.schedules import ScheduleProblem
+from fewstep.pipeline.search import Search
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.stages.preset_order import Known, Look, design, next_best
+from fewstep.pipeline.stages.presets import FIRST, PAIRED, SECOND, Presets
+from fewstep.pipeline.stages.refine import RUNG as REFINE
+from fewstep.search_spaces.point import as_point
+from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.models.files import find_model
+from fewstep.tasks.sampling.grids import preset_on_grid
+
+SOLVERS, GRIDS = "abcdefg", "12345678"
+Value = Callable[[str, EvaluationRecord], float | None]
+
+
+def _table() -> list[Known]:
+    point = as_point(preset_on_grid("ddim/karras", find_model("digits-ddpm").noise, 3))
+    return [
+        Known(f"{kind}{solver}/{grid}", solver, grid, kind == "analytic:", point)
+        for kind, solver, grid in itertools.product(("preset:", "analytic:"), SOLVERS, GRIDS)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_where_effects_add_up_the_best_preset_is_found_in_a_quarter_of_the_looks(seed: int) -> None:
+    rng, table = random.Random(seed), _table()
+    effect = {name: rng.gauss(0, 0.5) for name in SOLVERS + GRIDS} | {"analytic": rng.gauss(0, 1)}
+
+    def value(known: Known, nfe: int) -> float:
+        own = effect[known.solver] + effect[known.grid] + effect["analytic"] * known.analytic
+        return math.exp(own + rng.gauss(0, 0.05)) / nfe
+
+    looks: list[Look] = []
+    order = design(table)
+    for nfe in (3, 5):
+        left = {known.origin: known for known in table}
+        while len(left) > 3 * len(table) // 4:
+            chosen = left[order[len(looks)]] if len(looks) < 12 else next_best(list(left.values()), nfe, looks)
+            del left[chosen.origin]
+            looks.append(Look(chosen, nfe, value(chosen, nfe)))
+    best = sorted(table, key=lambda k: effect[k.solver] + effect[k.grid] + effect["analytic"] * k.analytic)[:6]
+    for nfe in (3, 5):
+        seen = {look.known.origin for look in looks if look.nfe == nfe}
+        assert seen & {known.origin for known in best}
+    # At the second number of calls what was learned at the first is known.
+    assert looks[len(looks) // 2].known.origin in {known.origin for known in best}
+
+
+def test_looks_that_failed_or_are_not_positive_teach_nothing() -> None:
+    table = _table()
+    looks = [Look(table[0], 3, None), Look(table[1], 3, -1.0)]
+    assert next_best(table, 3, looks) == table[0]
+    assert next_best(table, 4, [*looks, Look(table[5], 3, 2.0)]) in table
+
+
+# -- a search whose values are made up -------------------------------------------------------------------
+
+
+def _run(value: Value, make_evaluation: Callable[..., EvaluationRecord], **changes: Any) -> Search:
+    """A whole search; what it records is `value` of the rung and the record."""
+    fields = {"model": "digits-ddpm", "nfes": (3, 4), "budget": 300_000, "sampler": "random", "refine": 0.3}
+    state = ScheduleProblem(SearchSettings.build(**(fields | changes))).search()
+    order = itertools.count()
+    while True:
+        work = state.next_work()
+        if work is None:
+            if not state.enter_finals():
+                return state
+            continue
+        candidate, rung = work
+        record = make_evaluation(
+            next(order),
+            trial=candidate.trial,
+            candidate=candidate.hash,
+            candidate_json=candidate.point.to_json(),
+            nfe=candidate.nfe,
+            rung=rung.name,
+            origin=candidate.origin,
+            metric=rung.metric,
+            images=rung.images,
+            parameters=candidate.parameters,
+            denoiser_calls=candidate.nfe * rung.images,
+        )
+        figure = value(rung.name, record)
+        failed = {"status": "failed", "error": "it explodes"} if figure is None else {}
+        state.learn(replace(record, value=figure, **failed))
+
+
+def _quality(record: EvaluationRecord) -> float:
+    return 1 + int(record.candidate[:6], 16) / 2**24
+
+
+@pytest.mark.parametrize("orders", ["frechet", "distance"])
+def test_the_screen_is_the_measure_that_orders_presets_as_more_images_do(
+    orders: str, make_evaluation: Callable[..., EvaluationRecord]
+) -> None:
+    misled = {"frechet": PAIRED, "distance": FIRST}[orders]
+
+    def value(rung: str, record: EvaluationRecord) -> float:
+        return 9 - _quality(record) if rung == misled else _quality(record)
+
+    state = _run(value, make_evaluation)
+    assert state.ladder.screen.metric == orders
+    assert any(kind == "screen" and orders[:5] in message for kind, message in state.news)
+    assert state.spent <= state.budget
+
+
+def test_a_tuning_that_fails_is_told_and_its_calls_go_back_to_the_search(
+    make_evaluation: Callable[..., EvaluationRecord],
+) -> None:
+    def value(rung: str, record: EvaluationRecord) -> float | None:
+        return None if rung == REFINE else _quality(record)
+
+    state = _run(value, make_evaluation)
+    told = [message for kind, message in state.news if kind == "tuning_failed"]
+    assert len(told) == 2
+    assert all("it explodes" in message for message in told)
+    assert state.spent >= 0.98 * state.budget
+    started = [t.number for t in state.trials.values() if REFINE in t.records]
+    after = [t for t in state.trials.values() if t.candidate.origin == "random" and t.number > min(started)]
+    assert len(after) > 5
+
+
+def test_presets_keep_to_their_share_and_the_best_of_them_is_judged(
+    make_evaluation: Callable[..., EvaluationRecord],
+) -> None:
+    state = _run(lambda rung, record: _quality(record), make_evaluation, nfes=(4,), budget=200_000)
+    looked: Mapping[str, list[Any]] = {
+        name: [t for t in state.trials.values() if name in t.records] for name in (FIRST, SECOND)
+    }
+    calls = sum(t.records[r].denoiser_calls for t in state.trials.values() for r in Presets.rungs if r in t.records)
+    assert calls <= 0.15 * 200_000
+    best = min(looked[SECOND], key=lambda t: t.records[SECOND].value)
+    assert state.ladder.main.name in best.records
+    assert max(t.records[FIRST].value for t in looked[SECOND]) <= min(
+        t.records[FIRST].value for t in looked[FIRST] if t not in looked[SECOND]
+    )
