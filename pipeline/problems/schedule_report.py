@@ -186,7 +186,8 @@ class ScheduleReport(ModelProblem):
             write_text(
                 self.schedule_path(to.root, nfe), self._published(best, values, to.identity).to_json(indent=2) + "\n"
             )
-            pair = [Picture(f"found, {nfe} calls", best.candidate.point)]
+            label = "found" if best.method == FOUND else best.method
+            pair = [Picture(f"{label}, {nfe} calls", best.candidate.point)]
             others = [c for c in listed[1:] if c.method in values]
             if others:
                 other = min(others, key=lambda c: values[c.method].value)
