@@ -143,15 +143,19 @@ class Search:
         first = {r.trial: r for r in reversed(ours)}
         again = [r for r in asked if r.rung == self.ladder.screen.name and r.trial not in first]
         first |= {r.trial: r for r in again}
-        for number in sorted(first):
-            self.adopt(candidate_of(first[number]))
-        self._waiting = deque(s for s in self._waiting if s[1].hash not in self.by_hash)
         for record in ours:
+            if record.trial not in self.trials:
+                # As they came: what a candidate costs may depend on what was known by then.
+                self.adopt(candidate_of(first[record.trial]))
             if self._below(record) is None:
                 self._note(record)
                 self._held[record.trial] = [r for r in self._held.pop(record.trial, ()) if not self._noted(r)]
             else:
                 self._held.setdefault(record.trial, []).append(record)
+        for number in sorted(set(first) - set(self.trials)):
+            self.adopt(candidate_of(first[number]))
+        self.trials = dict(sorted(self.trials.items()))
+        self._waiting = deque(s for s in self._waiting if s[1].hash not in self.by_hash)
         self._held = {number: held for number, held in self._held.items() if held}
         for number, held in self._held.items():
             if self._below(held[0]) == self.ladder.screen:
@@ -251,6 +255,8 @@ class Search:
 
     def wait_for(self, candidate: Candidate, rung: Rung) -> None:
         """Evaluate a candidate as soon as there is room, unless that was done."""
+        if rung.name in self.trials[candidate.trial].records:
+            return
         if rung.name not in (record.rung for record in self._held.get(candidate.trial, ())):
             self._pending.append((candidate, rung))
 

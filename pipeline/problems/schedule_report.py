@@ -41,11 +41,6 @@ class Contender:
     found: bool = False
 
 
-def rows_at_most(settings: SearchSettings) -> int:
-    """How many schedules of an NFE a report evaluates at most: found, best presets of both kinds, own scheduler."""
-    return 4 if settings.report_presets else 1
-
-
 class ScheduleReport(ModelProblem):
     """The half of a search of schedules that reads what was found."""
 
