@@ -14,7 +14,6 @@ from fewstep.pipeline.reports.pictures import COLUMNS, Picture, write_pictures
 from fewstep.pipeline.reports.rows import FOUND, Row, SearchedRow, row_of
 from fewstep.pipeline.reports.verdict import best_stock, verdict
 from fewstep.pipeline.search import Search
-from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.trial import Candidate, Trial, Work
 from fewstep.search_spaces.point import Point, as_point
 from fewstep.search_spaces.schedule import SolverSchedule
