@@ -126,6 +126,7 @@ class Search:
         self._held: dict[int, list[EvaluationRecord]] = {}
         self._stage = 0
         self._closed: set[int] = set()
+        self._credited: list[EvaluationRecord] = []
         self.news: list[tuple[str, str]] = []
         self._front: dict[int, float] = {}
         self._calls = self._moved_at = 0
@@ -168,6 +169,8 @@ class Search:
         # Where a lost file held a part of the search, its calls are spent again before any further finals.
         if any(r.rung == self.ladder.finals.name for r in ours) and not self.may_propose and not self._held:
             self.enter_finals()
+        # What was credited is restored with its trial.
+        self._credited.clear()
         self.news.clear()
         return self
 
@@ -306,9 +309,10 @@ class Search:
         """Take in a record of a trial under way, decide whether it climbs on, and tell the proposer."""
         self._note(record)
         trial = self.trials[record.trial]
-        rungs = list(dict.fromkeys((self.ladder.screen.name, self.ladder.main.name)))
-        if record.rung in rungs and record.value is not None:
-            self.proposer.report(trial, record.value, rungs.index(record.rung))
+        self._report(trial, record)
+        for credited in self._credited:
+            self._report(self.trials[credited.trial], credited)
+        self._credited.clear()
         untold, self._untold = self._untold, []
         for entry in untold:
             objectives = self.policy.objectives(self, entry) if entry.state != TrialState.FAIL else None
@@ -321,6 +325,17 @@ class Search:
                 self.learn(known)
             else:
                 self._held.setdefault(record.trial, []).append(known)
+
+    def _report(self, trial: Trial, record: EvaluationRecord) -> None:
+        rungs = list(dict.fromkeys((self.ladder.screen.name, self.ladder.main.name)))
+        if record.rung in rungs and record.value is not None:
+            self.proposer.report(trial, record.value, rungs.index(record.rung))
+
+    def credit(self, trial: Trial, record: EvaluationRecord) -> None:
+        """A rung's record that needs no evaluation, since another one has measured the same."""
+        trial.records[record.rung] = record
+        self._credited.append(record)
+        self.policy.decide(self, trial, record)
 
     def _note(self, record: EvaluationRecord) -> None:
         trial = self.trials[record.trial]
