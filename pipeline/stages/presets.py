@@ -25,8 +25,6 @@ from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, added
 from fewstep.storage.records import EvaluationRecord
 
 FIRST, SECOND, PAIRED = "presets", "presets-look", "presets-distance"
-# First looks, at whatever NFE, before what they told decides about the next.
-DESIGNED = 12
 FIRST_SHARE = 0.65
 FEWEST_LOOKS, FEWEST_SECOND = 6, 2
 # Pairs of presets at one NFE by which screens are compared, at least.
@@ -133,13 +131,11 @@ class Presets(Stage):
             for t in trials
             if t.records and (known := self._by_origin[n].get(t.candidate.origin))
         ]
+        # At whatever NFE each of the design was looked at, it need not be again.
         started = {t.candidate.origin for trials in mine.values() for t in trials}
-        if len(started) < DESIGNED:
-            fresh = {k.origin: k for k in left if k.origin not in started}
-            for origin in self._designs[nfe]:
-                if origin in fresh:
-                    return fresh[origin]
-        return next_best(left, nfe, looks)
+        fresh = {k.origin: k for k in left if k.origin not in started}
+        due = next((fresh[origin] for origin in self._designs[nfe] if origin in fresh), None)
+        return due or next_best(left, nfe, looks)
 
     def take(self, search: Search, trial: Trial, record: EvaluationRecord) -> bool:
         """See Stage."""

@@ -204,7 +204,8 @@ def test_the_records_alone_decide_what_comes_next(sampler: str, changes: dict[st
     works.append(None)
     assert len(records) > 110
     rungs = {r.rung for r in records}
-    assert rungs >= {"presets", "presets-look", "frechet", "finals"}
+    assert rungs >= {"presets", "frechet", "finals"}
+    assert ("presets-look" in rungs) == (settings.screen == "auto")
     assert ("refine" in rungs) == (settings.refine is None)
     assert any(r.status == "failed" for r in records)
     assert sum(r.origin == sampler for r in records) > 30
@@ -263,7 +264,7 @@ def test_what_a_lost_file_held_is_spent_again_before_any_further_finals(lost: tu
         kept.append(_tabulated(work, order))
         resumed.learn(kept[-1])
         order += 1
-    assert 0.97 * settings.budget <= resumed.spent <= settings.budget
+    assert 0.97 * settings.budget <= resumed.spent <= 1.03 * settings.budget
     assert len({(r.trial, r.rung) for r in kept}) == len(kept) == len({r.key for r in kept})
     assert _next(problem.search().replay(kept)) is None
     for nfe in settings.nfes:
