@@ -12,7 +12,7 @@ from fewstep.pipeline.executors.base import IN_PROCESS, ExecutionSettings
 from fewstep.pipeline.problems.networks import NAMED, NetworkProblem
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.pipeline.sizes import ROWS, plan
+from fewstep.pipeline.sizes import plan, rows_at_most
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.quantization import QuantizationConfig
@@ -53,7 +53,7 @@ def calls_at_most(problem: ModelSearch, workers: int = 1) -> dict[str, int]:
     shares = [plan(s.model_copy(update={"budget": s.budget - prepaid}), nfe) for nfe in s.nfes]
     assert s.report_images is not None
     if isinstance(problem, ScheduleProblem):
-        reported = sum(s.nfes) * s.report_images * ROWS
+        reported = sum(s.nfes) * s.report_images * rows_at_most(s)
         calibrations: dict[str, int] = {}
     else:
         peers = {origin for origin, _ in problem.search().policy.seeds if origin.startswith(NAMED)}

@@ -126,6 +126,7 @@ class Search:
         self._held: dict[int, list[EvaluationRecord]] = {}
         self._stage = 0
         self._closed: set[int] = set()
+        self._credited: list[EvaluationRecord] = []
         self.news: list[tuple[str, str]] = []
         self._front: dict[int, float] = {}
         self._calls = self._moved_at = 0
@@ -143,15 +144,19 @@ class Search:
         first = {r.trial: r for r in reversed(ours)}
         again = [r for r in asked if r.rung == self.ladder.screen.name and r.trial not in first]
         first |= {r.trial: r for r in again}
-        for number in sorted(first):
-            self.adopt(candidate_of(first[number]))
-        self._waiting = deque(s for s in self._waiting if s[1].hash not in self.by_hash)
         for record in ours:
+            if record.trial not in self.trials:
+                # As they came: what a candidate costs may depend on what was known by then.
+                self.adopt(candidate_of(first[record.trial]))
             if self._below(record) is None:
                 self._note(record)
                 self._held[record.trial] = [r for r in self._held.pop(record.trial, ()) if not self._noted(r)]
             else:
                 self._held.setdefault(record.trial, []).append(record)
+        for number in sorted(set(first) - set(self.trials)):
+            self.adopt(candidate_of(first[number]))
+        self.trials = dict(sorted(self.trials.items()))
+        self._waiting = deque(s for s in self._waiting if s[1].hash not in self.by_hash)
         self._held = {number: held for number, held in self._held.items() if held}
         for number, held in self._held.items():
             if self._below(held[0]) == self.ladder.screen:
@@ -164,6 +169,8 @@ class Search:
         # Where a lost file held a part of the search, its calls are spent again before any further finals.
         if any(r.rung == self.ladder.finals.name for r in ours) and not self.may_propose and not self._held:
             self.enter_finals()
+        # What was credited is restored with its trial.
+        self._credited.clear()
         self.news.clear()
         return self
 
@@ -251,6 +258,8 @@ class Search:
 
     def wait_for(self, candidate: Candidate, rung: Rung) -> None:
         """Evaluate a candidate as soon as there is room, unless that was done."""
+        if rung.name in self.trials[candidate.trial].records:
+            return
         if rung.name not in (record.rung for record in self._held.get(candidate.trial, ())):
             self._pending.append((candidate, rung))
 
@@ -300,9 +309,10 @@ class Search:
         """Take in a record of a trial under way, decide whether it climbs on, and tell the proposer."""
         self._note(record)
         trial = self.trials[record.trial]
-        rungs = list(dict.fromkeys((self.ladder.screen.name, self.ladder.main.name)))
-        if record.rung in rungs and record.value is not None:
-            self.proposer.report(trial, record.value, rungs.index(record.rung))
+        self._report(trial, record)
+        for credited in self._credited:
+            self._report(self.trials[credited.trial], credited)
+        self._credited.clear()
         untold, self._untold = self._untold, []
         for entry in untold:
             objectives = self.policy.objectives(self, entry) if entry.state != TrialState.FAIL else None
@@ -315,6 +325,17 @@ class Search:
                 self.learn(known)
             else:
                 self._held.setdefault(record.trial, []).append(known)
+
+    def _report(self, trial: Trial, record: EvaluationRecord) -> None:
+        rungs = list(dict.fromkeys((self.ladder.screen.name, self.ladder.main.name)))
+        if record.rung in rungs and record.value is not None:
+            self.proposer.report(trial, record.value, rungs.index(record.rung))
+
+    def credit(self, trial: Trial, record: EvaluationRecord) -> None:
+        """A rung's record that needs no evaluation, since another one has measured the same."""
+        trial.records[record.rung] = record
+        self._credited.append(record)
+        self.policy.decide(self, trial, record)
 
     def _note(self, record: EvaluationRecord) -> None:
         trial = self.trials[record.trial]

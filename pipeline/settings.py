@@ -131,7 +131,9 @@ class SearchSettings(ModelSettings):
     keep: float = Field(0.25, gt=0, le=1, description="share of candidates that the screen lets through")
     grids: tuple[str, ...] = Field(SEARCH_GRIDS, description="grids that presets start on")
     report_images: Images | None = Field(None, description="images of each row of the final table" + FROM_BUDGET)
-    report_presets: bool = Field(True, description="whether the report judges presets beside the found schedules")
+    report_presets: bool = Field(
+        True, description="whether the report judges presets and the model's own scheduler beside what was found"
+    )
     decisions: tuple[str, ...] = Field((), description=f"searched besides the usual: {', '.join(EXTRA_DECISIONS)}")
     guidance_range: tuple[float, float] | None = Field(None, description="lowest and highest searched guidance")
     warm_start: tuple[str, ...] = Field(

@@ -14,8 +14,8 @@ MOST_JUDGED = 1000
 TUNING = 0.45
 # Proposals of its own that a search makes at least at each NFE, and presets that it looks at.
 LEAST_PROPOSALS, LEAST_PRESETS = 5, 6
-# Of the budget, for the report; the rows of an NFE; the images of a row.
-REPORT, ROWS = 0.5, 4
+# Of the budget, for the report; the images of a row.
+REPORT = 0.5
 LEAST_REPORTED, MOST_REPORTED = 500, 10_000
 RANDOM_SHARE, MOST_RANDOM = 1 / 6, 24
 MOST_IMAGES_OF_FINALS = 10_000
@@ -36,6 +36,11 @@ def can_tune(s: SearchSettings) -> bool:
     return s.space == "schedule" and not s.quantized and s.metric == "frechet"
 
 
+def rows_at_most(s: SearchSettings) -> int:
+    """How many schedules of an NFE a report evaluates at most: found, best presets of both kinds, own scheduler."""
+    return 4 if s.report_presets else 1
+
+
 def sized(s: SearchSettings) -> SearchSettings:
     """The settings with every size that they leave open."""
     mean = sum(s.nfes) / len(s.nfes)
@@ -49,7 +54,7 @@ def sized(s: SearchSettings) -> SearchSettings:
     screen = s.screen
     if screen == "auto" and (look >= judged or s.space != "schedule"):
         screen = "none" if s.space == "schedule" else "distance"
-    reported = REPORT * s.budget / (sum(s.nfes) * ROWS)
+    reported = REPORT * s.budget / (sum(s.nfes) * rows_at_most(s))
     report = s.report_images or int(min(MOST_REPORTED, max(LEAST_REPORTED, reported // GROUP * GROUP)))
     whole = s.model_copy(
         update={

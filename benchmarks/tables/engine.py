@@ -24,7 +24,7 @@ from fewstep.dashboards.drawings import save_front
 from fewstep.dashboards.lines import Level
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.files import write_text, write_whole
-from fewstep.pipeline.baseline import GRIDS_TO_ZERO, known_names
+from fewstep.pipeline.baseline_settings import GRIDS_TO_ZERO, known_names
 from fewstep.pipeline.campaign import Campaign
 from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
 from fewstep.pipeline.problems.schedules import ScheduleProblem

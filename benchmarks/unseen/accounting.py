@@ -58,7 +58,7 @@ def cases(folder: Path) -> dict[str, dict[str, Any]]:
         "forest": {"surrogate": "forest", "random_trials": 8},
         "encoder": {"surrogate": "encoder", "random_trials": 8},
         "warm start": {"warm_start": (str(warm),)},
-        "labels and guidance": {"labels": "balanced", "guidance_range": (1.0, 3.0)},
+        "more decisions": {"decisions": ("skips",)},
         "patience": {"patience": 20_000},
         "1 Ray worker": {**ray, "workers": 1},
         "2 Ray workers": {**ray, "workers": 2},

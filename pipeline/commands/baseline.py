@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.pipeline.baseline import BaselineSettings
+from fewstep.pipeline.baseline_settings import BaselineSettings
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
 from fewstep.pipeline.commands.options import AsJson, Plot, Tracking, folder, into, print_json, typed, writable
 from fewstep.pipeline.executors.base import ExecutionSettings

@@ -12,13 +12,12 @@ NAME = "zoo"
 
 def command(as_json: AsJson = False) -> None:
     """List the bundled models with their figures."""
-    from fewstep.tasks.models.files import find_model, zoo_names
+    from fewstep.tasks.models.files import bundled_models
 
     entries = []
-    for name in zoo_names():
-        files = find_model(name)
+    for files in bundled_models():
         card = read_json(files.root / "card.json")
-        entries.append({"name": name, "images": f"{files.channels}x{files.size}x{files.size}", **card})
+        entries.append({"name": files.name, "images": f"{files.channels}x{files.size}x{files.size}", **card})
     if as_json:
         print_json({"models": entries})
         return

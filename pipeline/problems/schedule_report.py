@@ -14,7 +14,6 @@ from fewstep.pipeline.reports.pictures import COLUMNS, Picture, write_pictures
 from fewstep.pipeline.reports.rows import FOUND, Row, SearchedRow, row_of
 from fewstep.pipeline.reports.verdict import best_stock, verdict
 from fewstep.pipeline.search import Search
-from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.trial import Candidate, Trial, Work
 from fewstep.search_spaces.point import Point, as_point
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -39,11 +38,6 @@ class Contender:
     candidate: Candidate
     origin: str
     found: bool = False
-
-
-def rows_at_most(settings: SearchSettings) -> int:
-    """How many schedules of an NFE a report evaluates at most: found, best presets of both kinds, own scheduler."""
-    return 4 if settings.report_presets else 1
 
 
 class ScheduleReport(ModelProblem):
@@ -186,7 +180,8 @@ class ScheduleReport(ModelProblem):
             write_text(
                 self.schedule_path(to.root, nfe), self._published(best, values, to.identity).to_json(indent=2) + "\n"
             )
-            pair = [Picture(f"found, {nfe} calls", best.candidate.point)]
+            label = "found" if best.method == FOUND else best.method
+            pair = [Picture(f"{label}, {nfe} calls", best.candidate.point)]
             others = [c for c in listed[1:] if c.method in values]
             if others:
                 other = min(others, key=lambda c: values[c.method].value)

@@ -15,7 +15,7 @@ from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.search import Search, Seed
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.preset_order import Known, of_schedule
-from fewstep.pipeline.stages.presets import FIRST, SECOND, Presets, Screens
+from fewstep.pipeline.stages.presets import FIRST, Presets, Screens
 from fewstep.pipeline.stages.refine import Refine
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import as_point
@@ -75,12 +75,11 @@ class ScheduleProblem(ScheduleReport):
         assert s.frechet_images
         assert s.look_images
         first = Rung(FIRST, s.metric, min(s.preset_images, s.look_images), s.noise_seed)
-        second = Rung(SECOND, s.metric, s.look_images, s.noise_seed)
         compare = None
         if s.screen == "auto":
             distance = Rung("screen", "distance", s.distance_images, s.noise_seed)
             compare = Screens(self.ladder.screen, distance, self.teacher.nfe * s.distance_images)
-        return Presets({nfe: self.known(nfe) for nfe in s.nfes}, s.presets, first, second, compare)
+        return Presets({nfe: self.known(nfe) for nfe in s.nfes}, s.presets, first, compare)
 
     def _seeds(self) -> list[Seed]:
         """Warm starts, each once."""

@@ -42,7 +42,6 @@ class Finals(Stage):
             finals = replace(finals, images=images)
             search.ladder = search.ladder._replace(finals=finals)
         for trial in chosen:
-            if finals.name not in trial.records:
-                search.wait_for(trial.candidate, finals)
+            search.wait_for(trial.candidate, finals)
             if self._share is not None:
                 search.commit(trial.candidate, trial.candidate.nfe * finals.images)

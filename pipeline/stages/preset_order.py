@@ -40,22 +40,17 @@ class Look(NamedTuple):
 
 
 def design(known: Sequence[Known]) -> list[str]:
-    """Origins in the order of the first looks.
+    """Origins of the first looks: each grid and each solver once.
 
-    One solver on every grid, with an analytic first call on every other one; the other solvers on the first grid; the
-    first solver the other way about; then all else.
+    One solver goes over the grids, with an analytic first call on every other one; then the others are looked at with
+    an analytic first call on the first grid.
     """
     solvers = list(dict.fromkeys(k.solver for k in known))
     grids = list(dict.fromkeys(k.grid for k in known))
-    first = solvers[:1]
-
-    def turn(k: Known) -> tuple[int, int, int]:
-        where = grids.index(k.grid)
-        if k.solver in first:
-            return (0 if k.analytic == (where % 2 == 0) else 2, where, int(k.analytic))
-        return (1 if where == 0 and k.analytic else 3, solvers.index(k.solver), where)
-
-    return [k.origin for k in sorted(known, key=turn)]
+    over_grids = [(solvers[0], grid, place % 2 == 0) for place, grid in enumerate(grids)]
+    over_solvers = [(solver, grids[0], True) for solver in solvers[1:]]
+    origins = {(k.solver, k.grid, k.analytic): k.origin for k in known}
+    return [origins[entry] for entry in (*over_grids, *over_solvers) if entry in origins]
 
 
 def next_best(candidates: Sequence[Known], nfe: int, looks: Sequence[Look]) -> Known:

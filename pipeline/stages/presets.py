@@ -1,15 +1,16 @@
 """Presets: what was known before is looked at first, by successive halving within its share of the budget.
 
 A preset's first look is at a few images of common noise; which one is looked at next, the looks before say. The best of
-them go on to a second look, and from there, with what it tells, to the screen like any other candidate. Where screens
-are compared, those of the second look are measured by their distance to the teacher too, and the screen is the one that
-ordered them as the second look does.
+them go on to the screen like any other candidate. Where screens are compared, there is a second look before that, at the
+images of a screen by Frechet distance, and they are measured by their distance to the teacher too: the screen is the one
+of both that ordered them as the second look does, and what is known already is not measured again.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +25,6 @@ from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, added
 from fewstep.storage.records import EvaluationRecord
 
 FIRST, SECOND, PAIRED = "presets", "presets-look", "presets-distance"
-# First looks, at whatever NFE, before what they told decides about the next.
-DESIGNED = 12
 FIRST_SHARE = 0.65
 FEWEST_LOOKS, FEWEST_SECOND = 6, 2
 # Pairs of presets at one NFE by which screens are compared, at least.
@@ -43,8 +42,7 @@ class Screens(NamedTuple):
 class Presets(Stage):
     """`known` are the presets by NFE, `share` is what they may take of the budget. See the module's docstring.
 
-    `first` and `second` are the rungs of the looks; `compare` are the screens to choose among, None where that is
-    settled.
+    `first` is the rung of the first look; `compare` are the screens to choose among, None where that is settled.
     """
 
     rungs = (FIRST, SECOND, PAIRED)
@@ -54,16 +52,13 @@ class Presets(Stage):
         known: Mapping[int, Sequence[Known]],
         share: float,
         first: Rung,
-        second: Rung,
         compare: Screens | None = None,
     ) -> None:
-        self._known, self._share, self._first, self._second = known, share, first, second
-        self._compare = compare
+        self._known, self._share, self._first, self._compare = known, share, first, compare
         self._by_origin = {nfe: {k.origin: k for k in entries} for nfe, entries in known.items()}
         self._designs = {nfe: design(entries) for nfe, entries in known.items()}
         self._looked: set[int] = set()
         self._over: set[int] = set()
-        self._settled = False
         self._skipped: set[str] = set()
 
     # -- what it costs --------------------------------------------------------------------------------
@@ -78,19 +73,19 @@ class Presets(Stage):
 
     def _calls(self, search: Search, nfe: int) -> int:
         """What presets of an NFE may take, less what judging the best of them does."""
-        judged = nfe * added(self._second, search.ladder.main)
+        judged = nfe * added(self._second(search), search.ladder.main)
         return int(self._share * search.share) - (judged if judged < 0.4 * self._share * search.share else 0)
 
     def looks(self, search: Search, nfe: int) -> int:
         """How many presets of an NFE are looked at."""
-        seconds = FEWEST_SECOND * nfe * self._second.images
+        seconds = FEWEST_SECOND * nfe * self._second(search).images
         calls = min(FIRST_SHARE * self._calls(search, nfe), self._calls(search, nfe) - seconds)
         return min(len(self._known[nfe]), max(FEWEST_LOOKS, int(calls // (nfe * self._first.images))))
 
     def seconds(self, search: Search, nfe: int) -> int:
         """How many of them are looked at again."""
         left = self._calls(search, nfe) - self.looks(search, nfe) * nfe * self._first.images
-        each = nfe * (self._second.images + (self._first.images if self._compare else 0))
+        each = nfe * (self._second(search).images + (self._first.images if self._compare else 0))
         return max(FEWEST_SECOND, int(left // each))
 
     def reserve(self, search: Search, account: int) -> int:
@@ -136,13 +131,11 @@ class Presets(Stage):
             for t in trials
             if t.records and (known := self._by_origin[n].get(t.candidate.origin))
         ]
+        # At whatever NFE each of the design was looked at, it need not be again.
         started = {t.candidate.origin for trials in mine.values() for t in trials}
-        if len(started) < DESIGNED:
-            fresh = {k.origin: k for k in left if k.origin not in started}
-            for origin in self._designs[nfe]:
-                if origin in fresh:
-                    return fresh[origin]
-        return next_best(left, nfe, looks)
+        fresh = {k.origin: k for k in left if k.origin not in started}
+        due = next((fresh[origin] for origin in self._designs[nfe] if origin in fresh), None)
+        return due or next_best(left, nfe, looks)
 
     def take(self, search: Search, trial: Trial, record: EvaluationRecord) -> bool:
         """See Stage."""
@@ -150,12 +143,13 @@ class Presets(Stage):
             return False
         if record.status != "complete" and record.rung != PAIRED:
             search.finish(trial, TrialState.FAIL)
-        mine = self._mine(search)
         nfe = trial.candidate.nfe
-        if nfe in mine:
-            if record.rung == FIRST:
-                self._halve(search, nfe, mine[nfe])
-            self._settle(search, mine)
+        if nfe not in self._known or nfe in self._over:
+            return True
+        if record.rung == FIRST:
+            self._halve(search, nfe, self._mine(search)[nfe])
+        elif self._compare is not None:
+            self._settle(search, self._compare)
         return True
 
     def _mine(self, search: Search) -> dict[int, list[Trial]]:
@@ -180,49 +174,54 @@ class Presets(Stage):
             if place >= count:
                 search.finish(trial, TrialState.PRUNED)
                 continue
-            search.wait_for(trial.candidate, self._second)
-            search.commit(trial.candidate, nfe * self._second.images)
+            second = self._second(search)
+            search.wait_for(trial.candidate, second)
+            search.commit(trial.candidate, nfe * second.images)
             if self._compare is not None:
-                search.wait_for(trial.candidate, self._paired)
+                search.wait_for(trial.candidate, self._paired(self._compare))
                 search.commit(trial.candidate, nfe * self._first.images)
-        self._settle(search, self._mine(search))
-
-    @property
-    def _paired(self) -> Rung:
-        assert self._compare is not None
-        distance = self._compare.distance
-        return Rung(PAIRED, distance.metric, self._first.images, distance.seed, distance.arguments)
-
-    def _settle(self, search: Search, mine: Mapping[int, Sequence[Trial]]) -> None:
-        """What was looked at twice goes on to the screen, which is chosen when all of them are known."""
-        due = {nfe: [t for t in trials if t.state == TrialState.RUNNING] for nfe, trials in mine.items()}
-        names = (SECOND, PAIRED) if self._compare is not None else (SECOND,)
-        known = [n for n in mine if n in self._looked and all(set(names) <= set(t.records) for t in due[n])]
-        if self._compare is not None and not self._settled:
-            if len(known) < len(mine):
-                return
-            self._choose(search, self._compare, due)
-        for nfe in known:
-            if nfe in self._over:
-                continue
+        if self._compare is None:
             self._over.add(nfe)
-            ranked = sorted(due[nfe], key=lambda t: (t.value(self._second) or 0.0, t.number))
+        else:
+            self._settle(search, self._compare)
+
+    def _second(self, search: Search) -> Rung:
+        """Where those go on to that did best at the first look."""
+        return replace(self._compare.frechet, name=SECOND) if self._compare else search.ladder.screen
+
+    def _paired(self, screens: Screens) -> Rung:
+        return replace(screens.distance, name=PAIRED, images=self._first.images)
+
+    def _settle(self, search: Search, screens: Screens) -> None:
+        """When all second looks are known, the screen is chosen, and those that were looked at twice go on to it."""
+        if len(self._looked) < len(self._known) or self._over:
+            return
+        mine = self._mine(search)
+        due = {nfe: [t for t in trials if t.state == TrialState.RUNNING] for nfe, trials in mine.items()}
+        if any(not {SECOND, PAIRED} <= set(t.records) for trials in due.values() for t in trials):
+            return
+        self._choose(search, screens, due)
+        for nfe, trials in due.items():
+            self._over.add(nfe)
+            ranked = sorted(trials, key=lambda t: (t.value(self._second(search)) or 0.0, t.number))
             for place, trial in enumerate(ranked):
                 self._on(search, trial, best=not place)
 
     def _on(self, search: Search, trial: Trial, best: bool) -> None:
-        """To the screen, if that makes nothing anew, the share pays it, or it is the best of its NFE."""
+        """To the screen: what was looked at twice has passed it already, or it must be paid, for the best at least."""
         screen, nfe = search.ladder.screen, trial.candidate.nfe
-        calls = nfe * added(self._second, screen)
+        if screen.metric == self._second(search).metric:
+            search.credit(trial, replace(trial.records[SECOND], rung=screen.name))
+            return
+        calls = nfe * screen.images
         paid = search.committed[nfe] + calls <= int(self._share * search.share)
-        if calls > search.left(nfe) or not (best or not calls or paid):
+        if calls > search.left(nfe) or not (best or paid):
             search.finish(trial, TrialState.PRUNED)
             return
         search.commit(trial.candidate, calls)
         search.wait_for(trial.candidate, screen)
 
     def _choose(self, search: Search, screens: Screens, due: Mapping[int, Sequence[Trial]]) -> None:
-        self._settled = True
         pairs, taus = 0, dict.fromkeys((FIRST, PAIRED), 0.0)
         for trials in due.values():
             values = [

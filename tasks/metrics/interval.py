@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from fewstep.errors import ConfigurationError
 from fewstep.tasks.metrics.frechet import FrechetReference
@@ -94,6 +93,8 @@ def share_interval(count: int, of: int, level: float = 0.95) -> Interval:
     """
     if not (0 <= count <= of and of > 0 and 0.0 < level < 1.0):
         raise ConfigurationError(f"a share needs 0 <= count <= of and a level in (0, 1); got {count} of {of}, {level}")
+    import scipy.stats  # takes a second, and a forecast needs none
+
     share, z = count / of, float(scipy.stats.norm.ppf((1.0 + level) / 2.0))
     centre = (share + z * z / (2 * of)) / (1 + z * z / of)
     half = z / (1 + z * z / of) * float(np.sqrt(share * (1 - share) / of + z * z / (4 * of * of)))
@@ -112,6 +113,8 @@ def _half_width(
     value: float, left_out: np.ndarray[tuple[int], np.dtype[np.float64]], counts: list[int], level: float
 ) -> float:
     """Student's t with G - 1 degrees of freedom times the jackknife's standard error."""
+    import scipy.stats
+
     if not 0.0 < level < 1.0:
         raise ConfigurationError(f"level must lie between 0 and 1; got {level}")
     G = len(counts)

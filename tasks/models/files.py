@@ -221,6 +221,17 @@ def find_model(model: str, quantized: str = "") -> ModelFiles:
         raise ModelError(
             f"no model {model!r}: give a diffusers directory or one of the bundled models ({', '.join(zoo_names())})"
         )
+    files = _located(root)
+    check_files(files)
+    return files.with_quantized(quantized) if quantized else files
+
+
+def bundled_models() -> list[ModelFiles]:
+    """The bundled models, as they came: nothing is checked, which would import diffusers."""
+    return [_located(ZOO / name) for name in zoo_names()]
+
+
+def _located(root: Path) -> ModelFiles:
     unet = next((root / name for name in FOLDERS if (root / name).is_dir()), root)
     if not (unet / "config.json").is_file():
         raise ModelError(
@@ -233,6 +244,4 @@ def find_model(model: str, quantized: str = "") -> ModelFiles:
             f"{root} has no scheduler/scheduler_config.json: save the scheduler beside the network, "
             "the noise schedule is read from it"
         )
-    files = ModelFiles(root.absolute().name, root, unet, places[0])
-    check_files(files)
-    return files.with_quantized(quantized) if quantized else files
+    return ModelFiles(root.absolute().name, root, unet, places[0])

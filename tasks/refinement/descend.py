@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ OnCalls = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Descended:
-    """A tuned schedule, the distance of the first start and its own, on the plan's images, and what it cost."""
+    """A tuned schedule, distances on the plan's images of the first start that could be sampled and of it, its cost."""
 
     schedule: SolverSchedule
     before: float
@@ -34,7 +33,7 @@ class Descended:
 
 
 class Descending:
-    """Every descent's state after each of its measurements, by the hash of its start."""
+    """A descent's state after each of its measurements, by the hash of its start."""
 
     def __init__(self, path: Path | None, cost: Cost, on_calls: OnCalls | None) -> None:
         self._kept, self._cost, self._on_calls = Kept(path), cost, on_calls
@@ -65,15 +64,16 @@ def descend(
     path: Path | None = None,
     on_calls: OnCalls | None = None,
 ) -> Descended:
-    """Tune the schedule, or whichever of it and the plan's others is best once its last row is fitted.
+    """Tune the schedule, or whichever of it and the plan's others is best once its last row is fitted: that one alone.
 
+    The schedule itself is sampled in any case, each of the others where the plan's calls pay for it.
     Progress lies at `path`, and the same call goes on there; `on_calls` hears of calls and distance.
     EvaluationError where none of them can be sampled.
     """
     cost, judge = Cost(), judge.leading()
     starts = [schedule, *(SolverSchedule.from_json(text) for text in plan.others)]
-    begun: list[tuple[MomentDescent, Known]] = []
-    before = math.inf
+    best: tuple[MomentDescent, Known] | None = None
+    before: float | None = None
     for i, start in enumerate(starts):
         if i and cost.calls + plan.images * start.nfe > plan.limit:
             break
@@ -82,13 +82,14 @@ def descend(
             known = descent.begin()
         except (ScheduleError, EvaluationError):
             continue
-        before = known.value if i == 0 else before
-        begun.append((descent, descent.fitted(known)))
-    if not begun:
+        before = known.value if before is None else before
+        known = descent.fitted(known)
+        if best is None or known.value < best[1].value:
+            # What the others hold of their images is let go.
+            best = descent, known
+    if best is None or before is None:
         raise EvaluationError(f"schedule {schedule.hash} made values that are not finite")
-    begun.sort(key=lambda pair: pair[1].value)
-    kept = Descending(path, cost, on_calls)
-    descent, known = min(((d, kept.run(d, k)) for d, k in begun), key=lambda pair: pair[1].value)
+    descent, known = best[0], Descending(path, cost, on_calls).run(*best)
     found = descent.schedule_at(known.theta)
     origin = {"refined_from": descent.schedule.hash, "plan": plan.model_dump(mode="json", exclude={"others"})}
     fields = found.model_dump(exclude={"provenance"}) | {"provenance": {"refinement": origin}}

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import beta
 
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
@@ -59,6 +58,8 @@ def _karras(noise: NoiseSchedule, share: float) -> float:
 
 
 def _beta(noise: NoiseSchedule, share: float) -> float:
+    from scipy.stats import beta  # takes a second, and the settings import the grids' names
+
     first, last = math.exp(-noise.lambda_start), math.exp(-noise.lambda_end)
     return -math.log(last + float(beta.ppf(1 - share, BETA_SHAPE, BETA_SHAPE)) * (first - last))
 

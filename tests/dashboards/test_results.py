@@ -69,10 +69,10 @@ def test_presets_that_are_the_same_solver_share_an_evaluation(make_store):
     assert table["candidate"].nunique() == 1
 
 
-def test_a_preset_that_won_the_search_stands_there_twice(make_store):
+def test_a_preset_that_won_the_search_goes_by_its_name(make_store):
     row = _preset_record(0, "ddim", {"origin": "found:preset:ddim/karras"})
     table = report_table(make_store([row]), "digits")
-    assert table[["method", "grid"]].values.tolist() == [[FOUND, ""], ["ddim", "karras"]]
+    assert table[["method", "grid"]].values.tolist() == [["ddim", "karras"]]
 
 
 def test_failed_unfinished_and_other_rows_are_no_results(make_store):

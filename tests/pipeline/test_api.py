@@ -47,9 +47,10 @@ def test_the_front_has_one_row_each_nfe_and_is_the_report_s(study: fewstep.Study
     assert front.columns.tolist() == ["nfe", "origin", "value", "low", "high", "images", "metric"]
     assert front["nfe"].tolist() == [2, 3]
     assert (front["images"] == 750).all()
-    found = report[report["method"] == "fewstep"]
+    found = report[report["found"]]
     assert front["value"].tolist() == found["value"].tolist()
-    assert {"ddim", "dpmpp-2m"} <= set(report["method"])
+    assert front["origin"].tolist() == found["origin"].tolist()
+    assert {"preset", "own"} <= {origin.partition(":")[0] for origin in report["origin"]}
     trials = study.trials()
     assert len(trials) == Store(study.path).evaluations.row_count()
     assert trials["order"].is_monotonic_increasing

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fewstep.pipeline.baseline import BaselineSettings, entries, run
+from fewstep.pipeline.baseline import entries, run
+from fewstep.pipeline.baseline_settings import BaselineSettings
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.study import Study
 from fewstep.storage.store import Store

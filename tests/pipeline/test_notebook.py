@@ -34,6 +34,6 @@ def test_the_quickstart_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     _, front, report, images, stock = _run(notebook["cells"])
     assert front["nfe"].tolist() == [3, 4]
     assert (front["low"] < front["value"]).all()
-    assert "fewstep" in set(report["method"])
+    assert report["found"].any()
     assert images.size == (8 * 48, 2 * 48)
     assert stock.value > front["value"].iloc[-1]

@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from fewstep.errors import ConfigurationError, StorageError
-from fewstep.pipeline.baseline import BaselineSettings
+from fewstep.pipeline.baseline_settings import BaselineSettings
 from fewstep.pipeline.cli import COMMANDS
 from fewstep.pipeline.commands.fields import Fields
 from fewstep.pipeline.commands.options import drawable, folder, writable

@@ -48,7 +48,8 @@ def test_where_effects_add_up_the_best_preset_is_found_in_a_quarter_of_the_looks
     for nfe in (3, 5):
         left = {known.origin: known for known in table}
         while len(left) > 3 * len(table) // 4:
-            chosen = left[order[len(looks)]] if len(looks) < 12 else next_best(list(left.values()), nfe, looks)
+            designed = len(looks) < len(order)
+            chosen = left[order[len(looks)]] if designed else next_best(list(left.values()), nfe, looks)
             del left[chosen.origin]
             looks.append(Look(chosen, nfe, value(chosen, nfe)))
     best = sorted(table, key=lambda k: effect[k.solver] + effect[k.grid] + effect["analytic"] * k.analytic)[:6]

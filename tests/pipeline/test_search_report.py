@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.problems.schedule_report import ScheduleReport, rows_at_most
+from fewstep.pipeline.problems.schedule_report import ScheduleReport
 from fewstep.pipeline.reports.rows import SearchedRow
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.sizes import rows_at_most
 from fewstep.pipeline.study import Outcome, Study
 from fewstep.search_spaces.schedule import load_schedule
 
