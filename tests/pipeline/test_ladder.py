@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fewstep.pipeline.problems.model import ladder
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.sizes import sized
 from fewstep.pipeline.trial import promoted
 
 values = st.lists(st.floats(0, 100, allow_nan=False), min_size=1, max_size=40, unique=True)
@@ -39,10 +40,12 @@ def test_a_greater_share_lets_more_through(seen: list[float], a: float, b: float
     assert all(promoted(v, seen, high) for v in seen if promoted(v, seen, low))
 
 
-@given(st.integers(0, 2**40))
-def test_the_rungs_of_a_search_share_their_noise_and_the_report_has_its_own(seed: int) -> None:
-    screen, judge, finals, report = ladder(SearchSettings(model="m", seed=seed))
-    assert screen.seed == judge.seed == finals.seed == seed != report.seed
+@given(st.integers(0, 2**40), st.sampled_from(["auto", "distance", "frechet", "none"]))
+def test_the_rungs_of_a_search_share_their_noise_and_finals_and_report_have_their_own(seed: int, by: str) -> None:
+    screen, judge, finals, report = ladder(sized(SearchSettings.build(model="m", seed=seed, screen=by)))
+    assert screen.seed == judge.seed == seed
+    assert len({seed, finals.seed, report.seed}) == 3
     assert screen.images <= judge.images <= finals.images <= report.images
-    assert [r.name for r in (screen, judge, finals, report)] == ["distance", "frechet", "finals", "report"]
-    assert [r.metric for r in (screen, judge)] == ["distance", "frechet"]
+    names = {"auto": "screen", "distance": "distance", "frechet": "look", "none": "frechet"}
+    assert [r.name for r in (screen, judge, finals, report)] == [names[by], "frechet", "finals", "report"]
+    assert [r.metric for r in (screen, judge)] == ["distance" if by == "distance" else "frechet", "frechet"]

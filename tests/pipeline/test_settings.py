@@ -45,7 +45,7 @@ def test_what_was_written_is_read(numbers: set[int]) -> None:
 @given(st.integers(0, 2**40), st.integers(0, 1_000_000))
 def test_the_report_never_sees_the_noise_of_a_search(seed: int, other: int) -> None:
     settings = SearchSettings(model="m", seed=seed)
-    assert settings.report_seed != settings.noise_seed
+    assert len({settings.noise_seed, settings.finals_seed, settings.report_seed}) == 3
     # Nor that of any search with a seed that a person would write.
     assert SearchSettings(model="m", seed=other).report_seed > 1_000_000
 
@@ -53,7 +53,12 @@ def test_the_report_never_sees_the_noise_of_a_search(seed: int, other: int) -> N
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"finalist_images": 500, "frechet_images": 500}, "must exceed frechet_images"),
+        ({"screen": "frechet", "look_images": 500, "frechet_images": 500}, "must be below frechet_images 500"),
+        ({"presets": 0.3, "refine": 0.5, "finals": 0.2}, "leave 0.00 of the budget.*at most 0.9"),
+        ({"finals": 0.0}, "finals"),
+        ({"grids": ()}, "grids"),
+        ({"grids": ("diagonal",)}, "grids diagonal: choose from"),
+        ({"preset_grids": 1}, "preset_grids"),
         ({"nfes": (0, 3)}, "NFE 0 is not possible"),
         ({"nfes": ()}, "not possible"),
         ({"nfes": (3, 3)}, "duplicates"),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from random import Random
+from typing import Any
+
 import pytest
 from optuna.samplers import RandomSampler
 
 from fewstep.pipeline.problems.schedules import ScheduleProblem, analytic_first_steps
+from fewstep.pipeline.proposers.base import ANALYTIC
 from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.search_spaces.point import schedule_of
+from fewstep.search_spaces.point import as_point
+from fewstep.search_spaces.schedule.space import ScheduleSpace
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.sampling.compile import compile_schedule
@@ -46,24 +51,34 @@ def test_a_sampler_that_repeats_itself_does_not_end_the_search(
 def test_seeds_have_the_wanted_calls_and_compile(noise: DiscreteVP, nfe: int) -> None:
     seeds = analytic_first_steps(noise, nfe)
     assert len(seeds) >= 4
-    for seed in seeds:
-        schedule = schedule_of(seed)
-        assert schedule is not None
+    for schedule in seeds.values():
         assert schedule.nfe == nfe == compile_schedule(schedule, noise).nfe
         assert schedule.first_call == "zero_x0"
 
 
 def test_one_call_leaves_nothing_to_save(noise: DiscreteVP) -> None:
-    assert analytic_first_steps(noise, 1) == []
+    assert analytic_first_steps(noise, 1) == {}
 
 
-def test_s3_offers_every_seed_once_before_anything_random(noise: DiscreteVP) -> None:
-    proposer = _proposer(nfes=(4,))
-    seen: set[str] = set()
-    seeds = analytic_first_steps(noise, 4)
-    for _ in seeds:
+def test_presets_that_were_entered_do_not_stand_for_random_members(
+    noise: DiscreteVP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposer = _proposer(nfes=(4,), random_trials=3)
+    presets = list(analytic_first_steps(noise, 4).items())[:5]
+    seen = {proposer.enlist(as_point(schedule), f"{ANALYTIC}{name}", {}).hash for name, schedule in presets}
+    drawn: list[int] = []
+    draw = ScheduleSpace.random
+
+    def counted(space: ScheduleSpace, nfe: int, rng: Random) -> Any:
+        drawn.append(nfe)
+        return draw(space, nfe, rng)
+
+    monkeypatch.setattr(ScheduleSpace, "random", counted)
+    at_random = []
+    for _ in range(4):
+        before = len(drawn)
         candidate = proposer.ask(4, seen, {})
         assert candidate is not None
-        assert candidate.schedule.first_call == "zero_x0"
         seen.add(candidate.hash)
-    assert len(seen) == len(seeds)
+        at_random.append(len(drawn) > before)
+    assert at_random == [True, True, True, False]
