@@ -32,8 +32,8 @@ SURROGATES = ("encoder", "ensemble", "forest", "trees", "gp", "none")
 REFINE_TO = ("network", "pixel", "features", "reference", "moments")
 REPORT_SEED_OFFSET, FINALS_SEED_OFFSET = 1_000_003, 500_009
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
-# Few images are soon fitted by heart: a descent on moments sees as many as its calls sample so often, of these first, of
-# more so often as sweeps go further.
+# Few images are soon fitted by heart: a descent on moments sees as many as its calls sample so often, first of these,
+# and more where its calls sample them more often.
 ENOUGH_TUNED_ON, SAMPLINGS = 2000, 2.5
 MOST_TUNED_ON, MORE_SAMPLINGS = 4000, 10
 # More images than this nobody waits for.
