@@ -83,7 +83,8 @@ def plan(s: SearchSettings, nfe: int) -> Plan:
     assert s.frechet_images is not None
     assert s.look_images is not None
     share = s.budget // len(s.nfes)
-    finals = nfe * s.finalists * s.finalist_images if s.finalist_images else int(s.finals * share)
+    finalists = s.finalists if s.space == "schedule" else s.front
+    finals = nfe * finalists * s.finalist_images if s.finalist_images else int(s.finals * share)
     tuning, presets = int(s.refine * share), int(s.presets * share) if s.space == "schedule" else 0
     search = share - presets - tuning - finals
     screened = {"distance": s.distance_images, "none": 0}.get(s.screen, s.look_images)

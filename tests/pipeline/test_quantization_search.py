@@ -58,7 +58,6 @@ def _settings(model: object, space: str, **changes: object) -> SearchSettings:
         "budget": 6_000,
         "distance_images": 8,
         "frechet_images": 250,
-        "finalist_images": 300,
         "report_images": 300,
         "front": 4,
         "calibration_iterations": 1,
@@ -170,9 +169,8 @@ def test_a_config_is_calibrated_once_whatever_it_is_asked_for(space: str, search
         config = quantization_of(parse_point(record.candidate_json))
         if config is None:
             continue
-        # What grows pays for its new images alone; an incomplete last group is computed again.
+        # What grows pays for its new images alone; finals are held on images of their own.
         paid = record.images - known[record.key] if record.rung == "frechet" else record.images
-        paid = record.images - 250 if record.rung == "finals" else paid
         beyond[config.model_dump_json()].append(record.denoiser_calls - record.nfe * paid)
     first = True
     for text, extra in beyond.items():

@@ -157,12 +157,12 @@ def test_networks_of_another_model_and_damaged_ones_are_refused(
 
 # -- searches -------------------------------------------------------------------------------------------
 
-SMALL = ("--distance-images", 8, "--frechet-images", 250, "--finalist-images", 300, "--report-images", 300)
+SMALL = ("--screen", "distance", "--distance-images", 8, "--frechet-images", 250, "--report-images", 300)
 
 
 def _search(toy: Path, *options: object) -> tuple[object, ...]:
     fixed = ("search", "--model", toy, "--nfe", "2", "--teacher", "ddim@4", "--sampler", "random")
-    return (*fixed, "--budget", 3000, *SMALL, "--executor", "in-process", "--out", "study", "--json", *options)
+    return (*fixed, "--budget", 8000, *SMALL, "--executor", "in-process", "--out", "study", "--json", *options)
 
 
 @pytest.mark.slow

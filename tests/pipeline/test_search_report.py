@@ -11,6 +11,7 @@ import pytest
 
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.problems.schedule_report import ScheduleReport
+from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.reports.rows import SearchedRow
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.sizes import rows_at_most
@@ -26,12 +27,8 @@ def _settings(toy: Path, **changes: Any) -> SearchSettings:
         model=str(toy),
         sampler="random",
         nfes=(2,),
-        distance_images=8,
         frechet_images=250,
-        finalist_images=500,
-        finalists=1,
         report_images=750,
-        preset_grids=1,
         teacher="dpmpp-2m/uniform-t-zero@6",
         **changes,
     )
@@ -39,9 +36,12 @@ def _settings(toy: Path, **changes: Any) -> SearchSettings:
 
 @pytest.fixture(scope="module")
 def stock(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Outcome]:
-    """A study of which the budget pays nothing but presets."""
-    study = Study(tmp_path_factory.mktemp("searches") / "stock", _settings(toy, budget=1))
-    return study, study.run(HERE, "test")
+    """A study that found nothing but presets."""
+    root = tmp_path_factory.mktemp("searches") / "stock"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(OptunaProposer, "ask", lambda *arguments: None)
+        study = Study(root, _settings(toy, budget=12_000, refine=0.0))
+        return study, study.run(HERE, "test")
 
 
 def test_a_preset_that_won_goes_by_its_name(stock: tuple[Study, Outcome]) -> None:
