@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.proposers.base import Proposer
-from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial, Work, added, candidate_of
+from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial, Work, candidate_of, kept
 from fewstep.search_spaces.point import Point
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.faults import may_succeed
@@ -373,8 +373,8 @@ class Search:
 
     def promote(self, trial: Trial, reserved: bool = False) -> None:
         """A trial goes on to the main rung, if its account, or what a stage `reserved`, pays that; else it is over."""
-        screen, main = self.ladder.screen, self.ladder.main
-        calls = trial.candidate.nfe * (added(screen, main) if screen.name in trial.records else main.images)
+        main = self.ladder.main
+        calls = trial.candidate.nfe * (main.images - kept(trial.records.values(), main))
         if not reserved and calls > self._room_of(trial.candidate.point):
             self.finish(trial, TrialState.PRUNED)
             return

@@ -32,9 +32,10 @@ SURROGATES = ("encoder", "ensemble", "forest", "trees", "gp", "none")
 REFINE_TO = ("network", "pixel", "features", "reference", "moments")
 REPORT_SEED_OFFSET, FINALS_SEED_OFFSET = 1_000_003, 500_009
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
-# Few images are soon fitted by heart: a descent on moments sees as many as its calls sample so often, up to a number
-# beyond which further sweeps are worth more.
-LEAST_SAMPLINGS, MOST_TUNED_ON = 2.5, 4000
+# Few images are soon fitted by heart: a descent on moments sees as many as its calls sample so often, first of these,
+# and more where its calls sample them more often.
+ENOUGH_TUNED_ON, SAMPLINGS = 2000, 2.5
+MOST_TUNED_ON, MORE_SAMPLINGS = 4000, 10
 # More images than this nobody waits for.
 MOST_IMAGES = 100_000_000
 
@@ -218,7 +219,9 @@ class SearchSettings(ModelSettings):
     def refine_plan(self, nfe: int, teacher_nfe: int, most: int) -> RefinePlan | MomentPlan:
         """As much as `most` calls pay for; a descent by gradient has at least LEAST_ITERATIONS."""
         if self.refine_to == "moments":
-            images = min(MOST_TUNED_ON, int(most / (LEAST_SAMPLINGS * nfe)))
+            samplings = most / nfe
+            few, many = min(ENOUGH_TUNED_ON, samplings / SAMPLINGS), min(MOST_TUNED_ON, samplings / MORE_SAMPLINGS)
+            images = int(max(few, many))
             whole = AT_ONCE if images < MOST_LOOKED_AT else MOST_LOOKED_AT
             images = max(whole, images // whole * whole)
             return MomentPlan(images=images, look=whole, limit=max(1, most), seed=self.seed)

@@ -71,6 +71,12 @@ def sized(s: SearchSettings) -> SearchSettings:
     return whole.model_copy(update={"random_trials": random})
 
 
+def first_look(s: SearchSettings) -> int:
+    """Images of a preset's first look: fewer than those of the screen, which it would be otherwise."""
+    assert s.look_images is not None
+    return max(2, min(s.preset_images, s.look_images // 2))
+
+
 def plan(s: SearchSettings, nfe: int) -> Plan:
     """How the share of an NFE is to be spent, of sized settings."""
     assert s.refine is not None
@@ -92,9 +98,7 @@ def check_budget(s: SearchSettings, extra: int = 0) -> None:
     for nfe in s.nfes:
         share = s.budget // len(s.nfes) - extra // len(s.nfes)
         found = plan(s.model_copy(update={"budget": max(1, share * len(s.nfes))}), nfe)
-        looks = (
-            found.presets // (nfe * min(s.preset_images, s.frechet_images)) if s.space == "schedule" else LEAST_PRESETS
-        )
+        looks = found.presets // (nfe * first_look(s)) if s.space == "schedule" else LEAST_PRESETS
         if found.proposals < LEAST_PROPOSALS or looks < LEAST_PRESETS:
             least = least_budget(s, extra)
             raise ConfigurationError(
@@ -111,9 +115,7 @@ def least_budget(s: SearchSettings, extra: int = 0) -> int:
     def fits(budget: int) -> bool:
         tried = s.model_copy(update={"budget": budget})
         shares = [plan(tried.model_copy(update={"budget": max(1, budget - extra)}), nfe) for nfe in s.nfes]
-        looks = [
-            p.presets // (n * min(s.preset_images, s.frechet_images or 1)) for p, n in zip(shares, s.nfes, strict=True)
-        ]
+        looks = [p.presets // (n * first_look(s)) for p, n in zip(shares, s.nfes, strict=True)]
         return all(p.proposals >= LEAST_PROPOSALS for p in shares) and (
             s.space != "schedule" or all(n >= LEAST_PRESETS for n in looks)
         )

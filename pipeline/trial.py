@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -39,12 +39,19 @@ class Ladder(NamedTuple):
     report: Rung
 
 
-def added(first: Rung, then: Rung) -> int:
-    """Images that a rung makes of what another one judged before: whole groups are kept of metrics that grow."""
+def kept(records: Iterable[EvaluationRecord], rung: Rung) -> int:
+    """Images of a rung that were measured by then: whole groups are kept of metrics that grow."""
+    metric = METRICS.load(rung.metric)
+    same = [r for r in records if r.status == "complete" and (r.metric, r.seed) == (metric.figure, rung.seed)]
+    return max((min(r.images // GROUP * GROUP, rung.images) for r in same), default=0) if metric.grows else 0
+
+
+def grown(first: Rung, then: Rung) -> int:
+    """Images that a rung adds to what another one measured."""
     if first.name == then.name:
         return 0
-    same = first.metric == then.metric and first.seed == then.seed
-    return then.images - (first.images // GROUP * GROUP if same and METRICS.load(then.metric).grows else 0)
+    same = (first.metric, first.seed) == (then.metric, then.seed) and METRICS.load(then.metric).grows
+    return then.images - (first.images // GROUP * GROUP if same else 0)
 
 
 def promoted(value: float, others: Sequence[float], keep: float) -> bool:

@@ -74,7 +74,9 @@ def command(
     from fewstep.files import write_text
     from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.refinement import KINDS, published, refine, select
+    from fewstep.tasks.metrics.metric import Setting
     from fewstep.tasks.models.files import find_model
+    from fewstep.tasks.refinement.features import check_tunable
     from fewstep.tasks.refinement.moment_plan import MomentPlan
     from fewstep.tasks.sampling.grids import parse_schedule
 
@@ -87,6 +89,7 @@ def command(
         wanted = MomentPlan.apart(images or 1000, limit or LIMIT, seed)
     else:
         wanted = built(RefinePlan, {**plan, "distance": distance, "images": images or 256})
+    check_tunable(Setting(asked, files), distance)
     most = wanted.calls(start.nfe, many.nfe)
     results = 2 if distance == "moments" else 3
     if dry_run:

@@ -37,7 +37,7 @@ class ParetoPolicy:
         most: int,
         check: Check,
         always: str = "",
-        extra: Callable[[Point], int] = lambda point: 0,
+        extra: Callable[[Search, Candidate], int] = lambda search, candidate: 0,
     ) -> None:
         self.ladder = ladder
         self.seeds, self.vector, self.keep, self.most, self.fits = seeds, vector, keep, most, check
@@ -49,7 +49,7 @@ class ParetoPolicy:
 
     def cost(self, search: Search, candidate: Candidate) -> int:
         """The screen, and what making its network takes."""
-        return candidate.nfe * self.ladder.screen.images + self._extra(candidate.point)
+        return candidate.nfe * self.ladder.screen.images + self._extra(search, candidate)
 
     def least(self, search: Search, account: int) -> int:
         """The screen."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.pipeline.sizes import check_budget, sized
+from fewstep.pipeline.sizes import check_budget, first_look, sized
 from fewstep.pipeline.trial import Ladder, Rung
 from fewstep.search_spaces.point import Point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -119,7 +119,7 @@ class ModelProblem:
     def prepaid(self) -> int:
         """Denoiser calls of the teacher, which are part of the budget."""
         s = self.settings
-        images = s.distance_images if s.screen == "distance" else s.preset_images if s.screen == "auto" else 0
+        images = {"distance": s.distance_images, "auto": first_look(s)}.get(s.screen, 0)
         return self.teacher.nfe * images
 
     def check_budget(self) -> None:

@@ -166,14 +166,20 @@ class NetworkProblem(ModelProblem):
     def search(self, on_refit: OnRefit | None = None) -> Search:
         """A new search."""
         s, seeds = self.settings, self._seeds()
-        calibrated: set[str] = set()
+        configs: dict[int, str] = {}
 
-        def calibration_calls(point: Point) -> int:
+        def config_of(candidate: Candidate) -> str:
+            if candidate.trial not in configs:
+                config = quantization_of(candidate.point)
+                configs[candidate.trial] = config.hash if config is not None else ""
+            return configs[candidate.trial]
+
+        def calibration_calls(search: Search, candidate: Candidate) -> int:
             """Trajectories that a config is calibrated on, once, whatever its schedules."""
-            config = quantization_of(point)
-            if config is None or config.hash in calibrated:
+            config = quantization_of(candidate.point)
+            others = (t.candidate for number, t in search.trials.items() if number != candidate.trial)
+            if config is None or any(config_of(other) == config.hash for other in others):
                 return 0
-            calibrated.add(config.hash)
             return config.images * self.calibration.nfe
 
         always = "" if self.moves_schedule else NAMED

@@ -13,6 +13,7 @@ from fewstep.pipeline.proposers.optuna import OptunaProposer, SamplerFor
 from fewstep.pipeline.proposers.s3 import S3Sampler
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.search import Search, Seed
+from fewstep.pipeline.sizes import first_look
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.preset_order import Known, of_schedule
 from fewstep.pipeline.stages.presets import FIRST, Presets, Screens
@@ -74,7 +75,7 @@ class ScheduleProblem(ScheduleReport):
         s = self.settings
         assert s.frechet_images
         assert s.look_images
-        first = Rung(FIRST, s.metric, min(s.preset_images, s.look_images), s.noise_seed)
+        first = Rung(FIRST, s.metric, first_look(s), s.noise_seed)
         compare = None
         if s.screen == "auto":
             distance = Rung("screen", "distance", s.distance_images, s.noise_seed)

@@ -1,9 +1,9 @@
 """Presets: what was known before is looked at first, by successive halving within its share of the budget.
 
-A preset's first look is at a few images of common noise; which one is looked at next, the looks before say. The best of
-them go on to the screen like any other candidate. Where screens are compared, there is a second look before that, at the
-images of a screen by Frechet distance, and they are measured by their distance to the teacher too: the screen is the one
-of both that ordered them as the second look does, and what is known already is not measured again.
+A preset's first look is at a few images of common noise; which one is looked at next, the looks before say. The best
+go on to the screen like any other candidate. Where screens are compared, there is a second look before that, at the
+images of a screen by Frechet distance, and a third by the distance to the teacher: the screen is the one of both that
+ordered them as the second look does. What is known already is not measured again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.proposers.base import is_known
 from fewstep.pipeline.search import Search, Stage, enlisted
 from fewstep.pipeline.stages.preset_order import Known, Look, design, next_best
-from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, added
+from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, grown
 from fewstep.storage.records import EvaluationRecord
 
 FIRST, SECOND, PAIRED = "presets", "presets-look", "presets-distance"
@@ -73,7 +73,7 @@ class Presets(Stage):
 
     def _calls(self, search: Search, nfe: int) -> int:
         """What presets of an NFE may take, less what judging the best of them does."""
-        judged = nfe * added(self._second(search), search.ladder.main)
+        judged = nfe * grown(self._second(search), search.ladder.main)
         return int(self._share * search.share) - (judged if judged < 0.4 * self._share * search.share else 0)
 
     def looks(self, search: Search, nfe: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,32 @@ def test_refine_refuses_what_makes_no_sense(toy: Path, run: Callable[..., Any]) 
     run(*asked, "--parts", "colours").refused("parts", "times")
     run(*asked, "--distance", "taste").refused("distance", "network")
     run(*asked, "--distance", "moments", "--images", 300).refused("300 images", "multiple")
+    for distance in ("reference", "features"):
+        options = ("--distance", distance, "--features", "inception", "--reference", "digits")
+        run(*asked, *options).refused(distance, "gradients", "moments")
+        run(*asked, *options, "--dry-run").refused(distance, "gradients")
+
+
+@pytest.mark.parametrize("distance", ["moments", "reference"])
+def test_refine_tunes_in_the_features_that_are_named(
+    distance: str, toy: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    """A model that brings neither features nor a reference is tuned to the same schedule as one that does."""
+    bare = shutil.copytree(toy, tmp_path / "bare")
+    shutil.move(bare / "classifier", tmp_path / "features")
+    shutil.move(bare / "reference.npz", tmp_path / "moments.npz")
+    small = {
+        "moments": ("--images", 125, "--limit", 1500),
+        "reference": ("--validation", 32, "--batch", 64, "--iterations", 2),
+    }
+    asked = ("refine", "dpmpp-2m/karras-zero@2", *small[distance], "--distance", distance, "--judge-images", 250)
+    own = run(*asked, "--model", toy, "--out", "own", "--json").json
+    named = ("--features", tmp_path / "features", "--reference", tmp_path / "moments.npz")
+    given = run(*asked, "--model", bare, *named, "--out", "given", "--json").json
+    changed = {"schedule", "metric"}
+    assert {k: v for k, v in given.items() if k not in changed} == {k: v for k, v in own.items() if k not in changed}
+    hashes = {load_schedule(told["schedule"]).hash for told in (own, given)}
+    assert len(hashes) == 1
 
 
 # -- in a search ----------------------------------------------------------------------------------------
