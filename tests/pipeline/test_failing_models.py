@@ -83,13 +83,15 @@ def _settings(toy: Path, **changes: Any) -> SearchSettings:
         "sampler": "random",
         "nfes": (2,),
         "budget": 3_000,
+        "screen": "distance",
+        "refine": 0.0,
+        "preset_images": 8,
         "distance_images": 8,
         "frechet_images": 250,
         "finalist_images": 500,
         "finalists": 1,
         "report_images": 250,
         "report_presets": False,
-        "preset_grids": 1,
         "teacher": "dpmpp-2m/uniform-t-zero@6",
     }
     return SearchSettings.build(**(fields | changes))
@@ -216,7 +218,7 @@ def test_a_search_that_ends_with_nothing_says_so(toy: Path, tmp_path: Path, monk
     Broken(OWN["IndexError"]).install(monkeypatch)
     monkeypatch.setattr(failures, "MOST_LATER", 1000)
     with pytest.raises(EvaluationError, match=r"every evaluation failed, the last one so: IndexError"):
-        Study(tmp_path, _settings(toy, budget=600)).find(HERE)
+        Study(tmp_path, _settings(toy, budget=2_100)).find(HERE)
 
 
 def test_finals_and_report_that_failed_are_made_when_the_study_goes_on(
@@ -300,8 +302,8 @@ _DUMMY: dict[str, Any] = {
 
 def test_a_candidate_that_the_machine_failed_at_is_asked_for_again_and_no_other() -> None:
     problem = ScheduleProblem(_settings(Path("digits-ddpm"), budget=9_000))
-    records = list(_records(problem, 40))
-    for kind in ("distance", "frechet"):
+    records = list(_records(problem, 140))
+    for kind in ("presets", "distance", "frechet"):
         (index, *_) = [i for i, r in enumerate(records) if r.rung == kind]
         bad = dataclasses.replace(records[index], status="failed", value=None)
         lost = [*records[:index], bad, *(r for r in records[index + 1 :] if r.trial != bad.trial)]
