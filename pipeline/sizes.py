@@ -102,9 +102,10 @@ def check_budget(s: SearchSettings, extra: int = 0) -> None:
         looks = found.presets // (nfe * first_look(s)) if s.space == "schedule" else LEAST_PRESETS
         if found.proposals < LEAST_PROPOSALS or looks < LEAST_PRESETS:
             least = least_budget(s, extra)
+            looked = f" and {LEAST_PRESETS} presets" if s.space == "schedule" else ""
             raise ConfigurationError(
                 f"a budget of {s.budget:,} calls is too small for NFE {', '.join(map(str, s.nfes))}: {least:,} would "
-                f"buy {LEAST_PROPOSALS} proposals and {LEAST_PRESETS} presets at each; raise --budget, search fewer "
+                f"buy {LEAST_PROPOSALS} proposals{looked} at each; raise --budget, search fewer "
                 "numbers of calls, or judge on fewer images (--frechet-images)"
             )
 

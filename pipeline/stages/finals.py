@@ -32,7 +32,12 @@ class Finals(Stage):
         finals = search.ladder.finals
         self._over = True
         chosen = search.policy.finalists(search)
-        if self._share is not None and chosen:
+        begun = [t.records[finals.name] for t in chosen if finals.name in t.records]
+        if begun:
+            # What has begun goes on on the same images.
+            finals = replace(finals, images=begun[0].images, seed=begun[0].seed)
+            search.ladder = search.ladder._replace(finals=finals)
+        elif self._share is not None and chosen:
             left = sum(max(0, search.left(account)) for account in search.nfes)
             payable = left // sum(t.candidate.nfe for t in chosen)
             images = min(self._images or MOST_IMAGES_OF_FINALS, payable)

@@ -78,7 +78,7 @@ def searched(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = [
         (str(root / f"{space}-{name}"), _settings(toy, space, nfes=(2,), keep=0.12, budget=budget).model_dump(), rules)
         # A joint search has 24 seeds, and goes on from there.
-        for space, budget in (("quantization", 6_000), ("joint", 9_000))
+        for space, budget in (("quantization", 9_000), ("joint", 13_000))
         for name, rules in (("whole", ()), ("killed", LIVES[space]))
     ]
     command = [sys.executable, "-P", str(SCRIPT)]
@@ -364,7 +364,7 @@ def test_the_command_says_what_is_missing(run: Run, toy: Path) -> None:
 
 
 def test_a_forecast_counts_calibrations(run: Run, toy: Path) -> None:
-    command = ("search", "--space", "quantization", "--model", toy, "--schedule", "ddim@2", "--budget", 6000)
+    command = ("search", "--space", "quantization", "--model", toy, "--schedule", "ddim@2", "--budget", 10000)
     figures = run(*command, *SMALL, "--calibration-iterations", 10, "--dry-run", "--json").json
     assert figures["search_calls"] == 6000
     # At least 16 trajectories of 2 calls and a screen on 8 images each.
@@ -374,7 +374,7 @@ def test_a_forecast_counts_calibrations(run: Run, toy: Path) -> None:
 
 @pytest.mark.slow
 def test_a_search_from_the_command_line_ends_with_rows_files_and_tracking(run: Run, toy: Path, tmp_path: Path) -> None:
-    command = ("search", "--space", "quantization", "--model", toy, "--schedule", "ddim@2", "--budget", 1500, *SMALL)
+    command = ("search", "--space", "quantization", "--model", toy, "--schedule", "ddim@2", "--budget", 2600, *SMALL)
     where = ("--out", tmp_path / "study", "--executor", "in-process", "--json")
     answer = run(*command, "--calibration-iterations", 0, "--front", 2, *where)
     result = answer.json
