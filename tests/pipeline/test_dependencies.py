@@ -71,7 +71,7 @@ def searched(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(image).save(root / "reference" / f"{i:02}.png")
     given = {"features": str(root / "features"), "reference": str(root / "reference")}
     for name, changes in {"begun": {}, "given": given}.items():
-        fields: dict[str, Any] = {"nfes": (3,), "budget": 9000, "distance_images": 8, "sampler": "random"}
+        fields: dict[str, Any] = {"nfes": (3,), "budget": 30_000, "preset_images": 8, "sampler": "random"}
         _begin(Study(root / name, SearchSettings.build(model=str(root / "model"), **fields | changes)))
     return root
 
@@ -181,7 +181,7 @@ def test_nothing_is_added_to_a_folder_whose_study_cannot_be_read(content: Path, 
     shutil.copytree(content / "model", content / "other")
     _weights(content / "other" / "unet" / "diffusion_pytorch_model.safetensors")
     model, other = ("--model", content / "model"), ("--model", content / "other")
-    asked = ("--nfe", 3, "--budget", 9000, "--distance-images", 8, "--sampler", "random", "--out", root)
+    asked = ("--nfe", 3, "--budget", 30_000, "--preset-images", 8, "--sampler", "random", "--out", root)
     for command in (
         ("search", "--resume", "--out", root),
         ("search", *model, *asked),
@@ -196,7 +196,7 @@ def test_nothing_is_added_to_a_folder_whose_study_cannot_be_read(content: Path, 
     torn.unlink()
     run("search", *other, *asked).refused("model", "is now")
     settings = SearchSettings.build(
-        model=str(content / "model"), nfes=(3,), budget=9000, distance_images=8, sampler="random"
+        model=str(content / "model"), nfes=(3,), budget=30_000, preset_images=8, sampler="random"
     )
     with pytest.raises(StoppedError):
         Study(root, settings).find(HERE, _stop)

@@ -12,6 +12,7 @@ import pytest
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.problems.schedule_report import ScheduleReport
 from fewstep.pipeline.reports.rows import SearchedRow
+from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.sizes import rows_at_most
 from fewstep.pipeline.study import Outcome, Study
@@ -26,12 +27,14 @@ def _settings(toy: Path, **changes: Any) -> SearchSettings:
         model=str(toy),
         sampler="random",
         nfes=(2,),
+        screen="distance",
+        refine=0.0,
+        preset_images=8,
         distance_images=8,
         frechet_images=250,
         finalist_images=500,
         finalists=1,
         report_images=750,
-        preset_grids=1,
         teacher="dpmpp-2m/uniform-t-zero@6",
         **changes,
     )
@@ -39,9 +42,11 @@ def _settings(toy: Path, **changes: Any) -> SearchSettings:
 
 @pytest.fixture(scope="module")
 def stock(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Outcome]:
-    """A study of which the budget pays nothing but presets."""
-    study = Study(tmp_path_factory.mktemp("searches") / "stock", _settings(toy, budget=1))
-    return study, study.run(HERE, "test")
+    """A study that had nothing to try but presets."""
+    study = Study(tmp_path_factory.mktemp("searches") / "stock", _settings(toy, budget=4_000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OptunaProposer, "ask", lambda *arguments: None)
+        return study, study.run(HERE, "test")
 
 
 def test_a_preset_that_won_goes_by_its_name(stock: tuple[Study, Outcome]) -> None:

@@ -87,7 +87,7 @@ def test_a_search_that_is_on_disk_goes_on_with_resume(
     run: Run, toy: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     small = ("--set", "distance_images=2", "--frechet-images", 3, "--set", "finalist_images=4", "--report-images", 3)
-    ask = ("search", "--model", toy, "--nfe", 1, "--teacher", "ddim@2", "--budget", 20, *small)
+    ask = ("search", "--model", toy, "--nfe", 1, "--teacher", "ddim@2", "--budget", 400, "--refine", 0, *small)
     found = {"out": "my runs/first", "executor": "in-process", "tracking_uri": "https://me:secret@runs.example.org"}
     given = [word for name, value in found.items() for word in (f"--{name.replace('_', '-')}", value)]
     done: list[object] = []
