@@ -124,7 +124,7 @@ def _settings(toy: Path, **changes: object) -> SearchSettings:
         "model": str(toy),
         "sampler": "evolution",
         "nfes": (3,),
-        "budget": 24_000,
+        "budget": 40_000,
         "screen": "distance",
         "refine": 0.4,
         "refine_to": "network",
@@ -144,7 +144,8 @@ def _tuning(study: Study) -> int:
     """Calls of the one refinement of a study: its share of the budget, less what judging it takes."""
     assert isinstance(study.problem, ScheduleProblem)
     s = study.problem.settings
-    assert s.refine and s.frechet_images
+    assert s.refine
+    assert s.frechet_images
     return int(s.refine * (s.budget - study.problem.prepaid)) - 3 * s.frechet_images
 
 
@@ -213,7 +214,7 @@ def test_a_share_that_nothing_can_be_done_with_is_refused(toy: Path) -> None:
         _settings(toy, refine=1.5)
     with pytest.raises(ConfigurationError, match="not quantised"):
         _settings(toy, quantized="somewhere")
-    with pytest.raises(ConfigurationError, match="refine 0.7 and finals 0.1 leave"):
+    with pytest.raises(ConfigurationError, match=r"refine 0\.7 and finals 0\.1 leave"):
         _settings(toy, refine=0.7)
 
 
@@ -227,7 +228,7 @@ def test_a_search_tunes_the_best_of_its_elites_on_its_own_images(toy: Path, tmp_
     assert isinstance(plan, MomentPlan)
     assert plan.seed == settings.noise_seed
     assert refinement.images == plan.seen
-    assert 2 * 3 * plan.images < refinement.denoiser_calls <= plan.limit == _tuning(study)
+    assert 3 * plan.images <= refinement.denoiser_calls <= plan.limit == _tuning(study)
     # Its value at the main rung is known too, where it competes with what it started from.
     assert refinement.candidate in {r.candidate for r in records if r.rung == "frechet"}
     assert refinement.metrics["loss"] < refinement.metrics["loss_before"]

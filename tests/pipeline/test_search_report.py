@@ -11,8 +11,8 @@ import pytest
 
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.problems.schedule_report import ScheduleReport
-from fewstep.pipeline.reports.rows import SearchedRow
 from fewstep.pipeline.proposers.optuna import OptunaProposer
+from fewstep.pipeline.reports.rows import SearchedRow
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.sizes import rows_at_most
 from fewstep.pipeline.study import Outcome, Study
