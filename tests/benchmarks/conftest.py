@@ -55,6 +55,8 @@ def searched(flow: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         nfes=(3,),
         budget=16_000,
         screen="frechet",
+        refine=0.0,
+        preset_images=32,
         look_images=100,
         frechet_images=250,
         refine=0.0,

@@ -25,6 +25,9 @@ from fewstep.tasks.sampling.noise import starting_noise
 SMALL: dict[str, Any] = {
     "nfe": (2, 3),
     "budget": 9_000,
+    "screen": "distance",
+    "refine": 0.0,
+    "preset_images": 16,
     "sampler": "evolution",
     "teacher": "dpmpp-2m/uniform-t-zero@8",
     "distance_images": 16,
@@ -158,7 +161,7 @@ def test_arguments_go_before_a_recipe_and_conditions_can_be_given_flat(
     monkeypatch.chdir(tmp_path)
     fewstep.search(recipe="fashion-front", nfe=4, budget=5_000, guidance="1:8")
     (made,) = asked
-    assert (made.nfes, made.budget, made.screen) == ((4,), 5_000, "frechet")
+    assert (made.nfes, made.budget, made.model) == ((4,), 5_000, "fashion-ddpm")
     assert (made.conditions.labels, made.conditions.guidance, made.guidance_range) == ("balanced", 4.5, (1.0, 8.0))
     (tmp_path / "mine.toml").write_text('model = "digits-ddpm"\nkeep = 0.5\n')
     fewstep.search(recipe="mine.toml", model="fashion-ddpm", conditions={"labels": "balanced", "guidance": 2.0})

@@ -310,10 +310,11 @@ def test_a_candidate_that_the_machine_failed_at_is_asked_for_again_and_no_other(
         for error, again in ((given_up("worker died", 3, "ActorDiedError"), True), ("ValueError: its own", False)):
             history = [dataclasses.replace(r, error=error) if r.status == "failed" else r for r in lost]
             state, asked = problem.search().replay(history), set()
-            while (work := state.next_work()) is not None and work[0].trial <= records[-1].trial:
-                asked.add((work[0].trial, work[1].name))
-            assert ((bad.trial, kind) in asked) is again
-            assert not asked & {(r.trial, r.rung) for r in history if r.status == "complete"}
+            # A preset's first look is taken again as a trial of its own, whatever else is by then.
+            while (work := state.next_work()) is not None and work[0].trial <= records[-1].trial + 1:
+                asked.add((work[0].hash, work[1].name))
+            assert ((bad.candidate, kind) in asked) is again
+            assert not asked & {(r.candidate, r.rung) for r in history if r.status == "complete"}
 
 
 def test_one_success_or_other_reasons_are_no_cause_to_stop() -> None:

@@ -26,7 +26,15 @@ def study(tmp_path_factory: pytest.TempPathFactory, answer_type: Callable[..., A
     """A search of the bundled model whose tracking server cannot be reached, and what it answered."""
     root = tmp_path_factory.mktemp("searches") / "study"
     monkeypatch = pytest.MonkeyPatch()
-    small = ("distance_images=16", "frechet_images=250", "finalist-images=500", "finalists=2")
+    small = (
+        "preset_images=16",
+        "screen=distance",
+        "refine=0",
+        "distance_images=16",
+        "frechet_images=250",
+        "finalist-images=500",
+        "finalists=2",
+    )
 
     import contextlib
     import io

@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import fewstep
+from fewstep.pipeline.proposers.base import is_known
 from fewstep.pipeline.study import Study
 from fewstep.tasks.models.classifier import SmallClassifier
 from fewstep.tasks.models.files import find_model
@@ -44,6 +45,7 @@ def searched(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFacto
     )  # fmt: skip
     _fewstep(
         "search", *asked, "--guidance", "1:8", "--nfe", 2, "--budget", 10_000, "--workers", 2,
+        "--preset-images", 16, "--screen", "distance", "--refine", 0,
         "--features", root / "features", "--reference", root / "reference", "--teacher", "dpmpp-2m/karras-zero@8",
         "--distance-images", 16, "--frechet-images", 250, "--finalist-images", 500, "--report-images", 500,
         "--decisions", "start,threshold,skips", "--out", root / "study", "--json",
@@ -53,7 +55,7 @@ def searched(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFacto
 
 def test_guidance_and_the_other_decisions_are_searched(searched: Path) -> None:
     records = Study.load(searched / "study").store.evaluations.records()
-    own = [json.loads(r.candidate_json)["schedule"] for r in records if not r.origin.startswith("preset:")]
+    own = [json.loads(r.candidate_json)["schedule"] for r in records if not is_known(r.origin)]
     scales = {fields.get("guidance") for fields in own}
     assert len(scales - {None}) > 5
     assert all(1 <= scale <= 8 for scale in scales if scale is not None)
