@@ -268,7 +268,7 @@ def test_the_records_alone_decide_what_comes_next(space: str) -> None:
 
 
 def test_the_budget_counts_calibrations_once_for_each_config() -> None:
-    settings = _settings("digits-ddpm", "joint", budget=9_000)
+    settings = _settings("digits-ddpm", "joint", budget=3_000)
     problem = NetworkProblem(settings)
     state = problem.search()
     seen: set[str] = set()
@@ -366,8 +366,7 @@ def test_the_command_says_what_is_missing(run: Run, toy: Path) -> None:
 def test_a_forecast_counts_calibrations(run: Run, toy: Path) -> None:
     command = ("search", "--space", "quantization", "--model", toy, "--schedule", "ddim@2", "--budget", 10000)
     figures = run(*command, *SMALL, "--calibration-iterations", 10, "--dry-run", "--json").json
-    assert figures["budget"] == 6000
-    assert figures["teacher_calls"] + figures["search_calls"] + figures["finals_calls"] == pytest.approx(6000, abs=2)
+    assert figures["search_calls"] == 6000
     # At least 16 trajectories of 2 calls and a screen on 8 images each.
     assert figures["calibrations_at_most"] == 125
     assert figures["calls_that_learning_is_worth_at_most"] == 125 * 3 * 10 * 32
@@ -375,11 +374,7 @@ def test_a_forecast_counts_calibrations(run: Run, toy: Path) -> None:
 
 @pytest.mark.slow
 def test_a_search_from_the_command_line_ends_with_rows_files_and_tracking(run: Run, toy: Path, tmp_path: Path) -> None:
-<<<<<<< HEAD
     command = ("search", "--space", "quantization", "--model", toy, "--schedule", "ddim@2", "--budget", 2600, *SMALL)
-=======
-    command = ("search", "--space", "quantization", "--model", toy, "--schedule", "ddim@2", "--budget", 4000, *SMALL)
->>>>>>> i28-e
     where = ("--out", tmp_path / "study", "--executor", "in-process", "--json")
     answer = run(*command, "--calibration-iterations", 0, "--front", 2, *where)
     result = answer.json

@@ -157,12 +157,7 @@ def test_networks_of_another_model_and_damaged_ones_are_refused(
 
 # -- searches -------------------------------------------------------------------------------------------
 
-<<<<<<< HEAD
 SMALL = ("--screen", "distance", "--distance-images", 8, "--frechet-images", 250, "--report-images", 300)
-=======
-SMALL = ("--preset-images", 8, "--distance-images", 8, "--frechet-images", 250, "--finalists", 1)
-SMALL += ("--screen", "distance", "--finalist-images", 300, "--report-images", 300)
->>>>>>> i28-e
 
 
 def _search(toy: Path, *options: object) -> tuple[object, ...]:

@@ -27,13 +27,6 @@ def _settings(toy: Path, **changes: Any) -> SearchSettings:
         model=str(toy),
         sampler="random",
         nfes=(2,),
-<<<<<<< HEAD
-=======
-        screen="distance",
-        refine=0.0,
-        preset_images=8,
-        distance_images=8,
->>>>>>> i28-e
         frechet_images=250,
         report_images=750,
         teacher="dpmpp-2m/uniform-t-zero@6",
@@ -43,18 +36,11 @@ def _settings(toy: Path, **changes: Any) -> SearchSettings:
 
 @pytest.fixture(scope="module")
 def stock(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Outcome]:
-<<<<<<< HEAD
     """A study that found nothing but presets."""
     root = tmp_path_factory.mktemp("searches") / "stock"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(OptunaProposer, "ask", lambda *arguments: None)
         study = Study(root, _settings(toy, budget=12_000, refine=0.0))
-=======
-    """A study that had nothing to try but presets."""
-    study = Study(tmp_path_factory.mktemp("searches") / "stock", _settings(toy, budget=4_000))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OptunaProposer, "ask", lambda *arguments: None)
->>>>>>> i28-e
         return study, study.run(HERE, "test")
 
 
