@@ -59,7 +59,6 @@ def searched(flow: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         preset_images=32,
         look_images=100,
         frechet_images=250,
-        refine=0.0,
         keep=0.5,
         grids=("uniform-t-zero",),
         report_images=250,
