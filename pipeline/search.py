@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from enum import Enum, auto
 from typing import Protocol
 
 from optuna.trial import TrialState
@@ -55,6 +56,14 @@ class Policy(Protocol):
 
     def finalists(self, search: Search) -> list[Trial]:
         """Whom the finals are held among."""
+
+
+class Paid(Enum):
+    """What pays for a promotion: the account's room, what a stage has reserved, or what was booked with the trial."""
+
+    NOT_YET = auto()
+    RESERVED = auto()
+    BOOKED = auto()
 
 
 class Stage:
@@ -371,16 +380,17 @@ class Search:
         """Book denoiser calls."""
         self.committed[self.policy.account(candidate.point)] += calls
 
-    def promote(self, trial: Trial, reserved: bool = False) -> None:
-        """A trial goes on to the main rung, if its account, or what a stage `reserved`, pays that; else it is over."""
+    def promote(self, trial: Trial, paid: Paid = Paid.NOT_YET) -> None:
+        """A trial goes on to the main rung, if that is paid or its account has room; else it is over."""
         main = self.ladder.main
         calls = trial.candidate.nfe * (main.images - kept(trial.records.values(), main))
-        if not reserved and calls > self._room_of(trial.candidate.point):
+        if paid is Paid.NOT_YET and calls > self._room_of(trial.candidate.point):
             self.finish(trial, TrialState.PRUNED)
             return
         trial.promoted = True
         self.wait_for(trial.candidate, main)
-        self.commit(trial.candidate, calls)
+        if paid is not Paid.BOOKED:
+            self.commit(trial.candidate, calls)
 
     def finish(self, trial: Trial, state: TrialState) -> None:
         """A trial is over."""

@@ -26,7 +26,7 @@ from fewstep.tasks.work import Subject
 PACKAGE = Path(__file__).parent / "plugin"
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ExecutionSettings(executor="in-process")
-SMALL = {"distance_images": 8, "frechet_images": 250, "finalist_images": 500, "report_images": 750, "front": 4}
+SMALL = {"distance_images": 8, "frechet_images": 250, "report_images": 750, "front": 4}
 
 
 def _forget(*registries: Registry) -> None:

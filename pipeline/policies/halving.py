@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from optuna.trial import TrialState
 
 from fewstep.pipeline.proposers.base import WARM, WARM_REFINED
-from fewstep.pipeline.search import Search, Seed
+from fewstep.pipeline.search import Paid, Search, Seed
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.pipeline.trial import Candidate, Trial, promoted
+from fewstep.pipeline.trial import Candidate, Trial, grown, promoted
 from fewstep.search_spaces.point import Point
 from fewstep.storage.records import EvaluationRecord
 
@@ -33,8 +33,10 @@ class HalvingPolicy:
         return point.nfe
 
     def cost(self, search: Search, candidate: Candidate) -> int:
-        """The screen."""
-        return candidate.nfe * search.ladder.screen.images
+        """The screen, and the main rung of what climbs in any case."""
+        screen, main = search.ladder.screen, search.ladder.main
+        climbs = candidate.origin in (WARM, WARM_REFINED)
+        return candidate.nfe * (screen.images + climbs * grown(screen, main))
 
     def least(self, search: Search, account: int) -> int:
         """The screen."""
@@ -52,7 +54,9 @@ class HalvingPolicy:
                 self._screened[record.nfe].append(record.value)
             if not complete:
                 search.finish(trial, TrialState.FAIL)
-            elif record.origin in (WARM, WARM_REFINED) or self._is_good(record):
+            elif record.origin in (WARM, WARM_REFINED):
+                search.promote(trial, Paid.BOOKED)
+            elif self._is_good(record):
                 search.promote(trial)
             else:
                 search.finish(trial, TrialState.PRUNED)

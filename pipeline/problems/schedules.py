@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fewstep.errors import ConfigurationError
 from fewstep.pipeline.policies.halving import HalvingPolicy
 from fewstep.pipeline.problems.schedule_report import ScheduleReport
 from fewstep.pipeline.proposers.base import ANALYTIC, PRESET, WARM, WARM_REFINED
@@ -17,7 +18,7 @@ from fewstep.pipeline.sizes import first_look
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.preset_order import Known, of_schedule
 from fewstep.pipeline.stages.presets import FIRST, Presets, Screens
-from fewstep.pipeline.stages.refine import Refine
+from fewstep.pipeline.stages.refine import Refine, calls_of_each
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -59,6 +60,20 @@ class ScheduleProblem(ScheduleReport):
         stages = [self._presets(), Refine(s, self.teacher.nfe), Finals(s.finals, s.finalist_images, s.finalists)]
         policy = HalvingPolicy(s, self._seeds())
         return Search(s.nfes, s.budget, self.ladder, proposer, policy, stages, s.patience, self.prepaid)
+
+    def check_budget(self) -> None:
+        """See `ModelProblem`; a descent by gradient that its share does not pay is refused too."""
+        super().check_budget()
+        s = self.settings
+        share = (s.budget - self.prepaid) // len(s.nfes)
+        for nfe in s.nfes if s.refine and s.refine_to != "moments" else ():
+            most = calls_of_each(s, share, nfe)
+            calls = s.refine_plan(nfe, self.teacher.nfe, most).calls(nfe, self.teacher.nfe)
+            if calls > most:
+                raise ConfigurationError(
+                    f"one refinement to {s.refine_to} at NFE {nfe} takes {calls:,} calls at least, and its part of the "
+                    f"budget is {max(0, most):,}: raise --budget or --refine, or tune to moments"
+                )
 
     def known(self, nfe: int) -> list[Known]:
         """What is looked at first at an NFE: presets, the same with an analytic first call, each schedule once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from optuna.trial import TrialState
 
 from fewstep.pipeline.proposers.base import REFINED, is_refined
-from fewstep.pipeline.search import Search, Stage
+from fewstep.pipeline.search import Paid, Search, Stage
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, candidate_of
 from fewstep.storage.records import EvaluationRecord
@@ -16,6 +16,12 @@ RUNG = "refine"
 STARTS = 0.3
 # Of a record: the denoiser calls that the refinement took.
 CALLS = "calls"
+
+
+def calls_of_each(settings: SearchSettings, share: int, nfe: int) -> int:
+    """Calls of one refinement of sized settings: its part of an account's share, less what judging it takes."""
+    assert settings.frechet_images is not None
+    return int((settings.refine or 0) * share) // settings.refinements_each - nfe * settings.frechet_images
 
 
 class Refine(Stage):
@@ -37,9 +43,7 @@ class Refine(Stage):
         return is_refined(candidate.origin)
 
     def _each(self, search: Search, nfe: int) -> int:
-        """Calls of one refinement: its part of the share, less what judging it takes."""
-        share = int((self._settings.refine or 0) * search.share) // self._settings.refinements_each
-        return share - nfe * search.ladder.main.images
+        return calls_of_each(self._settings, search.share, nfe)
 
     def cost(self, search: Search, candidate: Candidate) -> int:
         """The plan's calls."""
@@ -110,7 +114,7 @@ class Refine(Stage):
         else:
             trial.candidate = candidate_of(record)
             if search.by_hash.setdefault(trial.candidate.hash, trial.number) == trial.number:
-                search.promote(trial, reserved=True)
+                search.promote(trial, Paid.RESERVED)
             else:
                 search.finish(trial, TrialState.PRUNED)
         if done >= self._settings.refinements_each:
