@@ -216,22 +216,26 @@ class Search:
         """The next evaluation to run; None where nothing is left to do before more results come in."""
         if self._pending:
             return self._pending.popleft()
-        for stage in self.stages:
+        candidate = self._next_seed()
+        for stage in self.stages if candidate is None else ():
             if (work := stage.next_work(self)) is not None:
                 return work
         if self._pending:
             return self._pending.popleft()
-        candidate = self._next_candidate()
+        candidate = candidate or self._next_candidate()
         if candidate is None:
             return None
         self.adopt(candidate)
         return candidate, self.ladder.screen
 
-    def _next_candidate(self) -> Candidate | None:
+    def _next_seed(self) -> Candidate | None:
         while self._waiting and self.may_propose:
             origin, point = self._waiting.popleft()
             if point.hash not in self.by_hash and (seed := self._seeded(origin, point)) is not None:
                 return seed
+        return None
+
+    def _next_candidate(self) -> Candidate | None:
         while (account := self._hungriest) is not None:
             candidate = self.proposer.ask(account, set(self.by_hash), self.trials)
             if candidate is not None and self.policy.cost(self, candidate) <= self._room_of(candidate.point):

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.forecast import calls_at_most
 from fewstep.pipeline.problems.networks import NetworkProblem
 from fewstep.pipeline.problems.schedules import ScheduleProblem
+from fewstep.pipeline.proposers.base import WARM
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.sizes import LEAST_PROPOSALS
@@ -140,7 +142,7 @@ CASES: list[dict[str, Any]] = [
     {"screen": "frechet", "look_images": 50, "frechet_images": 250, "keep": 1.0, **GRIDS},
     {"screen": "frechet", "look_images": 300, "frechet_images": 400, "nfes": (2, 4), "report_presets": False},
     {"nfes": (2, 3), "warm_start": ("ddim/karras-zero@2", "dpmpp-3m/karras@3"), "sampler": "s3"},
-    {"refine": 0.3, "refine_to": "reference", "nfes": (3, 4), "budget": 300_000},
+    {"refine": 0.3, "refine_to": "reference", "refined_elites": 1, "budget": 150_000},
     {"refine": 0.3, "refine_to": "network", "refined_elites": 2, "budget": 150_000},
     {"presets": 0.4, "finals": 0.3, "refine": 0.0, "surrogate": "forest", "sampler": "s3"},
     {"space": "joint", "nfes": (2, 3), "distance_images": 8, "keep": 1.0, "sampler": "s3"},
@@ -178,9 +180,17 @@ def test_a_search_spends_its_budget_and_no_more(changes: dict[str, Any], workers
         assert calls["known"] <= s.presets * s.budget
         own = [t for t in state.trials.values() if t.candidate.origin in ("random", s.sampler)]
         assert len(own) >= LEAST_PROPOSALS * len(s.nfes)
+    # What a user starts from is judged, unless it fails before.
+    started = [t for t in state.trials.values() if t.candidate.origin == WARM]
+    assert len(started) == len(s.warm_start)
+    assert all("frechet" in t.records or t.state == TrialState.FAIL for t in started)
 
 
-@pytest.mark.parametrize("changes", CASES, ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items())[:60])
+@pytest.mark.parametrize(
+    "changes",
+    [case for case in CASES if "refine_to" not in case],
+    ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items())[:60],
+)
 def test_too_small_a_budget_is_refused_with_the_least_that_is_not(changes: dict[str, Any]) -> None:
     changed = _with_schedules(changes)
     with pytest.raises(ConfigurationError, match="too small") as refused:
@@ -191,6 +201,11 @@ def test_too_small_a_budget_is_refused_with_the_least_that_is_not(changes: dict[
     _problem(**{**changed, "budget": budget}).check_budget()
     with pytest.raises(ConfigurationError, match="too small"):
         _problem(**{**changed, "budget": int(0.85 * budget)}).check_budget()
+
+
+def test_a_descent_by_gradient_that_its_share_does_not_pay_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="takes 34,752 calls at least.*--refine"):
+        _problem(refine=0.3, refine_to="reference", budget=60_000).check_budget()
 
 
 def test_a_real_search_keeps_to_the_forecast_of_the_command(run: Run, toy: Path, tmp_path: Path) -> None:
