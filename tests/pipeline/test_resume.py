@@ -264,7 +264,8 @@ def test_what_a_lost_file_held_is_spent_again_before_any_further_finals(lost: tu
         kept.append(_tabulated(work, order))
         resumed.learn(kept[-1])
         order += 1
-    assert 0.97 * settings.budget <= resumed.spent <= 1.03 * settings.budget
+    # Finals that have begun go on on as many images, with whoever comes to them.
+    assert 0.97 * settings.budget <= resumed.spent <= 1.15 * settings.budget
     assert len({(r.trial, r.rung) for r in kept}) == len(kept) == len({r.key for r in kept})
     assert _next(problem.search().replay(kept)) is None
     for nfe in settings.nfes:
