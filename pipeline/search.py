@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from optuna.trial import TrialState
 
 from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.pipeline.proposers.base import Proposer
 from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial, Work, candidate_of, kept
 from fewstep.search_spaces.point import Point
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.faults import may_succeed
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.proposers.base import Proposer
 
 Seed = tuple[str, Point]
 

@@ -55,7 +55,7 @@ def _settings(**fields: Any) -> SearchSettings:
 
 @pytest.mark.slow
 def test_a_space_a_metric_and_an_executor_of_another_package_make_a_search(tmp_path: Path) -> None:
-    study = Study(tmp_path, _settings(space="caching", metric="kid", budget=9000))
+    study = Study(tmp_path, _settings(space="caching", metric="kid", budget=12_000))
     outcome = study.run(ExecutionSettings(executor="processes", workers=2), "fewstep search")
     records = study.records()
     assert {r.status for r in records} == {"complete"}
@@ -83,7 +83,7 @@ def test_a_space_a_metric_and_an_executor_of_another_package_make_a_search(tmp_p
 
 @pytest.mark.parametrize("sampler", ["s3", "nsgaii", "tpe"])
 def test_a_space_of_another_package_is_searched_together_with_schedules(tmp_path: Path, sampler: str) -> None:
-    study = Study(tmp_path, _settings(space="schedule+caching", nfes=(3,), sampler=sampler, budget=5000))
+    study = Study(tmp_path, _settings(space="schedule+caching", nfes=(3,), sampler=sampler, budget=9000))
     state = study.find(HERE)
     own = [t for t in state.trials.values() if not t.candidate.origin.startswith("named:")]
     assert own

@@ -204,7 +204,7 @@ def test_too_small_a_budget_is_refused_with_the_least_that_is_not(changes: dict[
 
 
 def test_a_descent_by_gradient_that_its_share_does_not_pay_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="takes 34,752 calls at least.*--refine"):
+    with pytest.raises(ConfigurationError, match=r"takes 34,752 calls at least.*--refine"):
         _problem(refine=0.3, refine_to="reference", budget=60_000).check_budget()
 
 
