@@ -47,7 +47,7 @@ class EditPolicy:
         return self.ladder.screen.images * self.calls(candidate.point)
 
     def least(self, search: Search, account: int) -> int:
-        """One call: the last edit that is begun may go beyond the budget, which bounds the screened ones."""
+        """One call: what an edit costs only its ways tell."""
         return 1
 
     def decide(self, search: Search, trial: Trial, record: EvaluationRecord) -> None:

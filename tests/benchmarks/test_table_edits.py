@@ -22,7 +22,7 @@ def test_methods_and_steps_are_compared_on_the_same_images(
         data="digits",
         attributes=("7/1",),
         steps=4,
-        budget=300,
+        budget=1000,
         most_calls=0,
         screen_images=4,
         final_images=6,

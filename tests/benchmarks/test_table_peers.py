@@ -59,7 +59,7 @@ def test_peers_are_chosen_on_search_seeds_and_their_calls_add_up(
     assert extra in (250 * 3, 2 * 250 * 3, 3 * 250 * 3)
     assert calls["found"] == 250 * 3
     assert (calls["gits"] - 60 * 256) in range(250 * 3, 54 * 250 * 3 + 1, 250 * 3)
-    assert 0.97 * asked.budget <= calls["random"] - 250 * 3 <= asked.budget + 250 * 3
+    assert 0.95 * asked.budget <= calls["random"] - 250 * 3 <= asked.budget + 250 * 3
     assert make_table(asked, tmp_path)["t"] == rows
     assert len(Store(tmp_path).evaluations.records()) == len(records)
 
