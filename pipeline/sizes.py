@@ -47,9 +47,8 @@ def sized(s: SearchSettings) -> SearchSettings:
     share = s.budget / len(s.nfes)
     refine = s.refine if s.refine is not None else TUNING * can_tune(s)
     affordable = share / mean
-    judged = s.frechet_images or min(MOST_JUDGED, max(1, int(affordable / JUDGED) // (2 * GROUP)) * 2 * GROUP)
-    if s.frechet_images is None and affordable / JUDGED < 2 * GROUP:
-        judged = GROUP
+    groups = int(affordable / JUDGED) // (2 * GROUP) * 2
+    judged = s.frechet_images or min(MOST_JUDGED, max(1, groups) * GROUP)
     look = s.look_images or min(GROUP, judged)
     screen = s.screen
     if screen == "auto" and (look >= judged or s.space != "schedule"):
@@ -95,35 +94,29 @@ def plan(s: SearchSettings, nfe: int) -> Plan:
 
 def check_budget(s: SearchSettings, extra: int = 0) -> None:
     """ConfigurationError where sized settings leave no search worth the name; `extra` calls go before everything."""
-    assert s.frechet_images is not None
-    for nfe in s.nfes:
-        share = s.budget // len(s.nfes) - extra // len(s.nfes)
-        found = plan(s.model_copy(update={"budget": max(1, share * len(s.nfes))}), nfe)
-        looks = found.presets // (nfe * first_look(s)) if s.space == "schedule" else LEAST_PRESETS
-        if found.proposals < LEAST_PROPOSALS or looks < LEAST_PRESETS:
-            least = least_budget(s, extra)
-            looked = f" and {LEAST_PRESETS} presets" if s.space == "schedule" else ""
-            raise ConfigurationError(
-                f"a budget of {s.budget:,} calls is too small for NFE {', '.join(map(str, s.nfes))}: {least:,} would "
-                f"buy {LEAST_PROPOSALS} proposals{looked} at each; raise --budget, search fewer "
-                "numbers of calls, or judge on fewer images (--frechet-images)"
-            )
+    if _suffices(s, s.budget - extra):
+        return
+    least = least_budget(s, extra)
+    looked = f" and {LEAST_PRESETS} presets" if s.space == "schedule" else ""
+    raise ConfigurationError(
+        f"a budget of {s.budget:,} calls is too small for NFE {', '.join(map(str, s.nfes))}: {least:,} would "
+        f"buy {LEAST_PROPOSALS} proposals{looked} at each; raise --budget, search fewer "
+        "numbers of calls, or judge on fewer images (--frechet-images)"
+    )
+
+
+def _suffices(s: SearchSettings, budget: int) -> bool:
+    """Whether that budget pays the least number of proposals, and of first looks at presets, at each NFE."""
+    plans = {nfe: plan(s.model_copy(update={"budget": max(1, budget)}), nfe) for nfe in s.nfes}
+    looked = s.space != "schedule" or all(p.presets // (n * first_look(s)) >= LEAST_PRESETS for n, p in plans.items())
+    return looked and all(p.proposals >= LEAST_PROPOSALS for p in plans.values())
 
 
 def least_budget(s: SearchSettings, extra: int = 0) -> int:
     """The smallest budget that is not refused for these settings, rounded up to two digits."""
     low, high = 1, 1 << 50
-
-    def fits(budget: int) -> bool:
-        tried = s.model_copy(update={"budget": budget})
-        shares = [plan(tried.model_copy(update={"budget": max(1, budget - extra)}), nfe) for nfe in s.nfes]
-        looks = [p.presets // (n * first_look(s)) for p, n in zip(shares, s.nfes, strict=True)]
-        return all(p.proposals >= LEAST_PROPOSALS for p in shares) and (
-            s.space != "schedule" or all(n >= LEAST_PRESETS for n in looks)
-        )
-
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+        low, high = (low, middle) if _suffices(s, middle - extra) else (middle + 1, high)
     unit = 10 ** max(0, len(str(low)) - 2)
     return int(-(-low // unit) * unit)

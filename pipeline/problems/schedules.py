@@ -78,7 +78,7 @@ class ScheduleProblem(ScheduleReport):
     def known(self, nfe: int) -> list[Known]:
         """What is looked at first at an NFE: presets, the same with an analytic first call, each schedule once."""
         s, noise = self.settings, self.files.noise
-        tables = {PRESET: all_presets(noise, nfe, s.grids), ANALYTIC: analytic_first_steps(noise, nfe, s.grids)}
+        tables = {PRESET: self.presets[nfe], ANALYTIC: analytic_first_steps(noise, nfe, s.grids)}
         found: dict[str, Known] = {}
         for kind, table in tables.items():
             for name, schedule in table.items():

@@ -17,7 +17,6 @@ import numpy as np
 from optuna.trial import TrialState
 from scipy.stats import kendalltau
 
-from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.proposers.base import is_known
 from fewstep.pipeline.search import Search, Stage, enlisted
 from fewstep.pipeline.stages.preset_order import Known, Look, design, next_best
@@ -59,7 +58,6 @@ class Presets(Stage):
         self._designs = {nfe: design(entries) for nfe, entries in known.items()}
         self._looked: set[int] = set()
         self._over: set[int] = set()
-        self._skipped: set[str] = set()
 
     # -- what it costs --------------------------------------------------------------------------------
 
@@ -102,27 +100,18 @@ class Presets(Stage):
         for nfe in sorted(mine, key=lambda n: (len(mine[n]), n)):
             if nfe in self._looked:
                 continue
-            while len(mine[nfe]) < self.looks(search, nfe) and (known := self._next(search, nfe, mine)) is not None:
-                candidate = self._entered(search, known)
-                if candidate is not None:
-                    search.adopt(candidate)
-                    return candidate, self._first
+            if len(mine[nfe]) < self.looks(search, nfe) and (known := self._next(search, nfe, mine)) is not None:
+                candidate = enlisted(search.proposer, known.point, known.origin, search.trials, outsiders=True)
+                assert candidate is not None
+                search.adopt(candidate)
+                return candidate, self._first
         # Where nothing could be looked at, nothing calls back.
         for nfe in mine:
             self._halve(search, nfe, mine[nfe])
         return None
 
-    def _entered(self, search: Search, known: Known) -> Candidate | None:
-        self._skipped.add(known.point.hash)
-        if known.point.hash in search.by_hash:
-            return None
-        try:
-            return enlisted(search.proposer, known.point, known.origin, search.trials, outsiders=True)
-        except (ScheduleError, ConfigurationError):
-            return None
-
     def _next(self, search: Search, nfe: int, mine: Mapping[int, Sequence[Trial]]) -> Known | None:
-        left = [k for k in self._known[nfe] if k.point.hash not in search.by_hash and k.point.hash not in self._skipped]
+        left = [k for k in self._known[nfe] if k.point.hash not in search.by_hash]
         if not left:
             return None
         looks = [
@@ -164,7 +153,7 @@ class Presets(Stage):
         """Once all first looks of an NFE are known, the best go on to the second."""
         if nfe in self._looked or any(not t.records for t in trials):
             return
-        exhausted = all(k.point.hash in search.by_hash or k.point.hash in self._skipped for k in self._known[nfe])
+        exhausted = all(k.point.hash in search.by_hash for k in self._known[nfe])
         if len(trials) < self.looks(search, nfe) and not exhausted:
             return
         self._looked.add(nfe)

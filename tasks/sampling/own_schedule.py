@@ -17,7 +17,7 @@ from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.models.scheduler_settings import SCORE_SDE, build_scheduler
 from fewstep.tasks.sampling.compile import START_RANGE, compile_schedule
-from fewstep.tasks.sampling.stock import stock_schedule
+from fewstep.tasks.sampling.stock import stock_schedule, told_times
 from fewstep.tasks.sampling.stock_walks import WALKS
 
 UNREADABLE = (ConfigurationError, ModelError, ScheduleError)
@@ -66,13 +66,7 @@ def _ddim(scheduler: Any, files: ModelFiles, nfe: int) -> SolverSchedule:
     name, config = type(scheduler).__name__, scheduler.config
     if name in SCORE_SDE or _INVERSE in name:
         raise ConfigurationError(f"the timesteps of {name} are not what its network is told from noise to images")
-    try:
-        scheduler.set_timesteps(nfe)
-    except Exception as error:  # What a bad setting raises depends on where diffusers uses it.
-        raise ConfigurationError(f"{name} with {nfe} steps: diffusers says {error}") from error
-    times = [float(t) for t in scheduler.timesteps]
-    if len(times) != nfe:
-        raise ConfigurationError(f"{name} makes {len(times)} calls where it is asked for {nfe}")
+    times = told_times(scheduler, nfe, nfe)
     clips = config.get("clip_sample")
     return SolverSchedule.build(
         lambdas=(*(files.noise.lambda_at(t) for t in times), math.inf),

@@ -26,6 +26,19 @@ SAME_TIME = 1e-9
 NOWHERE = 1e-5
 
 
+def told_times(scheduler: Any, steps: int, nfe: int) -> list[float]:
+    """The `nfe` times that diffusers' scheduler tells the network in `steps` steps; ConfigurationError for others."""
+    name = type(scheduler).__name__
+    try:
+        scheduler.set_timesteps(steps)
+    except Exception as error:  # What a bad setting raises depends on where diffusers uses it.
+        raise ConfigurationError(f"{name} with {steps} steps: diffusers says {error}") from error
+    times = [float(t) for t in scheduler.timesteps]
+    if len(times) != nfe:
+        raise ConfigurationError(f"{name} makes {len(times)} calls where it is asked for {nfe}")
+    return times
+
+
 def stock_schedule(config: Mapping[str, Any], nfe: int) -> SolverSchedule:
     """The schedule of `nfe` calls that diffusers makes of a scheduler's configuration.
 
@@ -41,13 +54,7 @@ def stock_schedule(config: Mapping[str, Any], nfe: int) -> SolverSchedule:
     steps = walk.steps(nfe)
     if steps is None:
         raise ConfigurationError(f"{name} cannot make {nfe} calls: give {walk.possible}")
-    try:
-        scheduler.set_timesteps(steps)
-    except Exception as error:  # What a bad setting raises depends on where diffusers uses it.
-        raise ConfigurationError(f"{name} with {steps} steps: diffusers says {error}") from error
-    times = [float(t) for t in scheduler.timesteps]
-    if len(times) != nfe:
-        raise ConfigurationError(f"{name} makes {len(times)} calls where it is asked for {nfe}")
+    times = told_times(scheduler, steps, nfe)
     lambdas = walk.lambdas(scheduler, noise)
     if len(lambdas) > 2 and abs(lambdas[-1] - lambdas[-2]) < NOWHERE:
         raise ConfigurationError(f"{name}: its last call changes nothing, for its last step goes nowhere: no schedule")
