@@ -70,19 +70,19 @@ class Denoiser:
         if scale != 1 and condition is not None and null is not None:
             doubled = torch.cat([null, condition])
 
-        count = itertools.count(1)
+        count, dtype = itertools.count(1), self.files.loading.torch_dtype
 
         def call(x: Tensor, time: float | Tensor) -> Tensor:
             self.calls += len(x)
             # A tensor: diffusers cuts a Python float to a whole step.
             told = torch.as_tensor(time, dtype=torch.float32, device=x.device)
-            seen = x if shown is None else torch.cat([x, shown], 1)
+            seen = (x if shown is None else torch.cat([x, shown], 1)).to(dtype)
             with scaled_skips(self.network.module, skips):
                 if scale == 1:
-                    output = self.network(seen, told, condition, told_scale)
+                    output = self.network(seen, told, condition, told_scale).to(x.dtype)
                 else:
                     twice = torch.cat([told, told]) if told.ndim else told
-                    without, with_ = self.network(torch.cat([seen, seen]), twice, doubled).chunk(2)
+                    without, with_ = self.network(torch.cat([seen, seen]), twice, doubled).to(x.dtype).chunk(2)
                     output = without + scale * (with_ - without)
             number = next(count)
             if not bool(torch.isfinite(output).all()):
@@ -116,6 +116,11 @@ class Denoiser:
                 f"{largest:.3g}: its weights or its precision are at fault, not the schedule"
             )
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What is denoised of one image."""
+        return self.files.shape
+
     def finish(self, images: Tensor, indices: Sequence[int]) -> Tensor:
         """Decoded images (B, C, H, W) with what was known of them put back."""
         return images if self.sources is None else self.sources.finish(images, indices)
@@ -141,3 +146,15 @@ class Denoiser:
         change = self.conditions.classifier_scale * sigma * alpha * gradient
         # eps = eps_x x + eps_o o; without an o in eps (alpha = 0) x0 carries the change instead.
         return output - change / means.eps_o if means.eps_o else output
+
+
+def load_denoiser(files: ModelFiles, device: str = "cpu", conditions: Conditions | None = None) -> Denoiser:
+    """The denoiser of a model: its network, or its whole pipeline."""
+    from fewstep.tasks.models.pipelines.denoiser import PipelineDenoiser
+    from fewstep.tasks.models.pipelines.files import PipelineFiles
+
+    return (
+        PipelineDenoiser(files, device, conditions)
+        if isinstance(files, PipelineFiles)
+        else Denoiser(files, device, conditions)
+    )

@@ -9,15 +9,24 @@ or DiTTransformer2DModel directory with a `scheduler_config.json` in it or in `s
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fewstep.errors import ModelError
 from fewstep.tasks.models import condition_config, from_diffusers
-from fewstep.tasks.models.checks import TEXT_PARTS, TRANSFORMER, check_files, json_object
+from fewstep.tasks.models.checks import (
+    AUTOENCODERS,
+    TEXT_PARTS,
+    TRANSFORMER,
+    UnsupportedModelError,
+    check_files,
+    json_object,
+)
 from fewstep.tasks.models.condition_config import ConditionConfig, read_condition
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.loading import Loading
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.models.scheduler_settings import build_scheduler
 
@@ -43,6 +52,7 @@ class ModelFiles:
     unet: Path
     scheduler: Path
     quantized: Path | None = None
+    loading: Loading = field(default_factory=Loading)
 
     @cached_property
     def unet_config(self) -> dict[str, Any]:
@@ -64,17 +74,26 @@ class ModelFiles:
         """Whether the network is a DiT."""
         return bool(self.unet_config.get("_class_name") == TRANSFORMER)
 
+    @property
+    def vae(self) -> Path | None:
+        """The autoencoder's folder, None for a model of pixels. An LDMPipeline calls it vqvae, whatever it is."""
+        return next((self.root / name for name in AUTOENCODERS if (self.root / name).is_dir()), None)
+
     @cached_property
     def vae_config(self) -> dict[str, Any] | None:
         """The autoencoder's config.json, None for a model of pixels."""
-        folder = self.root / "vae"
-        return json_object(folder / "config.json") if folder.is_dir() else None
+        return None if self.vae is None else json_object(self.vae / "config.json")
 
     @cached_property
     def condition(self) -> ConditionConfig | None:
         """What the network is shown besides, None where nothing."""
         folder = self.root / condition_config.FOLDER
         return read_condition(folder) if folder.is_dir() else None
+
+    @property
+    def piped(self) -> bool:
+        """Whether a whole pipeline is called as it is, see `tasks/models/pipelines`."""
+        return False
 
     @property
     def shown(self) -> str:
@@ -183,7 +202,9 @@ class ModelFiles:
         """Content address of all weights and configurations: 16 hex digits."""
         digest = hashlib.sha256()
         parts = sorted(p for p in self.unet.iterdir() if p.suffix in (".safetensors", ".bin"))
-        others = [p for name in ("vae", condition_config.FOLDER, *TEXT_PARTS) if (p := self.root / name).is_dir()]
+        others = [
+            p for name in (*AUTOENCODERS, condition_config.FOLDER, *TEXT_PARTS) if (p := self.root / name).is_dir()
+        ]
         more = sorted(p for folder in others for p in folder.iterdir() if p.is_file())
         for path in [self.unet / "config.json", self.scheduler / "scheduler_config.json", *parts, *more]:
             digest.update(path.name.encode())
@@ -191,6 +212,7 @@ class ModelFiles:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         if self.classes is not None and self.null_label is None:
             digest.update(b"no null label")
+        digest.update(self.loading.identity.encode())
         if self.quantized is not None:
             from fewstep.tasks.quantization.storage import find_quantized
 
@@ -211,19 +233,58 @@ class ModelFiles:
         return replace(self, quantized=Path(folder))
 
 
-def find_model(model: str, quantized: str = "") -> ModelFiles:
+class Asked(Protocol):
+    """Settings that name a model, what takes its network's place, what it is asked for, and how it is held."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def quantized(self) -> str: ...
+    @property
+    def conditions(self) -> Conditions: ...
+    @property
+    def loading(self) -> Loading: ...
+
+
+def files_of(asked: Asked) -> ModelFiles:
+    """The model that settings name, see `find_model`."""
+    return find_model(asked.model, asked.quantized, asked.conditions, asked.loading)
+
+
+def find_model(
+    model: str, quantized: str = "", conditions: Conditions | None = None, loading: Loading | None = None
+) -> ModelFiles:
     """Resolve a zoo name or a directory; ModelError says what is missing and where it was looked for.
 
-    `quantized` is the folder of a quantised network of that model, or empty.
+    `quantized` is the folder of a quantised network of that model, or empty. Conditions that are arguments of a
+    pipeline's call, and ways of loading that only a pipeline knows, have a model sampled by its pipeline.
     """
     root = ZOO / model if model in zoo_names() else Path(model)
     if not root.is_dir():
         raise ModelError(
             f"no model {model!r}: give a diffusers directory or one of the bundled models ({', '.join(zoo_names())})"
         )
-    files = _located(root)
-    check_files(files)
+    files = _as_it_is_sampled(root, conditions or Conditions(), loading or Loading())
     return files.with_quantized(quantized) if quantized else files
+
+
+def _as_it_is_sampled(root: Path, conditions: Conditions, loading: Loading) -> ModelFiles:
+    """A model that the executor samples by itself, or else a pipeline that is called whole."""
+    from fewstep.tasks.models.pipelines.files import find_pipeline, is_native, is_pipeline
+
+    whole = bool(conditions.arguments) or loading.of_pipelines
+    if not is_native(root) or (whole and is_pipeline(root)):
+        return find_pipeline(root, loading, *conditions.sides)
+    if loading.of_pipelines:
+        raise ModelError(f"{root} is no pipeline of its own: offload and enable are for pipelines, leave them out")
+    files = replace(_located(root), loading=loading)
+    try:
+        check_files(files)
+    except UnsupportedModelError:
+        if not is_pipeline(root):
+            raise
+        return find_pipeline(root, loading, *conditions.sides)
+    return files
 
 
 def bundled_models() -> list[ModelFiles]:
