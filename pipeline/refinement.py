@@ -14,7 +14,8 @@ from fewstep.search_spaces.point import content_key
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.metrics.metric import Setting
-from fewstep.tasks.models.denoiser import Denoiser, load_denoiser
+from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.load import load_denoiser
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.refinement.descend import descend
 from fewstep.tasks.refinement.features import Judge, check_tunable

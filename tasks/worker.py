@@ -22,7 +22,8 @@ from fewstep.tasks.jobs import JOBS
 from fewstep.tasks.metrics.features import FeatureExtractor
 from fewstep.tasks.metrics.metric import METRICS, Setting
 from fewstep.tasks.models.decoder import load_decoder
-from fewstep.tasks.models.denoiser import Denoiser, load_denoiser
+from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.load import load_denoiser
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.rendering import Changed, renderer, sampling_part
 from fewstep.tasks.sampling.noise import starting_noise

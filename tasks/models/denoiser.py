@@ -146,15 +146,3 @@ class Denoiser:
         change = self.conditions.classifier_scale * sigma * alpha * gradient
         # eps = eps_x x + eps_o o; without an o in eps (alpha = 0) x0 carries the change instead.
         return output - change / means.eps_o if means.eps_o else output
-
-
-def load_denoiser(files: ModelFiles, device: str = "cpu", conditions: Conditions | None = None) -> Denoiser:
-    """The denoiser of a model: its network, or its whole pipeline."""
-    from fewstep.tasks.models.pipelines.denoiser import PipelineDenoiser
-    from fewstep.tasks.models.pipelines.files import PipelineFiles
-
-    return (
-        PipelineDenoiser(files, device, conditions)
-        if isinstance(files, PipelineFiles)
-        else Denoiser(files, device, conditions)
-    )

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 from fewstep.errors import ModelError
 from fewstep.tasks.models.checks import json_object, parts_of
-from fewstep.tasks.models.files import FOLDERS, ModelFiles
 from fewstep.tasks.models.loading import Loading
+from fewstep.tasks.models.model_files import FOLDERS, ModelFiles
 
 INDEX = "model_index.json"
 # Pipelines that the executor samples by itself, where it understands all of their parts.
