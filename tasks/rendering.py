@@ -89,7 +89,8 @@ class ScheduleRenderer:
         program = Program(tables, self._worker.device)
 
         def make(noise: Tensor, indices: range) -> Tensor:
-            return program(denoiser.on(indices, schedule.guidance, schedule.skips), noise * tables.prior_scale)
+            begun = denoiser.begin(noise, indices, schedule.lambdas[0])
+            return program(denoiser.on(indices, schedule.guidance, schedule.skips), begun)
 
         return make
 

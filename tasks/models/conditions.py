@@ -134,15 +134,6 @@ class Conditions(BaseModel):
         return found
 
     @property
-    def sides(self) -> tuple[int | None, int | None]:
-        """Height and width that are asked for; ConfigurationError where one is no number of pixels."""
-        sides = tuple(self.arguments.get(name) for name in ("height", "width"))
-        for side in sides:
-            if side is not None and not (isinstance(side, int) and side > 0):
-                raise ConfigurationError(f"{side!r} is no number of pixels")
-        return sides[0], sides[1]
-
-    @property
     def shown_files(self) -> dict[str, Path]:
         """Image files and folders of such files among the arguments."""
         texts = {name: value for name, value in self.arguments.items() if isinstance(value, str)}
@@ -193,6 +184,8 @@ class Conditions(BaseModel):
                 f"{next(iter(self.arguments))} is an argument of a pipeline's call, and this model is sampled without "
                 "its pipeline: leave it out"
             )
+        if self.classifier and not self.classifier_scale:
+            raise ConfigurationError("a classifier that guides needs a scale: give --classifier-scale")
         if self.classifier_scale and (not self.classifier or self.labels == NO_LABEL):
             raise ConfigurationError("classifier guidance needs --classifier FOLDER and --labels")
 

@@ -121,6 +121,10 @@ class Denoiser:
         """What is denoised of one image."""
         return self.files.shape
 
+    def begin(self, noise: Tensor, indices: Sequence[int], lambda_: float) -> Tensor:
+        """Where sampling begins at `lambda_`, from standard normal noise (B, ...)."""
+        return noise * self.files.noise.prior_scale(lambda_)
+
     def finish(self, images: Tensor, indices: Sequence[int]) -> Tensor:
         """Decoded images (B, C, H, W) with what was known of them put back."""
         return images if self.sources is None else self.sources.finish(images, indices)

@@ -72,7 +72,7 @@ def _as_it_is_sampled(root: Path, conditions: Conditions, loading: Loading) -> M
     """A model that the executor samples by itself, or else a pipeline that is called whole."""
     whole = bool(conditions.arguments) or loading.of_pipelines
     if not is_native(root) or (whole and is_pipeline(root)):
-        return find_pipeline(root, loading, *conditions.sides)
+        return find_pipeline(root, loading, conditions.arguments)
     if loading.of_pipelines:
         raise ModelError(f"{root} is no pipeline of its own: offload and enable are for pipelines, leave them out")
     files = replace(_located(root), loading=loading)
@@ -81,7 +81,7 @@ def _as_it_is_sampled(root: Path, conditions: Conditions, loading: Loading) -> M
     except UnsupportedModelError:
         if not is_pipeline(root):
             raise
-        return find_pipeline(root, loading, *conditions.sides)
+        return find_pipeline(root, loading, conditions.arguments)
     return files
 
 

@@ -121,6 +121,10 @@ class FlowMatching:
         """Lambda at t = 0.001."""
         return self.lambda_at(self.end_time * self.scale)
 
+    def start_at(self, lambda_: float) -> None:
+        """Have samplers start no noisier than there."""
+        self.start_time = min(self.start_time, self.time(lambda_) / self.scale)
+
     def shifted(self, time: float) -> float:
         """The told time at that place of a grid which is uniform before the shift (both 0 to `scale`)."""
         return self.scale * self.shift * time / (self.scale + (self.shift - 1) * time)

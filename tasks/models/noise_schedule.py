@@ -131,6 +131,10 @@ class DiscreteVP(VariancePreserving):
         """Lambda at the last training step, or where samplers are to start."""
         return max(float(self._lambdas[-1]), self._start)
 
+    def start_at(self, lambda_: float) -> None:
+        """Have samplers start no noisier than there."""
+        self._start = lambda_
+
     @property
     def lambda_end(self) -> float:
         """Lambda at training step 0."""

@@ -138,7 +138,7 @@ class MomentDescent:
         for indices in _pieces(self._all):
             shape, device = self.denoiser.shape, self.denoiser.device
             noise = starting_noise(self.plan.noise_seed, indices.start, len(indices), shape, device)
-            held.append({0: noise * program.tables.prior_scale})
+            held.append({0: self.denoiser.begin(noise, indices, self.schedule.lambdas[0])})
             parts.append(self.judge(self._run(program, held[-1], 0, True, indices), indices))
         return self._known(theta, held, self._finite(torch.cat(parts)))
 

@@ -20,7 +20,7 @@ from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.pipelines.arguments import call_arguments, check_arguments, remembered_prompts
 from fewstep.tasks.models.pipelines.files import PipelineFiles
 from fewstep.tasks.models.pipelines.loading import load_pipeline
-from fewstep.tasks.models.pipelines.puppet import Ears, Interrupted, Puppet
+from fewstep.tasks.models.pipelines.puppet import MANY, Ears, Interrupted, Puppet
 
 
 class PipelineDenoiser(Denoiser):
@@ -47,6 +47,8 @@ class PipelineDenoiser(Denoiser):
         remembered_prompts(self.pipe)
         self.pipe.scheduler = self._puppet
         self.calls, self._scale = 0, self.conditions.guidance
+        # Of pipelines that put noise on the known part of an image at every step: it is that which they begin with.
+        self._noise: dict[tuple[int, ...], Tensor] = {}
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -62,7 +64,10 @@ class PipelineDenoiser(Denoiser):
     def on(
         self, indices: Sequence[int], guidance: float | None = None, skips: Sequence[float] = ()
     ) -> Callable[[Tensor, float | Tensor], Tensor]:
-        """The denoiser for the images `indices`; `guidance` goes before the conditions' own scale."""
+        """The denoiser for the images `indices`; `guidance` goes before the conditions' own scale.
+
+        Where a pipeline puts back the known part of an image between steps, a call does so in its x.
+        """
         scale = self.conditions.guidance if guidance is None else guidance
         if skips:
             raise ConfigurationError("skip coefficients are for UNets that are called directly, not by a pipeline")
@@ -79,9 +84,27 @@ class PipelineDenoiser(Denoiser):
             self._scale = scale
             caught = self._called(indices, scale)
             assert isinstance(caught, Interrupted)
+            if "mask_image" in self.files.takes:
+                # Between steps such a pipeline puts back what is known: whoever goes on has to go on from there.
+                x.copy_(caught.sample)
             return caught.output[:, : x.shape[1]].to(x.dtype)
 
         return call
+
+    def begin(self, noise: Tensor, indices: Sequence[int], lambda_: float) -> Tensor:
+        """Noise alone, or on the image that the pipeline begins with."""
+        files = self.files
+        self._noise.pop(tuple(indices), None)
+        begun = super().begin(noise, indices, lambda_)
+        if files.strength is not None and (files.strength < 1 or "mask_image" not in files.takes):
+            self._puppet.ask_image(files.noise.time(lambda_))
+            caught = self._called(indices, self.conditions.guidance, strength=1 - 1 / MANY)
+            assert isinstance(caught, Interrupted)
+            alpha, sigma = files.noise.alpha_sigma(lambda_)
+            begun = alpha * caught.output.to(noise) + sigma * noise
+        if "mask_image" in files.takes:
+            self._noise[tuple(indices)] = noise
+        return begun
 
     def finish(self, points: Tensor, indices: Sequence[int]) -> Tensor:
         """Images (B, C, H, W) of the last points, as the pipeline decodes them; of a video one frame.
@@ -98,9 +121,14 @@ class PipelineDenoiser(Denoiser):
         self._check_size(found)
         return found.to(points.device)
 
-    def _called(self, indices: Sequence[int], guidance: float) -> Any:
+    def _called(self, indices: Sequence[int], guidance: float, strength: float = 1.0) -> Any:
         """Interrupted where the network was asked, images where the point was to be decoded."""
         arguments = call_arguments(self.files, self.conditions, indices, guidance)
+        if "strength" in self.files.takes:
+            arguments["strength"] = strength
+        noise = self._noise.get(tuple(indices))
+        if noise is not None and "latents" in self.files.takes:
+            arguments["latents"] = noise.to(self.files.loading.torch_dtype)
         try:
             with self._ears.during():
                 return self.pipe(**arguments)[0]

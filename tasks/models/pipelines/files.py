@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,8 @@ from fewstep.errors import ModelError
 from fewstep.tasks.models.checks import json_object, parts_of
 from fewstep.tasks.models.loading import Loading
 from fewstep.tasks.models.model_files import FOLDERS, ModelFiles
+from fewstep.tasks.models.noise_families import FlowMatching
+from fewstep.tasks.models.noise_schedule import DiscreteVP, NoiseSchedule
 
 INDEX = "model_index.json"
 # Pipelines that the executor samples by itself, where it understands all of their parts.
@@ -65,8 +68,17 @@ def is_pipeline(root: Path) -> bool:
     return index is not None and index.get("_class_name") not in (None, "DiffusionPipeline")
 
 
-def find_pipeline(root: Path, loading: Loading, height: int | None = None, width: int | None = None) -> PipelineFiles:
-    """The pipeline in a directory, to make images of that size (None: as it does unasked).
+def sides(asked: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Height and width that are asked for; ModelError where one is no number of pixels."""
+    height, width = asked.get("height"), asked.get("width")
+    for side in (height, width):
+        if side is not None and not (isinstance(side, int) and side > 0):
+            raise ModelError(f"{side!r} is no number of pixels")
+    return height, width
+
+
+def find_pipeline(root: Path, loading: Loading, asked: Mapping[str, Any]) -> PipelineFiles:
+    """The pipeline in a directory, to be called with the arguments that are asked for.
 
     ModelError where it cannot be called with a schedule of ours in it.
     """
@@ -78,7 +90,9 @@ def find_pipeline(root: Path, loading: Loading, height: int | None = None, width
         raise ModelError(f"{root} has no {' or '.join(f'{name}/' for name in FOLDERS)} with a config.json in it")
     if not (root / "scheduler" / "scheduler_config.json").is_file():
         raise ModelError(f"{root} has no scheduler/scheduler_config.json: the noise schedule is read from it")
-    files = PipelineFiles(root.absolute().name, root, network, root / "scheduler", None, loading, height, width)
+    files = PipelineFiles(
+        root.absolute().name, root, network, root / "scheduler", None, loading, *sides(asked), asked.get("strength")
+    )
     files.check()
     return files
 
@@ -87,11 +101,37 @@ def find_pipeline(root: Path, loading: Loading, height: int | None = None, width
 class PipelineFiles(ModelFiles):
     """The same for a pipeline that is called as a whole; `unet` is the folder of its main network.
 
-    `height` and `width` are those that are asked for, None: its own.
+    `height`, `width` and `strength` are those that are asked for, None: its own.
     """
 
     height: int | None = None
     width: int | None = None
+    asked_strength: float | None = None
+
+    @property
+    def strength(self) -> float | None:
+        """How much of the noise is put on the image that it starts from; None: it starts from noise."""
+        if "strength" not in self.takes:
+            return None
+        default = self.takes["strength"].default
+        given = self.asked_strength if self.asked_strength is not None else default
+        if not (isinstance(given, int | float) and 0 < given <= 1):
+            raise ModelError(f"strength {given!r}: give a number above 0 and at most 1")
+        return float(given)
+
+    @cached_property
+    def noise(self) -> NoiseSchedule:
+        """Its scheduler's, from where sampling begins: at a part of the times, where it begins with an image."""
+        noise = super().noise
+        if self.strength is None or self.strength == 1:
+            return noise
+        if isinstance(noise, FlowMatching):
+            noise.start_at(noise.lambda_at(noise.shifted(self.strength * noise.scale)))
+        elif isinstance(noise, DiscreteVP):
+            noise.start_at(noise.lambda_at(self.strength * noise.time(noise.lambda_start)))
+        else:
+            raise ModelError(f"{self.pipeline.__name__}: strength {self.strength:g} is not known for such noise")
+        return noise
 
     @property
     def piped(self) -> bool:

@@ -21,11 +21,18 @@ from fewstep.tasks.models.noise_schedule import NoiseSchedule
 
 
 class Interrupted(Exception):  # noqa: N818 - as KeyboardInterrupt, no fault
-    """Ends a pipeline's call where the output is known. Holds it, and the point that the step was to be taken from."""
+    """Ends a pipeline's call where what is wanted is known.
+
+    `output` is the network's, or the image that noise was to be put on; `sample` what the step was to be taken from.
+    """
 
     def __init__(self, output: Tensor, sample: Tensor) -> None:
         super().__init__()
         self.output, self.sample = output, sample
+
+
+# So many steps has a pipeline that is to say which image it begins with: hardly less than all noise is put on it.
+MANY = 10_000
 
 
 @dataclass
@@ -46,7 +53,7 @@ class Puppet:
         self._stock, self._noise = stock, noise
         self.point: Tensor | None = None
         self.time, self.calls_network = 0.0, True
-        self.steps = 0
+        self.steps, self.wants_image = 0, False
         self.timesteps = torch.empty(0)
 
     def __getattr__(self, name: str) -> Any:
@@ -55,6 +62,12 @@ class Puppet:
     def ask(self, time: float, point: Tensor | None, calls_network: bool = True) -> None:
         """What the next call of the pipeline is for; without a point, its own start is called."""
         self.time, self.point, self.calls_network, self.steps = time, point, calls_network, 0
+        self.wants_image = False
+
+    def ask_image(self, time: float) -> None:
+        """The next call of the pipeline is for the image that it begins with."""
+        self.ask(time, None)
+        self.wants_image = True
 
     def set_timesteps(
         self,
@@ -66,7 +79,7 @@ class Puppet:
         **others: Any,
     ) -> None:
         """The time, once for each step that is to be taken: what the pipeline wants instead is not asked."""
-        count = 1 if self.point is None or not self.calls_network else 2
+        count = MANY if self.wants_image else 1 if self.point is None or not self.calls_network else 2
         self.timesteps = torch.full((count,), self.time, dtype=torch.float32, device=device)
         self.num_inference_steps, self.steps = count, 0
 
@@ -90,6 +103,8 @@ class Puppet:
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma noise (B, ...) at the model's time, which is one for all."""
+        if self.wants_image:
+            raise Interrupted(original_samples, original_samples)
         alpha, sigma = self._noise.alpha_sigma(self._noise.lambda_at(float(timesteps.flatten()[0])))
         return alpha * original_samples + sigma * noise
 

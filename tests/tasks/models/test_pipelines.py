@@ -16,10 +16,12 @@ from PIL import Image
 
 from fewstep.errors import ConfigurationError, FewstepError, ModelError
 from fewstep.search_spaces.point import as_point
-from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule import SolverSchedule, Step
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ZOO, find_model
 from fewstep.tasks.models.loading import Loading
+from fewstep.tasks.sampling.compile import compile_schedule
+from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.grids import parse_schedule
 from fewstep.tasks.sampling.noise import starting_noise
 from fewstep.tasks.sampling.stock import stock_schedule
@@ -39,9 +41,10 @@ def _conditions(arguments: dict[str, Any], place: Path) -> Conditions:
     for name, value in arguments.items():
         if name in ASKED or name == "batch_size":
             continue
-        if isinstance(value, list) and isinstance(value[0], Image.Image):
+        images = value if isinstance(value, list) else [value]
+        if isinstance(images[0], Image.Image):
             (place / name).mkdir(exist_ok=True)
-            for i, image in enumerate(value):
+            for i, image in enumerate(images):
                 image.save(place / name / f"{i}.png")
             call.append(f"{name}={place / name}")
         else:
@@ -175,3 +178,36 @@ def test_loading_that_only_pipelines_know_is_refused_without_one(family_folder: 
         find_model(str(folder / "unet"), loading=Loading(offload="model"))
     with pytest.raises(ModelError, match=r"has no enable_vae_slices: choose from .*vae_slicing"):
         _worker(folder, Conditions(prompts="a cat"), loading=Loading(enable=("vae-slices",)))
+
+
+@pytest.mark.usefixtures("unlogged")
+@pytest.mark.parametrize("name", ["sd_img2img", "sd_inpaint_plain"])
+def test_a_pipeline_that_begins_with_an_image_begins_at_its_strength(
+    name: str, families: Any, family_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, pipe = families.FAMILIES[name], families.build(name)
+    folder, steps, strength = tmp_path / "model", 5, 0.8
+    shutil.copytree(family_folder(name), folder)
+    pipe.scheduler = _deterministic(pipe.scheduler)
+    pipe.scheduler.save_pretrained(folder / "scheduler")
+    drawn: list[torch.Tensor] = []
+    add_noise = DDIMScheduler.add_noise
+
+    def heard(self: Any, original: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        drawn.append(noise)
+        return add_noise(self, original, noise, times)
+
+    monkeypatch.setattr(DDIMScheduler, "add_noise", heard)
+    draws = [torch.Generator().manual_seed(i) for i in range(2)]
+    expected = families.run(family, pipe, steps, generator=draws, strength=strength)
+    denoiser = _worker(folder, _conditions(family.arguments() | {"strength": strength}, tmp_path)).exact
+    noise = denoiser.files.noise
+    # Trailing times of five steps, the first of which is left out.
+    lambdas = (*(noise.lambda_at(t) for t in (799.0, 599.0, 399.0, 199.0)), noise.lambda_end)
+    assert noise.lambda_start == pytest.approx(lambdas[0], abs=1e-2)
+    schedule = SolverSchedule.build(lambdas=lambdas, steps=(Step(),) * 4)
+    program = Program(compile_schedule(schedule, noise, denoiser.files.prediction_type))
+    begun = denoiser.begin(drawn[0], range(2), lambdas[0])
+    made = denoiser.finish(program(denoiser.on(range(2)), begun), range(2))
+    assert denoiser.calls == 2 * 4
+    np.testing.assert_allclose((made.permute(0, 2, 3, 1) + 1) / 2, expected, atol=2e-4)
