@@ -91,6 +91,10 @@ class ScheduleProblem(ScheduleReport):
                 found.setdefault(point.hash, of_schedule(f"{kind}{name}", schedule, point))
         return list(found.values())
 
+    def named(self, nfe: int) -> dict[str, str]:
+        """See ModelProblem."""
+        return {known.origin: known.point.hash for known in self.known(nfe)}
+
     def _presets(self) -> Presets:
         s = self.settings
         assert s.frechet_images

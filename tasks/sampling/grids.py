@@ -122,6 +122,12 @@ def preset_on_grid(name: str, noise: NoiseSchedule, nfe: int) -> SolverSchedule:
     return _named(name, preset(solver, lambdas), noise)
 
 
+def searched_preset(name: str, noise: NoiseSchedule, nfe: int) -> SolverSchedule:
+    """The same as a search takes it, from a finite lambda: the model's own start where the grid starts noisier."""
+    solver, where = _parts(name)
+    return _searched(name, grid(where, noise, _steps(solver, where, noise, nfe)), noise)
+
+
 def all_presets(noise: NoiseSchedule, nfe: int, grids: tuple[str, ...] = SEARCH_GRIDS) -> dict[str, SolverSchedule]:
     """Every preset that a search starts from, on each of the grids, by name: from finite lambdas, as it searches.
 
@@ -152,7 +158,6 @@ def _steps(solver: str, where: str, noise: NoiseSchedule, nfe: int) -> int:
 
 
 def _searched(name: str, lambdas: Sequence[float], noise: NoiseSchedule) -> SolverSchedule:
-    """From the model's own start where the grid starts noisier, as at a flow's t = 1."""
     first = lambdas[0]
     if first < noise.lambda_start:
         first = min(noise.lambda_start, lambdas[1] - SHORTEST)
