@@ -103,7 +103,11 @@ def grid(name: str, noise: NoiseSchedule, steps: int) -> tuple[float, ...]:
     shape_name = name.removesuffix("-zero")
     if isinstance(noise, FlowMatching) and shape_name in (*SHAPED, *EVEN):
         return flow_grid(name, noise, steps)
-    name = ALIASES.get(name, name)
+    return ratio_grid(ALIASES.get(name, name), noise, steps)
+
+
+def ratio_grid(name: str, noise: NoiseSchedule, steps: int) -> tuple[float, ...]:
+    """A shape as models with betas have it, in sigma / alpha or in the told time, whatever the model; all finite."""
     shape_name = name.removesuffix("-zero")
     shape = _align_to_the_end if name == "ays-sd" else SHAPES[shape_name]
     if not name.endswith("-zero"):

@@ -19,7 +19,7 @@ from fewstep.tasks.models.from_diffusers import from_diffusers
 from fewstep.tasks.models.noise_families import EDM, FlowMatching, VarianceExploding
 from fewstep.tasks.models.noise_schedule import ContinuousVP, NoiseSchedule
 from fewstep.tasks.sampling.compile import compile_schedule
-from fewstep.tasks.sampling.grids import ALIASES, GRIDS, SEARCH_GRIDS, all_presets, grid, preset_on_grid
+from fewstep.tasks.sampling.grids import ALIASES, GRIDS, SEARCH_GRIDS, all_presets, grid, preset_on_grid, ratio_grid
 from fewstep.tasks.sampling.stock_grids import STOCK_GRIDS
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -108,6 +108,15 @@ def test_align_your_steps_are_the_published_times() -> None:
     scheduler.set_timesteps(timesteps=AysSchedules["StableDiffusionTimesteps"])
     theirs = [-math.log(float(s)) for s in scheduler.sigmas[:-1]]
     np.testing.assert_allclose(grid("ays-sd-zero", VP, 10)[:-1], theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["karras", "uniform-lambda", "beta"])
+def test_shapes_in_sigma_over_alpha_are_finite_for_every_model(family: str, name: str) -> None:
+    noise = FAMILIES[family]
+    lambdas = ratio_grid(name, noise, 6)
+    assert all(a < b for a, b in pairwise(lambdas))
+    np.testing.assert_allclose([lambdas[0], lambdas[-1]], [noise.lambda_start, noise.lambda_end], rtol=1e-6)
 
 
 def test_a_flows_shift_has_an_inverse() -> None:
