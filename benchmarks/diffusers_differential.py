@@ -145,7 +145,8 @@ def difference(config: dict[str, Any], nfe: int) -> float:
         return model(v.flatten(1), time).view(shape)
 
     start = (x * tables.prior_scale).view(shape)
-    theirs = _theirs(config, noise, schedule.lambdas[0], as_images, start, nfe)
+    first = schedule.lambdas[schedule.first_call != "model"]
+    theirs = _theirs(config, noise, first, as_images, start, nfe)
     return relative(sample(tables, as_images, start), theirs)
 
 

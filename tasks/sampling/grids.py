@@ -156,8 +156,10 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _steps(solver: str, where: str, noise: NoiseSchedule, nfe: int) -> int:
-    # Where the model's own scheduler ends, only its times tell.
-    to_zero = math.isinf(grid(where, noise, nfe)[-1]) if where in STOCK_GRIDS else where.endswith("-zero")
+    to_zero = where.endswith("-zero")
+    if where in STOCK_GRIDS and solver.startswith("heun"):
+        # Where the model's own scheduler ends, only its times tell.
+        to_zero = math.isinf(grid(where, noise, nfe)[-1])
     return intervals(solver, nfe, to_zero)
 
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
 from fewstep.search_spaces.schedule import SolverSchedule, Step
 from fewstep.search_spaces.schedule.corrections import Corrections
+from fewstep.tasks.models.noise_families import FlowMatching
 from fewstep.tasks.models.noise_schedule import DiscreteVP, NoiseSchedule
 from fewstep.tasks.sampling.compile import START_RANGE
 
 
-def from_the_start(schedule: SolverSchedule, noise: NoiseSchedule) -> SolverSchedule:
+def from_the_start(schedule: SolverSchedule, noise: NoiseSchedule, left_out: float = math.inf) -> SolverSchedule:
     """The same where the model's noise begins, with a first step without a call, which leaves the noise as it is.
 
-    As it was for a schedule that begins in time, and for models whose noise is not of variance 1 all along.
+    As it was for a schedule that begins in time, and for models whose noise only grows. A flow's begins at t = 1; so
+    much of it as `left_out` may be missing, or what a schedule that begins in time lacks.
     """
-    start, first = noise.lambda_start, schedule.lambdas[0]
-    if not isinstance(noise, DiscreteVP) or first <= start + START_RANGE:
+    first = schedule.lambdas[0]
+    alpha, sigma = noise.alpha_sigma(first)
+    late = first > noise.lambda_start + START_RANGE
+    if isinstance(noise, DiscreteVP) and late:
+        start = noise.lambda_start
+        a, s = noise.alpha_sigma(start)
+        # What the analytic step from x makes: alpha x0 + sigma eps with eps = x, x0 = (1 - s) x / a.
+        kept = alpha * (1 - s) / a + sigma
+    elif isinstance(noise, FlowMatching) and (late or 1 - sigma > left_out):
+        # There eps = x, and x0 is none of it.
+        start, kept = -math.inf, sigma
+    else:
         return schedule
     fields = dict(schedule) | {
         "lambdas": (start, *schedule.lambdas),
@@ -23,11 +37,8 @@ def from_the_start(schedule: SolverSchedule, noise: NoiseSchedule) -> SolverSche
         "corrections": None,
     }
     longer = SolverSchedule.build(**fields)
-    # What the analytic step from x makes: alpha x0 + sigma eps with eps = x, x0 = (1 - sigma_start) x / alpha_start.
-    (a, s), (alpha, sigma) = noise.alpha_sigma(start), noise.alpha_sigma(first)
-    kept = alpha * (1 - s) / a + sigma
     told = schedule.corrections.shifts if schedule.corrections else ()
-    points = ((1.0 - kept,), *((0.0,) * (k + 1) for k in range(1, longer.nodes)))
-    return SolverSchedule.build(
-        **fields | {"corrections": Corrections(points=points, shifts=(0.0, *told) if told else ())}
-    )
+    # Corrections count in units of the radius of the point that they add to.
+    points = (((1.0 - kept) / math.hypot(alpha, sigma),), *((0.0,) * (k + 1) for k in range(1, longer.nodes)))
+    shifts = (0.0, *told) if told else ()
+    return SolverSchedule.build(**fields | {"corrections": Corrections(points=points, shifts=shifts)})

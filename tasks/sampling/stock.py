@@ -18,12 +18,15 @@ from fewstep.search_spaces.schedule.corrections import LARGEST_SHIFT, Correction
 from fewstep.tasks.models.from_diffusers import from_config
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.models.stock_times import StockTimes
+from fewstep.tasks.sampling.late_start import from_the_start
 from fewstep.tasks.sampling.stock_walks import WALKS, refuse
 
 # Told times that differ by less are one time.
 SAME_TIME = 1e-9
 # A step that is shorter in lambda is one to the same place, but for float32's rounding.
 NOWHERE = 1e-5
+# Of a flow's noise: diffusers begins with all of it, wherever its first step starts.
+LEFT_OUT = 1e-5
 
 
 def asked_for(stock: StockTimes, steps: int, nfe: int) -> Any:
@@ -35,7 +38,7 @@ def asked_for(stock: StockTimes, steps: int, nfe: int) -> Any:
 
 
 def stock_schedule(config: Mapping[str, Any], nfe: int, noise: NoiseSchedule | None = None) -> SolverSchedule:
-    """The schedule of `nfe` calls that diffusers makes of a scheduler's configuration.
+    """The schedule of `nfe` calls that diffusers makes of a scheduler's configuration, from pure noise.
 
     `noise` is what was read from it, where the model's pipeline gives the scheduler more than a number of steps.
     Raises ModelError for a configuration that is not understood, ConfigurationError where diffusers refuses it, where
@@ -64,7 +67,7 @@ def stock_schedule(config: Mapping[str, Any], nfe: int, noise: NoiseSchedule | N
     schedule = SolverSchedule.build(
         lambdas=tuple(lambdas), steps=tuple(made), name=f"{name}@{nfe}", threshold=threshold
     )
-    return _told(schedule, times, noise)
+    return from_the_start(_told(schedule, times, noise), noise, LEFT_OUT)
 
 
 def _told(schedule: SolverSchedule, times: Sequence[float], noise: NoiseSchedule) -> SolverSchedule:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
-from fewstep.tasks.models.scheduler_settings import heeds
+from fewstep.tasks.models.scheduler_settings import SCORE_SDE, heeds
 from fewstep.tasks.sampling.stock_walks import WALKS, Ddim
 
 OWN = "own"
@@ -35,6 +35,10 @@ def stock_grid(name: str, noise: NoiseSchedule, steps: int) -> tuple[float, ...]
     stock = noise.stock
     if stock is None:
         raise ConfigurationError(f"grid {name!r} is of a model's own scheduler, and there is none here")
+    if stock.name in SCORE_SDE or "Inverse" in stock.name:
+        raise ConfigurationError(
+            f"grid {name!r}: the timesteps of {stock.name} lead from noise to images in no way known"
+        )
     settings: dict[str, Any] = {}
     if name in SPACINGS:
         if not heeds(stock.name, "timestep_spacing") or stock.config.get("use_flow_sigmas"):

@@ -21,7 +21,7 @@ from fewstep.tasks.sampling.grids import all_presets, grid, preset_on_grid
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SDXL = {**SD, "timestep_spacing": "leading", "steps_offset": 1}
 FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-CALLS = (1, 2, 6, 13)
+CALLS = (1, 2, 6)
 
 
 def _made(name: str, steps: int, **settings: Any) -> Any:
@@ -78,7 +78,7 @@ def test_shapes_of_edm_are_its_schedulers_own(name: str, schedule: str, steps: i
     np.testing.assert_allclose(_shares(noise, grid(f"{schedule}-zero", noise, steps)), theirs, rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [2, 7, 20])
+@pytest.mark.parametrize("steps", [2, 7])
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_spacings_are_those_of_the_models_own_class(name: str, spacing: str, off
     assert lambdas[-1] == math.inf
 
 
-@pytest.mark.parametrize("steps", [2, 7, 20])
+@pytest.mark.parametrize("steps", [2, 9])
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -102,7 +102,6 @@ def test_spacings_are_those_of_the_models_own_class(name: str, spacing: str, off
         ("EulerDiscreteScheduler", {**SDXL, "use_karras_sigmas": True}),
         ("EulerAncestralDiscreteScheduler", SDXL),
         ("HeunDiscreteScheduler", SDXL),
-        ("KDPM2DiscreteScheduler", SD),
         ("LCMScheduler", SD),
         ("DDPMScheduler", {}),
         ("DDIMScheduler", {**SDXL, "set_alpha_to_one": False}),
@@ -122,7 +121,7 @@ def test_a_models_own_times_are_there_for_every_solver(name: str, settings: dict
         else [*scheduler.timesteps[:1], *scheduler.timesteps[2::2]]
     )
     np.testing.assert_allclose(times, list(dict.fromkeys(float(t) for t in told)), atol=0.5)
-    for solver in ("ddim", "unipc-2-bh2", "dpmpp-2s", "deis-3", "ipndm-4"):
+    for solver in ("unipc-2-bh2", "dpmpp-2s"):
         schedule = preset_on_grid(f"{solver}/own", noise, steps)
         assert schedule.nfe == compile_schedule(schedule, noise).nfe == steps
     ends_at_zero = math.isinf(grid("own", noise, steps)[-1])
@@ -152,6 +151,12 @@ def test_a_flows_own_times_are_its_schedulers(name: str, settings: dict[str, Any
     if len(sigmas) == steps:  # The list of this class ends with its last call.
         sigmas.append(0.0)
     np.testing.assert_allclose(_shares(noise, grid("own", noise, steps)), sigmas, rtol=1e-6)
+
+
+def test_steps_with_a_call_in_their_middle_have_two_ends() -> None:
+    scheduler, noise = _made("KDPM2DiscreteScheduler", 5, **SD), _noise("KDPM2DiscreteScheduler", **SD)
+    sigmas = [*scheduler.sigmas[:1], *scheduler.sigmas[1:-1:2]]
+    np.testing.assert_allclose(_shares(noise, grid("own", noise, 5)), sigmas, rtol=1e-6)
 
 
 @pytest.mark.parametrize("first", [{"steps_offset": 1}, {"steps_offset": 0}])
@@ -192,6 +197,8 @@ def test_a_search_starts_from_the_models_own_grid_where_it_is_another() -> None:
         (_noise("EDMEulerScheduler"), "trailing", "has no timestep_spacing"),
         (_noise("UniPCMultistepScheduler", **FLOW_SIGMAS), "leading", "has no timestep_spacing"),
         (_noise("DDIMScheduler", set_alpha_to_one=False), "leading", "does not lead from 4 falling times"),
+        (_noise("ScoreSdeVeScheduler"), "own", "in no way known"),
+        (_noise("DDIMInverseScheduler"), "own", "in no way known"),
         (_noise("FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True), "own", "image_seq_len"),
     ],
 )
