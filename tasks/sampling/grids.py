@@ -20,6 +20,7 @@ from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS, intervals, preset
 from fewstep.tasks.models.noise_families import EDM, FlowMatching, VarianceExploding
 from fewstep.tasks.models.noise_schedule import DiscreteVP, NoiseSchedule
+from fewstep.tasks.sampling.compile import START_RANGE
 from fewstep.tasks.sampling.flow_grids import BETA_SHAPE, EVEN, RHO, SHAPED, flow_grid
 from fewstep.tasks.sampling.late_start import from_the_start
 from fewstep.tasks.sampling.stock_grids import OWN, STOCK_GRIDS, stock_grid
@@ -146,7 +147,9 @@ def all_presets(noise: NoiseSchedule, nfe: int, grids: tuple[str, ...] = SEARCH_
                 raise
     shapes = [lambdas for where, lambdas in found.items() if where not in STOCK_GRIDS]
     kept = {w: v for w, v in found.items() if w not in STOCK_GRIDS or not any(_is_same(v, other) for other in shapes)}
-    names = [(f"{solver}/{where}", lambdas) for solver in SEARCH_PRESETS for where, lambdas in kept.items()]
+    # One that takes pure noise for a later point hardly ever pays at few calls: small budgets see the others first.
+    ordered = sorted(kept.items(), key=lambda entry: entry[1][0] > noise.lambda_start + START_RANGE)
+    names = [(f"{solver}/{where}", lambdas) for solver in SEARCH_PRESETS for where, lambdas in ordered]
     return {name: _searched(name, lambdas, noise) for name, lambdas in names}
 
 
