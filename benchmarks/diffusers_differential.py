@@ -24,6 +24,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from benchmarks._line import machine
@@ -44,6 +45,7 @@ MOST_DRAWS = 60
 # Values beside a setting's default that are worth trying.
 VALUES: dict[str, tuple[Any, ...]] = {
     "algorithm_type": ("dpmsolver++", "dpmsolver++", "dpmsolver", "sde-dpmsolver++", "deis", "data_prediction"),
+    "base_shift": (0.5, 0.25),
     "beta_end": (0.02, 0.012),
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "clip_sample": (False, False, False, True),
@@ -53,6 +55,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "interpolation_type": ("linear", "log_linear"),
     "invert_sigmas": (False, False, True),
     "lambda_min_clipped": (-math.inf, -math.inf, -5.1),
+    "max_shift": (1.15, 2.05),
     "num_train_timesteps": (1000, 1000, 400),
     "prediction_type": ("epsilon", "epsilon", "v_prediction", "sample", "flow_prediction"),
     "predict_x0": (True, True, False),
@@ -68,12 +71,16 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "solver_type": ("midpoint", "heun", "bh1", "bh2", "logrho"),
     "steps_offset": (0, 1),
     "stochastic_sampling": (False, False, True),
+    "time_shift_type": ("exponential", "exponential", "linear"),
     "timestep_spacing": ("leading", "linspace", "trailing"),
     "timestep_type": ("discrete", "discrete", "continuous"),
     "trained_betas": (None, None, [1e-4 + 0.02 * i / 300 for i in range(300)]),
     "use_dynamic_shifting": (False, False, True),
+    "use_flow_sigmas": (False, False, True),
 }
 RARE_SWITCH = 0.15
+# Of the image whose size a shift may depend on.
+TOKENS = 1024
 KINDS = ("equal", "refused", "different", "not run by diffusers")
 
 
@@ -126,8 +133,8 @@ def _last(noise: NoiseSchedule) -> float:
 
 def difference(config: dict[str, Any], nfe: int) -> float:
     """Relative difference of the two samples; ConfigurationError where ours is refused."""
-    schedule = stock_schedule(config, nfe)
-    noise = from_config(config)
+    noise = from_config(config, image_seq_len=TOKENS)
+    schedule = stock_schedule(config, nfe, noise)
     kind = prediction_type(config_of(build_scheduler(config)))
     tables = compile_schedule(schedule, noise, kind)
     model = network(noise, kind)
@@ -138,7 +145,8 @@ def difference(config: dict[str, Any], nfe: int) -> float:
         return model(v.flatten(1), time).view(shape)
 
     start = (x * tables.prior_scale).view(shape)
-    theirs = _theirs(config, noise, schedule.lambdas[0], as_images, start, nfe)
+    first = schedule.lambdas[schedule.first_call != "model"]
+    theirs = _theirs(config, noise, first, as_images, start, nfe)
     return relative(sample(tables, as_images, start), theirs)
 
 
@@ -146,7 +154,7 @@ def runs(config: dict[str, Any], nfe: int) -> bool:
     """Whether diffusers builds the scheduler and takes its `nfe` steps, on numbers that mean nothing."""
     try:
         scheduler = scheduler_class(config["_class_name"]).from_config(dict(config))
-        scheduler.set_timesteps(_steps(config, nfe))
+        set_times(scheduler, _steps(config, nfe))
         y = torch.zeros(1, 1, 2, 2)
         if len(scheduler.timesteps) != nfe:
             return False
@@ -157,10 +165,23 @@ def runs(config: dict[str, Any], nfe: int) -> bool:
     return bool(torch.isfinite(y).all())
 
 
+def set_times(scheduler: Any, steps: int) -> None:
+    """As the pipelines of FLUX and Stable Diffusion 3 do where the shift is dynamic, by the number of steps else."""
+    said = scheduler.config
+    if not said.get("use_dynamic_shifting"):
+        scheduler.set_timesteps(steps)
+        return
+    mu = calculate_shift(TOKENS, base_shift=said.get("base_shift", 0.5), max_shift=said.get("max_shift", 1.15))
+    if said.get("use_flow_sigmas"):
+        scheduler.set_timesteps(steps, mu=mu)
+    else:
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+
+
 def _theirs(config: dict[str, Any], noise: NoiseSchedule, first: float, model: Any, x: Tensor, nfe: int) -> Tensor:
     """The stock scheduler's own loop, its sample scaled as it keeps it."""
     scheduler = build_scheduler(config)
-    scheduler.set_timesteps(_steps(config, nfe))
+    set_times(scheduler, _steps(config, nfe))
     for table in ("alphas_cumprod", "final_alpha_cumprod", "sigmas", "sigmas_interpol"):
         if isinstance(getattr(scheduler, table, None), Tensor):
             setattr(scheduler, table, getattr(scheduler, table).double())

@@ -1,11 +1,13 @@
-"""Every preset beside the diffusers scheduler that it claims to be: the largest relative difference.
+"""Every preset on a named grid beside the diffusers scheduler that it claims to be: the largest relative difference.
 
     python -m benchmarks.diffusers_parity [--markdown]
 
-One Gaussian mixture in four dimensions is the model, its exact noise prediction turned into what each
-scheduler's network returns. Both sides get the same starting noise and the scheduler's own timesteps, its tables
-computed again in float64 from its float32 betas or sigmas. Each line ends with the differences at 3, 5, 10 and 20
-denoiser calls (Heun: 3, 5, 11, 21). Exits with 1 where one exceeds 1e-6.
+One Gaussian mixture in four dimensions is the model, its exact noise prediction turned into what each scheduler's
+network returns. No times are handed over: the scheduler makes its own of a number of steps (`set_timesteps`), ours are
+those of PRESET/GRID on the noise schedule that is read off it. Both start from the same point and step in float64, the
+scheduler on its own float32 numbers. Its network answers for the sigma that it steps from, which it is told rounded.
+Each line ends with the differences at 3, 5, 10 and 20 denoiser calls (Heun: 3, 5, 11, 21). Exits with 1 where one
+exceeds 1e-5.
 """
 
 from __future__ import annotations
@@ -19,18 +21,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from benchmarks._line import machine
-from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.presets import preset
 from fewstep.tasks.models.from_diffusers import from_diffusers, prediction_type
-from fewstep.tasks.models.noise_schedule import DiscreteVP, NoiseSchedule, VariancePreserving
+from fewstep.tasks.models.noise_families import EDM, FlowMatching
+from fewstep.tasks.models.noise_schedule import NoiseSchedule, VariancePreserving
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import sample
+from fewstep.tasks.sampling.grids import preset_on_grid
 
-LIMIT = 1e-6
+LIMIT = 1e-5
 CALLS = (3, 5, 10, 20)
 ODD_CALLS = (3, 5, 11, 21)
 MEANS = torch.tensor([[0.8, -0.3, 0.2, 0.5], [-0.6, 0.4, -0.9, 0.1]], dtype=torch.float64)
@@ -40,13 +45,14 @@ WEIGHTS = torch.tensor([0.4, 0.6], dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Case:
-    """A preset, the scheduler that it claims to be, and how the scheduler is run."""
+    """A preset on a grid, and the scheduler that makes the same; `given` is what a pipeline gives it besides."""
 
     preset: str
+    grid: str
     scheduler: str
     settings: dict[str, Any]
-    run: Callable[[Case, int], float]
     calls: tuple[int, ...] = CALLS
+    tokens: int | None = None
 
     def make(self) -> Any:
         """A fresh scheduler."""
@@ -73,7 +79,7 @@ def answer(kind: str, x: Tensor, alpha: float, sigma: float) -> Tensor:
     return eps - x0 if kind == "flow_prediction" else eps
 
 
-def noise_of(case: Case, count: int = 8) -> Tensor:
+def start(count: int = 8) -> Tensor:
     """Starting noise (count, 4)."""
     return torch.randn(count, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -83,113 +89,65 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def ours(schedule: SolverSchedule, noise: NoiseSchedule, kind: str, x: Tensor, model: Any) -> Tensor:
-    """Our sampler's result from standard normal noise."""
+def network(kind: str, noise: NoiseSchedule) -> Callable[[Tensor, float, float], Tensor]:
+    """What the network returns for its input (B, 4), where the noise has the scales alpha and sigma."""
+
+    def call(given: Tensor, alpha: float, sigma: float) -> Tensor:
+        if not isinstance(noise, EDM):
+            return answer(kind, given, alpha, sigma)
+        total = math.hypot(sigma, noise.sigma_data)
+        x = given * total
+        return (clean(x, 1.0, sigma) - (noise.sigma_data / total) ** 2 * x) * total / (sigma * noise.sigma_data)
+
+    return call
+
+
+def difference(case: Case, calls: int) -> float:
+    """Relative difference of the two samples at that many denoiser calls."""
+    if case.scheduler == "IPNDMScheduler":
+        return ipndm(case, calls)
+    noise = from_diffusers(case.make(), case.tokens)
+    kind = prediction_type({"_class_name": case.scheduler, **case.make().config})
+    call, schedule = network(kind, noise), preset_on_grid(f"{case.preset}/{case.grid}", noise, calls)
     tables = compile_schedule(schedule, noise, kind)
-    return sample(tables, model, x * tables.prior_scale)
+    x = start() * tables.prior_scale
+    ours = sample(tables, lambda given, time: call(given, *noise.alpha_sigma(noise.lambda_at(time))), x)
+    return relative(ours, theirs(case, noise, call, x, calls))
 
 
-# -- variance preserving, discrete times -----------------------------------------------------------------
-
-
-def vp(case: Case, calls: int) -> float:
-    """Schedulers whose sample is alpha x0 + sigma eps, on whole timesteps."""
-    scheduler, x = case.make(), noise_of(case)
-    heun = case.preset == "heun"
-    scheduler.set_timesteps((calls + 1) // 2 if heun else calls)
-    times = [int(t) for t in scheduler.timesteps]
-    alphas = scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
-    _tables_in_double(scheduler, times)
-    grid = list(dict.fromkeys(times))
-    # The scheduler's first timestep is the noise's start: they do not all begin at the model's own.
-    noise, whole = DiscreteVP(alphas.numpy()[: grid[0] + 1]), DiscreteVP(alphas.numpy())
-    to_zero = _ends_at_zero(scheduler)
-    kind = prediction_type({"_class_name": case.scheduler, **scheduler.config})
-    lambdas = [*(whole.lambda_at(float(t)) for t in grid), math.inf if to_zero else whole.lambda_end]
-    schedule = preset(case.preset, lambdas)
-    assert schedule.nfe == len(times) == calls
-
-    def model(x: Tensor, time: float) -> Tensor:
-        assert abs(time - round(time)) < 1e-6
-        a = float(alphas[round(time)])
-        return answer(kind, x, math.sqrt(a), math.sqrt(1 - a))
-
-    def theirs() -> Tensor:
-        # Euler's and Heun's samples are x / alpha, and the network is given alpha times that.
-        scaled = hasattr(scheduler, "scale_model_input") and case.scheduler.startswith(("Euler", "Heun"))
-        y = x / math.sqrt(float(alphas[grid[0]])) if scaled else x
-        for t in scheduler.timesteps:
-            y = scheduler.step(model(scheduler.scale_model_input(y, t), float(t)), t, y, return_dict=False)[0]
-        return y
-
-    return relative(ours(schedule, noise, kind, x, model), theirs())
-
-
-def _ends_at_zero(scheduler: Any) -> bool:
-    default = "sigma_min" if isinstance(scheduler, diffusers.DEISMultistepScheduler) else "zero"
-    return bool(scheduler.config.get("final_sigmas_type", default) == "zero")
-
-
-def _tables_in_double(scheduler: Any, times: list[int]) -> None:
-    alphas = scheduler.alphas_cumprod
-    if isinstance(scheduler, diffusers.DDIMScheduler):
-        scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
-        return
-    sigmas = (1 / alphas - 1).sqrt()
-    if not _ends_at_zero(scheduler):
-        last = sigmas[:1]
+def theirs(case: Case, noise: NoiseSchedule, call: Callable[..., Tensor], x: Tensor, calls: int) -> Tensor:
+    """The stock scheduler's loop, from the same point x as ours."""
+    scheduler = case.make()
+    steps = (calls + 1) // 2 if case.preset.startswith("heun") else calls
+    if case.tokens is None:
+        scheduler.set_timesteps(steps)
+    elif case.scheduler.startswith("FlowMatch"):
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=calculate_shift(case.tokens))
     else:
+        scheduler.set_timesteps(steps, mu=calculate_shift(case.tokens))
+    assert len(scheduler.timesteps) == calls
+    for table in ("alphas_cumprod", "final_alpha_cumprod", "sigmas"):
+        if isinstance(getattr(scheduler, table, None), Tensor):
+            setattr(scheduler, table, getattr(scheduler, table).double())
+    if scheduler.config.get("solver_type") == "bh1":
         # UniPC's bh1 multiplies B(h) = -inf by 0 at sigma = 0 and returns NaN; its limit is what is meant.
-        last = torch.full_like(sigmas[:1], 1e-12 if scheduler.config.get("solver_type") == "bh1" else 0.0)
-    scheduler.sigmas = torch.cat([sigmas[times], last])
+        scheduler.sigmas[-1] = scheduler.sigmas[-1].clamp_min(1e-12)
+    scales = [_scales(scheduler, noise, i) for i in range(calls)]
+    # Euler's and Heun's samples are x / alpha, and the network is given alpha times that.
+    y = x / scales[0][0] if case.scheduler.startswith(("Euler", "Heun")) else x
+    for t, (alpha, sigma) in zip(scheduler.timesteps, scales, strict=True):
+        given = scheduler.scale_model_input(y, t).double() if hasattr(scheduler, "scale_model_input") else y
+        y = scheduler.step(call(given, alpha, sigma), t, y, return_dict=False)[0]
+    return y
 
 
-# -- other families -----------------------------------------------------------------------------------------
-
-
-def edm(case: Case, calls: int) -> float:
-    """EDM schedulers on their own sigmas."""
-    scheduler, x = case.make(), noise_of(case)
-    scheduler.set_timesteps(calls)
-    scheduler.sigmas = scheduler.sigmas.double()
-    scheduler.timesteps = scheduler.precondition_noise(scheduler.sigmas[:-1])
-    noise = from_diffusers(scheduler)
-    sigma_data = scheduler.config.sigma_data
-    lambdas = [*(-math.log(float(s)) for s in scheduler.sigmas[:-1]), math.inf]
-
-    def model(scaled: Tensor, time: Any) -> Tensor:
-        sigma = math.exp(4 * float(time))
-        total = math.hypot(sigma, sigma_data)
-        x = scaled * total
-        return (clean(x, 1.0, sigma) - (sigma_data / total) ** 2 * x) * total / (sigma * sigma_data)
-
-    y = x * float(scheduler.sigmas[0])
-    for t in scheduler.timesteps:
-        y = scheduler.step(model(scheduler.scale_model_input(y, t), t), t, y, return_dict=False)[0]
-    schedule = preset(case.preset, lambdas)
-    tables = compile_schedule(schedule, noise, "epsilon")
-    return relative(sample(tables, model, x * float(scheduler.sigmas[0])), y)
-
-
-def flow(case: Case, calls: int) -> float:
-    """Flow-matching schedulers on their own sigmas; the first may be 1, where nothing but noise is left."""
-    scheduler, x = case.make(), noise_of(case)
-    scheduler.set_timesteps((calls + 1) // 2 if case.preset == "heun-flow" else calls)
-    scheduler.sigmas = scheduler.sigmas.double()
-    noise = from_diffusers(scheduler)
-    sigmas = list(dict.fromkeys(float(s) for s in scheduler.sigmas))  # Heun's inner ones stand there twice
-    scheduler.timesteps = scheduler.sigmas[:-1] * 1000
-    lambdas = [-math.inf if s == 1 else math.log((1 - s) / s) for s in sigmas[:-1]]
-
-    def model(x: Tensor, time: Any) -> Tensor:
-        sigma = float(time) / 1000
-        return answer("flow_prediction", x, 1 - sigma, sigma)
-
-    y = x
-    for t in scheduler.timesteps:
-        y = scheduler.step(model(y, t), t, y, return_dict=False)[0]
-    tables = compile_schedule(preset(case.preset, [*lambdas, math.inf]), noise, "flow_prediction")
-    return relative(sample(tables, model, x), y)
+def _scales(scheduler: Any, noise: NoiseSchedule, i: int) -> tuple[float, float]:
+    """alpha and sigma where the stock scheduler calls its network for the i-th time."""
+    if isinstance(scheduler, diffusers.DDIMScheduler):
+        a = float(scheduler.alphas_cumprod[int(scheduler.timesteps[i])])
+        return math.sqrt(a), math.sqrt(1 - a)
+    sigma = float(scheduler.sigmas[i])
+    return (1 - sigma, sigma) if isinstance(noise, FlowMatching) else noise.alpha_sigma(-math.log(sigma))
 
 
 class _ByLambda(VariancePreserving):
@@ -204,8 +162,8 @@ class _ByLambda(VariancePreserving):
 
 
 def ipndm(case: Case, calls: int) -> float:
-    """IPNDMScheduler on its own grid: its first call is multiplied by alpha = 0, ours is analytic instead."""
-    scheduler, x = case.make(), noise_of(case)
+    """IPNDMScheduler on the grid of its own process: its first call is multiplied by alpha = 0, ours is analytic."""
+    scheduler, x = case.make(), start()
     scheduler.set_timesteps(calls + 1)
     share = torch.linspace(1, 0, calls + 2, dtype=torch.float64)
     scheduler.betas = torch.sin(share * math.pi / 2) ** 2
@@ -219,15 +177,33 @@ def ipndm(case: Case, calls: int) -> float:
     for t, (alpha, sigma) in zip(scheduler.timesteps, called, strict=True):
         output = answer("v_prediction", y, max(alpha, 1e-8), sigma)
         y = scheduler.step(output, t, y, return_dict=False)[0]
-    return relative(
-        ours(schedule, noise, "v_prediction", x, lambda x, t: answer("v_prediction", x, *noise.alpha_sigma(t))), y
-    )
+    tables = compile_schedule(schedule, noise, "v_prediction")
+    return relative(sample(tables, lambda x, t: answer("v_prediction", x, *noise.alpha_sigma(t)), x), y)
+
+
+SHAPES = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
+SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 def cases() -> Iterator[Case]:
     """Every claim."""
+    yield from betas()
+    yield from named_grids()
+    yield Case("ipndm-4", "its own", "IPNDMScheduler", {})
+    for schedule in ("karras", "exponential"):
+        settings = {"sigma_schedule": schedule}
+        yield Case("euler", f"{schedule}-zero", "EDMEulerScheduler", settings)
+        for p in (2, 3):
+            yield Case(
+                f"dpmpp-{p}m", f"{schedule}-zero", "EDMDPMSolverMultistepScheduler", settings | {"solver_order": p}
+            )
+    yield from flows()
+
+
+def betas() -> Iterator[Case]:
+    """Solvers of models with betas, on the times that each scheduler makes by default."""
     for kind in ("epsilon", "v_prediction", "sample"):
-        yield Case("ddim", "DDIMScheduler", {"prediction_type": kind, "clip_sample": False}, vp)
+        yield Case("ddim", "own", "DDIMScheduler", {"prediction_type": kind, "clip_sample": False})
         for p in (2, 3):
             for name, algorithm, final in (
                 (f"dpm-solver-{p}", "dpmsolver", "sigma_min"),
@@ -240,28 +216,49 @@ def cases() -> Iterator[Case]:
                     "algorithm_type": algorithm,
                     "final_sigmas_type": final,
                 }
-                yield Case(f"{name}m", "DPMSolverMultistepScheduler", settings, vp)
+                yield Case(f"{name}m", "own", "DPMSolverMultistepScheduler", settings)
                 settings = {**settings, "lower_order_final": True}
-                yield Case(f"{name}s", "DPMSolverSinglestepScheduler", settings, vp)
+                yield Case(f"{name}s", "own", "DPMSolverSinglestepScheduler", settings)
     for p in (1, 2, 3, 4):
         for variant in ("bh1", "bh2"):
             settings = {"solver_order": p, "solver_type": variant, "final_sigmas_type": "zero"}
-            yield Case(f"unipc-{p}-{variant}", "UniPCMultistepScheduler", settings, vp)
+            yield Case(f"unipc-{p}-{variant}", "own", "UniPCMultistepScheduler", settings)
     for p in (2, 3):
-        yield Case(f"deis-{p}", "DEISMultistepScheduler", {"solver_order": p}, vp)
-    leading = {"timestep_spacing": "leading", "steps_offset": 1}
-    yield Case("euler", "EulerDiscreteScheduler", leading, vp)
-    yield Case("heun", "HeunDiscreteScheduler", leading, vp, ODD_CALLS)
-    yield Case("ipndm-4", "IPNDMScheduler", {}, ipndm)
-    yield Case("euler", "EDMEulerScheduler", {}, edm)
-    for p in (2, 3):
-        yield Case(f"dpmpp-{p}m", "EDMDPMSolverMultistepScheduler", {"solver_order": p}, edm)
+        yield Case(f"deis-{p}", "own", "DEISMultistepScheduler", {"solver_order": p})
+
+
+def named_grids() -> Iterator[Case]:
+    """Grids by name of models with betas."""
+    for spacing in ("leading", "linspace", "trailing"):
+        settings = {**SDXL, "timestep_spacing": spacing}
+        yield Case("euler", spacing, "EulerDiscreteScheduler", settings)
+        yield Case("heun", spacing, "HeunDiscreteScheduler", settings, ODD_CALLS)
+        yield Case("dpmpp-2m", spacing, "DPMSolverMultistepScheduler", settings)
+    for shape, flag in SHAPES.items():
+        yield Case("euler", f"{shape}-zero", "EulerDiscreteScheduler", {flag: True})
+        yield Case("dpmpp-2m", f"{shape}-zero", "DPMSolverMultistepScheduler", {flag: True})
+        yield Case("unipc-2-bh2", f"{shape}-zero", "UniPCMultistepScheduler", {flag: True})
+
+
+def flows() -> Iterator[Case]:
+    """Flow models: fixed and dynamic shifts."""
+    name = "FlowMatchEulerDiscreteScheduler"
     for shift in (1.0, 3.0):
-        yield Case("euler", "FlowMatchEulerDiscreteScheduler", {"shift": shift}, flow)
-        yield Case("heun-flow", "FlowMatchHeunDiscreteScheduler", {"shift": shift}, flow, ODD_CALLS)
-    flows = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
-    yield Case("dpmpp-2m", "DPMSolverMultistepScheduler", {**flows, "solver_order": 2}, flow)
-    yield Case("unipc-2-bh2", "UniPCMultistepScheduler", flows, flow)
+        yield Case("euler", "own", name, {"shift": shift})
+        yield Case("heun-flow", "own", "FlowMatchHeunDiscreteScheduler", {"shift": shift}, ODD_CALLS)
+    for shape, flag in SHAPES.items():
+        yield Case("euler", f"{shape}-zero", name, {"shift": 3.0, flag: True})
+    yield Case("euler", "karras-zero", name, {"shift": 3.0, "shift_terminal": 0.1, "use_karras_sigmas": True})
+    for kind in ("exponential", "linear"):
+        settings = {"use_dynamic_shifting": True, "time_shift_type": kind}
+        yield Case("euler", "uniform-t-zero", name, settings, tokens=1024)
+        yield Case("euler", "uniform-t-zero", name, {**settings, "shift_terminal": 0.1}, tokens=1024)
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    for shifted, tokens in (({"flow_shift": 3.0}, None), ({"use_dynamic_shifting": True}, 1024)):
+        yield Case(
+            "dpmpp-2m", "own", "DPMSolverMultistepScheduler", {**flow, **shifted, "solver_order": 2}, tokens=tokens
+        )
+        yield Case("unipc-2-bh2", "own", "UniPCMultistepScheduler", {**flow, **shifted}, tokens=tokens)
 
 
 def main() -> int:
@@ -270,22 +267,23 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true", help="print a table before the line")
     options = parser.parse_args()
     diffusers.utils.logging.set_verbosity_error()
-    rows = [(case, [case.run(case, calls) for calls in case.calls]) for case in cases()]
+    rows = [(case, [difference(case, calls) for calls in case.calls]) for case in cases()]
     if options.markdown:
         print(
-            "| preset | diffusers scheduler | settings | calls | largest relative difference |\n|---|---|---|---|---|"
+            "| preset | grid | diffusers scheduler | settings | calls | largest relative difference |\n"
+            "|---|---|---|---|---|---|"
         )
         for case, found in rows:
             settings = ", ".join(f"{k}={v}" for k, v in case.settings.items())
             numbers = ", ".join(f"{v:.0e}" for v in found)
-            print(f"| {case.preset} | {case.scheduler} | {settings} | {case.calls} | {numbers} |")
+            print(f"| {case.preset} | {case.grid} | {case.scheduler} | {settings} | {case.calls} | {numbers} |")
     worst = max(v for _, found in rows for v in found)
     line = {
         "name": "diffusers_parity",
         "cases": sum(len(found) for _, found in rows),
         "max_relative_difference": worst,
         "limit": LIMIT,
-        "rows": [[c.preset, c.scheduler, c.settings, list(c.calls), found] for c, found in rows],
+        "rows": [[c.preset, c.grid, c.scheduler, c.settings, list(c.calls), found] for c, found in rows],
         "conditions": machine(),
     }
     print(json.dumps(line))

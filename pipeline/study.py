@@ -22,6 +22,7 @@ from fewstep.pipeline.editing.settings import EditSettings
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
+from fewstep.pipeline.meanings import check_names
 from fewstep.pipeline.problems.base import Problem, Publication
 from fewstep.pipeline.problems.edits import EditProblem
 from fewstep.pipeline.problems.model import ModelProblem
@@ -203,6 +204,8 @@ class Study:
         found = dependencies(evaluator, [rung.metric for rung in self.problem.ladder])
         check_folder(self.store, found)
         check_values(self.store, self.settings.study, self.files.hash)
+        if isinstance(self.problem, ModelProblem) and self.settings.space == "schedule":
+            check_names(self.problem, evaluator, self.records())
         return found
 
     def _register(self, hashes: Mapping[str, str]) -> None:

@@ -126,7 +126,7 @@ def peers(asked: Flow, files: ModelFiles) -> Groups:
                 group.append((f"torchdiffeq {method}", OdeSettings(method, nfe // FIXED_CALLS[method])))
             if is_stock_flow(files.scheduler_config, method):
                 with suppress(ConfigurationError):
-                    stock = stock_schedule(files.scheduler_config, nfe)
+                    stock = stock_schedule(files.scheduler_config, nfe, files.noise)
                     group.append((str(files.scheduler_config["_class_name"]), stock))
             group += on_grids(files, (name,), asked.grids, nfe).items()
             table[method, nfe] = [Entry(method, sampler, text) for text, sampler in group]

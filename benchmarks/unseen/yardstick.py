@@ -18,6 +18,7 @@ import torch
 from benchmarks.unseen.data import DATA
 from benchmarks.unseen.judging import METRICS, Checkpoint, Groups, judged
 from benchmarks.unseen.own import own_schedulers
+from fewstep.pipeline.problems.schedules import analytic_first_steps
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.metrics.interval import Interval
 from fewstep.tasks.models.files import ModelFiles
@@ -52,8 +53,8 @@ class Yardstick:
 def stock_schedules(files: ModelFiles, nfe: int) -> dict[str, SolverSchedule]:
     """Every preset on every grid with `nfe` calls, without and with an analytic first call, each schedule once."""
     found = {f"{PRESET}:{name}": schedule for name, schedule in all_presets(files.noise, nfe).items()}
-    for name, schedule in all_presets(files.noise, nfe + 1).items():
-        found[f"{ANALYTIC}:{name}"] = schedule.model_copy(update={"first_call": "zero_x0"})
+    for name, schedule in analytic_first_steps(files.noise, nfe).items():
+        found[f"{ANALYTIC}:{name}"] = schedule
     assert all(schedule.nfe == nfe for schedule in found.values())
     return {name: schedule for name, schedule in {s.hash: (n, s) for n, s in reversed(found.items())}.values()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -114,6 +115,10 @@ class ModelProblem:
         schedule = schedule_of(point)
         if schedule is not None:
             compile_schedule(schedule, self.files.noise, self.files.prediction_type, self.statistics)
+
+    def named(self, nfe: int) -> Mapping[str, str]:
+        """Hashes of the points that a search takes by name at an NFE, by their origin."""
+        return {}
 
     @property
     def prepaid(self) -> int:

@@ -42,7 +42,7 @@ from fewstep.search_spaces.registry import SpaceKind
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.space import Space
 from fewstep.storage.records import EvaluationRecord
-from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.sampling.grids import preset_on_grid, searched_preset
 from fewstep.tasks.work import Subject
 
 NAMES = tuple(
@@ -260,7 +260,7 @@ class NetworkProblem(ModelProblem):
             return [(None, self.calibration)]
         nfes = self.settings.nfes
         first: list[tuple[str | None, SolverSchedule]] = [(WARM, s) for s in self.warm if s.nfe in nfes]
-        return first + [(None, preset_on_grid(name, self.files.noise, nfe)) for nfe in nfes for name in PRESETS]
+        return first + [(None, searched_preset(name, self.files.noise, nfe)) for nfe in nfes for name in PRESETS]
 
     # -- report ---------------------------------------------------------------------------------------
 

@@ -175,11 +175,21 @@ class ModelFiles:
         """What the network returns: epsilon, sample, v_prediction, flow_prediction or score."""
         return from_diffusers.prediction_type(from_diffusers.config_of(self._stock))
 
+    @property
+    def image_seq_len(self) -> int | None:
+        """Tokens of an image, which the shift of a flow may depend on; None where the network has none."""
+        return None
+
+    @property
+    def even(self) -> bool | None:
+        """Whether its pipeline gives its scheduler even sigmas; None: as most do."""
+        return None
+
     @cached_property
     def noise(self) -> NoiseSchedule:
         """The noise schedule the scheduler's configuration describes."""
         try:
-            return from_diffusers.from_diffusers(self._stock)
+            return from_diffusers.from_diffusers(self._stock, self.image_seq_len, even=self.even)
         except ModelError as error:
             raise ModelError(f"{self.scheduler / 'scheduler_config.json'}: {error}") from None
 

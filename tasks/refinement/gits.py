@@ -23,7 +23,7 @@ from fewstep.errors import ConfigurationError
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.quantization.kept import Kept
 from fewstep.tasks.refinement.execute import Cost, counted
-from fewstep.tasks.sampling.grids import grid
+from fewstep.tasks.sampling.grids import ratio_grid
 from fewstep.tasks.sampling.noise import starting_noise
 
 Array = npt.NDArray[np.float64]
@@ -92,7 +92,7 @@ class Trajectories:
         points: int = POINTS,
         path: Path | None = None,
     ) -> None:
-        self.lambdas = grid(FINE_GRID, denoiser.files.noise, points - 1)
+        self.lambdas = ratio_grid(FINE_GRID, denoiser.files.noise, points - 1)
         kept = Kept(path)
         if "costs" not in kept:
             costs, calls = self._measured(denoiser, seed, samples)

@@ -119,6 +119,21 @@ class PipelineFiles(ModelFiles):
             raise ModelError(f"strength {given!r}: give a number above 0 and at most 1")
         return float(given)
 
+    @property
+    def image_seq_len(self) -> int | None:
+        """Tokens of an image: patches of its latents, of which FLUX and its kin pack four into one."""
+        patch = self.unet_config.get("patch_size")
+        if not isinstance(patch, int):
+            return None
+        patch *= 2 if patch == 1 and hasattr(self.pipeline, "_pack_latents") else 1
+        height, width = (side // self._factor // patch for side in self.sides)
+        return height * width
+
+    @property
+    def even(self) -> bool:
+        """Whether its call makes sigmas 1 .. 1 / n by itself, of which only its source tells."""
+        return "np.linspace(1.0, 1 / num_inference_steps" in inspect.getsource(self.pipeline.__call__)
+
     @cached_property
     def noise(self) -> NoiseSchedule:
         """Its scheduler's, from where sampling begins: at a part of the times, where it begins with an image."""

@@ -134,7 +134,7 @@ def test_every_preset_is_the_scheduler_that_it_claims_to_be() -> None:
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout)
-    assert line["max_relative_difference"] <= 1e-6
+    assert line["max_relative_difference"] <= 1e-5
     claimed = {ALIASES.get(row[0], row[0]) for row in line["rows"]}
     # No scheduler stops Adams and Bashforth's weights at order 2 or 3.
     assert claimed == set(PRESETS) - {"ipndm-2", "ipndm-3"}
