@@ -24,7 +24,7 @@ from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.grids import parse_schedule
 from fewstep.tasks.sampling.noise import starting_noise
-from fewstep.tasks.sampling.stock import stock_schedule
+from fewstep.tasks.sampling.own_schedule import own_schedule
 from fewstep.tasks.work import Subject, WorkerSettings
 from fewstep.tasks.worker import Worker
 
@@ -69,6 +69,8 @@ def _images(worker: Worker, schedule: SolverSchedule, count: int = 2) -> torch.T
 def _deterministic(scheduler: Any) -> Any:
     """A scheduler of the same noise whose steps a schedule can be, from pure noise on."""
     config = scheduler.config
+    if config.get("use_dynamic_shifting"):
+        return scheduler
     if config.get("use_flow_sigmas") or "FlowMatch" in type(scheduler).__name__:
         return FlowMatchEulerDiscreteScheduler(shift=config.get("flow_shift", config.get("shift", 1.0)))
     kind = type(scheduler) if type(scheduler).__name__.startswith("CogVideoX") else DDIMScheduler
@@ -78,7 +80,7 @@ def _deterministic(scheduler: Any) -> Any:
 @pytest.mark.usefixtures("unlogged")
 @pytest.mark.parametrize(
     "name",
-    ["animatediff", "cogvideox", "controlnet", "pixart_sigma", "sana", "sd", "sd3", "sd_v", "sdxl", "wan"],
+    ["animatediff", "cogvideox", "controlnet", "flux", "pixart_sigma", "sana", "sd", "sd3", "sd_v", "sdxl", "wan"],
 )
 def test_a_pipeline_makes_what_its_own_call_makes(
     name: str, families: Any, family_folder: Folder, tmp_path: Path
@@ -93,7 +95,9 @@ def test_a_pipeline_makes_what_its_own_call_makes(
     conditions = _conditions(arguments, tmp_path)
     worker = _worker(folder, conditions)
     assert worker.files.piped or "height" not in conditions.arguments
-    made = _images(worker, stock_schedule(worker.files.scheduler_config, STEPS))
+    own = own_schedule(worker.files, STEPS)
+    assert own.schedule is not None, own.note
+    made = _images(worker, own.schedule)
     assert worker.calls == 2 * STEPS
     noise = starting_noise(0, 0, 2, worker.shape)
     expected = families.run(family, pipe, STEPS, latents=noise)
