@@ -48,10 +48,10 @@ def _checked_metric(name: str) -> str:
     if name == "frechet":
         return name
     # Here, since it brings torch: settings are read by commands that do not need it.
-    from fewstep.tasks.metrics.metric import METRICS
+    from fewstep.tasks.metrics.metric import known_metrics, metric_class
 
-    if not METRICS.load(name).standalone:
-        known = [n for n in METRICS.names if METRICS.load(n).standalone]
+    if not metric_class(name).standalone:
+        known = [n for n, metric in known_metrics().items() if metric.standalone]
         raise ConfigurationError(f"metric {name!r} does not stand alone: choose one of {', '.join(known)}")
     return name
 

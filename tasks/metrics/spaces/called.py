@@ -1,8 +1,8 @@
 """Features of MODULE:CALLABLE: a function without arguments, or a class, that gives a network; or a network itself.
 
 The network, a torch.nn.Module or any callable, takes images (N, C, H, W) in [-1, 1] and gives features (N, D). What
-decides about its values is the source file of the callable, that of the network's class, and the weights of a Module;
-what they import besides is not looked at.
+decides about its values is the callable's name, its source file, that of the network's class, and the weights of a
+Module; what they import besides is not looked at.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import nn
 
 from fewstep.errors import ConfigurationError
 from fewstep.tasks.metrics.spaces.kind import FeatureKind
-from fewstep.tasks.metrics.spaces.loaded import address, is_loadable, load, needs_arguments
+from fewstep.tasks.metrics.spaces.loaded import address, is_loadable, load, needs_arguments, short_name
 from fewstep.tasks.metrics.spaces.network import NetworkFeatures
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.finite import check_finite
@@ -43,8 +43,8 @@ def make(given: str, files: ModelFiles, device: str) -> NetworkFeatures:
         check_finite(network, what, ConfigurationError)
     return NetworkFeatures(
         network,
-        f"fid-{given.rpartition(':')[2].rpartition('.')[2]}",
-        address(loaded, network),
+        f"fid-{short_name(given)}",
+        address(given, loaded, network),
         (files.channels, files.size, files.size),
         device,
         where=what,

@@ -45,14 +45,19 @@ def load(given: str, what: str) -> Any:
     return found
 
 
-def address(loaded: Any, *more: Any) -> str:
-    """SHA-256 of the source files of what was loaded, and of the weights of those that are networks."""
-    digest = hashlib.sha256()
-    for one in (loaded, *more):
+def address(given: str, *made: Any) -> str:
+    """SHA-256 of the name after the colon, of the source files of what was loaded and made, and of networks' weights."""
+    digest = hashlib.sha256(short_name(given).encode())
+    for one in made:
         digest.update(_source(one))
         if isinstance(one, nn.Module):
             digest.update(weights_hash(one.state_dict()).encode())
     return digest.hexdigest()
+
+
+def short_name(given: str) -> str:
+    """The name after the colon."""
+    return given.rpartition(":")[2]
 
 
 def needs_arguments(loaded: Any) -> int:

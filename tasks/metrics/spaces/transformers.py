@@ -114,26 +114,37 @@ def _rule(model: Any, folder: Path, missing: set[str]) -> tuple[str, Callable[[T
     if unheld:
         raise ConfigurationError(f"{folder} lacks weights of its model: {', '.join(unheld[:3])}; save it again")
     if hasattr(model, "get_image_features"):
-        return "image features", lambda images: _tensor(model.get_image_features(pixel_values=images))
+        return "image features", lambda images: embedded(model.get_image_features(pixel_values=images))
     if getattr(model, "main_input_name", "") != "pixel_values":
         raise ConfigurationError(f"{folder} holds a {type(model).__name__}, which takes no images: give a vision model")
 
     def output(images: Tensor) -> Tensor:
         found = model(pixel_values=images)
-        embedded = getattr(found, "image_embeds", None)
-        if embedded is not None:
-            return _tensor(embedded)
+        projected = getattr(found, "image_embeds", None)
+        if projected is not None:
+            return embedded(projected)
         pooled = getattr(found, "pooler_output", None)
         if pooled is not None and not missing:
-            return _tensor(pooled)
+            return embedded(pooled)
         last = found.last_hidden_state
-        return _tensor(last[:, 0] if last.ndim == 3 else last)
+        return embedded(last[:, 0] if last.ndim == 3 else last)
 
     return "first token" if missing else "pooled", output
 
 
-def _tensor(found: Any) -> Tensor:
-    """Since version 5, `get_image_features` gives an output whose pooled part is projected."""
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer; ConfigurationError without one."""
+    with _quiet() as transformers:
+        try:
+            return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:
+            raise ConfigurationError(
+                f"{folder} has no tokenizer ({_reason(error)}): save it there with tokenizer.save_pretrained"
+            ) from None
+
+
+def embedded(found: Any) -> Tensor:
+    """A tensor of embeddings: since version 5, `get_image_features` gives an output whose pooled part is projected."""
     tensor: Tensor = found if isinstance(found, Tensor) else found.pooler_output
     return tensor
 
