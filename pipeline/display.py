@@ -130,8 +130,10 @@ class SearchDisplay:
 
 
 def interval_text(row: Row) -> str:
-    """The value with its interval."""
-    return f"{row.value:.3f}" if row.low is None else f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
+    """The value with its interval, as many digits as tell them apart."""
+    digits = 3 if max(abs(row.value), abs(row.low or 0), abs(row.high or 0)) >= 0.1 else 5
+    value = f"{row.value:.{digits}f}"
+    return value if row.low is None else f"{value} ({row.low:.{digits}f} to {row.high:.{digits}f})"
 
 
 def results_table(rows: Sequence[Row]) -> Table:
@@ -151,6 +153,12 @@ def results_table(rows: Sequence[Row]) -> Table:
             cells.append(Text(interval_text(row), "bold" if is_found(row) else "") if row else Text())
         table.add_row(Text(method), *cells, style="bold" if method == FOUND else None)
     return table
+
+
+def print_measured(rows: Sequence[Row]) -> None:
+    """A table for each of the other metrics."""
+    for metric in dict.fromkeys(row.metric for row in rows):
+        Console().print(results_table([row for row in rows if row.metric == metric]))
 
 
 def plain_table(title: str, columns: list[str], rows: Sequence[Mapping[Any, Any]]) -> Table:
@@ -182,6 +190,7 @@ def print_outcome(study: Study, outcome: Outcome, files: dict[str, Path], tracki
     console = Console()
     print_verdicts(outcome.verdicts)
     console.print(results_table(outcome.rows))
+    print_measured(outcome.measured)
     print_notes(study)
     root = study.root
     console.print(f"{outcome.calls:,} denoiser calls in {outcome.seconds:.0f} s", highlight=False)

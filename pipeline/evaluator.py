@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fewstep import __version__
-from fewstep.errors import EvaluationError
+from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.trial import Candidate, Rung
 from fewstep.search_spaces.point import OdePoint, Point, content_key, parse_point, quantization_of
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -153,6 +153,8 @@ class Evaluator:
             starts = [s for s in range(0, rung.images, GROUP) if not _covers(known, s, rung.images)]
             starts = starts or [(rung.images - 1) // GROUP * GROUP]
             runs = [(a, min(b + GROUP, rung.images) - a) for a, b in _runs(starts, IMAGES_PER_TASK)]
+        if self.metric(rung.metric).taught and not self._teacher_json:
+            raise ConfigurationError(f"metric {rung.metric} compares with a teacher, and there is none here")
         taught = {"teacher": self._teacher_json} if self.metric(rung.metric).taught else {}
         arguments = dict(rung.arguments) | taught
         tasks = [Task(key, rung.metric, text, rung.seed, first, count, arguments) for first, count in runs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fewstep.pipeline.reports.rows import is_measured
 from fewstep.storage.origins import told_origin
 from fewstep.storage.records import EvaluationRecord
 
@@ -28,8 +29,9 @@ class SearchProgress:
 
     def add(self, record: EvaluationRecord) -> None:
         """Take in a record."""
-        self.phase = PHASES.get(record.rung, "search")
-        if record.rung == "report":
+        measured = is_measured(record)
+        self.phase = "report" if measured else PHASES.get(record.rung, "search")
+        if record.rung == "report" or measured:
             self.reported += record.denoiser_calls
             self.rows += 1
             return

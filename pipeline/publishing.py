@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 # What a study's problem has written, where it has.
-PUBLISHED = ("results.csv", "images.png", "front.csv", "front.json", "edit.json", "grid.png")
+PUBLISHED = ("results.csv", "metrics.csv", "images.png", "front.csv", "front.json", "edit.json", "grid.png")
 
 
 def write_report(study: Study, html: Path) -> Path:

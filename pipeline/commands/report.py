@@ -35,7 +35,14 @@ def command(
     from rich.console import Console
 
     from fewstep.files import write_text
-    from fewstep.pipeline.display import mlflow_command, plain_table, print_notes, print_verdicts, results_table
+    from fewstep.pipeline.display import (
+        mlflow_command,
+        plain_table,
+        print_measured,
+        print_notes,
+        print_verdicts,
+        results_table,
+    )
     from fewstep.pipeline.publishing import log, write_report
     from fewstep.pipeline.study import Study
     from fewstep.storage.queries import leaderboard
@@ -44,6 +51,7 @@ def command(
     records = study.store.evaluations.records(where={"study": study.settings.study})
     state = study.state()
     rows, verdicts = study.problem.report_rows(state, study.reported()), study.verdicts(state)
+    measured = study.measured(state)
     shown: dict[str, object] = {"study": study.settings.study, "evaluations": len(records)}
     if html is not None:
         shown["html"] = write_report(study, html)
@@ -60,11 +68,13 @@ def command(
         if top
         else []
     )
+    others = {"measured": [vars(r) for r in measured]} if measured else {}
     if as_json:
-        print_json({**shown, "verdicts": verdicts, "rows": [vars(r) for r in rows], "leaderboard": best})
+        print_json({**shown, "verdicts": verdicts, "rows": [vars(r) for r in rows], "leaderboard": best} | others)
     else:
         print_verdicts(verdicts)
         Console().print(results_table(rows))
+        print_measured(measured)
         print_notes(study)
         if best:
             Console().print(plain_table("candidates as the search judged them", LISTED, best))

@@ -8,6 +8,13 @@ from fewstep.errors import EvaluationError
 from fewstep.storage.records import EvaluationRecord
 
 FOUND = "fewstep"
+# Rungs of metrics that are measured of a report besides are called by it and by the metric.
+MEASURED = "measured-"
+
+
+def is_measured(record: EvaluationRecord) -> bool:
+    """Whether a record is by such a metric."""
+    return record.rung.startswith(MEASURED)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def load(given: str, what: str) -> Any:
 
 
 def address(given: str, *made: Any) -> str:
-    """SHA-256 of the name after the colon, of the source files of what was loaded and made, and of networks' weights."""
+    """SHA-256 of the name after the colon, the source files of what was loaded and made, and networks' weights."""
     digest = hashlib.sha256(short_name(given).encode())
     for one in made:
         digest.update(_source(one))
