@@ -198,10 +198,8 @@ def evaluate_subject(
     from fewstep.pipeline import campaign
 
     subject, teacher = subject_of(settings), teacher_of(settings)
-    found = [
-        _evaluation(*campaign.evaluate(subject, [sampler], images, seed, out, execution, metric, teacher=teacher))
-        for metric in settings.metric
-    ]
+    records = campaign.evaluate_by(subject, [sampler], images, seed, out, execution, settings.metric, teacher=teacher)
+    found = [_evaluation(record) for record in records]
     return replace(found[0], others=tuple(found[1:]))
 
 

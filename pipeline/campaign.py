@@ -197,8 +197,25 @@ def evaluate(
     teacher: SolverSchedule | None = None,
 ) -> list[EvaluationRecord]:
     """Records of a metric, in the order of the points; EvaluationError where one cannot be evaluated."""
-    rung, work = Rung("report", metric, images, seed), [(point, "evaluate") for point in points]
-    records = evaluate_missing(subject, work, rung, root, execution, teacher=teacher, parts=parts)
+    return evaluate_by(subject, points, images, seed, root, execution, (metric,), parts, teacher)
+
+
+def evaluate_by(
+    subject: Subject,
+    points: Sequence[Point | Sampler],
+    images: int,
+    seed: int,
+    root: Path,
+    execution: ExecutionSettings,
+    metrics: Sequence[str],
+    parts: bool = False,
+    teacher: SolverSchedule | None = None,
+) -> list[EvaluationRecord]:
+    """The same by several metrics, one after the other."""
+    rungs = [Rung("report", metric, images, seed) for metric in metrics]
+    records = Campaign(subject, root, execution, teacher=teacher, parts=parts).run(
+        [(point, "evaluate", rung) for rung in rungs for point in points]
+    )
     for record in records:
         if record.status != "complete" or record.value is None:
             raise EvaluationError(record.error)

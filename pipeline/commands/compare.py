@@ -64,7 +64,9 @@ def command(
         print_json({"rows": [vars(row) for row in rows]})
         return
     for row in rows:
-        value = f"{row.value:8.4f} ({row.low:.4f} to {row.high:.4f})"
+        small = max(abs(row.value), abs(row.low or 0.0), abs(row.high or 0.0)) < 0.1
+        value, low, high = (f"{x:.6f}" if small else f"{x:.4f}" for x in (row.value, row.low, row.high))
+        value = f"{value:>8} ({low} to {high})"
         typer.echo(f"{row.method:12} NFE {row.nfe:<3} {row.metric} {value}  {row.schedule}")
 
 

@@ -26,7 +26,7 @@ def verdict(
 
 def _named(row: SearchedRow | None) -> str:
     """The metric, but for the Frechet distance, whose name is that of its features."""
-    return f"by {row.metric}, " if row is not None and not row.metric.startswith("fid-") else ""
+    return f"by {row.metric}, " if row is not None and not row.metric.startswith("fid") else ""
 
 
 def best_stock(rows: Sequence[SearchedRow]) -> SearchedRow | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ def make(given: str, files: ModelFiles, device: str) -> NetworkFeatures:
         raise ConfigurationError(f"no feature network at {path}: check the path")
     load: Any = torch.jit.load
     try:
-        network = load(str(path), map_location=device).eval()
+        with warnings.catch_warnings():
+            # That files of this kind are on their way out is for whoever makes them.
+            warnings.simplefilter("ignore")
+            network = load(str(path), map_location=device).eval()
         for parameter in network.parameters():
             parameter.requires_grad_(False)
     except Exception as error:
