@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fewstep.pipeline.progress import SearchProgress
-from fewstep.pipeline.reports.rows import FOUND, Row, is_found
+from fewstep.pipeline.reports.rows import FOUND, Row, figure_text, is_found
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.storage.masking import masked_argument
 from fewstep.storage.records import EvaluationRecord
@@ -117,7 +117,7 @@ class SearchDisplay:
             table.add_column(column)
         for nfe in self._settings.nfes:
             record = progress.best.get(nfe)
-            table.add_row(str(nfe), f"{record.value:.3f}" if record else "-", Text(progress.found_by(nfe)))
+            table.add_row(str(nfe), figure_text(record.value or 0.0) if record else "-", Text(progress.found_by(nfe)))
         seconds = time.monotonic() - self._begun
         bar = ProgressBar(total=progress.budget, completed=min(progress.spent, progress.budget), width=40)
         lines = (
@@ -130,10 +130,10 @@ class SearchDisplay:
 
 
 def interval_text(row: Row) -> str:
-    """The value with its interval, as many digits as tell them apart."""
-    digits = 3 if max(abs(row.value), abs(row.low or 0), abs(row.high or 0)) >= 0.1 else 5
-    value = f"{row.value:.{digits}f}"
-    return value if row.low is None else f"{value} ({row.low:.{digits}f} to {row.high:.{digits}f})"
+    """The value with its interval."""
+    size = max(abs(row.value), abs(row.low or 0.0), abs(row.high or 0.0))
+    value, low, high = (figure_text(v or 0.0, size) for v in (row.value, row.low, row.high))
+    return value if row.low is None else f"{value} ({low} to {high})"
 
 
 def results_table(rows: Sequence[Row]) -> Table:

@@ -73,7 +73,9 @@ def command(
 
 
 def _tell(record: Any) -> None:
-    value = "failed" if record.value is None else f"{record.value:.3f}"
+    from fewstep.pipeline.reports.rows import figure_text
+
+    value = "failed" if record.value is None else figure_text(record.value)
     typer.echo(f"{record.rung:6}  NFE {record.nfe:<3} {record.origin.removeprefix('preset:'):28} {value}")
 
 
