@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fewstep.pipeline.reports.rows import MEASURED, Row, SearchedRow
+from fewstep.pipeline.reports.rows import Row, SearchedRow
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import Point
-from fewstep.storage.records import EvaluationRecord
+from fewstep.storage.records import MEASURED, EvaluationRecord
 from fewstep.tasks.metrics.interval import Interval
 
 NOTES = {"difference": "of what was found at that NFE, minus this row, on the same noise, with its interval"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fewstep.pipeline.reports.rows import figure_text, is_measured
+from fewstep.pipeline.reports.rows import figure_text
 from fewstep.storage.origins import told_origin
 from fewstep.storage.records import EvaluationRecord
 
@@ -29,9 +29,8 @@ class SearchProgress:
 
     def add(self, record: EvaluationRecord) -> None:
         """Take in a record."""
-        measured = is_measured(record)
-        self.phase = "report" if measured else PHASES.get(record.rung, "search")
-        if record.rung == "report" or measured:
+        self.phase = "report" if record.of_report else PHASES.get(record.rung, "search")
+        if record.of_report:
             self.reported += record.denoiser_calls
             self.rows += 1
             return

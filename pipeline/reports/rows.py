@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from fewstep.errors import EvaluationError
-from fewstep.storage.records import EvaluationRecord
+from fewstep.storage.records import MEASURED, EvaluationRecord
 
 FOUND = "fewstep"
-# Rungs of metrics that are measured of a report besides are called by it and by the metric.
-MEASURED = "measured-"
 
 
 def is_measured(record: EvaluationRecord) -> bool:
-    """Whether a record is by such a metric."""
+    """Whether a record is by a further metric of the report."""
     return record.rung.startswith(MEASURED)
 
 
