@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fewstep import __version__
-from fewstep.errors import FewstepError, StorageError
+from fewstep.errors import ConfigurationError, EvaluationError, FewstepError, StorageError
 from fewstep.files import write_text
 from fewstep.pipeline.campaign import missing, opened, register
 from fewstep.pipeline.dependencies import check_folder, check_studies, check_values, dependencies
@@ -256,9 +256,33 @@ class Study:
         name = self.problem.ladder.report.name
         return [r for r in self.records() if r.rung == name and r.status == "complete"]
 
-    def measured(self, state: Search, evaluator: Evaluator | None = None) -> list[MeasuredRow]:
-        """The report's lines by the other metrics, as far as they are there."""
-        rungs, problem = self.measured_rungs, self.problem
+    def measure(self, metrics: Sequence[str], execution: ExecutionSettings) -> list[MeasuredRow]:
+        """The lines of a finished report by further metrics, each measured once and kept.
+
+        ConfigurationError where there is no report yet, or where a metric cannot measure the subject.
+        """
+        if not isinstance(self.problem, ModelProblem):
+            raise ConfigurationError(f"{self.root} holds a search of edits, whose report has figures of its own")
+        if not self.reported():
+            raise ConfigurationError(f"{self.root} has no report yet: go on with `{self.resumes} --out {self.root}`")
+        rungs, evaluator, state = measured_rungs(metrics, self.problem.ladder.report), self.evaluator(), self.state()
+        for rung in rungs:
+            evaluator.metric(rung.metric).check()
+        check_folder(self.store, dependencies(evaluator, metrics))
+        work = [(candidate, rung) for rung in rungs for candidate, _ in self.problem.report_work(state)]
+        if missing(evaluator, work):
+            with self.driver(execution) as driver:
+                made = evaluate_all(missing(driver.evaluator, work), driver)
+            if failed := [r for r in made if r.status != "complete"]:
+                raise EvaluationError(f"{len(failed)} of {len(made)} could not be measured: {failed[-1].error}")
+            evaluator = self.evaluator()
+        return self.measured(state, evaluator, rungs)
+
+    def measured(
+        self, state: Search, evaluator: Evaluator | None = None, rungs: Sequence[Rung] = ()
+    ) -> list[MeasuredRow]:
+        """The report's lines by the other metrics, or at `rungs`, as far as they are there."""
+        rungs, problem = rungs or self.measured_rungs, self.problem
         records = [r for r in self.records() if is_measured(r) and r.status == "complete"]
         if not rungs or not records:
             return []
