@@ -22,6 +22,7 @@ from fewstep.pipeline.policies.halving import HalvingPolicy
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.settings import STORED, MeasuredSettings, SearchSettings
 from fewstep.pipeline.stages.preset_order import Known, Look, next_best
+from fewstep.pipeline.study import Study
 from fewstep.pipeline.study_file import read_study_file
 from fewstep.tasks.work import Subject
 
@@ -207,3 +208,22 @@ def test_settings_of_a_baseline_have_a_metric() -> None:
         ("report", "kid"),
         ("measured-frechet", "frechet"),
     ]
+
+
+def test_a_finished_report_is_measured_by_more(run: Callable[..., Any], toy: Path) -> None:
+    settings = SearchSettings.build(
+        model=str(toy), reference="digits", nfes=(2,), budget=9000, screen="frechet", refine=0, grids=("uniform-t",),
+        look_images=64, frechet_images=250, report_images=250,
+    )  # fmt: skip
+    here = ExecutionSettings(executor="in-process")
+    study = Study(Path("runs/toy"), settings)
+    asked = ("report", "--out", "runs/toy", "--executor", "in-process", "--metric", "kid", "--json")
+    outcome = study.run(here, "c")
+    found = run(*asked).json
+    assert found["rows"] == [vars(row) for row in outcome.rows]
+    assert [(r["method"], r["schedule"]) for r in found["measured"]] == [(r.method, r.schedule) for r in outcome.rows]
+    assert {r["metric"] for r in found["measured"]} == {"kid-toy"}
+    count = len(study.records())
+    assert run(*asked).json == found | {"evaluations": count}
+    assert len(study.records()) == count
+    run("report", "--out", "runs/toy", "--workers", 2).refused("nothing is run without --metric")
