@@ -227,3 +227,12 @@ def test_a_finished_report_is_measured_by_more(run: Callable[..., Any], toy: Pat
     assert run(*asked).json == found | {"evaluations": count}
     assert len(study.records()) == count
     run("report", "--out", "runs/toy", "--workers", 2).refused("nothing is run without --metric")
+
+
+def test_an_option_of_many_values_takes_them_together_or_one_by_one(run: Callable[..., Any]) -> None:
+    asked = ("search", "--model", "digits-ddpm", "--print")
+    apart = run(*asked, "--nfe", 3, "--nfe", "5-6", "--metric", "kid", "--metric", "frechet")
+    assert apart.out == run(*asked, "--nfe", "3,5-6", "--metric", "kid,frechet").out
+    assert "nfes = [3, 5, 6]" in apart.out
+    assert 'metric = ["kid", "frechet"]' in apart.out
+    run(*asked, "--metric", "kid", "--metric", "kid").refused("'kid' is given twice")
