@@ -82,7 +82,8 @@ def value_title(rows: pd.DataFrame) -> str:
     if rows.empty:
         return "value"
     first = rows.iloc[0]
-    return f"{first['metric']} ({first['features']}), lower is better"
+    space = f" ({first['features']})" if first["features"] else ""
+    return f"{first['metric']}{space}, lower is better"
 
 
 def ticks_of(span: Span) -> tuple[list[float], list[str]]:

@@ -214,7 +214,9 @@ def _compare(study: _Study, table: pd.DataFrame) -> Comparison:
     images = sorted(set(table["images"]))
     count = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     metric = "Fréchet distance" if first["metric"] == "frechet" else str(first["metric"])
-    caption = f"{metric} in the feature space {first['features']} to {first['reference']}, {count} images"
+    space = f" in the feature space {first['features']}" if first["features"] else ""
+    to = f" to {first['reference']}" if first["reference"] else ""
+    caption = f"{metric}{space}{to}, {count} images"
     return Comparison(caption, nfes, lines, verdicts, study.draw(front_figure(table)))
 
 

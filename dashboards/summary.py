@@ -16,8 +16,9 @@ from fewstep.storage.store import Store
 MESSAGES = 50
 """Events told one by one; the newest of them where there are more."""
 
-_RUNGS = {"distance": "screen: distance to the teacher", "look": "screen: Fréchet distance"}
-_RUNGS |= {"screen": "screen", JUDGE: "judge: Fréchet distance", "finals": "finals"}
+FRECHET = "Fréchet distance"
+_RUNGS = {"distance": "screen: distance to the teacher", "look": f"screen: {FRECHET}"}
+_RUNGS |= {"screen": "screen", JUDGE: f"judge: {FRECHET}", "finals": "finals"}
 _RUNGS |= {"refine": "refinement: passes forward and back", REPORT: "report: fresh noise"}
 
 
@@ -34,14 +35,14 @@ class StudyContent:
     @cached_property
     def origins(self) -> dict[str, str]:
         """Origin by hash: of several candidates the first."""
-        return {row.candidate: row.origin for row in reversed(self.rows) if row.rung != REPORT}
+        return {row.candidate: row.origin for row in reversed(self.rows) if not row.of_report}
 
 
 def facts(study: StudyContent) -> list[tuple[str, str]]:
     """(name, text) of what was done, and when."""
     rows = study.rows
-    searched = [row for row in rows if row.rung != REPORT]
-    reported = [row for row in rows if row.rung == REPORT]
+    searched = [row for row in rows if not row.of_report]
+    reported = [row for row in rows if row.of_report]
     begun = study.settings.created_at if study.settings else min(row.finished_at for row in rows)
     lines = [
         ("evaluations", f"{len(rows):,}, of {len({row.candidate for row in rows}):,} candidates"),
@@ -64,7 +65,10 @@ def rungs(rows: list[EvaluationRecord]) -> list[tuple[str, int, int, str]]:
     for name in names:
         own = [row for row in rows if row.rung == name]
         failed = sum(row.status != "complete" for row in own)
-        found.append((_RUNGS.get(name, name), len(own), failed, f"{sum(r.denoiser_calls for r in own):,}"))
+        label, metrics = _RUNGS.get(name, name), sorted({row.metric for row in own})
+        if metrics != ["frechet"]:
+            label = label.replace(FRECHET, ", ".join(metrics))
+        found.append((label, len(own), failed, f"{sum(r.denoiser_calls for r in own):,}"))
     return found
 
 

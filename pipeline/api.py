@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from fewstep.errors import ConfigurationError, StorageError, TrackingError
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import SearchSettings, SubjectSettings
+from fewstep.pipeline.settings import TEACHER, MeasuredSettings, SearchSettings, SubjectSettings
 from fewstep.pipeline.study_file import NESTED, read_study_file, resolved, search_settings
 from fewstep.pipeline.values import built, find_field
 from fewstep.pipeline.view import Evaluation, StudyView
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fewstep.tasks.work import Subject
 
 MODEL_FOLDER = "model"
+ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 
 
 def search(
@@ -116,12 +117,13 @@ def evaluate(
     """The Frechet distance of a schedule (or its file, or PRESET/GRID@CALLS), or of an ODE solver, with its interval.
 
     `ode` is dopri5, with its tolerances, or euler, midpoint or heun, as heun@6. `settings` are the other fields of
-    SubjectSettings: features, reference, statistics, quantized, judge, and the conditions' labels, guidance, prompts...
+    MeasuredSettings: metric (one, or several, whose further ones are `others` of what is given back), features,
+    reference, teacher, statistics, quantized, judge, and the conditions' labels, guidance, prompts...
     Tables in `out` keep the result: nothing is computed twice, more images cost only the new ones.
 
     Raises ConfigurationError for a choice that cannot be, EvaluationError where the images have no distance.
     """
-    asked = built(SubjectSettings, {**_nested(SubjectSettings, settings), "model": str(model)})
+    asked = built(MeasuredSettings, {**_nested(MeasuredSettings, settings), "model": str(model)})
     execution = _execution(executor, workers, address, device, timeout)
     return evaluate_subject(asked, chosen_sampler(asked, schedule, ode, rtol, atol), images, seed, Path(out), execution)
 
@@ -183,20 +185,48 @@ def subject_of(settings: SubjectSettings) -> Subject:
     )
 
 
+def teacher_of(settings: MeasuredSettings) -> SolverSchedule | None:
+    """The teacher, where a metric compares with one."""
+    from fewstep.tasks.models.files import find_model
+    from fewstep.tasks.sampling.grids import parse_schedule
+
+    if not settings.is_taught:
+        return None
+    return parse_schedule(settings.teacher or TEACHER, settings.files.noise)
+
+
 def evaluate_subject(
-    settings: SubjectSettings, sampler: Sampler, images: int, seed: int, out: Path, execution: ExecutionSettings
+    settings: MeasuredSettings, sampler: Sampler, images: int, seed: int, out: Path, execution: ExecutionSettings
 ) -> Evaluation:
-    """Evaluate one sampler, or read what is known of it."""
+    """Evaluate one sampler by every metric, or read what is known of it."""
     from fewstep.pipeline import campaign
+
+    subject, teacher = subject_of(settings), teacher_of(settings)
+    records = campaign.evaluate_by(subject, [sampler], images, seed, out, execution, settings.metric, teacher=teacher)
+    found = [_evaluation(record) for record in records]
+    return replace(found[0], others=tuple(found[1:]))
+
+
+def _evaluation(r: EvaluationRecord) -> Evaluation:
     from fewstep.pipeline.reports.rows import metric_name
 
-    (r,) = campaign.evaluate(subject_of(settings), [sampler], images, seed, out, execution, settings.metric)
     assert r.value is not None
-    judged = {name: r.metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high") if name in r.metrics}
+    judged: dict[str, Any] = {name: r.metrics[name] for name in ACCURACY if name in r.metrics}
     nfe = r.metrics.get("nfe", r.nfe)
+    told = {n: v for n, v in r.metrics.items() if n not in ("nfe", *ACCURACY)} if r.metric != "frechet" else {}
     ends = r.low, r.high
     return Evaluation(
-        r.model, r.candidate, nfe, metric_name(r), r.value, *ends, r.images, r.seed, r.denoiser_calls, **judged
+        r.model,
+        r.candidate,
+        nfe,
+        metric_name(r),
+        r.value,
+        *ends,
+        r.images,
+        r.seed,
+        r.denoiser_calls,
+        **judged,
+        figures=told,
     )
 
 

@@ -12,6 +12,7 @@ from fewstep.pipeline.campaign import Campaign, completed, evaluate_missing, reg
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.reports.rows import Row, row_of
+from fewstep.pipeline.settings import taught
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
@@ -25,12 +26,16 @@ Skip = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Baseline:
-    """The tables of the screen and of the report, with their records; the teacher is a row of the report."""
+    """The tables of the screen and of the report, with their records; the teacher is a row of the report.
+
+    `measured` are the report's rows by the other metrics.
+    """
 
     screened: list[Row]
     reported: list[Row]
+    measured: list[Row]
     # When and where they were made is no part of what was measured.
-    records: tuple[list[EvaluationRecord], list[EvaluationRecord]] = field(compare=False)
+    records: tuple[list[EvaluationRecord], list[EvaluationRecord], list[EvaluationRecord]] = field(compare=False)
 
 
 def entries(settings: BaselineSettings, on_skip: Skip | None = None) -> dict[tuple[str, int], list[SolverSchedule]]:
@@ -55,7 +60,9 @@ def calls(settings: BaselineSettings) -> int:
     table = entries(settings)
     teacher = parse_schedule(settings.teacher, settings.files.noise)
     screen = sum(nfe * len(schedules) for (_, nfe), schedules in table.items()) * settings.screen_images
-    return screen + (sum(nfe for _, nfe in table) + teacher.nfe) * settings.report_images
+    again = sum(map(taught, settings.metric)) * teacher.nfe
+    reported = (sum(nfe for _, nfe in table) + teacher.nfe) * len(settings.metric) + again
+    return screen + reported * settings.report_images
 
 
 def run(
@@ -71,31 +78,33 @@ def run(
         register(root, STUDY, settings, settings.model, settings.files.hash, _checked(settings, root))
     table = entries(settings, on_skip)
 
+    teacher = parse_schedule(settings.teacher, settings.files.noise)
+
     def evaluated(work: Sequence[tuple[SolverSchedule, str]], rung: Rung) -> dict[str, EvaluationRecord]:
-        records = evaluate_missing(settings.subject, work, rung, root, execution, STUDY, on_record)
+        records = evaluate_missing(settings.subject, work, rung, root, execution, STUDY, on_record, teacher)
         return {r.candidate: r for r in records}
 
     screened = evaluated([(s, f"preset:{s.name}") for group in table.values() for s in group], screen)
     best = best_grids(table, screened)
-    teacher = parse_schedule(settings.teacher, settings.files.noise)
-    chosen = [(s, f"preset:{s.name}") for s in best.values()]
-    return _tables(table, screened, best, evaluated([*chosen, (teacher, TEACHER)], report), settings.teacher)
+    chosen = [*((s, f"preset:{s.name}") for s in best.values()), (teacher, TEACHER)]
+    reported, *measured = (evaluated(chosen, rung) for rung in (report, *settings.measured_rungs))
+    return _tables(table, screened, best, reported, measured, settings.teacher)
 
 
 def _checked(settings: BaselineSettings, root: Path) -> dict[str, str]:
     """What its values depend on; refused where the folder's were made of something else."""
     campaign = Campaign(settings.subject, root, ExecutionSettings(), STUDY)
-    return campaign.check(campaign.evaluator(), [rung.metric for rung in settings.rungs])
+    return campaign.check(campaign.evaluator(), list(settings.metric))
 
 
 def on_disk(settings: BaselineSettings, root: Path) -> Baseline:
     """The same from the records that are there, computing nothing; StorageError where there is none."""
-    campaign = Campaign(settings.subject, root, ExecutionSettings(), STUDY)
-    if not completed(evaluator := campaign.evaluator()):
+    teacher = parse_schedule(settings.teacher, settings.files.noise)
+    campaign = Campaign(settings.subject, root, ExecutionSettings(), STUDY, teacher)
+    if not completed(campaign.evaluator()):
         raise StorageError(f"{root} holds no evaluations of a baseline yet: run the command without --partial")
     _checked(settings, root)
     table = entries(settings)
-    teacher = parse_schedule(settings.teacher, evaluator.files.noise)
     schedules = [teacher, *(s for group in table.values() for s in group)]
 
     def known(rung: Rung) -> dict[str, EvaluationRecord]:
@@ -104,7 +113,8 @@ def on_disk(settings: BaselineSettings, root: Path) -> Baseline:
 
     screen, report = settings.rungs
     screened = known(screen)
-    return _tables(table, screened, best_grids(table, screened), known(report), settings.teacher)
+    measured = [known(rung) for rung in settings.measured_rungs]
+    return _tables(table, screened, best_grids(table, screened), known(report), measured, settings.teacher)
 
 
 def best_grids(
@@ -125,6 +135,7 @@ def _tables(
     screened: dict[str, EvaluationRecord],
     best: dict[tuple[str, int], SolverSchedule],
     reported: dict[str, EvaluationRecord],
+    measured: Sequence[dict[str, EvaluationRecord]],
     teacher: str,
 ) -> Baseline:
     first = [
@@ -133,7 +144,18 @@ def _tables(
         for s in schedules
         if (record := screened.get(s.hash)) is not None and record.value is not None
     ]
-    second = [row_of(reported[s.hash], name, s.name) for (name, _), s in best.items() if s.hash in reported]
-    last = [row_of(r, TEACHER, teacher) for r in reported.values() if r.origin == TEACHER]
-    records = list(screened.values()), [r for r in reported.values() if r.value is not None]
-    return Baseline(first, [*second, *last], records)
+    second, *others = (_reported(records, best, teacher) for records in (reported, *measured))
+    records = (
+        list(screened.values()),
+        [r for r in reported.values() if r.value is not None],
+        [r for by_hash in measured for r in by_hash.values() if r.value is not None],
+    )
+    return Baseline(first, second, [row for rows in others for row in rows], records)
+
+
+def _reported(
+    records: dict[str, EvaluationRecord], best: dict[tuple[str, int], SolverSchedule], teacher: str
+) -> list[Row]:
+    """The best grid of each preset, and the teacher, by one metric."""
+    rows = [row_of(records[s.hash], name, s.name) for (name, _), s in best.items() if s.hash in records]
+    return rows + [row_of(r, TEACHER, teacher) for r in records.values() if r.origin == TEACHER]

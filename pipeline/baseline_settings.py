@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
-from fewstep.pipeline.settings import MOST_IMAGES, REPORT_SEED_OFFSET, ModelSettings
+from fewstep.pipeline.settings import FRECHET, METRICS_TEXT, MOST_IMAGES, REPORT_SEED_OFFSET, Metrics, ModelSettings
 from fewstep.search_spaces.checked import Seed
 from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS, SEARCH_PRESETS
 from fewstep.tasks.sampling import grids
@@ -30,6 +30,10 @@ class BaselineSettings(ModelSettings):
     report_images: int = Field(10_000, ge=2, le=MOST_IMAGES, description="images of the best grids and the teacher")
     teacher: str = Field("unipc-2-bh2/karras-zero@100", description="PRESET/GRID@CALLS, or a schedule's file")
     seed: Seed = Field(0, description="seed of the screen's noise")
+    metric: Metrics = Field(
+        (FRECHET,),
+        description=f"what presets are screened by; others, repeated, are measured of the report: {METRICS_TEXT}",
+    )
 
     @field_validator("presets")
     @classmethod
@@ -62,9 +66,16 @@ class BaselineSettings(ModelSettings):
         from fewstep.pipeline.trial import Rung
 
         return (
-            Rung("screen", "frechet", self.screen_images, self.seed),
-            Rung("report", "frechet", self.report_images, self.seed + REPORT_SEED_OFFSET),
+            Rung("screen", self.metric[0], self.screen_images, self.seed),
+            Rung("report", self.metric[0], self.report_images, self.seed + REPORT_SEED_OFFSET),
         )
+
+    @property
+    def measured_rungs(self) -> list[Rung]:
+        """The report by the other metrics."""
+        from fewstep.pipeline.measured import measured_rungs
+
+        return measured_rungs(self.metric[1:], self.rungs[1])
 
     @property
     def seeds(self) -> dict[str, int]:

@@ -32,6 +32,7 @@ from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord, StudyRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.metrics.interval import MIN_GROUPS
+from fewstep.tasks.metrics.metric import metric_class
 from fewstep.tasks.work import GROUP, Subject, WorkerSettings
 
 STUDY = "evaluations"
@@ -193,10 +194,28 @@ def evaluate(
     execution: ExecutionSettings,
     metric: str = "frechet",
     parts: bool = False,
+    teacher: SolverSchedule | None = None,
 ) -> list[EvaluationRecord]:
     """Records of a metric, in the order of the points; EvaluationError where one cannot be evaluated."""
-    rung = Rung("report", metric, images, seed)
-    records = evaluate_missing(subject, [(p, "evaluate") for p in points], rung, root, execution, parts=parts)
+    return evaluate_by(subject, points, images, seed, root, execution, (metric,), parts, teacher)
+
+
+def evaluate_by(
+    subject: Subject,
+    points: Sequence[Point | Sampler],
+    images: int,
+    seed: int,
+    root: Path,
+    execution: ExecutionSettings,
+    metrics: Sequence[str],
+    parts: bool = False,
+    teacher: SolverSchedule | None = None,
+) -> list[EvaluationRecord]:
+    """The same by several metrics, one after the other."""
+    rungs = [Rung("report", metric, images, seed) for metric in metrics]
+    records = Campaign(subject, root, execution, teacher=teacher, parts=parts).run(
+        [(point, "evaluate", rung) for rung in rungs for point in points]
+    )
     for record in records:
         if record.status != "complete" or record.value is None:
             raise EvaluationError(record.error)
@@ -211,6 +230,15 @@ def check_groups(images: int) -> None:
     if images % GROUP or images < MIN_GROUPS * GROUP:
         raise ConfigurationError(
             f"{images} images do not make at least {MIN_GROUPS} groups of {GROUP}: give 1000, 5000"
+        )
+
+
+def check_paired(metric: str) -> None:
+    """ConfigurationError for a metric whose parts are not kept, so that nothing is paired."""
+    if not metric_class(metric).grows:
+        raise ConfigurationError(
+            f"{metric} is of all images together and has no paired difference: compare by another metric, or evaluate "
+            "each by it"
         )
 
 
@@ -245,15 +273,18 @@ def compare(
     root: Path,
     execution: ExecutionSettings,
     metric: str = "frechet",
+    teacher: SolverSchedule | None = None,
 ) -> list[Row]:
     """Rows `first`, `second` and `difference` (first minus second, paired over the noise).
 
-    ConfigurationError unless the images fill at least three groups of GROUP, which the interval needs.
+    ConfigurationError unless the images fill at least three groups of GROUP, which the interval needs, and for a metric
+    that has no paired difference.
     """
     check_groups(images)
-    records = evaluate(subject, list(pair), images, seed, root, execution, metric, parts=True)
+    check_paired(metric)
+    records = evaluate(subject, list(pair), images, seed, root, execution, metric, True, teacher)
     rung = Rung("report", metric, images, seed)
-    evaluator = Campaign(subject, root, execution).evaluator()
+    evaluator = Campaign(subject, root, execution, teacher=teacher).evaluator()
     first, second = (evaluator.parts(as_point(sampler), rung) for sampler in pair)
     found = evaluator.metric(metric).paired(first, second)
     assert found is not None

@@ -19,10 +19,9 @@ from fewstep.storage.store import Store
 from fewstep.tasks.data import DATASETS, load_dataset
 from fewstep.tasks.editing.subject import EditSubject
 from fewstep.tasks.metrics.extractor import make_extractor
-from fewstep.tasks.metrics.metric import FeatureMetric, Metric
+from fewstep.tasks.metrics.metric import FeatureMetric, Metric, SampleMetric
 from fewstep.tasks.models.judge import find_judge
 from fewstep.tasks.quantization.storage import find_quantized
-from fewstep.tasks.work import Subject
 
 # What a metric's addresses hold besides content.
 _NAMES = ("metric", "kind")
@@ -42,19 +41,24 @@ def dependencies(evaluator: Evaluator, metrics: Iterable[str]) -> dict[str, str]
     if files.condition is not None:
         found[f"shown data set {files.condition.dataset}"] = _data(files.condition.dataset)
     for name in dict.fromkeys(metrics):
-        found |= _of_metric(evaluator.metric(name), subject)
+        found |= _of_metric(evaluator.metric(name))
     return found | (_of_edits(evaluator) if subject.edits else {})
 
 
-def _of_metric(metric: Metric, subject: Subject) -> dict[str, str]:
+def _of_metric(metric: Metric) -> dict[str, str]:
     """What a metric says that its values depend on."""
+    subject = metric.subject
     given = f"model {subject.model}, features {subject.features}"
+    if metric.argument and not isinstance(metric, FeatureMetric):
+        given += f", {metric.argument}"
     names = {"judge": f"judge {subject.judge}"}
     if isinstance(metric, FeatureMetric):
         names["features"] = f"features {subject.features}" + (
             f" of model {subject.model}" if subject.features == "auto" else ""
         )
         names["reference"] = _reference(subject.model, subject.features, subject.reference)
+        if isinstance(metric, SampleMetric):
+            names["reference"] = f"images of {names['reference']}"
     parts = metric.identity | metric.standard
     return {
         names.get(name, f"{name} of {metric.figure} ({given}, reference {subject.reference})"): str(value)

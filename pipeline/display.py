@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fewstep.pipeline.progress import SearchProgress
-from fewstep.pipeline.reports.rows import FOUND, Row, is_found
+from fewstep.pipeline.reports.rows import FOUND, Row, figure_text, is_found
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.storage.masking import masked_argument
 from fewstep.storage.records import EvaluationRecord
@@ -117,7 +117,7 @@ class SearchDisplay:
             table.add_column(column)
         for nfe in self._settings.nfes:
             record = progress.best.get(nfe)
-            table.add_row(str(nfe), f"{record.value:.3f}" if record else "-", Text(progress.found_by(nfe)))
+            table.add_row(str(nfe), figure_text(record.value or 0.0) if record else "-", Text(progress.found_by(nfe)))
         seconds = time.monotonic() - self._begun
         bar = ProgressBar(total=progress.budget, completed=min(progress.spent, progress.budget), width=40)
         lines = (
@@ -131,7 +131,9 @@ class SearchDisplay:
 
 def interval_text(row: Row) -> str:
     """The value with its interval."""
-    return f"{row.value:.3f}" if row.low is None else f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
+    size = max(abs(row.value), abs(row.low or 0.0), abs(row.high or 0.0))
+    value, low, high = (figure_text(v or 0.0, size) for v in (row.value, row.low, row.high))
+    return value if row.low is None else f"{value} ({low} to {high})"
 
 
 def results_table(rows: Sequence[Row]) -> Table:
@@ -151,6 +153,12 @@ def results_table(rows: Sequence[Row]) -> Table:
             cells.append(Text(interval_text(row), "bold" if is_found(row) else "") if row else Text())
         table.add_row(Text(method), *cells, style="bold" if method == FOUND else None)
     return table
+
+
+def print_measured(rows: Sequence[Row]) -> None:
+    """A table for each of the other metrics."""
+    for metric in dict.fromkeys(row.metric for row in rows):
+        Console().print(results_table([row for row in rows if row.metric == metric]))
 
 
 def plain_table(title: str, columns: list[str], rows: Sequence[Mapping[Any, Any]]) -> Table:
@@ -182,6 +190,7 @@ def print_outcome(study: Study, outcome: Outcome, files: dict[str, Path], tracki
     console = Console()
     print_verdicts(outcome.verdicts)
     console.print(results_table(outcome.rows))
+    print_measured(outcome.measured)
     print_notes(study)
     root = study.root
     console.print(f"{outcome.calls:,} denoiser calls in {outcome.seconds:.0f} s", highlight=False)

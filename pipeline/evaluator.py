@@ -16,14 +16,14 @@ from functools import cached_property
 from pathlib import Path
 
 from fewstep import __version__
-from fewstep.errors import EvaluationError
+from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.trial import Candidate, Rung
 from fewstep.search_spaces.point import OdePoint, Point, content_key, parse_point, quantization_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.faults import given_up, may_succeed, told
-from fewstep.tasks.metrics.metric import METRICS, Metric, Score, Setting
+from fewstep.tasks.metrics.metric import Metric, Score, Setting, make_metric
 from fewstep.tasks.metrics.moments import Moments
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.rendering import sampling_part
@@ -32,8 +32,6 @@ from fewstep.tasks.work import GROUP, Part, Subject, Task, TaskResult
 IMAGES_PER_TASK = 1000
 # Points whose parts stay in memory; others are read back from the store when they grow.
 RECENT = 64
-# Metrics that compare with what the teacher makes.
-TAUGHT = ("distance", "refine")
 
 
 @dataclass
@@ -69,7 +67,7 @@ class Evaluator:
     def metric(self, name: str) -> Metric:
         """The metric of that name; ConfigurationError where there is none, or where it cannot measure the subject."""
         if name not in self._metrics:
-            self._metrics[name] = METRICS.load(name)(self._setting)
+            self._metrics[name] = make_metric(name, self._setting)
         return self._metrics[name]
 
     @cached_property
@@ -85,8 +83,9 @@ class Evaluator:
         own = metric.address(point, rung.images, rung.seed, rung.arguments)
         if own is not None:
             return content_key(**own)
-        taught = self.teacher.hash if rung.metric in TAUGHT and self.teacher else ""
-        rest = {"images": rung.images, **metric.standard, "teacher": taught, **rung.arguments}
+        # Where parts are kept, the teacher is a part of their address already.
+        taught = {} if metric.taught and metric.grows else {"teacher": self._taught_by(metric)}
+        rest = {"images": rung.images, **metric.standard, **taught, **rung.arguments}
         return self._addressed(point, rung, rest, lambda: self._stored_keys)
 
     def base(self, point: Point, rung: Rung) -> str:
@@ -127,9 +126,16 @@ class Evaluator:
             parts["conditions"] = asked
         if self.statistics_hash and point.needs_statistics:
             parts["statistics"] = self.statistics_hash
+        metric = self.metric(rung.metric)
+        if metric.taught and metric.grows:
+            parts["teacher"] = self._taught_by(metric)
         if self.subject.runtime != "reference":
             parts["runtime"] = self.subject.runtime
         return parts | {part.kind: part.hash for part in point.parts if part.changes_network}
+
+    def _taught_by(self, metric: Metric) -> str:
+        """Hash of the teacher that a metric compares with; empty for one that compares with none."""
+        return self.teacher.hash if metric.taught and self.teacher else ""
 
     # -- tasks ----------------------------------------------------------------------------------------
 
@@ -146,7 +152,10 @@ class Evaluator:
             starts = [s for s in range(0, rung.images, GROUP) if not _covers(known, s, rung.images)]
             starts = starts or [(rung.images - 1) // GROUP * GROUP]
             runs = [(a, min(b + GROUP, rung.images) - a) for a, b in _runs(starts, IMAGES_PER_TASK)]
-        arguments = dict(rung.arguments) | ({"teacher": self._teacher_json} if rung.metric in TAUGHT else {})
+        if self.metric(rung.metric).taught and not self._teacher_json:
+            raise ConfigurationError(f"metric {rung.metric} compares with a teacher, and there is none here")
+        taught = {"teacher": self._teacher_json} if self.metric(rung.metric).taught else {}
+        arguments = dict(rung.arguments) | taught
         tasks = [Task(key, rung.metric, text, rung.seed, first, count, arguments) for first, count in runs]
         self._pending[key] = _Pending(candidate, rung, base, {t.start for t in tasks})
         return tasks

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewstep.errors import ConfigurationError, EvaluationError, ScheduleError
-from fewstep.pipeline.campaign import Campaign, check_groups, evaluate_missing
+from fewstep.pipeline.campaign import Campaign, check_groups, check_paired, evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import OnRecord
 from fewstep.pipeline.reports.rows import metric_name
@@ -200,20 +200,23 @@ def explain(
     each_step: bool = True,
     on_record: OnRecord | None = None,
     metric: str = "frechet",
+    teacher: SolverSchedule | None = None,
 ) -> Explanation:
     """The ablation table of a schedule. Everything is kept under `root`: the same call goes on where it was killed.
 
-    ConfigurationError unless the images fill at least three groups of GROUP, which the intervals need.
+    ConfigurationError unless the images fill at least three groups of GROUP, which the intervals need, and for a metric
+    that has no paired difference.
     """
     check_groups(images)
+    check_paired(metric)
     files, rung = subject.files, Rung("report", metric, images, seed)
     nearest, changed = variants(schedule, files.noise, each_step)
     whole = Variant("whole schedule", None, "", "", schedule)
     stock = Variant(f"nearest preset, {nearest.nfe} calls", None, "", nearest.name, nearest)
     entries = [whole, stock, *changed]
     work = [(entry.schedule, "explain") for entry in entries]
-    records = evaluate_missing(subject, work, rung, root, execution, on_record=on_record, parts=True)
-    evaluator = Campaign(subject, root, execution).evaluator()
+    records = evaluate_missing(subject, work, rung, root, execution, on_record=on_record, teacher=teacher, parts=True)
+    evaluator = Campaign(subject, root, execution, teacher=teacher).evaluator()
     measured = evaluator.metric(rung.metric)
     if records[0].value is None:
         raise EvaluationError(f"the schedule itself cannot be evaluated: {records[0].error}")

@@ -11,7 +11,7 @@ from fewstep.errors import ConfigurationError
 from fewstep.pipeline.executors.base import IN_PROCESS, ExecutionSettings
 from fewstep.pipeline.problems.networks import NAMED, NetworkProblem
 from fewstep.pipeline.problems.schedules import ScheduleProblem
-from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.settings import SearchSettings, taught
 from fewstep.pipeline.sizes import plan, rows_at_most
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.point import as_point
@@ -59,6 +59,9 @@ def calls_at_most(problem: ModelSearch, workers: int = 1) -> dict[str, int]:
         peers = {origin for origin, _ in problem.search().policy.seeds if origin.startswith(NAMED)}
         reported = (max(s.nfes) * s.front + sum(s.nfes) * (1 + len(peers))) * s.report_images
         calibrations = _calibrations(s, problem) if "quantization" in problem.kinds else {}
+    # Each further metric samples the report's images again; one that is taught, the teacher's too.
+    reported *= len(s.metric)
+    reported += sum(map(taught, s.metric)) * problem.teacher.nfe * s.report_images
     again = prepaid * (workers - 1)
     return {
         "budget": s.budget,

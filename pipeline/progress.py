@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fewstep.pipeline.reports.rows import figure_text
 from fewstep.storage.origins import told_origin
 from fewstep.storage.records import EvaluationRecord
 
@@ -28,8 +29,8 @@ class SearchProgress:
 
     def add(self, record: EvaluationRecord) -> None:
         """Take in a record."""
-        self.phase = PHASES.get(record.rung, "search")
-        if record.rung == "report":
+        self.phase = "report" if record.of_report else PHASES.get(record.rung, "search")
+        if record.of_report:
             self.reported += record.denoiser_calls
             self.rows += 1
             return
@@ -78,7 +79,9 @@ class SearchProgress:
 
     def line(self, seconds: float) -> str:
         """All of it in one line, the best so far at its end."""
-        best = "".join(f"   NFE {n}: {r.value:.3f} ({self.found_by(n)})" for n, r in sorted(self.best.items()))
+        best = "".join(
+            f"   NFE {n}: {figure_text(r.value or 0.0)} ({self.found_by(n)})" for n, r in sorted(self.best.items())
+        )
         return f"{self.phase:7} {self.summary(seconds)}{best}"
 
     def summary(self, seconds: float) -> str:

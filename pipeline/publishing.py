@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 # What a study's problem has written, where it has.
-PUBLISHED = ("results.csv", "images.png", "front.csv", "front.json", "edit.json", "grid.png")
+PUBLISHED = ("results.csv", "metrics.csv", "images.png", "front.csv", "front.json", "edit.json", "grid.png")
 
 
 def write_report(study: Study, html: Path) -> Path:
@@ -82,8 +82,8 @@ def draw_rows(rows: list[Row], level: Row | None, path: Path) -> Path:
             "value": r.value,
             "low": float("nan") if r.low is None else r.low,
             "high": float("nan") if r.high is None else r.high,
-            "metric": "Frechet distance",
-            "features": r.metric,
+            "metric": "Frechet distance" if r.metric.startswith("fid") else r.metric,
+            "features": r.metric if r.metric.startswith("fid") else "",
             "reference": "",
             "order": i,
         }

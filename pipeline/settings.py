@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -50,12 +51,26 @@ def _checked_metric(name: str) -> str:
     if name == "frechet":
         return name
     # Here, since it brings torch: settings are read by commands that do not need it.
-    from fewstep.tasks.metrics.metric import METRICS
+    from fewstep.tasks.metrics.metric import known_metrics, metric_class
 
-    if not METRICS.load(name).standalone:
-        known = [n for n in METRICS.names if METRICS.load(n).standalone]
+    if not metric_class(name).standalone:
+        known = [n for n, metric in known_metrics().items() if metric.standalone]
         raise ConfigurationError(f"metric {name!r} does not stand alone: choose one of {', '.join(known)}")
     return name
+
+
+def _checked_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("name at least one metric, such as frechet")
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ValueError(f"metric {twice!r} is given twice")
+    return tuple(map(_checked_metric, names))
+
+
+def _as_several(value: Any) -> Any:
+    # Alone, as a study file may have it, and as studies stored it before there could be several.
+    return (value,) if isinstance(value, str) else value
 
 
 def _checked_study(name: str, info: ValidationInfo) -> str:
@@ -68,7 +83,13 @@ def _checked_study(name: str, info: ValidationInfo) -> str:
 # Under this name the context of a validation says that settings are read from a study.
 STORED = "stored"
 StudyName = Annotated[str, AfterValidator(_checked_study)]
-MetricName = Annotated[str, AfterValidator(_checked_metric)]
+Metrics = Annotated[tuple[str, ...], BeforeValidator(_as_several), AfterValidator(_checked_metrics)]
+FRECHET = "frechet"
+TEACHER = "unipc-2-bh2/karras-zero@64"
+METRICS_TEXT = (
+    "frechet, kid, cmmd, precision, recall, clip-score, scorer, perceptual, holes, layouts, or what another package "
+    "has; as NAME:FEATURES in other features"
+)
 
 
 class ModelSettings(Checked):
@@ -77,7 +98,11 @@ class ModelSettings(Checked):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(description="a bundled model's name or a diffusers directory")
-    features: str = Field("auto", description="what images are compared by: auto, inception or a classifier's folder")
+    features: str = Field(
+        "auto",
+        description="what images are compared by: auto, inception, a folder of a classifier or a transformers vision "
+        "model, a TorchScript or ONNX file, or MODULE:CALLABLE",
+    )
     reference: str = Field(
         "auto", description="images they are compared with: auto, a folder of images, an .npz file or a data set"
     )
@@ -101,9 +126,7 @@ class ModelSettings(Checked):
 class SubjectSettings(ModelSettings):
     """What single schedules are evaluated on, and by what."""
 
-    metric: MetricName = Field(
-        "frechet", description="what is measured of the images: frechet, holes, layouts, or what another package has"
-    )
+    metric: Metrics = Field((FRECHET,), description=f"what is measured of the images, may be repeated: {METRICS_TEXT}")
     integer: bool = Field(False, description="run the quantised network in 8-bit integers")
     judge: str = Field("", description="classifier that counts images which show their label: a name or a folder")
 
@@ -112,6 +135,37 @@ class SubjectSettings(ModelSettings):
         if self.integer and not self.quantized:
             raise ValueError("--integer runs a quantised network: give its folder as --quantized")
         return self
+
+
+class MeasuredSettings(SubjectSettings):
+    """The same where metrics may compare with a teacher."""
+
+    teacher: str = Field(
+        "", description=f"many-step sampler that perceptual compares with, as PRESET/GRID@CALLS [default: {TEACHER}]"
+    )
+
+    @model_validator(mode="after")
+    def _has_pupils(self) -> Self:
+        if self.teacher and not self.is_taught:
+            raise ValueError(
+                f"no metric of {', '.join(self.metric)} compares with a teacher: leave --teacher away, or measure "
+                "perceptual"
+            )
+        return self
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a metric compares with the teacher."""
+        return any(taught(name) for name in self.metric)
+
+
+def taught(name: str) -> bool:
+    """Whether a metric compares with the teacher."""
+    if name == FRECHET:
+        return False
+    from fewstep.tasks.metrics.metric import metric_class
+
+    return metric_class(name).taught
 
 
 class SearchSettings(ModelSettings):
@@ -124,7 +178,7 @@ class SearchSettings(ModelSettings):
     )
     seed: Seed = Field(0, description="seed of the proposals and of the noise that the search sees")
     budget: PositiveInt = Field(500_000, description="denoiser calls of everything before the report")
-    teacher: str = Field("unipc-2-bh2/karras-zero@64", description="many-step sampler, as PRESET/GRID@CALLS")
+    teacher: str = Field(TEACHER, description="many-step sampler, as PRESET/GRID@CALLS")
     presets: float = Field(0.15, gt=0, le=0.9, description="most of the budget that presets may take")
     refine: float | None = Field(
         None, ge=0, le=0.9, description="share of the budget that tunes the best [default: 0.45 where it can be tuned]"
@@ -171,7 +225,11 @@ class SearchSettings(ModelSettings):
     random_trials: NonNegativeInt | None = Field(
         None, description="random members of each NFE before any is bred" + FROM_BUDGET
     )
-    metric: MetricName = Field("frechet", description="what candidates are compared by, but at a screen by distance")
+    metric: Metrics = Field(
+        (FRECHET,),
+        description="what candidates are compared by, but at a screen by distance; others, repeated, are measured of "
+        f"the report: {METRICS_TEXT}",
+    )
     space: str = Field(
         "schedule", description="what is searched: schedule, quantization, joint, or a space of another package"
     )
@@ -223,7 +281,29 @@ class SearchSettings(ModelSettings):
             return self
         if self.space != "schedule" or self.quantized:
             raise ValueError("only schedules of networks that are not quantised are tuned: leave --refine away")
+        if self.refine_to in ("moments", "reference") and self.objective != FRECHET:
+            raise ValueError(
+                f"tuning to {self.refine_to} descends the Frechet distance, and candidates are compared by "
+                f"{self.objective}: leave --refine away, or give --refine-to network, pixel or features"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _can_rank(self) -> Self:
+        if self.objective != FRECHET and self.surrogate in ("encoder", "ensemble"):
+            from fewstep.tasks.metrics.metric import metric_class
+
+            if metric_class(self.objective).signed:
+                raise ValueError(
+                    f"surrogate {self.surrogate!r} learns logarithms, and {self.objective} may be below 0: choose "
+                    "forest, trees, gp or none"
+                )
+        return self
+
+    @property
+    def objective(self) -> str:
+        """The metric that candidates are compared by."""
+        return self.metric[0]
 
     @property
     def refinements_each(self) -> int:

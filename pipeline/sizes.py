@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.settings import FRECHET, SearchSettings
 from fewstep.tasks.work import GROUP
 
 # An NFE's share pays for at least so many evaluations of the main rung, where images are not given.
@@ -33,7 +33,7 @@ class Plan(NamedTuple):
 
 def can_tune(s: SearchSettings) -> bool:
     """Whether the settings leave elites to be tuned on moments; whether the features do is the model's affair."""
-    return s.space == "schedule" and not s.quantized and s.metric == "frechet"
+    return s.space == "schedule" and not s.quantized and s.objective == FRECHET
 
 
 def rows_at_most(s: SearchSettings) -> int:

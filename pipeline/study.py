@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fewstep import __version__
-from fewstep.errors import FewstepError, StorageError
+from fewstep.errors import ConfigurationError, EvaluationError, FewstepError, StorageError
 from fewstep.files import write_text
 from fewstep.pipeline.campaign import missing, opened, register
 from fewstep.pipeline.dependencies import check_folder, check_studies, check_values, dependencies
@@ -23,6 +23,8 @@ from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
 from fewstep.pipeline.meanings import check_names
+from fewstep.pipeline.measured import NOTES as MEASURED_NOTES
+from fewstep.pipeline.measured import MeasuredRow, measured_rows, measured_rungs
 from fewstep.pipeline.problems.base import Problem, Publication
 from fewstep.pipeline.problems.edits import EditProblem
 from fewstep.pipeline.problems.model import ModelProblem
@@ -30,9 +32,10 @@ from fewstep.pipeline.problems.networks import NetworkProblem
 from fewstep.pipeline.problems.schedule_report import ScheduleReport
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.reports.csv import results_csv
-from fewstep.pipeline.reports.rows import Row
+from fewstep.pipeline.reports.rows import Row, is_measured
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.settings import STORED, SearchSettings
+from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
@@ -67,7 +70,7 @@ def read_settings(text: str) -> Settings:
 class Outcome:
     """What a finished search leaves: the table, files by name, calls of the whole study, seconds of this run.
 
-    `verdicts` say what was found beyond what is stock, a line each.
+    `verdicts` say what was found beyond what is stock, a line each; `measured` are the report's lines by other metrics.
     """
 
     rows: Sequence[Row]
@@ -77,6 +80,7 @@ class Outcome:
     seconds: float
     own_share: float
     verdicts: Sequence[str] = ()
+    measured: Sequence[MeasuredRow] = ()
 
 
 class Study:
@@ -160,9 +164,19 @@ class Study:
     def evaluator(self) -> Evaluator:
         """Plans evaluations; what cannot be measured is refused here, before any worker is set up."""
         evaluator = Evaluator(self.settings.study, self.problem.subject, self.store, self.problem.teacher)
-        for rung in self.problem.ladder:
+        for rung in self._rungs:
             evaluator.metric(rung.metric).check()
         return evaluator
+
+    @property
+    def measured_rungs(self) -> list[Rung]:
+        """What is measured of the report besides."""
+        metrics = self.settings.metric[1:] if isinstance(self.settings, SearchSettings) else ()
+        return measured_rungs(metrics, self.problem.ladder.report)
+
+    @property
+    def _rungs(self) -> list[Rung]:
+        return [*self.problem.ladder, *self.measured_rungs]
 
     def worker_settings(self, device: str, threads: int = 0) -> WorkerSettings:
         """What a worker of this study holds."""
@@ -201,7 +215,7 @@ class Study:
 
     def _checked(self, evaluator: Evaluator) -> dict[str, str]:
         """What its values depend on; refused where the folder holds values that were made of something else."""
-        found = dependencies(evaluator, [rung.metric for rung in self.problem.ladder])
+        found = dependencies(evaluator, [rung.metric for rung in self._rungs])
         check_folder(self.store, found)
         check_values(self.store, self.settings.study, self.files.hash)
         if isinstance(self.problem, ModelProblem) and self.settings.space == "schedule":
@@ -223,7 +237,9 @@ class Study:
         with self.driver(execution, on_record) as driver:
             state = self._searched(driver)
             self._announce(driver)
-            made = evaluate_all(missing(driver.evaluator, self.problem.report_work(state)), driver)
+            work = self.problem.report_work(state)
+            work += [(candidate, rung) for rung in self.measured_rungs for candidate, _ in work]
+            made = evaluate_all(missing(driver.evaluator, work), driver)
             if failed := [r for r in made if r.status != "complete"]:
                 self._warn(
                     driver,
@@ -232,15 +248,61 @@ class Study:
                 )
             rows = self.problem.report_rows(state, self.reported())
             told = self._judge(state, driver)
-            files = self._publish(state, driver, rows, told, command)
+            measured = self.measured(state, driver.evaluator)
+            files = self._publish(state, driver, rows, told, command) | self._publish_measured(measured, command)
         calls = sum(r.denoiser_calls for r in self.records())
         seconds = time.perf_counter() - begun
-        return Outcome(rows, files, self.schedules(), calls, seconds, driver.clock.own_share, told)
+        return Outcome(rows, files, self.schedules(), calls, seconds, driver.clock.own_share, told, measured)
 
     def reported(self) -> list[EvaluationRecord]:
         """The complete records of the report."""
         name = self.problem.ladder.report.name
         return [r for r in self.records() if r.rung == name and r.status == "complete"]
+
+    def measure(self, metrics: Sequence[str], execution: ExecutionSettings) -> list[MeasuredRow]:
+        """The lines of a finished report by further metrics, each measured once and kept.
+
+        ConfigurationError where there is no report yet, or where a metric cannot measure the subject.
+        """
+        if not isinstance(self.problem, ModelProblem):
+            raise ConfigurationError(f"{self.root} holds a search of edits, whose report has figures of its own")
+        if not self.reported():
+            raise ConfigurationError(f"{self.root} has no report yet: go on with `{self.resumes} --out {self.root}`")
+        rungs, evaluator, state = measured_rungs(metrics, self.problem.ladder.report), self.evaluator(), self.state()
+        for rung in rungs:
+            evaluator.metric(rung.metric).check()
+        check_folder(self.store, dependencies(evaluator, metrics))
+        work = [(candidate, rung) for rung in rungs for candidate, _ in self.problem.report_work(state)]
+        if missing(evaluator, work):
+            with self.driver(execution) as driver:
+                made = evaluate_all(missing(driver.evaluator, work), driver)
+            if failed := [r for r in made if r.status != "complete"]:
+                raise EvaluationError(f"{len(failed)} of {len(made)} could not be measured: {failed[-1].error}")
+            evaluator = self.evaluator()
+        return self.measured(state, evaluator, rungs)
+
+    def measured(
+        self, state: Search, evaluator: Evaluator | None = None, rungs: Sequence[Rung] = ()
+    ) -> list[MeasuredRow]:
+        """The report's lines by the other metrics, or at `rungs`, as far as they are there."""
+        rungs, problem = rungs or self.measured_rungs, self.problem
+        records = [r for r in self.records() if is_measured(r) and r.status == "complete"]
+        if not rungs or not records:
+            return []
+        points = problem.points(state) if isinstance(problem, ScheduleReport) else {}
+        if evaluator is None:
+            try:
+                evaluator = self.evaluator()
+            except FewstepError:
+                # What it was measured by is gone since.
+                evaluator = None
+
+        def difference(first: Point, second: Point, rung: Rung) -> Interval | None:
+            return _paired(evaluator, rung, first, second)
+
+        return measured_rows(
+            records, rungs, problem.ladder.report, lambda found: problem.report_rows(state, found), points, difference
+        )
 
     def verdicts(self, state: Search) -> list[str]:
         """What was found beyond what is stock, in a line an NFE: as it was said when the report was made, if it was.
@@ -288,12 +350,7 @@ class Study:
         rung = problem.ladder.report
 
         def difference(first: Point, second: Point) -> Interval | None:
-            if evaluator is None:
-                return None
-            try:
-                return evaluator.metric(rung.metric).paired(*(evaluator.parts(p, rung) for p in (first, second)))
-            except (FewstepError, KeyError):
-                return None
+            return _paired(evaluator, rung, first, second)
 
         return problem.verdicts(state, problem.report_rows(state, self.reported()), difference)
 
@@ -322,6 +379,14 @@ class Study:
         )
         return files | problem.publish(state, rows, to)
 
+    def _publish_measured(self, rows: Sequence[MeasuredRow], command: str) -> dict[str, Path]:
+        """The table by the other metrics, where there are any."""
+        if not rows:
+            return {}
+        records = [r for r in self.records() if is_measured(r) and r.status == "complete"]
+        text = results_csv(rows, command, self.problem.seeds, MEASURED_NOTES, records)
+        return {"metrics.csv": write_text(self.root / "metrics.csv", text)}
+
     @staticmethod
     def _warn(driver: Driver, message: str) -> None:
         driver.event("not_published", message)
@@ -335,3 +400,13 @@ class Study:
             **{f"{name}_seed": seed for name, seed in self.problem.seeds.items()},
             "fewstep": __version__,
         }
+
+
+def _paired(evaluator: Evaluator | None, rung: Rung, first: Point, second: Point) -> Interval | None:
+    """The paired difference of two points at a rung; None where it cannot be worked out, or parts are not kept."""
+    if evaluator is None:
+        return None
+    try:
+        return evaluator.metric(rung.metric).paired(*(evaluator.parts(p, rung) for p in (first, second)))
+    except (FewstepError, KeyError):
+        return None

@@ -20,7 +20,7 @@ from fewstep.tasks.models.conditions import join_prompts, read_prompts
 # Settings that may name something on disk; other values (auto, a bundled model) are left as they are.
 # Fields that are settings of their own.
 NESTED = ("conditions", "loading")
-PLACES = ("model", "features", "reference", "statistics", "quantized", "base_schedule")
+PLACES = ("model", "reference", "statistics", "quantized", "base_schedule")
 
 
 def read_study_file(path: Path) -> dict[str, Any]:
@@ -49,6 +49,11 @@ def resolved(fields: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]
         value = made.get(name)
         if isinstance(value, str) and value and _is_there(folder / value):
             made[name] = str(folder / value)
+    if isinstance(features := made.get("features"), str):
+        made["features"] = _placed(features, folder)
+    if "metric" in made:
+        named = made["metric"]
+        made["metric"] = tuple(_placed(m, folder) for m in ([named] if isinstance(named, str) else named))
     if isinstance(made.get("nfes"), str):
         made["nfes"] = parse_nfes(made["nfes"])
     if "warm_start" in made:
@@ -59,6 +64,16 @@ def resolved(fields: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]
         made["conditions"] = dict(made["conditions"])
         _condition(made, folder)
     return made
+
+
+def _placed(text: str, folder: Path) -> str:
+    """A name that may hold a place, as kid:FOLDER, FILE.py:CALLABLE or both, with that place found from `folder`."""
+    pieces = text.split(":")
+    for i, piece in enumerate(pieces):
+        may_be = i > 0 or len(pieces) == 1 or piece.endswith(".py")
+        if may_be and piece and _is_there(folder / piece):
+            pieces[i] = str(folder / piece)
+    return ":".join(pieces)
 
 
 def _condition(made: dict[str, Any], folder: Path) -> None:

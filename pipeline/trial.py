@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from fewstep.search_spaces.point import Point, parse_point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
-from fewstep.tasks.metrics.metric import METRICS
+from fewstep.tasks.metrics.metric import metric_class
 from fewstep.tasks.work import GROUP
 
 
@@ -41,7 +41,7 @@ class Ladder(NamedTuple):
 
 def kept(records: Iterable[EvaluationRecord], rung: Rung) -> int:
     """Images of a rung that were measured by then: whole groups are kept of metrics that grow."""
-    metric = METRICS.load(rung.metric)
+    metric = metric_class(rung.metric)
     same = [r for r in records if r.status == "complete" and (r.metric, r.seed) == (metric.figure, rung.seed)]
     return max((min(r.images // GROUP * GROUP, rung.images) for r in same), default=0) if metric.grows else 0
 
@@ -50,7 +50,7 @@ def grown(first: Rung, then: Rung) -> int:
     """Images that a rung adds to what another one measured."""
     if first.name == then.name:
         return 0
-    same = (first.metric, first.seed) == (then.metric, then.seed) and METRICS.load(then.metric).grows
+    same = (first.metric, first.seed) == (then.metric, then.seed) and metric_class(then.metric).grows
     return then.images - (first.images // GROUP * GROUP if same else 0)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,10 @@ FRONT = ["nfe", "origin", "value", "low", "high", "images", "metric"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A Frechet distance `value` of `schedule` with its 95% interval `low` to `high`; `nfe` is a mean where it varies.
+    """A figure `value` of `schedule` by `metric`, such as a Frechet distance, with its 95% interval `low` to `high`.
 
-    `accuracy`, with its interval, is the share of images in which a judge sees their label, where one was asked.
+    `nfe` is a mean where it varies. `accuracy`, with its interval, is the share of images in which a judge sees their
+    label, where one was asked. `figures` are what the metric tells besides, by name; `others` are by further metrics.
     """
 
     model: str
@@ -41,12 +43,19 @@ class Evaluation:
     accuracy: float | None = None
     accuracy_low: float | None = None
     accuracy_high: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    others: tuple[Evaluation, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """The fields, without `figures` and `others` where there are none."""
+        return {name: value for name, value in asdict(self).items() if name not in ("figures", "others") or value}
 
     def row(self) -> pd.DataFrame:
-        """The same as a table of one row."""
+        """The same as a table, one row a metric."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(self)])
+        rows = [{n: v for n, v in asdict(e).items() if n not in ("figures", "others")} for e in (self, *self.others)]
+        return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
         return str(self.row().to_html(index=False))

@@ -174,6 +174,10 @@ class Record:
         return [entry.name for entry in fields(cls) if entry.default_factory is dict]
 
 
+# How rungs of further metrics of a report begin.
+MEASURED = "measured-"
+
+
 @dataclass(frozen=True)
 class EvaluationRecord(Record):
     """One candidate scored at one rung. `denoiser_calls` is images x NFE, `seconds` is wall time."""
@@ -190,7 +194,8 @@ class EvaluationRecord(Record):
     """The whole candidate: a point of `search_spaces/point.py`, whatever its space."""
     nfe: int
     rung: str
-    """Step of the ladder: the screen ('distance', 'look', 'screen'), 'frechet', 'refine', 'finals' or 'report'."""
+    """Step of the ladder: the screen ('distance', 'look', 'screen'), 'frechet', 'refine', 'finals' or 'report'; or
+    'measured-' with a further metric of the report."""
     origin: str
     """Who proposed it, as 'preset:ddim/karras', 'random', 'evolution' or 'surrogate'."""
     model: str
@@ -263,6 +268,11 @@ class EvaluationRecord(Record):
         ("status", "error", "parameters", "metrics", "versions", "device", "seconds", "low", "high")
     )
     needed: ClassVar[Mapping[str, tuple[str, ...]]] = {"candidate_json": ("quantization", "parameters")}
+
+    @property
+    def of_report(self) -> bool:
+        """Whether it is of the report, by its metric or a further one."""
+        return self.rung == "report" or self.rung.startswith(MEASURED)
 
     @classmethod
     def upgrade(cls, table: pa.Table, version: int) -> pa.Table:

@@ -20,7 +20,7 @@ from fewstep.search_spaces.point import Point, parse_point
 from fewstep.tasks.faults import is_machines, told
 from fewstep.tasks.jobs import JOBS
 from fewstep.tasks.metrics.features import FeatureExtractor
-from fewstep.tasks.metrics.metric import METRICS, Setting
+from fewstep.tasks.metrics.metric import Setting, make_metric
 from fewstep.tasks.models.decoder import load_decoder
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.load import load_denoiser
@@ -116,8 +116,8 @@ class Worker:
 
     def _tool(self, name: str) -> Any:
         if name not in self._tools:
-            make = (JOBS if name in JOBS.own else METRICS).load(name)
-            self._tools[name] = make(self.setting)
+            job = JOBS.load(name) if name in JOBS.own else None
+            self._tools[name] = job(self.setting) if job else make_metric(name, self.setting)
         return self._tools[name]
 
     @property

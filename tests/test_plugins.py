@@ -1,4 +1,4 @@
-"""A package of somebody else's adds a space, a metric, an executor and a table: one file or two each, and one line."""
+"""A package of somebody else's adds spaces, metrics, features, executors and tables: a file or two each, and a line."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fewstep.pipeline.study import Study
 from fewstep.plugins import Registry
 from fewstep.search_spaces.kinds import SPACES
 from fewstep.search_spaces.point import parse_point
+from fewstep.tasks.metrics.extractor import FEATURES
 from fewstep.tasks.metrics.metric import METRICS
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
@@ -26,6 +27,7 @@ from fewstep.tasks.work import Subject
 PACKAGE = Path(__file__).parent / "plugin"
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ExecutionSettings(executor="in-process")
+OTHERS = ("energy", "sharpness", "nearest")
 SMALL = {"distance_images": 8, "frechet_images": 250, "report_images": 750, "front": 4}
 
 
@@ -40,7 +42,7 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The package on the path, with its metadata, as pip would install it."""
     for path in (ROOT, PACKAGE):
         monkeypatch.syspath_prepend(str(path))
-    registries = [SPACES, METRICS, EXECUTORS]
+    registries = [SPACES, METRICS, FEATURES, EXECUTORS]
     _forget(*registries)
     yield
     monkeypatch.undo()
@@ -54,12 +56,14 @@ def _settings(**fields: Any) -> SearchSettings:
 
 
 @pytest.mark.slow
-def test_a_space_a_metric_and_an_executor_of_another_package_make_a_search(tmp_path: Path) -> None:
-    study = Study(tmp_path, _settings(space="caching", metric="kid", budget=12_000))
+def test_what_another_package_has_makes_a_search(tmp_path: Path) -> None:
+    """Its space, three metrics in its own features, and its executor."""
+    study = Study(tmp_path, _settings(space="caching", metric=OTHERS, features="gradients", budget=12_000))
     outcome = study.run(ExecutionSettings(executor="processes", workers=2), "fewstep search")
     records = study.records()
     assert {r.status for r in records} == {"complete"}
-    assert {r.metric for r in records} == {"teacher-distance", "kid"}
+    assert {r.metric for r in records} == {"teacher-distance", "energy", "neg-sharpness", "nearest"}
+    assert {r.features for r in records if r.metric in ("energy", "nearest")} == {"fid-gradients"}
     # Every subset of the three calls that may reuse the bottleneck is a point of its own.
     seen = {r.candidate: parse_point(r.candidate_json) for r in records}
     assert {p.kind for p in seen.values()} == {"joint", "schedule"}
@@ -72,9 +76,13 @@ def test_a_space_a_metric_and_an_executor_of_another_package_make_a_search(tmp_p
     assert [m["value"] for m in members] == sorted(m["value"] for m in members)
     assert reused == sorted(reused)
     assert {r.method for r in outcome.rows} >= {"fewstep", "full precision"}
-    assert {r.metric for r in outcome.rows} == {"kid-digits"}
-    # The metric is unbiased, so of an exact match its interval may reach below 0.
-    assert all(r.low is not None and r.high is not None and r.low < r.value < r.high for r in outcome.rows)
+    assert {r.metric for r in outcome.rows} == {"energy-gradients"}
+    # The first is minimised; the others are measured of the same candidates.
+    assert {r.metric for r in outcome.measured} == {"neg-sharpness", "nearest-gradients"}
+    lines = {(r.nfe, r.method, r.schedule) for r in outcome.rows}
+    assert {(r.nfe, r.method, r.schedule) for r in outcome.measured} == lines
+    rows = [*outcome.rows, *outcome.measured]
+    assert all(r.low is not None and r.high is not None and r.low < r.value < r.high for r in rows)
     again = Study.load(tmp_path)
     count = len(again.records())
     again.run(HERE, "fewstep search")
@@ -97,18 +105,48 @@ def test_a_space_of_another_package_is_searched_together_with_schedules(tmp_path
     assert replayed.spent == twice.spent == state.spent
 
 
+def test_schedules_are_searched_by_a_metric_of_another_package(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"frechet_images": 250, "look_images": 64, "report_images": 750, "screen": "frechet"}
+    asked: dict[str, Any] = {"metric": OTHERS[:2], "features": "gradients", "grids": ("uniform-t",), "budget": 9000}
+    study = Study(tmp_path, SearchSettings.build(model="digits-ddpm", nfes=(3,), **asked, **sizes))
+    outcome = study.run(HERE, "fewstep search")
+    assert {r.rung for r in study.records()} > {"report", "measured-sharpness"}
+    found, *others = outcome.rows
+    assert found.found
+    assert found.value <= min(r.value for r in others) + 0.02
+    (line,) = outcome.verdicts
+    assert line.startswith("NFE 3: by energy-gradients, ")
+    # What is not what was found is said beside it, on the same noise.
+    apart = {r.method: r for r in outcome.measured}
+    assert apart[found.method].difference is None
+    for row in others:
+        told = apart[row.method]
+        if row.schedule != found.schedule:
+            assert told.difference == pytest.approx(apart[found.method].value - told.value)
+            assert told.difference_low < told.difference < told.difference_high
+    assert (tmp_path / "metrics.csv").is_file()
+    again = Study.load(tmp_path)
+    assert again.settings == study.settings
+    assert again.measured(again.state()) == outcome.measured
+    assert "tuning" in again.problem.notes
+
+
 def test_metrics_of_one_point_in_one_folder_do_not_mix(tmp_path: Path) -> None:
     point = preset_on_grid("dpmpp-2m/uniform-t", find_model("digits-ddpm").noise, 4)
+    subject = Subject("digits-ddpm", features="gradients")
 
     def value(folder: str, metric: str, images: int = 500) -> float | None:
-        (record,) = evaluate(Subject("digits-ddpm"), [point], images, 3, tmp_path / folder, HERE, metric)
+        (record,) = evaluate(subject, [point], images, 3, tmp_path / folder, HERE, metric)
         return record.value
 
-    alone = value("a", "frechet"), value("b", "kid")
-    assert (value("c", "frechet"), value("c", "kid")) == alone
-    assert (value("d", "kid"), value("d", "frechet")) == alone[::-1]
+    alone = value("a", "frechet"), value("b", "energy")
+    assert (value("c", "frechet"), value("c", "energy")) == alone
+    assert (value("d", "energy"), value("d", "frechet")) == alone[::-1]
     # Parts are stored: more images compute the new ones alone, and come to the same.
-    assert value("b", "kid", 1000) == pytest.approx(value("e", "kid", 1000), rel=1e-12)
+    assert value("b", "energy", 1000) == pytest.approx(value("e", "energy", 1000), rel=1e-12)
+    # And a metric in features of its own is the same as one in the subject's.
+    assert value("f", "energy:gradients") == alone[1]
+    assert value("f", "energy:classifier:auto") != alone[1]
 
 
 def test_a_table_of_another_package_is_made_by_the_one_engine(tmp_path: Path) -> None:
@@ -124,7 +162,7 @@ def test_a_table_of_another_package_is_made_by_the_one_engine(tmp_path: Path) ->
 
 
 def test_a_name_that_nobody_offers_is_refused_with_those_that_there_are() -> None:
-    for registry, name in ((SPACES, "caching"), (METRICS, "kid"), (EXECUTORS, "processes")):
+    for registry, name in ((SPACES, "caching"), (METRICS, "energy"), (FEATURES, "gradients"), (EXECUTORS, "processes")):
         assert name in registry.names
         with pytest.raises(ConfigurationError, match=name):
             registry.load("nobodys")
@@ -132,6 +170,6 @@ def test_a_name_that_nobody_offers_is_refused_with_those_that_there_are() -> Non
 
 def test_what_each_of_them_takes_is_one_file_or_two_and_one_line() -> None:
     files = {path.stem for path in (PACKAGE / "fewstep_example").glob("*.py")}
-    assert files == {"space", "caching", "metric", "executor", "table"}
+    assert files == {"space", "caching", *OTHERS, "gradients", "executor", "table"}
     lines = (PACKAGE / "fewstep_example-1.0.dist-info" / "entry_points.txt").read_text().splitlines()
-    assert len([line for line in lines if "=" in line]) == 4
+    assert len([line for line in lines if "=" in line]) == 7

@@ -29,7 +29,10 @@ def command(
     ],
     csv: Annotated[
         Path | None,
-        into(help="copy the table here, the screen's beside it as *_screen.csv", check=writable),
+        into(
+            help="copy the table here, the screen's and other metrics' beside it as *_screen.csv, *_metrics.csv",
+            check=writable,
+        ),
     ] = None,
     plot: Plot = None,
     partial: Annotated[bool, typer.Option("--partial", help="write what is known already, compute nothing")] = False,
@@ -60,6 +63,7 @@ def command(
             {
                 "rows": [vars(r) for r in found.reported],
                 "screened": [vars(r) for r in found.screened],
+                "measured": [vars(r) for r in found.measured],
                 "files": files,
                 "tracking_uri": uri,
             }
@@ -69,7 +73,9 @@ def command(
 
 
 def _tell(record: Any) -> None:
-    value = "failed" if record.value is None else f"{record.value:.3f}"
+    from fewstep.pipeline.reports.rows import figure_text
+
+    value = "failed" if record.value is None else figure_text(record.value)
     typer.echo(f"{record.rung:6}  NFE {record.nfe:<3} {record.origin.removeprefix('preset:'):28} {value}")
 
 
@@ -83,14 +89,19 @@ def _write(settings: Any, found: Any, out: Path, copies: dict[str, Path | None])
     command_line = typed()
     rows = [r for r in found.reported if r.method != TEACHER]
     teacher = next((r for r in found.reported if r.method == TEACHER), None)
-    screened, reported = found.records
+    screened, reported, measured = found.records
     report = results_csv(found.reported, command_line, settings.seeds, records=reported)
     screen = results_csv(found.screened, command_line, settings.seeds, records=screened)
     files = {
         "results.csv": write_text(out / "results.csv", report),
         "screen.csv": write_text(out / "screen.csv", screen),
     }
+    others = results_csv(found.measured, command_line, settings.seeds, records=measured)
+    if found.measured:
+        files["metrics.csv"] = write_text(out / "metrics.csv", others)
     if (csv := copies["csv"]) is not None:
+        if found.measured:
+            write_text(csv.with_name(f"{csv.stem}_metrics{csv.suffix}"), others)
         write_text(csv, report)
         write_text(csv.with_name(f"{csv.stem}_screen{csv.suffix}"), screen)
     if rows:
@@ -120,9 +131,10 @@ def _track(out: Path, files: dict[str, Path], tracking_uri: str | None) -> str |
 def _print(found: Any, files: dict[str, Path], uri: str | None) -> None:
     from rich.console import Console
 
-    from fewstep.pipeline.display import mlflow_command, results_table
+    from fewstep.pipeline.display import mlflow_command, print_measured, results_table
 
     Console().print(results_table(found.reported))
+    print_measured(found.measured)
     for name, path in files.items():
         typer.echo(f"{name:16} {path}")
     if uri is not None:

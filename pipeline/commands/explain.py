@@ -7,17 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
+from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import EXECUTION, UNJUDGED, options
 from fewstep.pipeline.commands.options import AsJson, Csv, Plot, Seed, folder, into, print_json, typed
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import MOST_IMAGES, SubjectSettings
+from fewstep.pipeline.settings import MOST_IMAGES, MeasuredSettings
 
 NAME = "explain"
 
 
 @options(subject=UNJUDGED, execution=EXECUTION)
 def command(
-    subject: SubjectSettings,
+    subject: MeasuredSettings,
     execution: ExecutionSettings,
     schedule: Annotated[str, typer.Argument(help="the JSON file of a found or refined schedule")],
     images: Annotated[
@@ -38,14 +39,17 @@ def command(
     """
     from fewstep.dashboards.drawings import save_schedules
     from fewstep.files import write_text
-    from fewstep.pipeline.api import subject_of
+    from fewstep.pipeline.api import subject_of, teacher_of
     from fewstep.pipeline.explain import explain
     from fewstep.pipeline.reports.csv import results_csv
     from fewstep.tasks.sampling.grids import parse_schedule
 
+    if len(subject.metric) > 1:
+        raise ConfigurationError(f"explain compares by one metric: choose one of {', '.join(subject.metric)}")
     found = parse_schedule(schedule, subject.files.noise)
     tell = None if as_json else _tell
-    told = explain(found, subject_of(subject), images, seed, out, execution, each_step, tell, subject.metric)
+    (metric,), teacher = subject.metric, teacher_of(subject)
+    told = explain(found, subject_of(subject), images, seed, out, execution, each_step, tell, metric, teacher)
     notes = {"difference": "of the schedule with that decision put back, minus the whole one, on the same noise"}
     text = results_csv(told.rows, typed(), {"report": seed}, notes, told.records)
     files = [write_text(path, text) for path in (out / "explain.csv", csv) if path is not None]

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import SubjectSettings
+from fewstep.pipeline.settings import MeasuredSettings, SubjectSettings
 from fewstep.pipeline.values import built, fields_of, find_field, kinds_of, put, value_of
 
 Command = Callable[..., None]
@@ -77,7 +77,7 @@ class Fields:
         shape: dict[str, Any] = {"help": text, "show_default": False, "hidden": path in self.hidden}
         if not is_flag:
             shape["metavar"] = metavar(info.annotation)
-        kind: Any = bool if is_flag else str
+        kind: Any = bool if is_flag else list[str] if is_many(info.annotation) else str
         if info.is_required() and not self.partial:
             return _keyword(name, Annotated[kind, typer.Option(flag, **shape)], inspect.Parameter.empty)
         return _keyword(name, Annotated[kind | None, typer.Option(flag, **shape)])
@@ -87,6 +87,9 @@ class Fields:
         values: dict[str, Any] = {}
         for path, info in self.fields.items():
             value = given.pop(path.rpartition(".")[2], None)
+            if isinstance(value, list):
+                # Given more than once, they are all meant; typer gives an empty list where there is none.
+                value = ",".join(value) if value else None
             if value is not None:
                 put(values, path, value_of(path, info, value) if isinstance(value, str) else value)
         for pair in (given.pop("set", None) or ()) if self.settable else ():
@@ -125,6 +128,11 @@ def _keyword(name: str, annotation: Any, default: Any = None) -> inspect.Paramet
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
+def is_many(annotation: Any) -> bool:
+    """Whether a field holds any number of values."""
+    return any(get_origin(kind) is tuple and get_args(kind)[-1:] == (Ellipsis,) for kind in kinds_of(annotation))
+
+
 def metavar(annotation: Any) -> str:
     """What the help says of a field's type."""
     kinds = [kind for kind in kinds_of(annotation) if kind is not type(None)]
@@ -143,8 +151,8 @@ def with_defaults(defaults: Mapping[str, Any], values: dict[str, Any]) -> dict[s
     return made | values
 
 
-SUBJECT = Fields(SubjectSettings)
-UNJUDGED = Fields(SubjectSettings, without=("judge",))
+SUBJECT = Fields(MeasuredSettings)
+UNJUDGED = Fields(MeasuredSettings, without=("judge",))
 # What is sampled and not measured.
 UNMEASURED = Fields(SubjectSettings, without=("features", "reference", "metric", "judge", "integer"))
 EXECUTION = Fields(ExecutionSettings)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fewstep.errors import ConfigurationError, DamagedFileError
 from fewstep.files import read_text
+from fewstep.pipeline.commands.fields import Fields, options
 from fewstep.pipeline.commands.options import AsJson, Out, Tracking, into, print_json, writable
+from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import METRICS_TEXT, MeasuredSettings, SubjectSettings
+from fewstep.pipeline.values import built
 
 NAME = "report"
 LISTED = ["nfe", "value", "trial", "candidate", "origin", "images", "denoiser_calls"]
@@ -22,7 +26,20 @@ def _results_csv(out: Path) -> str:
     return read_text(path)
 
 
+METRIC = Fields(
+    SubjectSettings,
+    only=("metric",),
+    texts={"metric": f"measure the report by this too, may be repeated: {METRICS_TEXT}"},
+    partial=True,
+    shows_defaults=False,
+)
+RUN = Fields(ExecutionSettings, partial=True, shows_defaults=False)
+
+
+@options(chosen=METRIC, run=RUN)
 def command(
+    chosen: dict[str, Any],
+    run: dict[str, Any],
     out: Out,
     html: Annotated[Path | None, into(help="write one self-contained page here", check=writable)] = None,
     csv: Annotated[Path | None, into(help="copy the study's results.csv here", check=writable)] = None,
@@ -31,11 +48,21 @@ def command(
     tracking_uri: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read a study's tables. Damaged files are skipped and named, with exit code 2."""
+    """Read a study's tables. Damaged files are skipped and named, with exit code 2.
+
+    With --metric, its report is measured by that too, on the same images; what is known is not measured again.
+    """
     from rich.console import Console
 
     from fewstep.files import write_text
-    from fewstep.pipeline.display import mlflow_command, plain_table, print_notes, print_verdicts, results_table
+    from fewstep.pipeline.display import (
+        mlflow_command,
+        plain_table,
+        print_measured,
+        print_notes,
+        print_verdicts,
+        results_table,
+    )
     from fewstep.pipeline.publishing import log, write_report
     from fewstep.pipeline.study import Study
     from fewstep.storage.queries import leaderboard
@@ -44,6 +71,10 @@ def command(
     records = study.store.evaluations.records(where={"study": study.settings.study})
     state = study.state()
     rows, verdicts = study.problem.report_rows(state, study.reported()), study.verdicts(state)
+    if run and not chosen:
+        raise ConfigurationError(f"nothing is run without --metric: leave --{next(iter(run))} away")
+    asked = built(MeasuredSettings, {"model": study.settings.model, **chosen}).metric if chosen else ()
+    measured = study.measured(state) + (study.measure(asked, built(ExecutionSettings, run)) if asked else [])
     shown: dict[str, object] = {"study": study.settings.study, "evaluations": len(records)}
     if html is not None:
         shown["html"] = write_report(study, html)
@@ -60,11 +91,13 @@ def command(
         if top
         else []
     )
+    others = {"measured": [vars(r) for r in measured]} if measured else {}
     if as_json:
-        print_json({**shown, "verdicts": verdicts, "rows": [vars(r) for r in rows], "leaderboard": best})
+        print_json({**shown, "verdicts": verdicts, "rows": [vars(r) for r in rows], "leaderboard": best} | others)
     else:
         print_verdicts(verdicts)
         Console().print(results_table(rows))
+        print_measured(measured)
         print_notes(study)
         if best:
             Console().print(plain_table("candidates as the search judged them", LISTED, best))

@@ -33,6 +33,7 @@ LISTED = (
     "teacher",
     "features",
     "reference",
+    "metric",
     "presets",
     "grids",
     "screen",
@@ -149,6 +150,7 @@ def _run(study: Any, execution: ExecutionSettings, tracking_uri: str | None, as_
         {
             "verdicts": outcome.verdicts,
             "rows": [vars(r) for r in outcome.rows],
+            "measured": [vars(r) for r in outcome.measured],
             "schedules": outcome.schedules,
             "files": outcome.files,
             "denoiser_calls": outcome.calls,

@@ -13,6 +13,7 @@ from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.trial import Candidate, Trial, grown, promoted
 from fewstep.search_spaces.point import Point
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.metrics.metric import metric_class
 
 
 class HalvingPolicy:
@@ -22,6 +23,7 @@ class HalvingPolicy:
 
     def __init__(self, settings: SearchSettings, seeds: Sequence[Seed]) -> None:
         self._settings, self.seeds = settings, seeds
+        self._signed = metric_class(settings.objective).signed
         self._screened: dict[int, list[float]] = {nfe: [] for nfe in settings.nfes}
         self._scale: dict[int, float] = {}
 
@@ -69,12 +71,12 @@ class HalvingPolicy:
         """Log of the value over that of the first one that was judged at its NFE; None where it is not known.
 
         Raw distances differ by orders of magnitude between NFEs, and would tell a sampler little else. Of a metric that
-        is not positive there, as an unbiased one may be, the difference takes the place of the ratio.
+        may be 0 or below, or is there, the difference takes the place of the ratio.
         """
         value, scale = trial.value(search.ladder.main), self._scale.get(trial.candidate.nfe)
         if value is None or scale is None:
             return None
-        return (math.log(max(value, 1e-12) / scale) if scale > 0 else value - scale,)
+        return (math.log(max(value, 1e-12) / scale) if scale > 0 and not self._signed else value - scale,)
 
     def finalists(self, search: Search) -> list[Trial]:
         """The best of the main rung at each NFE."""

@@ -7,13 +7,14 @@ from functools import cached_property
 from pathlib import Path
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.settings import FRECHET, SearchSettings
 from fewstep.pipeline.sizes import check_budget, first_look, sized
 from fewstep.pipeline.trial import Ladder, Rung
 from fewstep.search_spaces.point import Point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.solver_space import Extras
 from fewstep.search_spaces.schedule.space import ScheduleSpace
+from fewstep.tasks.metrics.metric import FeatureMetric, metric_class
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.sampling.compile import compile_schedule
@@ -34,30 +35,39 @@ def ladder(settings: SearchSettings) -> Ladder:
     assert s.look_images
     assert s.frechet_images
     assert s.report_images
-    main = Rung("frechet", s.metric, s.frechet_images, s.noise_seed)
+    main = Rung("frechet", s.objective, s.frechet_images, s.noise_seed)
     screens = {
         "distance": Rung("distance", "distance", s.distance_images, s.noise_seed),
-        "frechet": Rung("look", s.metric, s.look_images, s.noise_seed),
-        "auto": Rung("screen", s.metric, s.look_images, s.noise_seed),
+        "frechet": Rung("look", s.objective, s.look_images, s.noise_seed),
+        "auto": Rung("screen", s.objective, s.look_images, s.noise_seed),
         "none": main,
     }
     return Ladder(
         screens[s.screen],
         main,
-        Rung("finals", s.metric, s.finalist_images or s.frechet_images, s.finals_seed),
-        Rung("report", s.metric, s.report_images, s.report_seed),
+        Rung("finals", s.objective, s.finalist_images or s.frechet_images, s.finals_seed),
+        Rung("report", s.objective, s.report_images, s.report_seed),
     )
+
+
+def _has_features(metric: str) -> bool:
+    """Whether a metric measures in the subject's own features."""
+    return metric == FRECHET or (":" not in metric and issubclass(metric_class(metric), FeatureMetric))
 
 
 class ModelProblem:
     """What searches of schedules share with those of networks: a model, its noise, and whether a schedule fits it."""
 
     def __init__(self, settings: SearchSettings) -> None:
-        self.settings = settings = sized(settings)
+        self.asked, self.settings = settings, sized(settings)
+        settings = self.settings
         self.files: ModelFiles = settings.files
         self.teacher: SolverSchedule = parse_schedule(settings.teacher, self.files.noise)
         if settings.screen == "auto" and settings.preset_images * self.teacher.nfe > MOST_FOR_TEACHER * settings.budget:
             # Its samples alone would cost more than a better screen gains.
+            self.settings = settings = settings.model_copy(update={"screen": "frechet"})
+        if settings.screen == "auto" and not _has_features(settings.objective):
+            # A distance to the teacher needs features, and what is minimised brings its own or none.
             self.settings = settings = settings.model_copy(update={"screen": "frechet"})
         settings.conditions.check(self.files)
         warm = [schedule.nfe for schedule in self.warm]

@@ -14,6 +14,7 @@ from fewstep.pipeline.reports.pictures import COLUMNS, Picture, write_pictures
 from fewstep.pipeline.reports.rows import FOUND, Row, SearchedRow, row_of
 from fewstep.pipeline.reports.verdict import best_stock, verdict
 from fewstep.pipeline.search import Search
+from fewstep.pipeline.settings import FRECHET
 from fewstep.pipeline.trial import Candidate, Trial, Work
 from fewstep.search_spaces.point import Point, as_point
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -87,6 +88,10 @@ class ScheduleReport(ModelProblem):
             listed.append(Contender(name, Candidate(best.number, as_point(own.schedule), name), name))
         return listed
 
+    def points(self, search: Search) -> dict[tuple[int, str], Point]:
+        """What the report's lines are about, by NFE and method."""
+        return {(nfe, c.method): c.candidate.point for nfe in self.settings.nfes for c in self.lines(search, nfe)}
+
     def report_work(self, search: Search) -> list[Work]:
         """What the report has to evaluate, each schedule once, the found ones first."""
         listed = [c for nfe in self.settings.nfes for c in self.contenders(search, nfe)]
@@ -146,7 +151,15 @@ class ScheduleReport(ModelProblem):
 
     @property
     def notes(self) -> dict[str, str]:
-        """What is shown of the model's own scheduler, where it is not the scheduler as it is."""
+        """What is shown of the model's own scheduler, where it is not it as it is; and why nothing is tuned."""
+        tuning = {}
+        if self.asked.refine is None and self.settings.objective != FRECHET and not self.settings.quantized:
+            told = f"off: it descends the Frechet distance, and candidates are compared by {self.settings.objective}"
+            tuning = {"tuning": told}
+        return tuning | self._own_notes
+
+    @property
+    def _own_notes(self) -> dict[str, str]:
         if not self.settings.report_presets:
             return {}
         notes = {nfe: own.note for nfe, own in self.own.items() if own.note}

@@ -99,7 +99,7 @@ class ScheduleProblem(ScheduleReport):
         s = self.settings
         assert s.frechet_images
         assert s.look_images
-        first = Rung(FIRST, s.metric, first_look(s), s.noise_seed)
+        first = Rung(FIRST, s.objective, first_look(s), s.noise_seed)
         compare = None
         if s.screen == "auto":
             distance = Rung("screen", "distance", s.distance_images, s.noise_seed)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from fewstep.storage.masking import without_secrets
 from fewstep.storage.records import EvaluationRecord
-from fewstep.tasks.metrics.metric import METRICS
+from fewstep.tasks.metrics.metric import known_metrics
 
 JACKKNIFE = "delete-a-group jackknife over the images"
 WILSON = "Wilson's for a share"
@@ -104,8 +104,7 @@ def _images(counts: Iterable[int]) -> str:
 def _intervals(records: Sequence[EvaluationRecord], intervals: Mapping[str, str] | None) -> str:
     if intervals is None:
         figures = {record.metric for record in records}
-        metrics = [METRICS.load(name) for name in METRICS.names] if figures else []
-        kinds = {metric.figure: metric.interval for metric in metrics}
+        kinds = {metric.figure: metric.interval for metric in known_metrics().values()} if figures else {}
         return " / ".join(sorted({kinds.get(figure, NOT_RECORDED) or NO_INTERVAL for figure in figures})) or NO_INTERVAL
     by_kind: dict[str, list[str]] = {}
     for column, kind in intervals.items():

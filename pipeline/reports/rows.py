@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from fewstep.errors import EvaluationError
-from fewstep.storage.records import EvaluationRecord
+from fewstep.storage.records import MEASURED, EvaluationRecord
 
 FOUND = "fewstep"
+
+
+def is_measured(record: EvaluationRecord) -> bool:
+    """Whether a record is by a further metric of the report."""
+    return record.rung.startswith(MEASURED)
 
 
 @dataclass(frozen=True)
@@ -57,3 +62,9 @@ def metric_name(record: EvaluationRecord) -> str:
         return record.features
     space = record.features.removeprefix("fid-")
     return f"{record.metric}-{space}" if space != record.features else record.metric
+
+
+def figure_text(value: float, beside: float | None = None) -> str:
+    """Three decimals, or three digits of what is small; as many as `beside` takes, a value of the same line."""
+    size = abs(value) if beside is None else abs(beside)
+    return f"{value:.3f}" if size >= 0.1 or size == 0 else f"{value:.3g}"

@@ -21,7 +21,12 @@ def verdict(
     search found nothing better.
     """
     more = f"a larger --budget than {budget:,} may find one"
-    return f"NFE {nfe}: {_said(found, stock, difference, more)}"
+    return f"NFE {nfe}: {_named(found or stock)}{_said(found, stock, difference, more)}"
+
+
+def _named(row: SearchedRow | None) -> str:
+    """The metric, but for the Frechet distance, whose name is that of its features."""
+    return f"by {row.metric}, " if row is not None and not row.metric.startswith("fid") else ""
 
 
 def best_stock(rows: Sequence[SearchedRow]) -> SearchedRow | None:

@@ -53,18 +53,21 @@ def design(known: Sequence[Known]) -> list[str]:
     return [origins[entry] for entry in (*over_grids, *over_solvers) if entry in origins]
 
 
-def next_best(candidates: Sequence[Known], nfe: int, looks: Sequence[Look]) -> Known:
-    """The candidate with the least predicted value, of several the first."""
-    predicted = _predicted(candidates, nfe, looks)
+def next_best(candidates: Sequence[Known], nfe: int, looks: Sequence[Look], signed: bool = False) -> Known:
+    """The candidate with the least predicted value, of several the first.
+
+    Of values that may be 0 or below (`signed`), what they exceed the best by takes the place of the logarithm, in units
+    of what the median does.
+    """
+    predicted = _predicted(candidates, nfe, looks, signed)
     return candidates[int(np.argmin(predicted))]
 
 
-def _predicted(candidates: Sequence[Known], nfe: int, looks: Sequence[Look]) -> npt.NDArray[np.float64]:
-    usable = [look for look in looks if look.value is not None and look.value > 0]
+def _predicted(candidates: Sequence[Known], nfe: int, looks: Sequence[Look], signed: bool) -> npt.NDArray[np.float64]:
+    usable = [look for look in looks if look.value is not None and (signed or look.value > 0)]
     if not usable:
         return np.zeros(len(candidates))
-    best = {n: min(math.log(look.value or 1) for look in usable if look.nfe == n) for n in {u.nfe for u in usable}}
-    targets = np.array([min(math.log(look.value or 1) - best[look.nfe], WORST) for look in usable])
+    targets = _excess(usable) if signed else _log_excess(usable)
     names = _names([look.known for look in usable] + list(candidates), sorted({look.nfe for look in usable} | {nfe}))
     seen = np.array([_row(look.known, look.nfe, names) for look in usable])
     penalty = RIDGE * np.diag([0.0 if name.startswith("nfe") else 1.0 for name in names])
@@ -72,6 +75,19 @@ def _predicted(candidates: Sequence[Known], nfe: int, looks: Sequence[Look]) -> 
     penalty += 1e-9 * np.eye(len(names))
     weights = np.linalg.solve(seen.T @ seen + penalty, seen.T @ targets)
     return np.array([_row(k, nfe, names) for k in candidates]) @ weights
+
+
+def _log_excess(looks: Sequence[Look]) -> npt.NDArray[np.float64]:
+    """Logarithms less the best one's at the same NFE."""
+    best = {n: min(math.log(look.value or 1) for look in looks if look.nfe == n) for n in {u.nfe for u in looks}}
+    return np.array([min(math.log(look.value or 1) - best[look.nfe], WORST) for look in looks])
+
+
+def _excess(looks: Sequence[Look]) -> npt.NDArray[np.float64]:
+    """Values less the best one's at the same NFE, over what the median exceeds it by."""
+    values = {n: [look.value or 0.0 for look in looks if look.nfe == n] for n in {u.nfe for u in looks}}
+    units = {n: float(np.median(v)) - min(v) or 1.0 for n, v in values.items()}
+    return np.array([min(((look.value or 0.0) - min(values[look.nfe])) / units[look.nfe], WORST) for look in looks])
 
 
 def _names(known: Sequence[Known], nfes: Sequence[int]) -> list[str]:

@@ -22,6 +22,7 @@ from fewstep.pipeline.search import Search, Stage, enlisted
 from fewstep.pipeline.stages.preset_order import Known, Look, design, next_best
 from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, grown
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.metrics.metric import metric_class
 
 FIRST, SECOND, PAIRED = "presets", "presets-look", "presets-distance"
 FIRST_SHARE = 0.65
@@ -124,7 +125,7 @@ class Presets(Stage):
         started = {t.candidate.origin for trials in mine.values() for t in trials}
         fresh = {k.origin: k for k in left if k.origin not in started}
         due = next((fresh[origin] for origin in self._designs[nfe] if origin in fresh), None)
-        return due or next_best(left, nfe, looks)
+        return due or next_best(left, nfe, looks, metric_class(self._first.metric).signed)
 
     def take(self, search: Search, trial: Trial, record: EvaluationRecord) -> bool:
         """See Stage."""

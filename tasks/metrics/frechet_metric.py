@@ -68,7 +68,7 @@ class FrechetMetric(FeatureMetric):
             calls = network.denoiser.calls
             images = worker.render(point, task.seed, start, count, network.denoiser)
             sums = {CALLS: float(network.denoiser.calls - calls)} | self._judged(worker, images, start)
-            parts.append(Part(start, count, Moments.of(worker.extractor(images)), sums))
+            parts.append(Part(start, count, Moments.of(self.setting.extractor(images)), sums))
         return Measured(tuple(parts), network.figures)
 
     def _judge_on(self, device: str) -> JudgeNetwork | None:

@@ -72,18 +72,39 @@ def sums_interval(
     groups: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
     counts: Sequence[int],
     level: float = 0.95,
+    least: float = 0.0,
 ) -> Interval | None:
     """A statistic of summed measures (M,), with its interval; None below 3 groups.
 
-    `groups` are the sums of G groups of images, `counts` how many images are in each. Cut at 0, as a distance's is.
-    Raises ConfigurationError for another level.
+    `groups` are the sums of G groups of images, `counts` how many images are in each. Cut at `least`, the smallest
+    value that there is. Raises ConfigurationError for another level.
     """
     if len(groups) < MIN_GROUPS:
         return None
     total = np.sum(groups, axis=0)
     value = statistic(total)
     half = _half_width(value, np.array([statistic(total - g) for g in groups]), list(counts), level)
-    return Interval(value, max(0.0, value - half), value + half)
+    return Interval(value, max(least, value - half), value + half)
+
+
+def paired_sums(
+    statistic: Callable[[np.ndarray[tuple[int], np.dtype[np.float64]]], float],
+    first: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
+    second: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
+    counts: Sequence[int],
+    level: float = 0.95,
+) -> Interval | None:
+    """A statistic of the sums of `first` less that of `second`, group by group of the same noise; None below 3 groups.
+
+    `counts` are how many images are in each group, of both sides. Raises ConfigurationError for another level.
+    """
+    if len(first) < MIN_GROUPS:
+        return None
+    totals = [np.sum(groups, axis=0) for groups in (first, second)]
+    value = statistic(totals[0]) - statistic(totals[1])
+    left_out = [statistic(totals[0] - a) - statistic(totals[1] - b) for a, b in zip(first, second, strict=True)]
+    half = _half_width(value, np.array(left_out), list(counts), level)
+    return Interval(value, value - half, value + half)
 
 
 def share_interval(count: int, of: int, level: float = 0.95) -> Interval:

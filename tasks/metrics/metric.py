@@ -2,14 +2,16 @@
 
 A metric is one class in one file and one line in the registry, or an entry point of the group `fewstep.metrics` in
 another package. It is made with a `Setting`, on every worker and in the driver; what is heavy is loaded when it is
-first used.
+first used. It is asked for by its name, or as NAME:ARGUMENT where it takes one: features in place of the subject's,
+as `kid:dinov2`, or whatever else it measures with.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,8 +21,8 @@ from fewstep.search_spaces.point import Point
 from fewstep.tasks.metrics.extractor import make_extractor
 from fewstep.tasks.metrics.features import FeatureExtractor
 from fewstep.tasks.metrics.interval import Interval
-from fewstep.tasks.metrics.moments import ReferenceMoments
-from fewstep.tasks.metrics.reference import load_reference
+from fewstep.tasks.metrics.moments import Array, ReferenceMoments
+from fewstep.tasks.metrics.reference import load_reference, load_reference_features
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.work import Measured, Part, Subject, Task
 
@@ -31,6 +33,13 @@ METRICS = Registry(
     "metric",
     {
         "frechet": "fewstep.tasks.metrics.frechet_metric:FrechetMetric",
+        "kid": "fewstep.tasks.metrics.mmd:KID",
+        "cmmd": "fewstep.tasks.metrics.mmd:CMMD",
+        "precision": "fewstep.tasks.metrics.manifolds:Precision",
+        "recall": "fewstep.tasks.metrics.manifolds:Recall",
+        "clip-score": "fewstep.tasks.metrics.clip_score:ClipScore",
+        "scorer": "fewstep.tasks.metrics.scorer:Scorer",
+        "perceptual": "fewstep.tasks.metrics.perceptual:Perceptual",
         "distance": "fewstep.tasks.metrics.teacher_distance:TeacherDistance",
         "holes": "fewstep.tasks.metrics.holes:HiddenError",
         "layouts": "fewstep.tasks.metrics.layouts:LayoutDisagreement",
@@ -45,6 +54,15 @@ class Setting:
 
     def __init__(self, subject: Subject, files: ModelFiles, device: str = "cpu") -> None:
         self.subject, self.files, self.device = subject, files, device
+        self._others: dict[str, Setting] = {}
+
+    def of(self, features: str) -> Setting:
+        """The same with other features; one for each, so that what is loaded is shared."""
+        if features == self.subject.features:
+            return self
+        if features not in self._others:
+            self._others[features] = Setting(replace(self.subject, features=features), self.files, self.device)
+        return self._others[features]
 
     @cached_property
     def extractor(self) -> FeatureExtractor:
@@ -55,6 +73,11 @@ class Setting:
     def reference(self) -> tuple[ReferenceMoments, str]:
         """Moments of the subject's reference in that space, and their content address."""
         return load_reference(self.subject.reference, self.files, self.subject.features, self.extractor)
+
+    @cached_property
+    def samples(self) -> tuple[Array, str]:
+        """Features (M, D) of the images of the subject's reference, and their content address."""
+        return load_reference_features(self.subject.reference, self.files, self.extractor)
 
 
 @dataclass(frozen=True)
@@ -72,16 +95,27 @@ class Metric(ABC):
 
     `figure` names what is measured, as tables say it. A metric that `grows` is measured group by group of GROUP images;
     its parts are stored, so that more images compute only the new ones. One that is not `standalone` takes
-    arguments that only a search gives it. `interval` says in words what kind its is.
+    arguments that only a search gives it. One that is `taught` compares with what the teacher makes, whose schedule
+    (JSON) is the task's argument `teacher`. A figure that is `signed` may be 0 or below, and ratios of it say nothing.
+    `interval` says in words what kind its is.
     """
 
     figure: ClassVar[str]
     grows: ClassVar[bool] = False
     standalone: ClassVar[bool] = True
+    taught: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
     interval: ClassVar[str] = ""
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting, self.subject, self.files = setting, setting.subject, setting.files
+    def __init__(self, setting: Setting, argument: str = "") -> None:
+        self.setting = self.placed(setting, argument)
+        self.subject, self.files, self.argument = self.setting.subject, setting.files, argument
+
+    def placed(self, setting: Setting, argument: str) -> Setting:
+        """The setting that it measures in; ConfigurationError for an argument, unless a metric takes one."""
+        if argument:
+            raise ConfigurationError(f"metric {self.figure} takes no argument: leave {':' + argument!r} away")
+        return setting
 
     def check(self) -> None:  # noqa: B027
         """Refuse, in the driver and before any worker is set up, what cannot be measured of the subject."""
@@ -126,8 +160,33 @@ class Metric(ABC):
         raise ConfigurationError(f"{self.figure} has no paired difference: compare by another metric")
 
 
+def metric_class(given: str) -> type[Metric]:
+    """The metric of NAME or NAME:ARGUMENT; ConfigurationError where there is none."""
+    found: type[Metric] = METRICS.load(given.partition(":")[0])
+    return found
+
+
+def known_metrics() -> dict[str, type[Metric]]:
+    """Every metric that can be loaded, by name: a package of somebody's that cannot is for whoever asks for it."""
+    found: dict[str, type[Metric]] = {}
+    for name in METRICS.names:
+        with suppress(ConfigurationError):
+            found[name] = METRICS.load(name)
+    return found
+
+
+def make_metric(given: str, setting: Setting) -> Metric:
+    """The same, made. ConfigurationError where it takes no argument and is given one, or needs one."""
+    found, argument = metric_class(given), given.partition(":")[2]
+    return found(setting, argument) if argument else found(setting)
+
+
 class FeatureMetric(Metric):
-    """A metric that measures images in the subject's feature space, against its reference."""
+    """A metric that measures images in the subject's feature space, or its argument's, against the reference."""
+
+    def placed(self, setting: Setting, argument: str) -> Setting:
+        """The argument goes before the subject's features."""
+        return setting.of(argument) if argument else setting
 
     def check(self) -> None:
         """The features and the reference are there, and fit the model."""
@@ -156,3 +215,20 @@ class FeatureMetric(Metric):
     def reference(self) -> str:
         """Content address of the reference's moments."""
         return self.setting.reference[1]
+
+
+class SampleMetric(FeatureMetric):
+    """One that needs the features of the reference's images one by one, where their moments do not say enough."""
+
+    def check(self) -> None:
+        """The features and the images are there, and fit the model."""
+        assert self.setting.samples[1]
+
+    def prepare(self, worker: Worker) -> None:
+        """Load the extractor and the reference's images."""
+        self.check()
+
+    @property
+    def reference(self) -> str:
+        """Content address of the images' features."""
+        return self.setting.samples[1]

@@ -28,6 +28,7 @@ class TeacherDistance(FeatureMetric):
 
     figure: ClassVar[str] = "teacher-distance"
     standalone: ClassVar[bool] = False
+    taught: ClassVar[bool] = True
     interval: ClassVar[str] = "95%, normal over the images"
 
     @property
@@ -47,7 +48,7 @@ class TeacherDistance(FeatureMetric):
         network = worker.network(point)
         images = worker.render(point, task.seed, task.start, task.count, network.denoiser)
         pixel = (images - target).double().square().mean(dim=(1, 2, 3)).sqrt().cpu().numpy()
-        feature = np.linalg.norm(worker.extractor(images) - target_features, axis=1)
+        feature = np.linalg.norm(self.setting.extractor(images) - target_features, axis=1)
         values = {"pixel": np.asarray(pixel, np.float64), "feature": feature}
         return Measured((Part(task.start, task.count, values=values),), network.figures)
 
@@ -56,7 +57,7 @@ class TeacherDistance(FeatureMetric):
         key = (task.arguments["teacher"], task.seed, task.start, task.count)
         if key not in held:
             images = worker.render(task.arguments["teacher"], task.seed, task.start, task.count, worker.exact)
-            held[key] = images, worker.extractor(images)
+            held[key] = images, self.setting.extractor(images)
         return held[key]
 
     def score(self, parts: Sequence[Part], figures: Mapping[str, float]) -> Score:

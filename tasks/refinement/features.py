@@ -1,7 +1,7 @@
 """What a subject's judge sees of samples: features of their images, and the distance to the reference.
 
 Any extractor will do for a descent on moments. A distance that is descended by gradient needs features that gradients
-pass through, which those of a classifier (the model's own, or a folder) are.
+pass through, which those of a classifier are (the model's own, or a folder), and those of any network of PyTorch's.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError
-from fewstep.tasks.metrics.extractor import classifier_folder
+from fewstep.tasks.metrics.extractor import feature_kind
 from fewstep.tasks.metrics.features import ClassifierFeatures
 from fewstep.tasks.metrics.metric import Setting
+from fewstep.tasks.metrics.spaces.network import NetworkFeatures
 from fewstep.tasks.models.decoder import load_decoder
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.refinement.plan import GRADIENT_DISTANCES
@@ -40,10 +41,16 @@ def check_tunable(setting: Setting, distance: str) -> None:
     """
     if distance not in DISTANCES:
         raise ConfigurationError(f"unknown distance {distance!r}: choose from {', '.join(DISTANCES)}")
-    if distance in THROUGH_FEATURES and classifier_folder(setting.subject.features, setting.files) is None:
+    if distance not in THROUGH_FEATURES:
+        return
+    given = setting.subject.features
+    passed = feature_kind(given, setting.files)[0].gradients
+    # Whether a callable's do, only what it gives can say.
+    if not (passed and getattr(setting.extractor, "gradients", True)):
         raise ConfigurationError(
-            f"the distance {distance!r} needs gradients through its features, which Inception's 8-bit images do not "
-            "pass: give --features a classifier's folder, or tune to 'moments' or 'network'"
+            f"the distance {distance!r} needs gradients through its features, which those of {given!r} do not pass "
+            "(Inception's see 8-bit images): give --features a classifier's folder or a network of PyTorch's, or tune "
+            "to 'moments' or 'network'"
         )
 
 
@@ -84,6 +91,8 @@ class Judge:
         extractor = self._setting.extractor
         if isinstance(extractor, ClassifierFeatures):
             return extractor.network.features(images).double()
+        if isinstance(extractor, NetworkFeatures) and images.requires_grad:
+            return extractor.tensor(images).double()
         return torch.from_numpy(extractor(images)).to(images.device)
 
     def check(self, distance: str) -> None:

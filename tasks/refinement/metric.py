@@ -23,6 +23,7 @@ class Refinement(FeatureMetric):
 
     figure: ClassVar[str] = "refinement-loss"
     standalone: ClassVar[bool] = False
+    taught: ClassVar[bool] = True
 
     @property
     def identity(self) -> dict[str, object]:

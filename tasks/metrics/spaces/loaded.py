@@ -1,0 +1,108 @@
+"""MODULE:CALLABLE, or FILE.py:CALLABLE: what a user's own code offers, and the address of that code.
+
+A module is looked for where Python finds modules, and in the working folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fewstep.errors import ConfigurationError
+from fewstep.tasks.metrics._network import weights_hash
+
+NAMED = re.compile(r"(?P<place>[^:]+):(?P<name>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)")
+MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def is_loadable(given: str) -> bool:
+    """Whether it names a callable of a module or of a Python file."""
+    named = NAMED.fullmatch(given)
+    return named is not None and (named["place"].endswith(".py") or bool(MODULE.fullmatch(named["place"])))
+
+
+def load(given: str, what: str) -> Any:
+    """What has the name. ConfigurationError, which starts with `what`, where it is not there or its import fails."""
+    named = NAMED.fullmatch(given)
+    if named is None or not is_loadable(given):
+        raise ConfigurationError(f"{what} {given!r}: write it as MODULE:CALLABLE or FILE.py:CALLABLE")
+    try:
+        found: Any = _module(named["place"])
+        for part in named["name"].split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        # The code is the user's: it may raise anything when it is imported.
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ConfigurationError(f"{what} {given!r} cannot be loaded: {type(error).__name__}: {reason}") from None
+    return found
+
+
+def address(given: str, *made: Any) -> str:
+    """SHA-256 of the name after the colon, the source files of what was loaded and made, and networks' weights."""
+    digest = hashlib.sha256(short_name(given).encode())
+    for one in made:
+        digest.update(_source(one))
+        if isinstance(one, nn.Module):
+            digest.update(weights_hash(one.state_dict()).encode())
+    return digest.hexdigest()
+
+
+def short_name(given: str) -> str:
+    """The name after the colon."""
+    return given.rpartition(":")[2]
+
+
+def needs_arguments(loaded: Any) -> int:
+    """How many arguments without a default a callable has; 0 where it does not say."""
+    try:
+        parameters = inspect.signature(loaded).parameters.values()
+    except (TypeError, ValueError):
+        return 0
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.default is p.empty and p.kind in kinds for p in parameters)
+
+
+def _module(place: str) -> Any:
+    if not place.endswith(".py"):
+        beside = Path(*place.split(".")).with_suffix(".py")
+        if place in sys.modules or importlib.util.find_spec(place.partition(".")[0]) is not None:
+            return importlib.import_module(place)
+        if not beside.is_file():
+            raise ModuleNotFoundError(f"no module {place}, and no {beside} in this folder")
+        place = str(beside)
+    path = Path(place).resolve()
+    # Under its whole path, so that two files of one name are two modules.
+    name = f"_fewstep_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no file {place}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _source(one: Any) -> bytes:
+    """The bytes of the file that a thing, or else its type, is written in; its type's name where there is none."""
+    for known in (one, type(one)):
+        try:
+            file = inspect.getsourcefile(known)
+        except TypeError:
+            continue
+        if file is not None and Path(file).is_file():
+            return Path(file).read_bytes()
+    return type(one).__qualname__.encode()
