@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.tasks import data
+from fewstep.tasks.data import bundled as data
 from fewstep.tasks.models.classifier import SmallClassifier
 from fewstep.tasks.models.files import ZOO
 
