@@ -78,7 +78,7 @@ class ModelSettings(Checked):
     features: str = Field("auto", description="what images are compared by: auto, inception or a classifier's folder")
     reference: str = Field(
         "auto",
-        description="images they are compared with: auto, a folder, Parquet, tars, LMDB, an .npz file or a data set",
+        description="images they are compared with: auto, a folder, Parquet, tars, LMDB, .npz, a data set",
     )
     conditions: Conditions = Field(default_factory=Conditions, description="labels or prompts, and guidance")
     statistics: str = Field("", description="file made by `fewstep statistics`")
