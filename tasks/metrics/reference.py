@@ -56,7 +56,7 @@ def moments_of(source: Source, channels: int, size: int, extractor: FeatureExtra
     Raises DataError where there are fewer than 2.
     """
     if len(source) < 2:
-        raise DataError(f"{source.place}: a reference needs at least 2 images, it holds {len(source)}: give more")
+        raise DataError(f"the reference {source.place} holds fewer than 2 images: give more")
     groups: list[Moments] = []
     kept: list[Array] = []
     for batch in source.batches(channels, size, IMAGES):

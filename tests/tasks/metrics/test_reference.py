@@ -70,7 +70,7 @@ def test_references_of_too_few_images_or_of_none_are_refused(
     files: ModelFiles, extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
     Image.new("L", (20, 30)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match="at least 2 images"):
+    with pytest.raises(DataError, match="fewer than 2 images"):
         load_reference(str(tmp_path), files, "auto", extractor)
     with pytest.raises(DataError, match="absent"):
         load_reference(str(tmp_path / "absent"), files, "auto", extractor)
