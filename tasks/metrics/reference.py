@@ -55,8 +55,6 @@ def moments_of(source: Source, channels: int, size: int, extractor: FeatureExtra
 
     Raises DataError where there are fewer than 2.
     """
-    if len(source) < 2:
-        raise DataError(f"the reference {source.place} holds fewer than 2 images: give more")
     groups: list[Moments] = []
     kept: list[Array] = []
     for batch in source.batches(channels, size, IMAGES):
@@ -67,6 +65,8 @@ def moments_of(source: Source, channels: int, size: int, extractor: FeatureExtra
     if kept:
         groups.append(Moments.of(np.concatenate(kept)))
     moments = merge_all(groups)
+    if moments.count < 2:
+        raise DataError(f"the reference {source.place} holds fewer than 2 images: give more")
     return ReferenceMoments(moments.mean, moments.covariance, moments.count)
 
 
