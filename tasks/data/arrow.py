@@ -26,9 +26,10 @@ class ArrowSource(ShardedSource):
     def __init__(self, place: str) -> None:
         root = Path(place)
         if (root / SPLITS).is_file():
+            splits = [str(split) for split in _object(root / SPLITS, "splits")]
             raise DataError(
-                f"{place} holds several parts of the data ({', '.join(_object(root / SPLITS, 'splits'))}): "
-                f"give the folder of one, as {root / 'train'}"
+                f"{place} holds parts of the data ({', '.join(splits)}): give the folder of one, as "
+                f"{root / (splits or ['train'])[0]}"
             )
         files = [root / str(entry.get("filename", "")) for entry in _object(root / STATE, "_data_files")]
         super().__init__(place, files)

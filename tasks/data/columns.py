@@ -92,7 +92,7 @@ def columns_of(schema: pa.Schema, place: str, features: Mapping[str, Any] | None
         raise DataError(f"{place} has several columns of bytes ({', '.join(found)}): call the one with images `image`")
     usable = [name for name in LABELS if name in schema.names and _holds_labels(schema.field(name).type)]
     label = usable[0] if usable else None
-    text = label is not None and not pa.types.is_integer(schema.field(label).type)
+    text = label is not None and not _is_number(schema.field(label).type)
     described = (_features(schema) if features is None else features).get(label or "", {})
     names = described.get("names") if isinstance(described, dict) else None
     return Columns((named or found)[0], label, tuple(map(str, names or ())), texts=text)
@@ -118,7 +118,13 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _holds_labels(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _holds_labels(kind.value_type)
     return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind))
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,12 @@ class Cache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._state: dict[str, Any] = read_json(folder / PROGRESS) if (folder / PROGRESS).is_file() else {}
+        self._state: dict[str, Any] = {}
+        if (folder / PROGRESS).is_file():
+            found = read_json(folder / PROGRESS)
+            if not isinstance(found, dict) or not {"done", "content", "arrays"} <= found.keys():
+                raise DataError(f"{folder / PROGRESS} is damaged: remove the folder, and the data are encoded again")
+            self._state = found
 
     @property
     def done(self) -> int:
@@ -52,15 +58,24 @@ class Cache:
         return int(self._state.get("done", 0))
 
     @property
+    def chained(self) -> str:
+        """The whole address of what is there."""
+        return str(self._state["content"])
+
+    @property
     def content(self) -> str:
         """Content address of the images and labels, and of how they were encoded; the same wherever they lay."""
-        return str(self._state["content"])[:16]
+        return self.chained[:16]
 
     def array(self, name: str) -> Tensor:
         """An array (N, ...), of which only what is used is read."""
         shape, kind = self._state["arrays"][name]
+        file = self.folder / name
+        expected = self.done * math.prod(shape) * np.dtype(kind).itemsize
+        if not file.is_file() or file.stat().st_size < expected:
+            raise DataError(f"{file} is cut off or gone: remove the folder, and the data are encoded again")
         # Copied where it is written to, which nobody does: torch warns of what cannot be written.
-        values: Any = np.memmap(self.folder / name, kind, "c", shape=(self.done, *shape))
+        values: Any = np.memmap(file, kind, "c", shape=(self.done, *shape))
         return torch.from_numpy(values)
 
     def append(self, rows: Rows, content: str) -> None:
@@ -107,7 +122,7 @@ def encoded(
     said = f"{encoder.hash} {RULE} {channels} {size}"
     own = hashlib.sha256(f"{said} {source.fingerprint} {len(source)}".encode()).hexdigest()[:16]
     cache = Cache(folder / f"data-{own}")
-    content = hashlib.sha256(said.encode()).hexdigest() if not cache.done else str(cache._state["content"])
+    content = hashlib.sha256(said.encode()).hexdigest() if not cache.done else cache.chained
     if cache.done == len(source):
         _check_labels(source, cache.array(LABELS).numpy(), 0, classes)
         return cache

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fewstep.errors import ConfigurationError, StorageError
+from fewstep.errors import ConfigurationError, DataError, StorageError
 from fewstep.files import patiently
 from fewstep.tasks.training.processes import Processes
 from fewstep.tasks.training.recipe import Optimisation
@@ -127,7 +127,12 @@ def _resume(
     """Load a checkpoint where there is one; the step to go on from."""
     if not path.exists():
         return 0
-    state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+    try:
+        state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+    # A damaged file is answered with whatever breaks first.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"the checkpoint {path} cannot be read ({reason}): remove it to begin anew") from error
     if state.get("source", "") != source:
         raise ConfigurationError(
             f"the checkpoint in {path.parent} was trained on the latents of another autoencoder, or on other data: "

@@ -23,6 +23,7 @@ from fewstep.tasks.training.diffusion import train_network
 from fewstep.tasks.training.encoders import LatentEncoder, PixelEncoder, find_autoencoder, load_autoencoder
 from fewstep.tasks.training.entry import StageProgress, save_index, save_parts
 from fewstep.tasks.training.examples import Examples, StoredLatents, StoredPixels
+from fewstep.tasks.training.networks import check_network
 from fewstep.tasks.training.presets import preset_network
 from fewstep.tasks.training.processes import Processes, processes_of
 from fewstep.tasks.training.recipe import TrainingRecipe
@@ -63,6 +64,7 @@ def train_own(
     here = processes_of(device)
     vae = None if autoencoder is None else load_autoencoder(find_autoencoder(autoencoder), here.device)
     recipe, size, channels = fitting_recipe(fields, source, vae)
+    check_network(recipe)
     show = progress if here.first else None
     cache = _cached(recipe, source, vae, checkpoints, channels, size, here, show)
     network, scheduler, _ = train_network(

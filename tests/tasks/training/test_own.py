@@ -182,6 +182,29 @@ def test_two_processes_of_accelerate_are_one(images: Path, vae: Path, tmp_path: 
     assert close(tmp_path / "one", tmp_path / "two")
 
 
+def test_damaged_checkpoints_and_caches_are_named(images: Path, vae: Path, tmp_path: Path) -> None:
+    fields = BASE | {"unet": UNET, "steps": 1}
+    kept = tmp_path / "kept"
+
+    def run() -> None:
+        train_own(fields, str(images), str(vae), tmp_path / "out", kept)
+
+    run()
+    whole = (kept / "training.pt").read_bytes()
+    (kept / "training.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"training\.pt cannot be read"):
+        run()
+    (kept / "training.pt").write_bytes(whole)
+    (data,) = kept.glob("data-*")
+    mean = (data / "mean").read_bytes()
+    (data / "mean").write_bytes(mean[:-1])
+    with pytest.raises(DataError, match="mean is cut off"):
+        run()
+    (data / "progress.json").write_text("[]")
+    with pytest.raises(DataError, match=r"progress\.json is damaged"):
+        run()
+
+
 def test_a_checkpoint_of_other_data_or_of_another_recipe_is_not_gone_on_from(
     images: Path, vae: Path, tmp_path: Path
 ) -> None:
@@ -221,6 +244,9 @@ def test_a_checkpoint_of_other_data_or_of_another_recipe_is_not_gone_on_from(
         ({"stepz": 3}, "stepz"),
         ({"label_dropout": 2}, "label_dropout"),
         ({"accumulate": 3}, "no 3 equal parts"),
+        ({"transformer": TRANSFORMER | {"heads": 2}}, "refuses the recipe's arguments: .*heads"),
+        ({"transformer": None, "unet": UNET | {"norm_num_groups": 3}}, "refuses the recipe's arguments"),
+        ({"transformer": None, "unet": UNET | {"up_block_types": ["UpBlock3D"]}}, "refuses the recipe's arguments"),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused(
