@@ -1,6 +1,7 @@
 """Things that are found by name: our own, listed in one line each, and those that other packages bring.
 
-Another package offers one through an entry point of the group `fewstep.KINDs`, such as `fewstep.metrics`.
+Another package offers one through an entry point of the group `fewstep.KINDs`, such as `fewstep.metrics`, or of the
+group that the registry names.
 """
 
 from __future__ import annotations
@@ -17,13 +18,10 @@ from fewstep.errors import ConfigurationError
 class Registry:
     """What has the names of one `kind`; `own` are ours, as `module:attribute`, loaded when they are asked for."""
 
-    def __init__(self, kind: str, own: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, own: Mapping[str, str], group: str = "") -> None:
         self.kind, self.own = kind, own
-
-    @property
-    def group(self) -> str:
-        """The group of entry points that other packages use."""
-        return f"fewstep.{self.kind}s"
+        # The group of entry points that other packages use.
+        self.group = group or f"fewstep.{kind}s"
 
     @cached_property
     def _others(self) -> dict[str, EntryPoint]:

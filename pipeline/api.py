@@ -187,7 +187,6 @@ def subject_of(settings: SubjectSettings) -> Subject:
 
 def teacher_of(settings: MeasuredSettings) -> SolverSchedule | None:
     """The teacher, where a metric compares with one."""
-    from fewstep.tasks.models.files import find_model
     from fewstep.tasks.sampling.grids import parse_schedule
 
     if not settings.is_taught:

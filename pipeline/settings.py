@@ -104,7 +104,8 @@ class ModelSettings(Checked):
         "model, a TorchScript or ONNX file, or MODULE:CALLABLE",
     )
     reference: str = Field(
-        "auto", description="images they are compared with: auto, a folder of images, an .npz file or a data set"
+        "auto",
+        description="images they are compared with: auto, a folder, Parquet, tars, LMDB, .npz, a data set",
     )
     conditions: Conditions = Field(default_factory=Conditions, description="labels or prompts, and guidance")
     statistics: str = Field("", description="file made by `fewstep statistics`")

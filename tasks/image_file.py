@@ -1,13 +1,16 @@
-"""What the numbers of an image file mean.
+"""What the numbers of an image file mean, and how an image of any size becomes one of the model's.
 
 Pixels are float32 (C, H, W) in [-1, 1], taken as they are stored: 0 is -1, the deepest value of the image's own depth
 (255 of 8 bits, 65535 of 16) is 1. 16-bit colour is read to its upper 8 bits, as Pillow does. A colour profile is not
 applied and a mark of EXIF to turn the image not followed; such images are counted. What has no one meaning is refused
 with its name: transparent pixels, several frames, values without a range (floating point, 32 bits, signed).
+
+An image of another size is brought to the model's by RULE; one that has it already keeps every bit.
 """
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Pixels = npt.NDArray[np.float32]
+# A file, the bytes of one, or pixels of 8 bits (H, W) or (H, W, C).
+Stored = Path | bytes | npt.NDArray[np.uint8]
+# Named in whatever is addressed by its content; Pillow's bicubic filter widens with the reduction, so nothing aliases.
+RULE = "short side by Pillow's bicubic filter in floating point, clipped, centre cropped"
 
 # Pillow takes a file for what it holds, and may run other programs for what it holds: only these are tried.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -34,29 +41,55 @@ TURNED = range(2, 9)
 DARK = 4096  # One above the deepest value of a 12-bit camera or scan.
 
 
-def read_image(path: Path, channels: int, size: int, notes: Counter[str] | None = None) -> Pixels:
+def read_image(stored: Stored, channels: int, size: int, notes: Counter[str] | None = None, name: str = "") -> Pixels:
     """One image as (channels, size, size) in [-1, 1]; 1 channel is grey. Counts in `notes` what was not applied.
 
-    Raises DataError, which names the file, where it cannot be read, has another size or no one meaning.
+    Raises DataError, which names the file or `name`, where it cannot be read or has no one meaning.
     """
-    from PIL import Image
-
+    name = name or str(stored)
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            wrong = _wrong_size(image, size) or _unclear(image)
+        with _opened(stored) as image:
+            wrong = _unclear(image)
             if wrong is None:
                 image.load()
                 wrong = _see_through(image)
             levels = _levels(image, channels) if wrong is None else None
             if notes is not None and levels is not None:
                 notes.update(_not_applied(image))
+                notes.update(_refitted(image, size))
     # Decoders answer damaged bytes with whatever breaks first: SyntaxError, struct.error, KeyError, ...
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"cannot read {path}: {reason}; remove it or replace it") from error
+        raise DataError(f"cannot read {name}: {reason}; remove it or replace it") from error
     if levels is None:
-        raise DataError(f"{path} {wrong}")
-    return levels.reshape(size, size, channels).transpose(2, 0, 1) / 127.5 - 1.0
+        raise DataError(f"{name} {wrong}")
+    return fitted(levels.reshape(*levels.shape[:2], channels), size).transpose(2, 0, 1) / 127.5 - 1.0
+
+
+def fitted(levels: Pixels, size: int) -> Pixels:
+    """Levels (H, W, C), 0 to 255, brought to (size, size, C) by RULE."""
+    from PIL import Image
+
+    height, width = levels.shape[:2]
+    if (height, width) == (size, size):
+        return levels
+    short = min(height, width)
+    left, top = (width - short) / 2, (height - short) / 2
+    # The filter also sees what lies beside the box, so that this is resizing the whole and cropping it then.
+    box = (left, top, left + short, top + short)
+    bands = [
+        Image.fromarray(np.ascontiguousarray(levels[..., c])).resize((size, size), Image.Resampling.BICUBIC, box)
+        for c in range(levels.shape[2])
+    ]
+    return np.stack([np.asarray(band) for band in bands], -1).clip(0, 255)
+
+
+def _opened(stored: Stored) -> Image.Image:
+    from PIL import Image
+
+    if isinstance(stored, np.ndarray):
+        return Image.fromarray(stored[..., 0] if stored.ndim == 3 and stored.shape[2] == 1 else stored)
+    return Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored, formats=FORMATS)
 
 
 @contextmanager
@@ -65,12 +98,6 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _wrong_size(image: Image.Image, size: int) -> str | None:
-    if image.size == (size, size):
-        return None
-    return f"is {image.width}x{image.height}, the model makes {size}x{size}: resize the folder"
 
 
 def _deep(image: Image.Image) -> bool:
@@ -154,3 +181,8 @@ def _not_applied(image: Image.Image) -> Iterator[str]:
         yield "that EXIF says to turn, read as stored"
     if _deep(image) and np.asarray(image).max() < DARK:
         yield f"of 16 bits without a value above {DARK - 1}, read as dark"
+
+
+def _refitted(image: Image.Image, size: int) -> Iterator[str]:
+    if image.size != (size, size):
+        yield "resized and cropped" if min(image.size) >= size else "smaller than the model's, enlarged and cropped"

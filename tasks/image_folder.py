@@ -14,10 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from fewstep.errors import DataError
-from fewstep.tasks.image_file import Pixels, quiet, read_image
 
 SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
@@ -28,40 +25,6 @@ APPLE_DOUBLE = b"\x00\x05\x16\x07"
 NAMED = 6
 
 _log = logging.getLogger(__name__)
-
-
-def load_image_folder(folder: Path, channels: int, size: int) -> Pixels:
-    """Read every image beneath `folder` as (N, channels, size, size) in [-1, 1], in name order.
-
-    `fewstep.tasks.image_file` says what their numbers mean; one line on the log says what was left out.
-    Raises DataError where the folder is missing or holds no image, and names a file that cannot be read as what it is.
-    """
-    if not os.path.isdir(folder):
-        raise DataError(f"{folder} is not a folder: give a folder of images, an .npz file or a data set name")
-    found = find_images(folder)
-    left_out = f"{found.skipped.total()} files skipped: {counted(found.skipped)}" if found.skipped else ""
-    if not found.images:
-        there = f" ({left_out})" if left_out else ""
-        raise DataError(f"no image in {folder}{there}: put .png or .jpg files there, or name another place")
-    try:
-        images = np.empty((len(found.images), channels, size, size), np.float32)
-    except MemoryError:
-        raise DataError(f"{folder}: its {len(found.images):,} images do not fit into memory: use fewer") from None
-    notes: Counter[str] = Counter()
-    with quiet():
-        for i, path in enumerate(found.images):
-            images[i] = read_image(path, channels, size, notes)
-    hidden = sum(any(part.startswith(".") for part in path.relative_to(folder).parts) for path in found.images)
-    if hidden:
-        notes["hidden, or in hidden folders"] += hidden
-    said = [left_out] if left_out else []
-    if found.cycles:
-        said.append(f"{found.cycles} links to a folder above not followed")
-    if notes:
-        said.append(f"of {len(found.images):,} images {counted(notes)}")
-    if said:
-        tell(f"{folder}: {'; '.join(said)}")
-    return images
 
 
 def class_folders(folder: Path) -> list[Path]:

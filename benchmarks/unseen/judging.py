@@ -18,7 +18,7 @@ from benchmarks.unseen.own import OwnScheduler
 from fewstep.errors import EvaluationError
 from fewstep.search_spaces.point import as_point, content_key
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.tasks.image_folder import load_image_folder
+from fewstep.tasks.data import load_image_folder
 from fewstep.tasks.metrics._network import in_slices
 from fewstep.tasks.metrics.frechet import FrechetReference
 from fewstep.tasks.metrics.interval import Interval, frechet_interval, paired_difference

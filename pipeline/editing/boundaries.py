@@ -174,11 +174,13 @@ def check_images(images: Tensor, bench: Bench) -> None:
 
 
 def loaded_images(folder: Path, bench: Bench, count: int) -> Tensor:
-    """The first `count` of a folder's images in name order; where there are more, it is said. DataError as reading."""
-    from fewstep.tasks.data import load_image_folder
+    """The first `count` images of a folder or another source; more are said to be left. DataError as it says."""
+    from fewstep.tasks.data import open_source
     from fewstep.tasks.image_folder import tell
 
-    images = torch.from_numpy(load_image_folder(folder, bench.files.channels, bench.files.size))
-    if len(images) > count:
-        tell(f"{folder}: the first {count:,} of {len(images):,} images are used: give --count {len(images)} for all")
-    return images[:count]
+    source = open_source(str(folder))
+    first = range(min(count, len(source)))
+    (batch,) = source.batches(bench.files.channels, bench.files.size, len(first), first)
+    if len(source) > count:
+        tell(f"{folder}: the first {count:,} of {len(source):,} images are used: give --count {len(source)} for all")
+    return torch.from_numpy(batch.images)

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, DataError
-from fewstep.tasks.data import DATASETS, Dataset, load_dataset, load_image_folder
+from fewstep.tasks.data import (
+    DATASETS,
+    Dataset,
+    kind_of_place,
+    load_dataset,
+    load_image_folder,
+    load_images,
+    open_source,
+)
 from fewstep.tasks.image_folder import class_folders
 
 Part = Literal["fit", "search", "report"]
@@ -86,14 +94,15 @@ def _labels(text: str, classes: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def load_part(name: str, part: Part, channels: int, size: int) -> Dataset:
-    """One part of a data set, or of a folder that holds a folder of images for each class.
+    """One part of a data set, of a folder that holds a folder of images for each class, or of another labelled source.
 
     Where there is a test split it is the report, and the training split is halved; everything else is cut in three.
     DataError where the images are not channels x size x size.
     """
-    folder = Path(name)
-    if name not in DATASETS and folder.is_dir():
-        whole = _load_folders(folder, channels, size)
+    if name not in DATASETS:
+        kind, place = kind_of_place(name)
+        load = _load_folders if kind == "folder" else _load_labelled
+        whole = load(place, channels, size)
         return _cut(whole, _thirds(whole) == PARTS.index(part))
     train, test = load_dataset(name), load_dataset(name, "test")
     if train.images.shape[1:] != (channels, size, size):
@@ -118,7 +127,17 @@ def _thirds(data: Dataset) -> npt.NDArray[np.int64]:
     return found
 
 
-def _load_folders(folder: Path, channels: int, size: int) -> Dataset:
+def _load_labelled(place: str, channels: int, size: int) -> Dataset:
+    source = open_source(place)
+    images, labels = load_images(source, channels, size)
+    if (labels < 0).any() or labels.max() < 1:
+        raise DataError(f"{place} has images without a label, or one class alone: give two classes")
+    classes = source.classes or tuple(str(i) for i in range(labels.max() + 1))
+    return Dataset(Path(place).stem, images, labels, classes, "", place)
+
+
+def _load_folders(place: str, channels: int, size: int) -> Dataset:
+    folder = Path(place)
     places = class_folders(folder)
     if len(places) < 2:
         raise DataError(f"{folder} holds {len(places)} folders: give one folder of images for each class, at least two")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from torch import Tensor
 from fewstep.errors import ConfigurationError, ModelError
 from fewstep.files import read_text
 from fewstep.search_spaces.checked import first_problem
-from fewstep.tasks.data import DATASETS, Dataset, load_dataset, load_image_folder
+from fewstep.tasks.data import DATASETS, Dataset, load_dataset, load_images, open_source
 from fewstep.tasks.flow.bound import W2Bound, profile_latent
 from fewstep.tasks.flow.certificate import decoder_constant, unet_constant
 from fewstep.tasks.flow.estimate import (
@@ -119,7 +118,7 @@ class Splits:
 
 
 def find_data(files: ModelFiles, data: str) -> Splits:
-    """The images of a model: its recipe's data set for `auto`, a data set by name, or a folder that is held out.
+    """The images of a model: its recipe's data set for `auto`, a data set by name, or other images, which are held out.
 
     Raises ConfigurationError or DataError where they are not there or do not fit.
     """
@@ -135,7 +134,7 @@ def find_data(files: ModelFiles, data: str) -> Splits:
         except ValidationError as error:
             raise ConfigurationError(f"{recipe} is no training recipe: {first_problem(error)}") from None
     if data not in DATASETS:
-        images = load_image_folder(Path(data), files.channels, files.size)
+        images = load_images(open_source(data), files.channels, files.size).images
         return Splits(None, Dataset(data, images, np.full(len(images), -1, np.int64), (), "", data))
     training, held_out = load_dataset(data), load_dataset(data, "test")
     shape = (files.channels, files.size, files.size)

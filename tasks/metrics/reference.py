@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,18 @@ import torch
 
 from fewstep.errors import ConfigurationError, DataError
 from fewstep.files import read_json
-from fewstep.tasks.data import DATASETS, load_dataset, load_image_folder
+from fewstep.tasks.data import DATASETS, SOURCES, Source, open_source
+from fewstep.tasks.data.arrays import array_names, images_in
 from fewstep.tasks.metrics.features import FeatureExtractor
-from fewstep.tasks.metrics.moments import Array, Moments, ReferenceMoments, load_reference_npz
+from fewstep.tasks.metrics.moments import KINDS, Array, Moments, ReferenceMoments, load_reference_npz, merge_all
 from fewstep.tasks.models.files import ModelFiles
 
 # As many of a reference's images are looked at one by one, evenly spaced over them.
 MOST_SAMPLES = 10_000
+# Images at once: a multiple of what extractors take at once, so that a feature's bits do not depend on it.
+IMAGES = 256
+# Numbers of features that are kept until their moments are taken, 1 GiB of them: what is smaller has those of one go.
+FEATURES = 2**27
 
 
 def load_reference(
@@ -25,18 +29,18 @@ def load_reference(
 ) -> tuple[ReferenceMoments, str]:
     """Reference moments (D,), (D, D) and their content address.
 
-    `reference` is `auto` (the model's own reference.npz), a data set's name, an .npz file or a folder of
-    images of the model's size. Raises DataError or ConfigurationError where it cannot be used.
+    `reference` is `auto` (the model's own reference.npz), an .npz file of moments, or whatever `open_source` opens,
+    whose images are brought to the model's size. Raises DataError or ConfigurationError where it cannot be used.
     """
     own = files.root / "reference.npz"
     if reference == "auto" and (features != "auto" or not own.is_file()):
         reference = _own_dataset(files)
     if reference == "auto":
         moments = load_reference_npz(own)
-    elif reference.lower().endswith(".npz") and not os.path.isdir(reference):
+    elif _holds_moments(reference):
         moments = load_reference_npz(Path(reference))
     else:
-        moments = _of_images(_reference_images(reference, files), extractor)
+        moments = moments_of(open_source(reference), files.channels, files.size, extractor)
     if moments.mean.size != extractor.dim:
         raise DataError(
             f"reference {reference} has {moments.mean.size} features, {extractor.name} has {extractor.dim}: "
@@ -52,16 +56,17 @@ def load_reference_features(reference: str, files: ModelFiles, extractor: Featur
     `reference` is as in `load_reference`; of `auto` the data set that the model was trained on. DataError for a file
     of moments, which say nothing of single images.
     """
-    if reference.lower().endswith(".npz") and not os.path.isdir(reference):
+    if reference != "auto" and _holds_moments(reference):
         raise DataError(
             f"reference {reference} holds the moments of features, and this metric needs the images themselves: give "
-            "--reference a folder of images or a data set's name, or measure frechet"
+            "--reference images (a folder, Parquet, tars, ...) or a data set's name, or measure frechet"
         )
-    images = _reference_images(_own_dataset(files) if reference == "auto" else reference, files)
-    if len(images) > MOST_SAMPLES:
-        images = images[np.arange(MOST_SAMPLES) * len(images) // MOST_SAMPLES]
-    found = extractor(torch.from_numpy(images))
-    return found, hashlib.sha256(found.tobytes()).hexdigest()[:16]
+    source = open_source(_own_dataset(files) if reference == "auto" else reference)
+    batches = source.batches(files.channels, files.size, IMAGES)
+    features = np.concatenate([extractor(torch.from_numpy(batch.images)) for batch in batches])
+    if len(features) > MOST_SAMPLES:
+        features = features[np.arange(MOST_SAMPLES) * len(features) // MOST_SAMPLES]
+    return features, hashlib.sha256(features.tobytes()).hexdigest()[:16]
 
 
 def _own_dataset(files: ModelFiles) -> str:
@@ -72,31 +77,37 @@ def _own_dataset(files: ModelFiles) -> str:
     if dataset not in DATASETS:
         raise ConfigurationError(
             f"model {files.name} brings no reference for these features: "
-            "give --reference a folder of images, an .npz file or a data set name"
+            "give --reference images (a folder, Parquet, tars, ...), an .npz file or a data set name"
         )
     return str(dataset)
 
 
-def _reference_images(reference: str, files: ModelFiles) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    if reference not in DATASETS:
-        if not os.path.exists(reference):
-            raise DataError(
-                f"no reference {reference!r}: give a folder of images, an .npz file or one of {', '.join(DATASETS)}"
-            )
-        return load_image_folder(Path(reference), files.channels, files.size)
-    images = load_dataset(reference).images
-    if images.shape[1:] != (files.channels, files.size, files.size):
-        raise DataError(
-            f"data set {reference} has {images.shape[1]}x{images.shape[2]} images, model {files.name} makes "
-            f"{files.channels}x{files.size}"
-        )
-    return images
+def moments_of(source: Source, channels: int, size: int, extractor: FeatureExtractor) -> ReferenceMoments:
+    """Moments of a source's images at a size, which are read one batch after the other.
 
-
-def _of_images(
-    images: np.ndarray[tuple[int, ...], np.dtype[np.float32]], extractor: FeatureExtractor
-) -> ReferenceMoments:
-    if len(images) < 2:
-        raise DataError("the reference holds fewer than 2 images: give more")
-    moments = Moments.of(extractor(torch.from_numpy(images)))
+    Raises DataError where there are fewer than 2.
+    """
+    groups: list[Moments] = []
+    kept: list[Array] = []
+    for batch in source.batches(channels, size, IMAGES):
+        kept.append(extractor(torch.from_numpy(batch.images)))
+        if sum(part.size for part in kept) >= FEATURES:
+            groups.append(Moments.of(np.concatenate(kept)))
+            kept.clear()
+    if kept:
+        groups.append(Moments.of(np.concatenate(kept)))
+    moments = merge_all(groups)
+    if moments.count < 2:
+        raise DataError(f"the reference {source.place} holds fewer than 2 images: give more")
     return ReferenceMoments(moments.mean, moments.covariance, moments.count)
+
+
+def _holds_moments(reference: str) -> bool:
+    """Whether it is an .npz file that holds no images, or statistics of them besides."""
+    if reference.partition(":")[0] in SOURCES.names and ":" in reference:
+        return False
+    path = Path(reference)
+    if path.suffix.lower() != ".npz" or path.is_dir():
+        return False
+    names = set(array_names(path)) if path.is_file() else set()
+    return not images_in(names) or any(set(kind) <= names for kind in KINDS)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fewstep.errors import ConfigurationError
 from fewstep.tasks.data import Dataset
 from fewstep.tasks.training.examples import Latents
-from fewstep.tasks.training.loop import Progress, fit
+from fewstep.tasks.training.loop import Loss, Progress, fit
 from fewstep.tasks.training.recipe import AutoencoderRecipe, TrainingRecipe
 
 CHUNK = 500
@@ -28,18 +28,25 @@ def train_autoencoder(
     data: Dataset,
     folder: Path,
     device: str = "cpu",
-    every: int = 500,
+    every: int | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """The averaged AutoencoderKL, trained from scratch or from `folder`'s checkpoint; its scale is not set yet."""
     vae = build_autoencoder(recipe).to(device)
     images = torch.from_numpy(data.images)
+    with torch.no_grad():
+        latent = vae.encode(images[:1].to(device)).latent_dist.mean.shape[1:]
 
-    def loss(rng: torch.Generator) -> Tensor:
-        x = images[torch.randint(0, len(images), (recipe.batch,), generator=rng)].to(device)
-        return autoencoder_loss(vae, x, recipe.kl_weight, rng)
+    def lessons(rng: torch.Generator) -> Loss:
+        index = torch.randint(0, len(images), (recipe.batch,), generator=rng)
+        noise = torch.randn(recipe.batch, *latent, generator=rng)
 
-    return fit(vae, loss, recipe, folder, every, progress)
+        def loss(part: slice) -> Tensor:
+            return autoencoder_loss(vae, images[index[part]].to(device), recipe.kl_weight, noise[part].to(device))
+
+        return loss
+
+    return fit(vae, lessons, recipe, folder, every, progress)
 
 
 def build_autoencoder(recipe: AutoencoderRecipe) -> Any:
@@ -50,10 +57,9 @@ def build_autoencoder(recipe: AutoencoderRecipe) -> Any:
     return AutoencoderKL(**recipe.vae)
 
 
-def autoencoder_loss(vae: Any, x: Tensor, kl_weight: float, rng: torch.Generator) -> Tensor:
+def autoencoder_loss(vae: Any, x: Tensor, kl_weight: float, eps: Tensor) -> Tensor:
     """L1 + L2 a pixel between x and the decoding of a posterior's sample, plus the weighted KL a latent."""
     posterior = vae.encode(x).latent_dist
-    eps = torch.randn(posterior.mean.shape, generator=rng).to(x.device)
     back = vae.decode(posterior.mean + posterior.std * eps).sample
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     pixels = nn.functional.l1_loss(back, x) + nn.functional.mse_loss(back, x)
@@ -100,10 +106,10 @@ def encode_once(
     if mirrors:
         other_mean, other_std = encode(vae, images.flip(-1), device)
         mean, std = torch.cat([mean, other_mean]), torch.cat([std, other_std])
-    return Latents(mean, std, float(vae.config.scaling_factor), mirrors, _name(vae))
+    return Latents(mean, std, float(vae.config.scaling_factor), mirrors, weights_name(vae))
 
 
-def _name(vae: Any) -> str:
+def weights_name(vae: Any) -> str:
     """Content address of the weights: 16 hex digits."""
     digest = hashlib.sha256()
     for name, value in vae.state_dict().items():

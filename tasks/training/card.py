@@ -29,6 +29,28 @@ data; the Frechet distance in this space is labelled `fid-{recipe.dataset}` and 
 """
 
 
+def own_card(recipe: TrainingRecipe, figures: dict[str, Any]) -> str:
+    """README.md of a model of one's own data."""
+    made = "UNet2DModel" if recipe.transformer is None else "DiTTransformer2DModel"
+    dropout = recipe.label_dropout
+    labels = "none" if dropout is None else f"{recipe.classes}, dropped with probability {dropout}"
+    return f"""# {recipe.name}
+
+A diffusers {made}{f" ({recipe.preset})" if recipe.preset else ""}: {_meaning(recipe)}.
+
+| | |
+|---|---|
+| parameters | {figures["parameters"]:,} |
+| images | {figures["images"]:,}, {figures["size"]} pixels a side, content {figures["content"]} |
+| resized | {figures["resized"]} |
+| trained on | {figures["trained_images"]:,} draws of them |
+| labels | {labels} |
+| made | {figures["date"]} |
+
+Measure it with `--features inception --reference` and the place of the images.
+"""
+
+
 def _condition(recipe: TrainingRecipe, figures: dict[str, Any]) -> str:
     """Rows on where the network started and what it is shown."""
     rows = ""

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from fewstep.tasks.models.image_condition import ImageCondition
 from fewstep.tasks.training.examples import Examples, Maps
-from fewstep.tasks.training.loop import Progress, fit
+from fewstep.tasks.training.loop import Loss, Progress, fit
 from fewstep.tasks.training.networks import build_network, start_from
 from fewstep.tasks.training.objectives import objective_of
+from fewstep.tasks.training.processes import Processes
 from fewstep.tasks.training.recipe import TrainingRecipe
 
 
@@ -43,10 +44,11 @@ def train_network(
     labels: Tensor,
     folder: Path,
     device: str = "cpu",
-    every: int = 500,
+    every: int | None = None,
     progress: Progress | None = None,
     start: Any = None,
     maps: Maps | None = None,
+    processes: Processes | None = None,
 ) -> Trained:
     """Train from scratch, from the network `start` or from `folder`'s checkpoint.
 
@@ -57,24 +59,30 @@ def train_network(
     if start is not None:
         start_from(network, start)
     network.to(device)
+    if recipe.checkpointing:
+        network.enable_gradient_checkpointing()
     objective = objective_of(recipe)
     source = examples.source
     if maps is not None:
         shown = Shown(network, maps.condition.to(device))
 
-    def loss(rng: torch.Generator) -> Tensor:
+    def lessons(rng: torch.Generator) -> Loss:
         index, x0, label = draw_batch(recipe, examples, labels, rng)
         lesson = objective.draw(x0, rng, device)
         told = None if label is None else label.to(device)
-        if maps is None:
-            answer = network(lesson.shown, lesson.time, told).sample
-        else:
-            answer = shown(lesson.shown, maps.draw(index, rng).to(device), lesson.time, told)
-        return nn.functional.mse_loss(answer, lesson.answer)
+        seen = None if maps is None else maps.draw(index, rng).to(device)
+
+        def loss(part: slice) -> Tensor:
+            x, time, label = lesson.shown[part], lesson.time[part], None if told is None else told[part]
+            answer = network(x, time, label).sample if seen is None else shown(x, seen[part], time, label)
+            return nn.functional.mse_loss(answer, lesson.answer[part])
+
+        return loss
 
     if maps is None:
-        return Trained(fit(network, loss, recipe, folder, every, progress, source), objective.scheduler)
-    average = fit(shown, loss, recipe, folder, every, progress, source)
+        trained = fit(network, lessons, recipe, folder, every, progress, source, processes)
+        return Trained(trained, objective.scheduler)
+    average = fit(shown, lessons, recipe, folder, every, progress, source, processes)
     return Trained(average.network, objective.scheduler, average.condition)
 
 

@@ -84,15 +84,12 @@ def train_entry(
         recipe, examples, labels, checkpoints, device, progress=tell["network"], start=first, maps=maps
     )
 
-    kind = "unet" if recipe.transformer is None else "transformer"
-    network.to(getattr(torch, recipe.weights)).save_pretrained(str(out / kind))
-    scheduler.save_pretrained(str(out / "scheduler"))
+    save_parts(out, recipe, network, scheduler)
     if condition_trained is not None:
         condition_trained.save(out / CONDITION)
     classifier = _classifier(recipe, data, out, device)
     extractor = ClassifierFeatures(classifier, f"fid-{recipe.dataset}")
     save_npz(out / "reference.npz", _moments(extractor, torch.from_numpy(data.images), device))
-    (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
     figures: dict[str, Any] = {
         "parameters": sum(p.numel() for p in network.parameters()),
         "classifier_accuracy": round(accuracy(classifier, held_out, device), 4),
@@ -105,19 +102,40 @@ def train_entry(
         figures["started_from"] = f"{recipe.starts_from} ({begun.hash})"
     if vae is not None:
         figures |= _autoencoder_figures(recipe, vae, extractor, held_out, device)
-        vae.to(getattr(torch, recipe.weights)).save_pretrained(str(out / "vae"))
     (out / "card.json").write_text(json.dumps(figures, indent=2) + "\n")
     (out / "README.md").write_text(model_card(recipe, figures, data))
-    # Last: with this file the directory is a model, without it an unfinished one.
-    index: dict[str, Any] = {"_class_name": _pipeline(recipe)}
-    parts = {kind: network, "vae": vae, "scheduler": scheduler}
+    save_index(out, recipe, network, vae, scheduler)
+    return figures
+
+
+def save_parts(out: Path, recipe: TrainingRecipe, network: Any, scheduler: Any) -> None:
+    """Write the network in the recipe's precision, its scheduler and the recipe."""
+    if recipe.weights != "float32":
+        network.to(getattr(torch, recipe.weights))
+    network.save_pretrained(str(out / _network_folder(recipe)))
+    scheduler.save_pretrained(str(out / "scheduler"))
+    (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
+
+
+def save_index(out: Path, recipe: TrainingRecipe, network: Any, vae: Any, scheduler: Any, rounded: bool = True) -> None:
+    """Write the autoencoder, `rounded` to the recipe's precision or as it is, and model_index.json.
+
+    That is the last file: with it the directory is a model, without it an unfinished one.
+    """
+    if vae is not None:
+        (vae.to(getattr(torch, recipe.weights)) if rounded else vae).save_pretrained(str(out / "vae"))
+    index: dict[str, Any] = {"_class_name": _pipeline(recipe, vae is not None)}
+    parts = {_network_folder(recipe): network, "vae": vae, "scheduler": scheduler}
     index |= {name: ["diffusers", type(part).__name__] for name, part in parts.items() if part is not None}
     if recipe.label_dropout is not None and recipe.transformer is None:
         (out / OWN_FILE).write_text(json.dumps({"null_label": recipe.null_label}) + "\n")
     aside = out / "model_index.json.tmp"
     aside.write_text(json.dumps(index, indent=2) + "\n")
     os.replace(aside, out / "model_index.json")
-    return figures
+
+
+def _network_folder(recipe: TrainingRecipe) -> str:
+    return "unet" if recipe.transformer is None else "transformer"
 
 
 def _start(recipe: TrainingRecipe, start: str | None) -> ModelFiles:
@@ -148,14 +166,14 @@ def _on_cpu(vae: Any, device: str) -> Callable[[Tensor], Tensor]:
     return lambda images: encode(images.to(device)).cpu()
 
 
-def _pipeline(recipe: TrainingRecipe) -> str:
+def _pipeline(recipe: TrainingRecipe, latent: bool) -> str:
     """The diffusers pipeline that samples the entry; DiffusionPipeline, which does not load, where there is none.
 
     There is none for EDM's scheduler, nor for a UNet with labels on latents. DiTPipeline calls a scheduler's
     `scale_model_input`, which FewStepScheduler has and diffusers' flow schedulers have not; its null label is
     ImageNet's, so that it cannot guide.
     """
-    if recipe.autoencoder is not None:
+    if latent:
         return "DiTPipeline" if recipe.transformer is not None else "DiffusionPipeline"
     return "DDPMPipeline" if recipe.objective == "epsilon" and recipe.transformer is None else "DiffusionPipeline"
 

@@ -45,15 +45,29 @@ class Pixels:
         return x0 if mirrored is None else torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(-1), x0)
 
 
+class StoredPixels(Pixels):
+    """Images (N, C, H, W) of 8 bits, as they lie on disk."""
+
+    def __init__(self, levels: Tensor, source: str = "") -> None:
+        super().__init__(levels)
+        self.source = source
+
+    def draw(self, index: Tensor, mirrored: Tensor | None, rng: torch.Generator) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1]."""
+        return super().draw(index, mirrored, rng).float() / 127.5 - 1
+
+
 class Latents:
     """Scaled samples of posteriors that are kept: mean + std eps, with a new eps at every draw.
 
     With flips, mean and std hold those of the mirrored images behind the others: a mirrored image's latent is
-    not the mirrored latent.
+    not the mirrored latent. `shift` is taken off before they are scaled.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, scale: float, mirrors: bool = False, source: str = "") -> None:
-        self.mean, self.std, self.scale, self.source = mean, std, scale, source
+    def __init__(
+        self, mean: Tensor, std: Tensor, scale: float, mirrors: bool = False, source: str = "", shift: float = 0.0
+    ) -> None:
+        self.mean, self.std, self.scale, self.source, self.shift = mean, std, scale, source, shift
         self._count = len(mean) // 2 if mirrors else len(mean)
 
     def __len__(self) -> int:
@@ -64,7 +78,23 @@ class Latents:
         if mirrored is not None:
             index = index + self._count * mirrored
         mean, std = self.mean[index], self.std[index]
-        return self.scale * (mean + std * torch.randn(mean.shape, generator=rng))
+        return self.scale * (mean + std * torch.randn(mean.shape, generator=rng) - self.shift)
+
+
+class StoredLatents(Latents):
+    """Latents as a cache holds them: mean and std (N, c, h, w), or (N, 2, c, h, w) with the mirrored ones."""
+
+    def __init__(self, mean: Tensor, std: Tensor, scale: float, source: str, shift: float) -> None:
+        self._both = mean.ndim == 5
+        if self._both:
+            mean, std = mean.flatten(0, 1), std.flatten(0, 1)
+        super().__init__(mean, std, scale, self._both, source, shift)
+
+    def draw(self, index: Tensor, mirrored: Tensor | None, rng: torch.Generator) -> Tensor:
+        """Latents (B, c, h, w) of unit variance over the data."""
+        if self._both:
+            index = 2 * index + (0 if mirrored is None else mirrored)
+        return super().draw(index, None, rng)
 
 
 class Maps:

@@ -27,6 +27,32 @@ def build_network(recipe: TrainingRecipe) -> Any:
 
 
 @torch.no_grad()
+def check_network(recipe: TrainingRecipe) -> None:
+    """ConfigurationError where diffusers refuses the arguments, or the network makes something else than its input.
+
+    Nothing is computed: there are no weights yet.
+    """
+    from diffusers import DiTTransformer2DModel, UNet2DModel
+
+    made = UNet2DModel if recipe.transformer is None else DiTTransformer2DModel
+    side = recipe.network["sample_size"]
+    shape = (1, int(recipe.network["in_channels"]), side, side)
+    label = None if recipe.null_label is None else torch.zeros(1, dtype=torch.long, device="meta")
+    try:
+        with torch.device("meta"):
+            network = made(**recipe.network).eval()
+            found = tuple(network(torch.zeros(shape), torch.zeros(1), label).sample.shape)
+    # Layers that do not fit break wherever they first meet.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigurationError(f"{made.__name__} refuses the recipe's arguments: {reason}") from error
+    if found != shape:
+        raise ConfigurationError(
+            f"the network makes {found[1:]} of {shape[1:]}: leave its channels and size to the data"
+        )
+
+
+@torch.no_grad()
 def start_at_zero(network: Any) -> None:
     """Make every block the identity and the output zero, as DiT starts (2212.09748, section 3.2, adaLN-Zero).
 

@@ -21,6 +21,9 @@ class Optimisation(BaseModel):
     ema: float = Field(0.999, gt=0, lt=1)
     clip: float = Field(1.0, gt=0)
     seed: int = 0
+    accumulate: PositiveInt = Field(1, description="parts of a batch that each process computes one after the other")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of calls; weights are float32")
+    save_every: PositiveInt = Field(500, description="steps from one checkpoint to the next")
 
 
 class AutoencoderRecipe(Optimisation):
@@ -37,7 +40,10 @@ class TrainingRecipe(Optimisation):
     """
 
     name: str
-    dataset: str
+    dataset: str = Field("", description="a bundled data set; empty where one's own data are given")
+    preset: str = Field("", description="a published network by name, in the place of `unet` and `transformer`")
+    size: PositiveInt | None = Field(None, description="side of one's own images in pixels")
+    classes: PositiveInt | None = Field(None, description="how many labels one's own data have")
     unet: dict[str, Any] | None = Field(None, description="arguments of diffusers' UNet2DModel")
     transformer: dict[str, Any] | None = Field(None, description="arguments of diffusers' DiTTransformer2DModel")
     autoencoder: AutoencoderRecipe | None = None
@@ -53,6 +59,7 @@ class TrainingRecipe(Optimisation):
     condition: ConditionConfig | None = Field(None, description="what the network is shown besides, in its last inputs")
     holes: PositiveInt = Field(1, description="holes an image, for inpainting")
     starts_from: str | None = Field(None, description="zoo entry that gives the autoencoder and the first weights")
+    checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
     weights: Literal["float32", "float16"] = "float16"
     features_of: str | None = Field(None, description="zoo entry whose classifier is taken instead of a new one")
     classifier_width: PositiveInt = 32
@@ -62,7 +69,7 @@ class TrainingRecipe(Optimisation):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if (self.unet is None) == (self.transformer is None):
-            raise ValueError("give either `unet` or `transformer`")
+            raise ValueError("give either `unet` or `transformer`, or a `preset`")
         if self.label_dropout is not None and self.null_label is None:
             raise ValueError("a network that learns labels needs num_class_embeds: the classes and one null label")
         if self.condition and (self.autoencoder is None or self.flip or self.condition.dataset != self.dataset):

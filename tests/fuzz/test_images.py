@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewstep.errors import DataError
-from fewstep.tasks.image_folder import SUFFIXES, load_image_folder
+from fewstep.tasks.data import load_image_folder
+from fewstep.tasks.image_folder import SUFFIXES
 
 Damage = Callable[[st.DataObject, bytes], bytes]
 SIZE = 6
@@ -112,9 +113,9 @@ def test_any_mode_and_size_is_read_as_it_is_shown_or_refused(
     file = io.BytesIO()
     image.save(file, {".pgm": "PPM", ".tif": "TIFF"}.get(suffix, suffix[1:].upper()), **KEPT.get(suffix, ("", {}))[1])
     found = read(tmp_path, f"a{suffix}", file.getvalue())
-    right = shown is not None and size == (SIZE, SIZE) and not (mode in ("LA", "RGBA") and clear)
+    right = shown is not None and not (mode in ("LA", "RGBA") and clear)
     assert (found is not None) == right
-    if found is not None:
+    if found is not None and size == (SIZE, SIZE):
         np.testing.assert_allclose(found, shown / 127.5 - 1, atol=1e-6)
 
 

@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 from fewstep.pipeline import doctor
 from fewstep.pipeline.executors.base import AUTO, EXECUTORS, ExecutionSettings
-from fewstep.tasks import data
+from fewstep.tasks.data import bundled as data
 from fewstep.tasks.models import files
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.tasks import data
+from fewstep.tasks.data import bundled as data
 from fewstep.tasks.models.classifier import SmallClassifier
 from fewstep.tasks.models.files import ZOO
 
@@ -46,12 +46,10 @@ def test_fit_then_apply(run: Run, tmp_path: Path) -> None:
     assert Image.open(applied["files"]["grid.png"]).size[0] > 300
 
 
-def test_own_images_are_edited_and_of_another_size_refused(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_own_images_of_any_size_are_edited(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(run, tmp_path / "nine", "--step", "lambda=-1.5", "--latent", "z")
     apply = ("edit", "apply", "--boundary", tmp_path / "nine", "--out", tmp_path / "own", "--work", tmp_path / "work")
-    for side, name in ((8, "right"), (16, "wrong")):
+    for side, name in ((8, "right"), (16, "large")):
         (tmp_path / name).mkdir()
         for i in range(3):
             Image.fromarray(np.full((side, side), 60 * i, np.uint8)).save(tmp_path / name / f"{i}.png")
@@ -64,7 +62,9 @@ def test_own_images_are_edited_and_of_another_size_refused(
     left_out, more = caplog.messages
     assert "1 files skipped: 1 .txt" in left_out
     assert "first 2 of 3 images are used" in more
-    run(*apply, "--images", tmp_path / "wrong").refused("16x16", "8x8")
+    told = run(*apply, "--images", tmp_path / "large", "--strengths", "2", "--json").json
+    assert told["images"] == 3
+    assert "3 resized and cropped" in caplog.messages[-1]
 
 
 def test_the_step_is_found_where_none_is_given(run: Run, tmp_path: Path) -> None:

@@ -179,7 +179,6 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "clear palette.gif": (lambda p: PALETTE.save(p, transparency=3), "not opaque"),
     "clear colour.png": (lambda p: p.write_bytes(png(GREY, 8, 0, struct.pack(">H", 7))), "one of its colours"),
     "clear deep.png": (lambda p: p.write_bytes(png(WIDE, 16, 0, struct.pack(">H", 7))), "one of its colours"),
-    "tall.png": (lambda p: Image.new("L", (8, 9)).save(p), "8x9, the model makes 8x8"),
     "empty.png": (lambda p: p.write_bytes(b""), "cannot read"),
     "text.png": (lambda p: p.write_text("not an image"), "cannot read"),
     "script.png": (lambda p: p.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"), "cannot read"),

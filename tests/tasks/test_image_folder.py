@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from fewstep.errors import DataError
-from fewstep.tasks.image_folder import SUFFIXES, class_folders, load_image_folder
+from fewstep.tasks.data import load_image_folder
+from fewstep.tasks.image_folder import SUFFIXES, class_folders
 
 
 def picture(path: Path, level: int = 0) -> None:

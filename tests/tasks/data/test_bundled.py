@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fewstep.errors import ConfigurationError, DataError
-from fewstep.tasks import data
+from fewstep.tasks.data import bundled as data
 from fewstep.tasks.data import fashion_folder, load_dataset, load_image_folder
 
 
@@ -108,9 +108,6 @@ def test_image_folders_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a folder"):
         load_image_folder(tmp_path / "absent", 1, 8)
     with pytest.raises(DataError, match="no image in"):
-        load_image_folder(tmp_path, 1, 8)
-    Image.new("L", (8, 9)).save(tmp_path / "tall.png")
-    with pytest.raises(DataError, match=r"tall.png is 8x9, the model makes 8x8"):
         load_image_folder(tmp_path, 1, 8)
     (tmp_path / "tall.png").write_bytes(b"\x89PNG and no more")
     with pytest.raises(DataError, match=r"tall\.png"):

@@ -16,9 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import ConfigurationError, DataError
-from fewstep.tasks.image_folder import load_image_folder
-
-__all__ = ["DATASETS", "Dataset", "fashion_folder", "load_dataset", "load_image_folder"]
 
 FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist",)
 
