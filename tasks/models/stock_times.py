@@ -67,7 +67,8 @@ class StockTimes:
     def shift(self) -> float | None:
         """shift in t' = shift t / (1 + (shift - 1) t), by configuration and size; None where the size is not known."""
         if not self.dynamic:
-            said = self.config.get("flow_shift") if self.config.get("use_flow_sigmas") else self.config.get("shift")
+            # A configuration may hold the other one, of a class that it was made from.
+            said = self.config.get("shift" if heeds(self.name, "shift") else "flow_shift")
             return 1.0 if said is None else float(said)
         kind = self.config.get("time_shift_type", "exponential")
         if kind not in ("exponential", "linear"):

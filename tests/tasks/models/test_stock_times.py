@@ -103,6 +103,26 @@ def test_other_schedulers_of_flows_shift_by_the_size_too(name: str) -> None:
     np.testing.assert_allclose(_times(noise, "own", 5), theirs.sigmas[:-1] * 1000, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "shift"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 2.0, "flow_shift": 5.0, "use_flow_sigmas": True}, 2.0),
+        ("FlowMatchEulerDiscreteScheduler", {"flow_shift": 5.0, "use_flow_sigmas": True}, 1.0),
+        ("UniPCMultistepScheduler", {**FLOW_SIGMAS, "use_dynamic_shifting": False, "shift": 2.0}, 1.0),
+        ("UniPCMultistepScheduler", {**FLOW_SIGMAS, "use_dynamic_shifting": False, "flow_shift": 5.0}, 5.0),
+    ],
+)
+@pytest.mark.usefixtures("unlogged")
+def test_the_shift_is_the_setting_that_the_class_heeds(name: str, settings: dict[str, Any], shift: float) -> None:
+    """A configuration keeps what another class has."""
+    noise = from_config({**settings, "_class_name": name})
+    assert isinstance(noise, FlowMatching)
+    assert noise.shift == shift
+    theirs = getattr(diffusers, name).from_config(settings)
+    theirs.set_timesteps(3)
+    np.testing.assert_allclose(_times(noise, "own", 3), theirs.sigmas[:-1] * 1000, rtol=1e-6)
+
+
 def test_a_pipelines_own_mu_goes_before_that_of_the_size() -> None:
     noise = from_diffusers(EULER(**FLUX), image_seq_len=1024, mu=2.0)
     assert isinstance(noise, FlowMatching)
