@@ -184,6 +184,38 @@ def make_tiny_flow() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def families() -> Any:
+    """The module of tiny pipelines, one of each of diffusers' families."""
+    import importlib.util
+    import sys
+
+    name = "fewstep_tiny_families"
+    if name not in sys.modules:
+        path = Path(__file__).parent / "tasks" / "models" / "families.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def family_folder(families: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`family_folder(name)`: the directory of a family's pipeline, saved once."""
+    root = tmp_path_factory.mktemp("families")
+
+    def folder(name: str) -> Path:
+        place = root / name
+        if not place.is_dir():
+            families.build(name).save_pretrained(str(place))
+        return place
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of an untrained StableDiffusionPipeline: latents 4x8x8, images 3x16x16, a tokenizer of letters."""
     import torch
