@@ -21,11 +21,10 @@ from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.genome import Genes, Genome, to_genome, to_schedule
-from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
-from fewstep.tasks.sampling.grids import SEARCH_GRIDS, preset_on_grid
+from fewstep.tasks.sampling.grids import all_presets
 from fewstep.tasks.work import Subject
 
 # What one differing decision of a step weighs against a mean move of the times by 1 in lambda.
@@ -79,13 +78,15 @@ class Explanation:
 def nearest_preset(genome: Genome, noise: NoiseSchedule) -> tuple[SolverSchedule, Genome]:
     """The stock schedule with as many steps that differs least, its first call taken over from the genome."""
     best: tuple[float, SolverSchedule, Genome] | None = None
-    for solver in SEARCH_PRESETS:
-        for where in SEARCH_GRIDS:
-            schedule = preset_on_grid(f"{solver}/{where}", noise, len(genome.genes))
+    for schedule in all_presets(noise, len(genome.genes)).values():
+        try:
             other = replace(to_genome(schedule), first_call=genome.first_call)
-            distance = _distance(genome, other)
-            if best is None or distance < best[0]:
-                best = distance, schedule, other
+        except ScheduleError:
+            # Of a scheduler that takes pure noise for a later point, which no genome says.
+            continue
+        distance = _distance(genome, other)
+        if best is None or distance < best[0]:
+            best = distance, schedule, other
     assert best is not None
     return best[1], best[2]
 

@@ -24,7 +24,7 @@ from fewstep.storage.names import wrong_name
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.refinement.moment_plan import AT_ONCE, MOST_LOOKED_AT, MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
-from fewstep.tasks.sampling.grids import SEARCH_GRIDS
+from fewstep.tasks.sampling.grids import GRIDS, SEARCH_GRIDS
 
 SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes")
 SCREENS = ("auto", "distance", "frechet", "none")
@@ -194,8 +194,8 @@ class SearchSettings(ModelSettings):
                 f"presets {self.presets}, refine {self.refine} and finals {self.finals} leave {1 - shares:.2f} of the "
                 "budget to search with: together at most 0.9"
             )
-        if not self.grids or not set(self.grids) <= set(SEARCH_GRIDS):
-            raise ValueError(f"grids {', '.join(self.grids)}: choose from {', '.join(SEARCH_GRIDS)}")
+        if not self.grids or not set(self.grids) <= set(GRIDS):
+            raise ValueError(f"grids {', '.join(self.grids)}: choose from {', '.join(GRIDS)}")
         unknown = [name for name in self.decisions if name not in EXTRA_DECISIONS]
         if unknown:
             raise ValueError(f"unknown decision {unknown[0]!r}: choose from {', '.join(EXTRA_DECISIONS)}")

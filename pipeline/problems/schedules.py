@@ -38,7 +38,12 @@ def analytic_first_steps(
     if nfe < 2:
         return {}
     longer = all_presets(noise, nfe + 1, tuple(grids))
-    return {name: schedule.model_copy(update={"first_call": "zero_x0"}) for name, schedule in longer.items()}
+    # What starts late has an analytic first call already.
+    return {
+        name: schedule.model_copy(update={"first_call": "zero_x0"})
+        for name, schedule in longer.items()
+        if schedule.first_call == "model"
+    }
 
 
 class ScheduleProblem(ScheduleReport):

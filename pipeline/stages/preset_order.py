@@ -90,4 +90,6 @@ def _row(known: Known, nfe: int, names: Sequence[str]) -> npt.NDArray[np.float64
 def of_schedule(origin: str, schedule: SolverSchedule, point: Point) -> Known:
     """A preset by its name, SOLVER/GRID; anything else is of its own kind."""
     solver, _, grid = schedule.name.partition("/")
-    return Known(origin, solver, grid or "own", schedule.first_call != "model", point)
+    # The analytic call of one that starts late, by its corrections, is no choice of the first call.
+    analytic = schedule.first_call != "model" and schedule.corrections is None
+    return Known(origin, solver, grid or "own", analytic, point)

@@ -17,7 +17,9 @@ from fewstep.search_spaces.schedule.formula import Part
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Row = tuple[Number, ...]
-LARGEST_SHIFT = 5.0
+# How far a refinement moves a told time, and how far any schedule does: diffusers' UniPC starts a flow at lambda =
+# -13.8 and tells its network the whole number below, 999 of 1000.
+LARGEST_TUNED_SHIFT, LARGEST_SHIFT = 5.0, 10.0
 
 
 class Corrections(Part):

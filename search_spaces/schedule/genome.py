@@ -123,6 +123,11 @@ def to_schedule(genome: Genome, name: str = "") -> SolverSchedule:
 
 def to_genome(schedule: SolverSchedule) -> Genome:
     """The genome of a schedule; ScheduleError where it uses decisions that are outside the searched space."""
+    if math.isinf(schedule.lambdas[0]):
+        raise ScheduleError(
+            f"schedule {schedule.name or schedule.hash} starts at lambda = -inf (a flow's t = 1), and what is searched "
+            "has finite times: let it start at the model's own lambda"
+        )
     to_zero = math.isinf(schedule.lambdas[-1])
     genome = Genome(
         schedule.lambdas[:-1] if to_zero else schedule.lambdas,

@@ -23,6 +23,7 @@ from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.search_spaces.edit import Way
 from fewstep.search_spaces.schedule import MIN_GAP, Prediction, SolverSchedule
 from fewstep.search_spaces.schedule.formula import Formula
+from fewstep.tasks.models.noise_families import FlowMatching
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.sampling.compile import Array, Compiler, SolverTables
 from fewstep.tasks.sampling.grids import preset_on_grid
@@ -36,9 +37,14 @@ def narrowed(noise: NoiseSchedule, start: float, end: float | None = None) -> No
     class Narrowed(base):  # type: ignore[misc,valid-type]
         lambda_start = property(lambda self: start)
         lambda_end = property(lambda self: last)
+        shaped_ends = property(lambda self: (self.alpha_sigma(start)[1], self.alpha_sigma(last)[1]))
 
     part = copy.copy(noise)
     part.__class__ = Narrowed
+    # Its own scheduler knows nothing of a part.
+    part.stock = None
+    if isinstance(part, FlowMatching):
+        part.terminal = None
     return part
 
 

@@ -13,21 +13,28 @@ from fewstep.search_spaces.schedule import Threshold
 from fewstep.tasks.models.noise_families import EDM, FlowMatching, VarianceExploding
 from fewstep.tasks.models.noise_schedule import ContinuousVP, DiscreteVP, NoiseSchedule
 from fewstep.tasks.models.scheduler_settings import EDM_CLASSES, FLOW, build_scheduler, check_settings
+from fewstep.tasks.models.stock_times import StockTimes
 
 # The deprecated VP pipeline of diffusers tells its network 999 t.
 SCORE_SDE_SCALE = 999.0
 
 
-def from_diffusers(scheduler: Any) -> NoiseSchedule:
+def from_diffusers(
+    scheduler: Any, image_seq_len: int | None = None, *, mu: float | None = None, even: bool | None = None
+) -> NoiseSchedule:
     """The noise schedule of a diffusers scheduler object, with the model's own thresholding.
 
-    ModelError where its class describes none, or one of its settings is not understood.
+    What its pipeline gives a flow model's scheduler, see StockTimes: `image_seq_len` is the number of the image's
+    tokens, which a dynamic shift depends on (without it, only what needs that shift is refused), `mu` that shift's mu
+    where a pipeline has its own, `even` whether it gives even sigmas. ModelError where the class describes no noise
+    schedule, or one of its settings is not understood.
     """
     config = config_of(scheduler)
     check_settings(config)
     try:
-        noise = _noise(scheduler, config)
-        noise.threshold = _threshold(config)
+        stock = StockTimes(config, image_seq_len, mu, even)
+        noise = _noise(scheduler, config, stock)
+        noise.threshold, noise.stock = _threshold(config), stock
     except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{config['_class_name']} has a setting of a wrong kind: {error}") from error
     return noise
@@ -38,16 +45,31 @@ def config_of(scheduler: Any) -> dict[str, Any]:
     return {**scheduler.config, "_class_name": type(scheduler).__name__}
 
 
-def from_config(config: Mapping[str, Any]) -> NoiseSchedule:
+def from_config(
+    config: Mapping[str, Any],
+    image_seq_len: int | None = None,
+    *,
+    mu: float | None = None,
+    even: bool | None = None,
+) -> NoiseSchedule:
     """The same from a configuration, which names its class."""
-    return from_diffusers(build_scheduler(config))
+    return from_diffusers(build_scheduler(config), image_seq_len, mu=mu, even=even)
 
 
-def _noise(scheduler: Any, config: dict[str, Any]) -> NoiseSchedule:
+def _flow(config: dict[str, Any], stock: StockTimes) -> FlowMatching:
+    count = float(config.get("num_train_timesteps", 1000))
+    terminal = float(config["shift_terminal"]) if config.get("shift_terminal") else None
+    smallest = 1 / count
+    if not stock.dynamic:
+        # Such a scheduler has bent its smallest sigma already when it bends it with all the others.
+        smallest = FlowMatching(1.0, stock.shift).shifted(smallest)
+    return FlowMatching(count, stock.shift, terminal, smallest)
+
+
+def _noise(scheduler: Any, config: dict[str, Any], stock: StockTimes) -> NoiseSchedule:
     name = config["_class_name"]
     if name in FLOW or config.get("use_flow_sigmas"):
-        shift = config.get("shift", config.get("flow_shift", 1.0))
-        return FlowMatching(float(config.get("num_train_timesteps", 1000)), float(shift or 1.0))
+        return _flow(config, stock)
     if config.get("prediction_type") == "flow_prediction":
         raise ModelError(f"{name} predicts flows on a noise schedule that is none: set use_flow_sigmas to true")
     if name in EDM_CLASSES:

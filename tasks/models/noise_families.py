@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fewstep.errors import ModelError
 from fewstep.search_spaces.schedule import Threshold
 from fewstep.tasks.models.noise_schedule import OutputMap, check_start, check_time, standard_output_map
+
+if TYPE_CHECKING:
+    from fewstep.tasks.models.stock_times import StockTimes
 
 
 class VarianceExploding:
     """alpha = 1, sigma from `sigma_max` down to `sigma_min`; the denoiser is told sigma (2011.13456, the VE SDE)."""
 
     threshold: Threshold | None = None
+    stock: StockTimes | None = None
 
     def __init__(self, sigma_min: float, sigma_max: float) -> None:
         if not 0 < sigma_min < sigma_max < math.inf:
@@ -99,17 +105,32 @@ class EDM(VarianceExploding):
 class FlowMatching:
     """x_t = (1 - t) x0 + t eps: alpha = 1 - t, sigma = t, lambda = log((1 - t) / t); the denoiser is told `scale` t.
 
-    `shift` bends the time grids towards the noise as diffusers' flow schedulers do: t' = shift t / (1 + (shift - 1) t).
-    Searches start at t = 0.999; a schedule may start at lambda = -inf (t = 1), where first-order steps are finite.
+    Two settings of diffusers' flow schedulers say where a model's samplers call it. `shift` bends times towards the
+    noise: t' = shift t / (1 + (shift - 1) t); None where it depends on an image size that is not known, and then
+    ModelError for who asks for it. `terminal` is where the last call is to be: times are stretched from t = 1 until
+    it is. `smallest` is the t that shaped grids (Karras', ...) begin to bend their last call at, by default that which
+    t = 0.001 is shifted to: diffusers' schedulers with a fixed shift bend it twice.
+    Samplers may start at t = 1 (lambda = -inf), where first-order steps are finite; what is searched, and has to have
+    finite lambdas, starts at t = 0.999.
     """
 
     start_time, end_time = 0.999, 1e-3
     threshold: Threshold | None = None
+    stock: StockTimes | None = None
 
-    def __init__(self, scale: float = 1.0, shift: float = 1.0) -> None:
-        if not (0 < scale < math.inf and 0 < shift < math.inf):
+    def __init__(
+        self,
+        scale: float = 1.0,
+        shift: float | None = 1.0,
+        terminal: float | None = None,
+        smallest: float | None = None,
+    ) -> None:
+        if not (0 < scale < math.inf and (shift is None or 0 < shift < math.inf)):
             raise ModelError(f"scale = {scale}, shift = {shift}: both must be positive and finite")
-        self.scale, self.shift = scale, shift
+        if terminal is not None and not 0 < terminal < 1:
+            raise ModelError(f"shift_terminal = {terminal}: the last call's time must be between 0 and 1")
+        self.scale, self._shift, self.terminal = scale, shift, terminal
+        self._smallest = smallest
 
     @property
     def lambda_start(self) -> float:
@@ -120,6 +141,29 @@ class FlowMatching:
     def lambda_end(self) -> float:
         """Lambda at t = 0.001."""
         return self.lambda_at(self.end_time * self.scale)
+
+    @property
+    def shift(self) -> float:
+        """The shift; ModelError where it depends on an image size that is not known."""
+        if self._shift is None:
+            from fewstep.tasks.models.stock_times import SIZE_NEEDED
+
+            raise ModelError(SIZE_NEEDED)
+        return self._shift
+
+    @property
+    def shaped_ends(self) -> tuple[float, float]:
+        """First and last t of the calls of shaped grids, bent: 1, and what becomes of the smallest."""
+        default = self.shifted(self.end_time * self.scale) / self.scale
+        return 1.0, self.bent([1.0, default if self._smallest is None else self._smallest])[-1]
+
+    def bent(self, times: Sequence[float]) -> list[float]:
+        """t of calls that are at these falling `times` before the shift, the stretch to `terminal` included."""
+        moved = [self.shifted(self.scale * t) / self.scale for t in times]
+        if self.terminal is None or moved[-1] == 1:
+            return moved
+        factor = (1 - self.terminal) / (1 - moved[-1])
+        return [1 - (1 - t) * factor for t in moved]
 
     def shifted(self, time: float) -> float:
         """The told time at that place of a grid which is uniform before the shift (both 0 to `scale`)."""

@@ -7,13 +7,16 @@ preserving one alpha and sigma follow from lambda alone and only the told time d
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import ModelError, ScheduleError
 from fewstep.search_spaces.schedule import Threshold
+
+if TYPE_CHECKING:
+    from fewstep.tasks.models.stock_times import StockTimes
 
 Array = npt.NDArray[np.float64]
 TOLERANCE = 1e-6
@@ -33,10 +36,12 @@ class OutputMap(NamedTuple):
 class NoiseSchedule(Protocol):
     """What compiling a schedule needs to know about a model's noise.
 
-    `threshold` keeps x0 in range where the model's scheduler does; a schedule's own goes before it.
+    `threshold` keeps x0 in range where the model's scheduler does; a schedule's own goes before it. `stock` is the
+    diffusers scheduler that it was read from, None where there was none.
     """
 
     threshold: Threshold | None
+    stock: StockTimes | None
 
     @property
     def lambda_start(self) -> float:
@@ -85,6 +90,7 @@ class VariancePreserving:
     """alpha^2 + sigma^2 = 1, input and prior unscaled."""
 
     threshold: Threshold | None = None
+    stock: StockTimes | None = None
 
     def alpha_sigma(self, lambda_: float) -> tuple[float, float]:
         """sqrt(sigmoid(2 lambda)) and sqrt(sigmoid(-2 lambda))."""

@@ -16,6 +16,8 @@ from fewstep.errors import ModelError
 
 # What the network was trained on.
 TRAINED = {
+    "base_image_seq_len",
+    "base_shift",
     "beta_end",
     "beta_max",
     "beta_min",
@@ -23,16 +25,21 @@ TRAINED = {
     "beta_start",
     "flow_shift",
     "lambda_min_clipped",
+    "max_image_seq_len",
+    "max_shift",
     "num_train_timesteps",
     "prediction_type",
     "rescale_betas_zero_snr",
     "shift",
+    "shift_terminal",
     "sigma_data",
     "sigma_max",
     "sigma_min",
     "snr_shift_scale",
+    "time_shift_type",
     "timestep_type",
     "trained_betas",
+    "use_dynamic_shifting",
     "use_flow_sigmas",
     "variance_type",
     # Values of x0 kept in range at every call, whoever samples.
@@ -44,8 +51,6 @@ TRAINED = {
 WALKED = {
     "algorithm_type",
     "base",
-    "base_image_seq_len",
-    "base_shift",
     "clip_sample",
     "clip_sample_range",
     "correct_steps",
@@ -56,8 +61,6 @@ WALKED = {
     "final_sigmas_type",
     "interpolation_type",
     "lower_order_final",
-    "max_image_seq_len",
-    "max_shift",
     "original_inference_steps",
     "predict_x0",
     "predictor_order",
@@ -65,7 +68,6 @@ WALKED = {
     "sampling_eps",
     "schedules",
     "set_alpha_to_one",
-    "shift_terminal",
     "sigma_schedule",
     "skip_prk_steps",
     "snr",
@@ -75,7 +77,6 @@ WALKED = {
     "steps_offset",
     "stochastic_sampling",
     "tau_func",
-    "time_shift_type",
     "timestep_scaling",
     "timestep_spacing",
     "timestep_values",
@@ -91,10 +92,6 @@ ONLY = {
     "predict_epsilon": (True, 'say prediction_type "sample" instead'),
     "scale_factors": (None, "sampling over growing sizes is not supported"),
     "upscale_mode": ("bicubic", "sampling over growing sizes is not supported"),
-    "use_dynamic_shifting": (
-        False,
-        "the shift depends on the image's size: set it to false, and shift to the one of your size",
-    ),
 }
 VARIANCE_PRESERVING = {
     "CogVideoXDDIMScheduler",
@@ -151,9 +148,26 @@ def check_settings(config: Mapping[str, Any]) -> None:
         wanted, advice = ONLY[key]
         if value is not None and value != wanted:
             raise ModelError(f"{name} has {key} = {value!r}, which is not supported ({advice})")
+    _check_shifting(name, config)
     count = config.get("num_train_timesteps", 1)
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST_TIMESTEPS:
         raise ModelError(f"{name} has num_train_timesteps = {count!r}: give a whole number up to {MOST_TIMESTEPS:,}")
+
+
+def _check_shifting(name: str, config: Mapping[str, Any]) -> None:
+    """ModelError for a shift by the image's size, or of the last time, that the class would not do."""
+    flow = name in FLOW or bool(config.get("use_flow_sigmas"))
+    for key in ("use_dynamic_shifting", "shift_terminal"):
+        if config.get(key) and not (flow and heeds(name, key)):
+            why = (
+                "which it does not heed" if not heeds(name, key) else "which only means something with use_flow_sigmas"
+            )
+            raise ModelError(f"{name} has {key} = {config[key]!r}, {why}: remove it, or use another scheduler class")
+
+
+def heeds(name: str, setting: str) -> bool:
+    """Whether a class of diffusers has a setting; a configuration may hold what other classes have."""
+    return setting in inspect.signature(scheduler_class(name).__init__).parameters
 
 
 def scheduler_class(name: str) -> Any:

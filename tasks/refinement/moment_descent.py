@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fewstep.errors import EvaluationError, ScheduleError
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.schedule.corrections import LARGEST_SHIFT, Corrections
+from fewstep.search_spaces.schedule.corrections import LARGEST_TUNED_SHIFT, Corrections
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.refinement.execute import Cost, counted
@@ -108,7 +108,7 @@ class MomentDescent:
         for direction, value in zip(self.directions, theta, strict=True):
             if direction.part == "shifts":
                 moved = shifts[direction.row] + float(value)
-                shifts[direction.row] = min(max(moved, -LARGEST_SHIFT), LARGEST_SHIFT)
+                shifts[direction.row] = min(max(moved, -LARGEST_TUNED_SHIFT), LARGEST_TUNED_SHIFT)
             else:
                 tables[direction.part][direction.row][direction.column] += float(value)
         corrections = Corrections.model_validate({**tables, "shifts": shifts})

@@ -15,9 +15,9 @@ from typing import Any
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.corrections import LARGEST_SHIFT, Corrections
-from fewstep.tasks.models.from_diffusers import from_diffusers
+from fewstep.tasks.models.from_diffusers import from_config
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
-from fewstep.tasks.models.scheduler_settings import build_scheduler
+from fewstep.tasks.models.stock_times import StockTimes
 from fewstep.tasks.sampling.stock_walks import WALKS, refuse
 
 # Told times that differ by less are one time.
@@ -26,35 +26,32 @@ SAME_TIME = 1e-9
 NOWHERE = 1e-5
 
 
-def told_times(scheduler: Any, steps: int, nfe: int) -> list[float]:
-    """The `nfe` times that diffusers' scheduler tells the network in `steps` steps; ConfigurationError for others."""
-    name = type(scheduler).__name__
-    try:
-        scheduler.set_timesteps(steps)
-    except Exception as error:  # What a bad setting raises depends on where diffusers uses it.
-        raise ConfigurationError(f"{name} with {steps} steps: diffusers says {error}") from error
-    times = [float(t) for t in scheduler.timesteps]
-    if len(times) != nfe:
-        raise ConfigurationError(f"{name} makes {len(times)} calls where it is asked for {nfe}")
-    return times
+def asked_for(stock: StockTimes, steps: int, nfe: int) -> Any:
+    """diffusers' scheduler, its times set, that calls the network `nfe` times in `steps` steps; ConfigurationError."""
+    scheduler = stock.asked(steps)
+    if (count := len(scheduler.timesteps)) != nfe:
+        raise ConfigurationError(f"{stock.name} makes {count} calls where it is asked for {nfe}")
+    return scheduler
 
 
-def stock_schedule(config: Mapping[str, Any], nfe: int) -> SolverSchedule:
+def stock_schedule(config: Mapping[str, Any], nfe: int, noise: NoiseSchedule | None = None) -> SolverSchedule:
     """The schedule of `nfe` calls that diffusers makes of a scheduler's configuration.
 
+    `noise` is what was read from it, where the model's pipeline gives the scheduler more than a number of steps.
     Raises ModelError for a configuration that is not understood, ConfigurationError where diffusers refuses it, where
     its sampler is no schedule, or where it cannot make that number of calls.
     """
-    scheduler = build_scheduler(config)
-    name = type(scheduler).__name__
-    noise = from_diffusers(scheduler)
+    noise = from_config(config) if noise is None else noise
+    assert noise.stock is not None
+    name = noise.stock.name
     if name not in WALKS:
         raise ConfigurationError(f"{name} draws noise on its way, or walks in a way that is not known: no schedule")
-    walk = WALKS[name](scheduler.config)
+    walk = WALKS[name](noise.stock.config)
     steps = walk.steps(nfe)
     if steps is None:
         raise ConfigurationError(f"{name} cannot make {nfe} calls: give {walk.possible}")
-    times = told_times(scheduler, steps, nfe)
+    scheduler = asked_for(noise.stock, steps, nfe)
+    times = [float(t) for t in scheduler.timesteps]
     lambdas = walk.lambdas(scheduler, noise)
     if len(lambdas) > 2 and abs(lambdas[-1] - lambdas[-2]) < NOWHERE:
         raise ConfigurationError(f"{name}: its last call changes nothing, for its last step goes nowhere: no schedule")

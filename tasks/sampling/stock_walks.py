@@ -6,7 +6,7 @@ One class a kind of scheduler, made with its configuration. Sigmas and alphas ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewstep.errors import ConfigurationError
@@ -45,9 +45,14 @@ class Walk:
         """How many steps make `nfe` calls; None where none do."""
         return nfe if nfe >= 1 else None
 
-    def lambdas(self, scheduler: Any, noise: NoiseSchedule) -> list[float]:
-        """Lambda of every point, where a run of steps ends last."""
+    @classmethod
+    def ends(cls, scheduler: Any, noise: NoiseSchedule) -> list[float]:
+        """Lambda where each of the scheduler's steps starts, and where the last one ends."""
         return [lambda_of(float(sigma), noise) for sigma in scheduler.sigmas.double()]
+
+    def lambdas(self, scheduler: Any, noise: NoiseSchedule) -> list[float]:
+        """Lambda of every point, where a run of steps ends last: more points than ends where steps call in between."""
+        return self.ends(scheduler, noise)
 
     def formulas(self, scheduler: Any, lambdas: Sequence[float]) -> Sequence[Step]:
         """A step from each lambda to the next."""
@@ -89,9 +94,10 @@ class Heun(Euler):
         """See Walk."""
         return (nfe + 1) // 2 if nfe % 2 else None
 
-    def lambdas(self, scheduler: Any, noise: NoiseSchedule) -> list[float]:
+    @classmethod
+    def ends(cls, scheduler: Any, noise: NoiseSchedule) -> list[float]:
         """Every sigma but the first and the last stands there twice."""
-        found = super().lambdas(scheduler, noise)
+        found = super().ends(scheduler, noise)
         return [*found[:1], *found[1:-1:2], found[-1]]
 
     def formulas(self, scheduler: Any, lambdas: Sequence[float]) -> Sequence[Step]:
@@ -106,19 +112,18 @@ class Heun(Euler):
         return Threshold(kind="static", limit=self.config["clip_sample_range"])
 
 
-class Midpoint(Euler):
+class Midpoint(Heun):
     """KDPM2DiscreteScheduler: the whole step by the slope at its middle in log sigma."""
 
-    possible = "an odd number"
-
-    def steps(self, nfe: int) -> int | None:
-        """See Walk."""
-        return (nfe + 1) // 2 if nfe % 2 else None
+    @classmethod
+    def ends(cls, scheduler: Any, noise: NoiseSchedule) -> list[float]:
+        """Every sigma but the first stands there twice, and the last once more."""
+        found = Walk.ends(scheduler, noise)
+        return [*found[:1], *found[1:-1:2]]
 
     def lambdas(self, scheduler: Any, noise: NoiseSchedule) -> list[float]:
         """Ends and middles by turns; the last step has no middle."""
-        found, middles = super().lambdas(scheduler, noise), scheduler.sigmas_interpol.double()
-        ends = [*found[:1], *found[1:-1:2]]
+        ends, middles = self.ends(scheduler, noise), scheduler.sigmas_interpol.double()
         inner = [lambda_of(float(sigma), noise) for sigma in middles[1:-1:2]][: len(ends) - 2]
         return [*(v for pair in zip(ends, inner, strict=False) for v in pair), *ends[-2:]]
 
@@ -126,6 +131,10 @@ class Midpoint(Euler):
         """See Walk."""
         whole = Step(prediction="noise", predictor=blended((1.0,), start=-2))
         return [whole if i % 2 else Step() for i in range(len(lambdas) - 1)]
+
+    def threshold(self, own: Threshold | None) -> Threshold | None:
+        """None: it does not threshold."""
+        return None
 
 
 class LinearMultistep(Euler):
@@ -159,6 +168,13 @@ class Ddim(Walk):
     def threshold(self, own: Threshold | None) -> Threshold | None:
         """None: with one it is refused, or heeds none."""
         return None
+
+    @classmethod
+    def ends(cls, scheduler: Any, noise: NoiseSchedule) -> list[float]:
+        """Timesteps, and the last alpha."""
+        times = dict.fromkeys(float(t) for t in scheduler.timesteps)
+        last = getattr(scheduler, "final_alpha_cumprod", None)
+        return [*(noise.lambda_at(t) for t in times), math.inf if last is None else _of_alpha(float(last))]
 
     def lambdas(self, scheduler: Any, noise: NoiseSchedule) -> list[float]:
         """Timesteps, and where the last step goes."""
@@ -288,7 +304,7 @@ class UniPc(Walk):
         return made
 
 
-WALKS: dict[str, Callable[[Config], Walk]] = {
+WALKS: dict[str, type[Walk]] = {
     "CogVideoXDDIMScheduler": CogVideoX,
     "DDIMParallelScheduler": Ddim,
     "DDIMScheduler": Ddim,

@@ -82,8 +82,6 @@ def test_a_last_alpha_of_zero_is_zero_snr_whoever_set_it() -> None:
     ("config", "words"),
     [
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas = True"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, "use_dynamic_shifting"),
-        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "use_dynamic_shifting": True}, "shifting"),
         ({"_class_name": "FlowMatchLCMScheduler", "scale_factors": [1, 2]}, "scale_factors"),
         ({"_class_name": "EulerDiscreteScheduler", "sigma_max": 80.0}, "sigma_max = 80.0"),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "cosine"}, "timestep_type 'cosine'"),

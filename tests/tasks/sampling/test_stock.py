@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from fewstep.errors import ConfigurationError
-from fewstep.tasks.models.noise_families import FlowMatching
+from fewstep.tasks.models.from_diffusers import from_config
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import sample
 from fewstep.tasks.sampling.stock import is_stock_flow, stock_schedule
 
+DYNAMIC = {"use_dynamic_shifting": True}
+FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 EULER, HEUN = FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 
@@ -33,20 +41,35 @@ def _denoiser(x: torch.Tensor, time: float) -> torch.Tensor:
         (EULER, {"use_exponential_sigmas": True}, 5),
         (EULER, {"use_beta_sigmas": True}, 6),
         (EULER, {"shift": 2.0, "shift_terminal": 0.02}, 5),
+        (EULER, {"shift": 2.0, "shift_terminal": 0.1, "use_karras_sigmas": True}, 5),
+        (EULER, DYNAMIC, 4),
+        (EULER, {**DYNAMIC, "time_shift_type": "linear"}, 5),
+        (EULER, {**DYNAMIC, "use_beta_sigmas": True}, 6),
         (HEUN, {}, 3),
         (HEUN, {"shift": 3.0}, 7),
+        (UniPCMultistepScheduler, {**FLOW_SIGMAS, "flow_shift": 3.0}, 6),
+        (UniPCMultistepScheduler, {**FLOW_SIGMAS, **DYNAMIC, "shift_terminal": 0.1}, 6),
+        (DPMSolverMultistepScheduler, {**FLOW_SIGMAS, "flow_shift": 3.0}, 6),
+        (DPMSolverMultistepScheduler, {**FLOW_SIGMAS, **DYNAMIC}, 6),
     ],
 )
 def test_samples_are_those_of_the_stock_loop(kind: Any, config: dict[str, Any], calls: int) -> None:
-    scheduler = kind(**config)
+    scheduler, config = kind(**config), {**config, "_class_name": kind.__name__}
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    schedule = stock_schedule(dict(scheduler.config) | {"_class_name": kind.__name__}, calls)
+    noise = from_config(config, image_seq_len=1024)
+    schedule = stock_schedule(config, calls, noise)
     assert schedule.nfe == calls
-    # A sigma of 1 - 1e-7 is as good as pure noise, which it starts from here too.
-    tables = compile_schedule(schedule, FlowMatching(1000.0), "flow_prediction")
+    tables = compile_schedule(schedule, noise, "flow_prediction")
     ours = sample(tables, _denoiser, x * tables.prior_scale)
-    scheduler.set_timesteps((calls + 1) // 2 if kind is HEUN else calls)
-    theirs = x
+    steps = (calls + 1) // 2 if kind is HEUN else calls
+    if not config.get("use_dynamic_shifting"):
+        scheduler.set_timesteps(steps)
+    elif kind is EULER:
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=0.63)
+    else:
+        scheduler.set_timesteps(steps, mu=0.63)
+    # Some start at a little less than pure noise.
+    theirs = x * tables.prior_scale
     for time in scheduler.timesteps:
         theirs = scheduler.step(_denoiser(theirs, float(time)), time, theirs, return_dict=False)[0]
     torch.testing.assert_close(ours, theirs.double(), rtol=0, atol=2e-6)
@@ -72,7 +95,7 @@ def test_what_is_no_schedule_is_refused() -> None:
         stock_schedule({"_class_name": HEUN.__name__}, 4)
     with pytest.raises(ConfigurationError, match="deterministic"):
         stock_schedule({"_class_name": name, "stochastic_sampling": True}, 4)
-    with pytest.raises(ConfigurationError, match="use_dynamic_shifting = True"):
+    with pytest.raises(ConfigurationError, match="image_seq_len"):
         stock_schedule({"_class_name": name, "use_dynamic_shifting": True}, 4)
     with pytest.raises(ConfigurationError, match="invert_sigmas = True"):
         stock_schedule({"_class_name": name, "invert_sigmas": True}, 4)
