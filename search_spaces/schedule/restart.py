@@ -1,11 +1,9 @@
 """A schedule taken up in the middle, as image-to-image sampling does: from one of its calls on, without its history.
 
-A multistep solver starts there as it does at its beginning: each step keeps of its formula what
-the points that exist by then can give, and grows to its own order as they come. A derivative drops the points that are
-not there, and itself where too few are left; a blend, whose weights belong together, becomes the Taylor formula of as
-many points; a step from an intermediate point that is not there becomes a first-order one from where the sample is.
-Correctors are treated alike. Times stay as they are, and so do the times that the network is told; what a refinement
-added to the tables is left out, since it was fitted to the whole history.
+A multistep solver starts there as it does at its beginning: a step that would reach further back than the run goes is
+taken as the schedule's own step of that place is, which was made for as few points, and orders grow as they do there.
+Times stay as they are, the number of calls too, and the times that the network is told. What a refinement added to the
+tables is left out, since it was fitted to the whole history.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from fewstep.search_spaces.schedule.corrections import Corrections
-from fewstep.search_spaces.schedule.formula import Derivative, Formula, pseudo_corrector, taylor
+from fewstep.search_spaces.schedule.formula import Formula, pseudo_corrector
 from fewstep.search_spaces.schedule.solver import SolverSchedule, Step
 
 
@@ -52,7 +50,8 @@ def restarted(schedule: SolverSchedule, first: int) -> tuple[SolverSchedule | No
         return None, len(points) - first
     lambdas = schedule.lambdas[node.step :]
     steps = tuple(
-        _within(step, i + 1, to_clean=lambdas[i + 1] == math.inf) for i, step in enumerate(schedule.steps[node.step :])
+        _within(step, schedule.steps[i], i + 1, to_clean=lambdas[i + 1] == math.inf)
+        for i, step in enumerate(schedule.steps[node.step :])
     )
     fields = schedule.model_dump(exclude={"lambdas", "steps", "first_call", "corrections"})
     made = SolverSchedule.build(**fields, lambdas=lambdas, steps=steps)
@@ -63,38 +62,14 @@ def restarted(schedule: SolverSchedule, first: int) -> tuple[SolverSchedule | No
     return made, idle
 
 
-def _within(step: Step, points: int, to_clean: bool) -> Step:
-    """The step where only that many points exist before it."""
-    predictor = _shortened(step.predictor, points)
-    if predictor is None:
-        order = _order(step.predictor, points)
-        predictor = Formula() if to_clean or step.predictor.start != -1 else taylor(order)
-    prediction = step.prediction
-    if to_clean and predictor.blend is None:
-        prediction = "data"
-    corrector = step.corrector
-    if corrector is not None:
-        # The predicted point is one more.
-        corrector = _shortened(corrector, points + 1) or pseudo_corrector(_order(corrector, points), points)
-    changes = {"prediction": prediction, "predictor": predictor, "corrector": corrector}
-    return step.model_copy(update=changes)
-
-
-def _order(formula: Formula, points: int) -> int:
-    """The order of the Taylor formula that stands in a blend's place: as many points as it had, and as there are."""
-    return min(formula.order, points)
-
-
-def _shortened(formula: Formula, points: int) -> Formula | None:
-    """The formula on the newest `points`; None where its start is not among them, or it is a blend of more."""
-    if formula.oldest >= -points:
-        return formula
-    if formula.blend is not None or formula.start < -points:
-        return None
-    kept: list[Derivative] = []
-    for k, derivative in enumerate(formula.derivatives, 1):
-        there = tuple(p for p in derivative.points if p >= -points)
-        if len(there) < k:
-            break
-        kept.append(derivative.model_copy(update={"points": there}))
-    return formula.model_copy(update={"derivatives": tuple(kept)})
+def _within(step: Step, beginning: Step, points: int, to_clean: bool) -> Step:
+    """The step where only that many points exist before it; `beginning` is the schedule's own of that place."""
+    fits = step.predictor.oldest >= -points
+    # The predicted point is one more.
+    if fits and (step.corrector is None or step.corrector.oldest >= -points - 1):
+        return step
+    prediction, predictor = beginning.prediction, beginning.predictor
+    if to_clean:
+        prediction, predictor = "data", Formula()
+    corrector = step.corrector and (beginning.corrector or pseudo_corrector(1, points))
+    return step.model_copy(update={"prediction": prediction, "predictor": predictor, "corrector": corrector})

@@ -51,6 +51,12 @@ class StepsAsked:
             )
         return cls(counts.pop(), lists)
 
+    @property
+    def said(self) -> str:
+        """The number as it was asked for."""
+        name = next(iter(self.lists), None)
+        return f"num_inference_steps={self.steps}" if name is None else f"{self.steps} {name}"
+
     def check(self, times: Sequence[float], sigmas: Sequence[float], train_steps: int) -> None:
         """ConfigurationError for times that are not the schedule's own, which are `times` and `sigmas`."""
         pipeline = calling_pipeline()

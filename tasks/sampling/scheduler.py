@@ -37,7 +37,10 @@ OF_THE_MODEL = ("alphas", "alphas_cumprod", "betas", "final_alpha_cumprod", "shi
 
 @dataclass
 class FewStepSchedulerOutput(BaseOutput):
-    """`prev_sample` is the next input, of the sample's shape; `pred_original_sample` the x0 that this call means."""
+    """`prev_sample` is the next input, of the sample's shape; `pred_original_sample` the x0 that this call means.
+
+    At the last step the two are one, as pipelines that show the second expect.
+    """
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
@@ -159,9 +162,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         schedule = self.schedules.get(asked.steps)
         if schedule is None:
             there = ", ".join(str(n) for n in sorted(self.schedules))
-            raise ConfigurationError(
-                f"num_inference_steps={asked.steps}: this scheduler holds schedules for {there} steps"
-            )
+            raise ConfigurationError(f"{asked.said}: this scheduler holds schedules for {there} steps")
         walk = Walk(schedule, self.noise, self._output, self.statistics)
         asked.check(walk.times, walk.sigmas, len(self))
         self._walk, self.num_inference_steps, self._begin_index = walk, asked.steps, None
@@ -219,23 +220,23 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
         **others: Any,
-    ) -> FewStepSchedulerOutput | tuple[Tensor]:
+    ) -> FewStepSchedulerOutput | tuple[Tensor, Tensor]:
         """One row: from the network's output at `sample` (both (B, ...)) to the next sample.
 
         `generator` is not used: the sampler is deterministic. Raises ConfigurationError for the noise of `eta`, for
         `use_clipped_model_output` and other schedulers' settings, ScheduleError where the steps are not taken in their
         order, or the pipeline does not prepare the network's input as the schedule needs it.
         """
-        asked = {"eta": eta, "use_clipped_model_output": use_clipped_model_output, **others}
-        refused = ", ".join(f"{name}={value}" for name, value in asked.items() if value is not None and value != 0)
-        if refused:
-            raise ConfigurationError(
-                f"{refused}: leave it out, a schedule draws no noise and clips by its own threshold"
-            )
+        for name, value in {"eta": eta, "use_clipped_model_output": use_clipped_model_output, **others}.items():
+            if isinstance(value, Tensor) or value:
+                shown = "a tensor" if isinstance(value, Tensor) else repr(value)
+                raise ConfigurationError(
+                    f"{name}={shown}: leave it out, a schedule draws no noise and clips by its own threshold"
+                )
         walk = self._ready()
         walk.arrive(timestep, self._begin_index, sample)
         following, x0 = walk.step(self._mean(model_output, sample), sample)
-        return FewStepSchedulerOutput(following, x0) if return_dict else (following,)
+        return FewStepSchedulerOutput(following, x0) if return_dict else (following, x0)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma noise at `timesteps` (B,): those of a run that is set, or any of the model's."""

@@ -90,7 +90,7 @@ class Walk:
         return (self._at(sample) * scale).to(sample.dtype)
 
     def step(self, output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """The next sample and the x0 that the network's `output` means."""
+        """The next sample and the x0 that the network's `output` means; the last sample is taken for its own x0."""
         assert self.place is not None
         here = self._first + self.place
         if not self.prepared and (self._analytic or self._tables.input_scales[here] != 1.0):
@@ -100,9 +100,10 @@ class Walk:
             self._idle, following = self._idle - 1, node
         else:
             following, given = self._row(node, given, wide(sample))
-        x0_x, x0_o = self._tables.clean[here]
         self.place, self.prepared = self.place + 1, False
-        return following.to(sample.dtype), (x0_x * node + x0_o * given).to(sample.dtype)
+        x0_x, x0_o = self._tables.clean[here]
+        x0 = following if self.is_over else x0_x * node + x0_o * given
+        return following.to(sample.dtype), x0.to(sample.dtype)
 
     def _row(self, node: Tensor, output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         program, k = self._program, self._node
