@@ -14,14 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from fewstep.errors import ConfigurationError, StorageError, TrackingError
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SearchSettings, SubjectSettings
-from fewstep.pipeline.study_file import read_study_file, resolved, search_settings
+from fewstep.pipeline.study_file import NESTED, read_study_file, resolved, search_settings
 from fewstep.pipeline.values import built, find_field
 from fewstep.pipeline.view import Evaluation, StudyView
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.tasks.models.conditions import Conditions, join_prompts, read_prompts
+from fewstep.tasks.models.conditions import join_prompts, read_prompts
 
 if TYPE_CHECKING:
     from fewstep.pipeline.study import Outcome, Study
@@ -176,7 +178,9 @@ def subject_of(settings: SubjectSettings) -> Subject:
 
     s = settings
     runtime: Any = "integer" if s.integer else "reference"
-    return Subject(s.model, s.features, s.reference, s.conditions, s.statistics, s.quantized, runtime, s.judge)
+    return Subject(
+        s.model, s.features, s.reference, s.conditions, s.statistics, s.quantized, runtime, s.judge, loading=s.loading
+    )
 
 
 def evaluate_subject(
@@ -205,7 +209,6 @@ def chosen_sampler(
 ) -> Sampler:
     """What is evaluated: a schedule or an ODE solver, exactly one of them."""
     from fewstep.search_spaces.ode import parse_ode
-    from fewstep.tasks.models.files import find_model
     from fewstep.tasks.sampling.grids import parse_schedule
 
     if (schedule is None) == (ode is None):
@@ -216,7 +219,7 @@ def chosen_sampler(
         return parse_ode(ode, atol, rtol)
     if isinstance(schedule, SolverSchedule):
         return schedule
-    return parse_schedule(str(schedule), find_model(settings.model).noise)
+    return parse_schedule(str(schedule), settings.files.noise)
 
 
 # -- arguments ------------------------------------------------------------------------------------------
@@ -225,19 +228,21 @@ def chosen_sampler(
 def _nested(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments as the settings nest them: `labels` goes into `conditions`. ConfigurationError for an unknown name."""
     found: dict[str, Any] = {}
-    conditions: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
-        if name == "conditions":
-            conditions |= value.model_dump() if isinstance(value, Conditions) else dict(value)
+        if name in NESTED:
+            values = value.model_dump() if isinstance(value, BaseModel) else dict(value)
+            nested.setdefault(name, {}).update(values)
             continue
         table, _, inner = find_field(settings, name)[0].rpartition(".")
         if table and isinstance(value, Path):
             value = read_prompts(value) if inner == "prompts" else str(value)
-        (conditions if table else found)[inner] = str(value) if isinstance(value, Path) else value
+        (nested.setdefault(table, {}) if table else found)[inner] = str(value) if isinstance(value, Path) else value
+    conditions = nested.get("conditions", {})
     prompts = conditions.get("prompts")
     if isinstance(prompts, list | tuple):
         conditions["prompts"] = join_prompts(prompts)
-    return {**found, "conditions": conditions} if conditions else found
+    return found | nested
 
 
 def _recipe(recipe: str | Path) -> dict[str, Any]:

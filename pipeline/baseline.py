@@ -16,7 +16,6 @@ from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord
-from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.grids import parse_schedule, preset_on_grid
 
 STUDY = "baseline"
@@ -36,7 +35,7 @@ class Baseline:
 
 def entries(settings: BaselineSettings, on_skip: Skip | None = None) -> dict[tuple[str, int], list[SolverSchedule]]:
     """The schedules by (preset, NFE), one a grid. What cannot be, such as Heun in 4 calls to zero, is skipped."""
-    noise = find_model(settings.model).noise
+    noise = settings.files.noise
     table: dict[tuple[str, int], list[SolverSchedule]] = {}
     for nfe in settings.nfes:
         for name in settings.presets:
@@ -54,7 +53,7 @@ def entries(settings: BaselineSettings, on_skip: Skip | None = None) -> dict[tup
 def calls(settings: BaselineSettings) -> int:
     """Denoiser calls from nothing, at most: presets that coincide are counted each."""
     table = entries(settings)
-    teacher = parse_schedule(settings.teacher, find_model(settings.model).noise)
+    teacher = parse_schedule(settings.teacher, settings.files.noise)
     screen = sum(nfe * len(schedules) for (_, nfe), schedules in table.items()) * settings.screen_images
     return screen + (sum(nfe for _, nfe in table) + teacher.nfe) * settings.report_images
 
@@ -69,7 +68,7 @@ def run(
     """Screen, then measure the best grid of each preset at each NFE and the teacher; goes on where a kill left it."""
     screen, report = settings.rungs
     with Lease(root):
-        register(root, STUDY, settings, settings.model, find_model(settings.model).hash, _checked(settings, root))
+        register(root, STUDY, settings, settings.model, settings.files.hash, _checked(settings, root))
     table = entries(settings, on_skip)
 
     def evaluated(work: Sequence[tuple[SolverSchedule, str]], rung: Rung) -> dict[str, EvaluationRecord]:
@@ -78,7 +77,7 @@ def run(
 
     screened = evaluated([(s, f"preset:{s.name}") for group in table.values() for s in group], screen)
     best = best_grids(table, screened)
-    teacher = parse_schedule(settings.teacher, find_model(settings.model).noise)
+    teacher = parse_schedule(settings.teacher, settings.files.noise)
     chosen = [(s, f"preset:{s.name}") for s in best.values()]
     return _tables(table, screened, best, evaluated([*chosen, (teacher, TEACHER)], report), settings.teacher)
 

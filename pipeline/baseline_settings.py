@@ -46,7 +46,15 @@ class BaselineSettings(ModelSettings):
         """Model, features, reference and conditions."""
         from fewstep.tasks.work import Subject
 
-        return Subject(self.model, self.features, self.reference, self.conditions, self.statistics, self.quantized)
+        return Subject(
+            self.model,
+            self.features,
+            self.reference,
+            self.conditions,
+            self.statistics,
+            self.quantized,
+            loading=self.loading,
+        )
 
     @property
     def rungs(self) -> tuple[Rung, Rung]:

@@ -25,7 +25,6 @@ from fewstep.storage.store import Store
 from fewstep.tasks.faults import given_up, may_succeed, told
 from fewstep.tasks.metrics.metric import METRICS, Metric, Score, Setting
 from fewstep.tasks.metrics.moments import Moments
-from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.rendering import sampling_part
 from fewstep.tasks.work import GROUP, Part, Subject, Task, TaskResult
@@ -57,7 +56,7 @@ class Evaluator:
 
     def __init__(self, study: str, subject: Subject, store: Store, teacher: SolverSchedule | None = None) -> None:
         self.study, self.subject, self.store, self.teacher = study, subject, store, teacher
-        self.files = find_model(subject.model, subject.quantized)
+        self.files = subject.files
         self.statistics_hash = (
             ModelStatistics.load_for(Path(subject.statistics), self.files).hash if subject.statistics else ""
         )

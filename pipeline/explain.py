@@ -22,7 +22,6 @@ from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.genome import Genes, Genome, to_genome, to_schedule
 from fewstep.storage.records import EvaluationRecord
-from fewstep.tasks.models.files import find_model
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.sampling.grids import all_presets
 from fewstep.tasks.work import Subject
@@ -207,7 +206,7 @@ def explain(
     ConfigurationError unless the images fill at least three groups of GROUP, which the intervals need.
     """
     check_groups(images)
-    files, rung = find_model(subject.model, subject.quantized), Rung("report", metric, images, seed)
+    files, rung = subject.files, Rung("report", metric, images, seed)
     nearest, changed = variants(schedule, files.noise, each_step)
     whole = Variant("whole schedule", None, "", "", schedule)
     stock = Variant(f"nearest preset, {nearest.nfe} calls", None, "", nearest.name, nearest)

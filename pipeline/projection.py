@@ -12,7 +12,7 @@ from fewstep.pipeline.campaign import evaluate
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.presets import preset
-from fewstep.tasks.models.files import ModelFiles, find_model
+from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.work import Subject
 
@@ -77,7 +77,7 @@ def measured_projection(
     `loss` is how much larger the stock scheduler's distance is, as a share. Measurements are kept in `root`.
     """
     selected: list[tuple[float, int, Projection]] = []
-    for option in projections(schedule, find_model(subject.model)):
+    for option in projections(schedule, subject.files):
         try:
             (record,) = evaluate(
                 subject, [option.schedule], min(images, SELECTION_IMAGES), SELECTION_SEED, root, execution

@@ -15,7 +15,7 @@ from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.models.denoiser import Denoiser
-from fewstep.tasks.models.files import find_model
+from fewstep.tasks.models.load import load_denoiser
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.refinement.descend import descend
 from fewstep.tasks.refinement.features import Judge, check_tunable
@@ -66,7 +66,7 @@ def refine(
         raise ConfigurationError(
             f"the teacher makes {teacher.nfe} calls, the schedule {schedule.nfe}: give a teacher that makes more"
         )
-    files = find_model(subject.model, subject.quantized)
+    files = subject.files
     setting = Setting(subject, files, device)
     check_tunable(setting, plan.distance)
     campaign = Campaign(subject, root, ExecutionSettings())
@@ -81,7 +81,7 @@ def refine(
         plan=plan.model_dump_json(),
         **_judged_by(setting, plan.distance),
     )
-    folder, denoiser = root / FOLDER / key, Denoiser(files, device, subject.conditions)
+    folder, denoiser = root / FOLDER / key, load_denoiser(files, device, subject.conditions)
     judge = Judge(setting, denoiser)
     if isinstance(plan, MomentPlan):
         return _descended(schedule, denoiser, plan, judge, statistics, folder, on_check)

@@ -22,6 +22,8 @@ from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.solver_space import EXTRA_DECISIONS
 from fewstep.storage.names import wrong_name
 from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.files import ModelFiles, files_of
+from fewstep.tasks.models.loading import Loading
 from fewstep.tasks.refinement.moment_plan import AT_ONCE, MOST_LOOKED_AT, MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.grids import GRIDS, SEARCH_GRIDS
@@ -82,6 +84,18 @@ class ModelSettings(Checked):
     conditions: Conditions = Field(default_factory=Conditions, description="labels or prompts, and guidance")
     statistics: str = Field("", description="file made by `fewstep statistics`")
     quantized: str = Field("", description="folder made by `fewstep quantize`, sampled in the model's place")
+    loading: Loading = Field(default_factory=Loading, description="number format and the like")
+
+    @model_validator(mode="after")
+    def _quantised_in_full_precision(self) -> Self:
+        if self.quantized and self.loading.dtype != "float32":
+            raise ValueError(f"a quantised network is held in float32: leave --dtype {self.loading.dtype} away")
+        return self
+
+    @property
+    def files(self) -> ModelFiles:
+        """The model's files, a quantised network in its place where there is one."""
+        return files_of(self)
 
 
 class SubjectSettings(ModelSettings):

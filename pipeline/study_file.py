@@ -12,12 +12,14 @@ from pydantic import BaseModel
 
 from fewstep.errors import ConfigurationError
 from fewstep.files import read_text
-from fewstep.pipeline.settings import SearchSettings, parse_nfes
+from fewstep.pipeline.settings import ModelSettings, SearchSettings, parse_nfes
 from fewstep.pipeline.values import built, fields_of, listed
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.tasks.models.conditions import join_prompts, read_prompts
 
 # Settings that may name something on disk; other values (auto, a bundled model) are left as they are.
+# Fields that are settings of their own.
+NESTED = ("conditions", "loading")
 PLACES = ("model", "features", "reference", "statistics", "quantized", "base_schedule")
 
 
@@ -123,14 +125,16 @@ def _check_names(settings: type[BaseModel], fields: Mapping[str, Any], within: s
             _check_names(kind, value, f"{name}.")
 
 
+def _model_settings(fields: Mapping[str, Any]) -> ModelSettings:
+    return built(ModelSettings, {name: value for name, value in fields.items() if name in ModelSettings.model_fields})
+
+
 def search_settings(*layers: Mapping[str, Any]) -> SearchSettings:
     """The settings that layers of resolved fields make, later over earlier; ConfigurationError where they make none."""
     fields: dict[str, Any] = {}
     for layer in layers:
-        conditions = {**fields.get("conditions", {}), **layer.get("conditions", {})}
-        fields |= layer
-        if conditions:
-            fields["conditions"] = conditions
+        nested = {name: {**fields.get(name, {}), **layer.get(name, {})} for name in NESTED}
+        fields |= dict(layer) | {name: values for name, values in nested.items() if values}
     if not fields.get("model"):
         raise ConfigurationError(
             "say which model to search for: --model NAME or --model DIRECTORY, a study file with a model, or a --recipe"
@@ -139,10 +143,9 @@ def search_settings(*layers: Mapping[str, Any]) -> SearchSettings:
     if isinstance(base, SolverSchedule):
         base = base.to_json()
     elif base and not base.lstrip().startswith("{"):
-        from fewstep.tasks.models.files import find_model
         from fewstep.tasks.sampling.grids import parse_schedule
 
-        base = parse_schedule(base, find_model(fields["model"]).noise).to_json()
+        base = parse_schedule(base, _model_settings(fields).files.noise).to_json()
     if base:
         fields["base_schedule"] = base
         if fields.get("space") == "quantization" and "nfes" not in fields:
@@ -155,8 +158,8 @@ def search_settings(*layers: Mapping[str, Any]) -> SearchSettings:
 
 def study_toml(settings: SearchSettings) -> str:
     """A study file of the settings: what is not the default first, then every other setting as a comment."""
-    changed: dict[str, list[str]] = {"": [], "conditions": []}
-    others: dict[str, list[str]] = {"": [], "conditions": []}
+    changed: dict[str, list[str]] = {name: [] for name in ("", *NESTED)}
+    others: dict[str, list[str]] = {name: [] for name in ("", *NESTED)}
     for path, info in fields_of(SearchSettings).items():
         table, _, name = path.rpartition(".")
         value = getattr(getattr(settings, table) if table else settings, name)
@@ -166,8 +169,10 @@ def study_toml(settings: SearchSettings) -> str:
         else:
             shown = "none" if default is None else _toml(default)
             others[table].append(f"# {name} = {shown}  # {info.description or ''}".rstrip(" #"))
-    lines = [*changed[""], "", "# The other settings, with their defaults:", *others[""], "", "[conditions]"]
-    return "\n".join([*lines, *changed["conditions"], *others["conditions"]]) + "\n"
+    lines = [*changed[""], "", "# The other settings, with their defaults:", *others[""]]
+    for table in NESTED:
+        lines += ["", f"[{table}]", *changed[table], *others[table]]
+    return "\n".join(lines) + "\n"
 
 
 def _toml(value: Any) -> str:

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from fewstep.tasks.metrics.moments import Moments
 from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.files import ModelFiles, files_of
+from fewstep.tasks.models.loading import Loading
 
 # Images of a group: what is stored of a metric that grows with its images.
 GROUP = 250
@@ -36,6 +38,12 @@ class Subject:
     judge: str = ""
     calibration: str = ""
     edits: str = ""
+    loading: Loading = field(default_factory=Loading)
+
+    @property
+    def files(self) -> ModelFiles:
+        """The model's files, a quantised network in its place where there is one."""
+        return files_of(self)
 
 
 @dataclass(frozen=True)

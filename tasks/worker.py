@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fewstep.tasks.metrics.features import FeatureExtractor
 from fewstep.tasks.metrics.metric import METRICS, Setting
 from fewstep.tasks.models.decoder import load_decoder
 from fewstep.tasks.models.denoiser import Denoiser
-from fewstep.tasks.models.files import find_model
+from fewstep.tasks.models.load import load_denoiser
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.rendering import Changed, renderer, sampling_part
 from fewstep.tasks.sampling.noise import starting_noise
@@ -64,11 +65,11 @@ class Worker:
             torch.set_num_threads(settings.threads)
         check_device(settings.device)
         self.settings, self.device, subject = settings, settings.device, settings.subject
-        self.files = find_model(subject.model)
-        self.exact = self._default = Denoiser(self.files, self.device, subject.conditions)
+        self.files = replace(subject, quantized="").files
+        self.exact = self._default = load_denoiser(self.files, self.device, subject.conditions)
         self.statistics = ModelStatistics.load_for(Path(subject.statistics), self.files) if subject.statistics else None
         self.decode = load_decoder(self.files, self.device)
-        self.shape = self.files.shape
+        self.shape = self.exact.shape
         pixels = self.files.channels * self.files.size**2
         scale = 1 if self.device == "cpu" else 8
         self.batch = max(8, min(GROUP, scale * PIXELS_PER_BATCH // pixels))

@@ -44,9 +44,8 @@ def command(
     from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.campaign import check_groups, compare, evaluate, pairs_by_nfe
     from fewstep.pipeline.reports.csv import results_csv
-    from fewstep.tasks.models.files import find_model
 
-    files, asked = find_model(subject.model, subject.quantized), subject_of(subject)
+    files, asked = subject.files, subject_of(subject)
     check_groups(images)
     pairs = pairs_by_nfe(_schedules(first, files), _schedules(second, files))
     both = [schedule for pair in pairs for schedule in pair]

@@ -41,10 +41,9 @@ def command(
     from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.explain import explain
     from fewstep.pipeline.reports.csv import results_csv
-    from fewstep.tasks.models.files import find_model
     from fewstep.tasks.sampling.grids import parse_schedule
 
-    found = parse_schedule(schedule, find_model(subject.model, subject.quantized).noise)
+    found = parse_schedule(schedule, subject.files.noise)
     tell = None if as_json else _tell
     told = explain(found, subject_of(subject), images, seed, out, execution, each_step, tell, subject.metric)
     notes = {"difference": "of the schedule with that decision put back, minus the whole one, on the same noise"}

@@ -49,7 +49,6 @@ def command(
     from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.projection import measured_projection
     from fewstep.search_spaces.schedule import load_schedule
-    from fewstep.tasks.models.files import find_model
     from fewstep.tasks.models.statistics import ModelStatistics
     from fewstep.tasks.sampling.scheduler import FewStepScheduler
 
@@ -60,7 +59,7 @@ def command(
     else:
         raise ConfigurationError("say what to export: --study DIR, or --schedule FILE together with --model")
     subject = subject_of(settings)
-    schedules, files = [load_schedule(str(path)) for path in paths], find_model(subject.model)
+    schedules, files = [load_schedule(str(path)) for path in paths], subject.files
     made = FewStepScheduler.from_schedules(
         schedules,
         files.scheduler_config,

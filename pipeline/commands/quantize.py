@@ -42,7 +42,6 @@ def command(
     from fewstep.errors import ConfigurationError
     from fewstep.pipeline.display import QuantizeDisplay, coverage_table
     from fewstep.search_spaces.quantization import parse_config
-    from fewstep.tasks.models.files import find_model
     from fewstep.tasks.models.statistics import ModelStatistics
     from fewstep.tasks.quantization.build import Recipe, quantize
     from fewstep.tasks.quantization.storage import find_quantized
@@ -53,7 +52,7 @@ def command(
         raise ConfigurationError(f"--out {out} is there already: choose another name, or delete it to quantise again")
     device, asked = execution.device, subject.conditions
     check_device(device)
-    files = find_model(subject.model)
+    files = subject.files
     asked.check(files)
     learned = ModelStatistics.load_for(Path(subject.statistics), files) if subject.statistics else None
     recipe = Recipe(parse_config(config), parse_schedule(schedule, files.noise), asked, learned)

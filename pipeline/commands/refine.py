@@ -75,13 +75,12 @@ def command(
     from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.refinement import KINDS, published, refine, select
     from fewstep.tasks.metrics.metric import Setting
-    from fewstep.tasks.models.files import find_model
     from fewstep.tasks.refinement.features import check_tunable
     from fewstep.tasks.refinement.moment_plan import MomentPlan
     from fewstep.tasks.sampling.grids import parse_schedule
 
     _all_act(distance, {**plan, "teacher": teacher, "images": images, "limit": limit})
-    files, asked = find_model(subject.model), subject_of(subject)
+    files, asked = subject.files, subject_of(subject)
     start, many = parse_schedule(schedule, files.noise), parse_schedule(teacher or TEACHER, files.noise)
     seed = built(RefinePlan, plan).seed
     wanted: RefinePlan | MomentPlan

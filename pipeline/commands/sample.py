@@ -33,12 +33,11 @@ def command(
     from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.reports.pictures import to_pixels
     from fewstep.search_spaces.point import as_point
-    from fewstep.tasks.models.files import find_model
     from fewstep.tasks.sampling.grids import parse_schedule
     from fewstep.tasks.work import WorkerSettings
     from fewstep.tasks.worker import Worker
 
-    parsed = parse_schedule(schedule, find_model(subject.model).noise)
+    parsed = parse_schedule(schedule, subject.files.noise)
     worker = Worker(WorkerSettings(subject_of(subject), execution.device))
     pixels = to_pixels(worker.render(as_point(parsed), seed, 0, count).cpu().numpy())
     for i, image in enumerate(pixels):

@@ -40,7 +40,6 @@ def command(
     The same command again goes on where a killed one stopped, from OUT.partial.
     """
     from fewstep.tasks.models.denoiser import Denoiser
-    from fewstep.tasks.models.files import find_model
     from fewstep.tasks.models.statistics import ModelStatistics
     from fewstep.tasks.sampling import empirical
     from fewstep.tasks.worker import check_device
@@ -49,7 +48,7 @@ def command(
         raise ConfigurationError(f"--out {out} is there already: choose another name, or delete it to measure again")
     device, asked = execution.device, subject.conditions
     check_device(device)
-    files = find_model(subject.model)
+    files = subject.files
     plan = empirical.MeasurePlan(points, trajectories, steps, seed, batch, mean_only)
     denoiser = Denoiser(files, device, asked)
     identity = f"{files.hash} {asked.hash}"

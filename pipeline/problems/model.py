@@ -13,7 +13,7 @@ from fewstep.search_spaces.point import Point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.solver_space import Extras
 from fewstep.search_spaces.schedule.space import ScheduleSpace
-from fewstep.tasks.models.files import ModelFiles, find_model
+from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.grids import parse_schedule
@@ -53,7 +53,7 @@ class ModelProblem:
 
     def __init__(self, settings: SearchSettings) -> None:
         self.settings = settings = sized(settings)
-        self.files: ModelFiles = find_model(settings.model, settings.quantized)
+        self.files: ModelFiles = settings.files
         self.teacher: SolverSchedule = parse_schedule(settings.teacher, self.files.noise)
         if settings.screen == "auto" and settings.preset_images * self.teacher.nfe > MOST_FOR_TEACHER * settings.budget:
             # Its samples alone would cost more than a better screen gains.
@@ -70,7 +70,7 @@ class ModelProblem:
     def subject(self) -> Subject:
         """What is evaluated."""
         s = self.settings
-        return Subject(s.model, s.features, s.reference, s.conditions, s.statistics, s.quantized)
+        return Subject(s.model, s.features, s.reference, s.conditions, s.statistics, s.quantized, loading=s.loading)
 
     @cached_property
     def ladder(self) -> Ladder:

@@ -132,7 +132,13 @@ class NetworkProblem(ModelProblem):
         """What is evaluated."""
         s = self.settings
         return Subject(
-            s.model, s.features, s.reference, s.conditions, s.statistics, calibration=self.calibration.to_json()
+            s.model,
+            s.features,
+            s.reference,
+            s.conditions,
+            s.statistics,
+            calibration=self.calibration.to_json(),
+            loading=s.loading,
         )
 
     @cached_property

@@ -16,12 +16,16 @@ TRANSFORMER = "DiTTransformer2DModel"
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel", TRANSFORMER)
 # What a text-to-image directory holds besides network and scheduler.
 TEXT_PARTS = ("text_encoder", "tokenizer")
+# Where an autoencoder lies, and what it may be.
+AUTOENCODERS = ("vae", "vqvae")
+DECODERS = ("AutoencoderKL", "VQModel")
 # Parts of a pipeline that take part in sampling, by what they must be.
 PARTS = {
     "unet": NETWORKS,
     "transformer": NETWORKS,
     "scheduler": (),
-    "vae": ("AutoencoderKL",),
+    "vae": DECODERS,
+    "vqvae": DECODERS,
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
@@ -37,6 +41,10 @@ NEEDS_NOTHING: dict[str, tuple[Any, ...]] = {
 }
 
 
+class UnsupportedModelError(ModelError):
+    """What is asked for is not known to the executor; the pipeline's own call may do it."""
+
+
 def check_files(files: ModelFiles) -> None:
     """ModelError where a model would be sampled otherwise than its directory says."""
     _check_parts(files)
@@ -46,7 +54,7 @@ def check_files(files: ModelFiles) -> None:
     _check_channels(files)
     _check_autoencoder(files)
     _check_meaning(files)
-    _check_weights(files.unet)
+    _check_weights(files.unet, files.loading.variant)
     missing = [part for part in TEXT_PARTS if not (files.root / part).is_dir()]
     if files.text and missing:
         raise ModelError(f"{files.root} takes prompts but has no {missing[0]}/: save the whole pipeline")
@@ -58,12 +66,19 @@ def _check_parts(files: ModelFiles) -> None:
         if name in AFTERWARDS:
             continue
         if name not in PARTS:
-            raise ModelError(
+            raise UnsupportedModelError(
                 f"{path}: this pipeline samples with a {name} ({kind or 'of unknown class'}), which is not supported; "
                 f"supported parts are {', '.join(PARTS)}"
             )
         if PARTS[name] and kind and kind not in PARTS[name]:
-            raise ModelError(f"{path}: {name} is a {kind!r}, which is not supported, use {' or '.join(PARTS[name])}")
+            # Another network has inputs of its own; other parts are the pipeline's affair.
+            unknown = ModelError if PARTS[name] is NETWORKS else UnsupportedModelError
+            raise unknown(f"{path}: {name} is a {kind!r}, which is not supported, use {' or '.join(PARTS[name])}")
+
+
+def parts_of(root: Path) -> set[str]:
+    """Names of the parts that take part in sampling, as folders or in the index of a pipeline."""
+    return set(_parts(root)) - AFTERWARDS
 
 
 def _parts(root: Path) -> dict[str, tuple[Path, str]]:
@@ -147,18 +162,18 @@ def _check_condition(files: ModelFiles) -> None:
 
 
 def _check_autoencoder(files: ModelFiles) -> None:
-    config, folder = files.vae_config, files.root / "vae"
-    if config is None:
+    config, folder = files.vae_config, files.vae
+    if config is None or folder is None:
         return
-    if config.get("_class_name") not in PARTS["vae"]:
-        raise ModelError(f"{folder}: {config.get('_class_name')!r} is no AutoencoderKL")
+    if config.get("_class_name") not in DECODERS:
+        raise ModelError(f"{folder}: {config.get('_class_name')!r} is no {' or '.join(DECODERS)}")
     for key in ("latents_mean", "latents_std"):
         if config.get(key) is not None:
             raise ModelError(f"{folder}: {key} of the latents is not supported: set it to null if it is not used")
     latents = config.get("latent_channels", 4)
     if latents != files.shape[0]:
         raise ModelError(f"{folder} decodes {latents} channels, the network makes {files.shape[0]}")
-    _check_weights(folder)
+    _check_weights(folder, files.loading.variant)
 
 
 def _check_meaning(files: ModelFiles) -> None:
@@ -170,13 +185,15 @@ def _check_meaning(files: ModelFiles) -> None:
         raise ModelError(f"{files.scheduler}: prediction_type {kind!r}: {error}") from None
 
 
-def _check_weights(folder: Path) -> None:
-    names = [f"{WEIGHTS}{end}" for end in (".safetensors", ".bin")]
-    if any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in names):
+def _check_weights(folder: Path, variant: str) -> None:
+    told = f".{variant}" if variant else ""
+    names = [f"{WEIGHTS}{told}{end}" for end in (".safetensors", ".bin")]
+    parts = [f"{WEIGHTS}{end}.index{told}.json" for end in (".safetensors", ".bin")]
+    if any((folder / name).is_file() for name in (*names, *parts)):
         return
     there = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     raise ModelError(
-        f"{folder} has no {names[0]}, but {', '.join(there)}: save it under that name, without a variant"
+        f"{folder} has no {names[0]}, but {', '.join(there)}: say which variant, as --variant fp16"
         if there
         else f"{folder} holds no weights: expected {names[0]}"
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_serializer
 
 from fewstep.errors import ConfigurationError, DataError
 from fewstep.files import lines_of, read_text
@@ -18,6 +19,9 @@ NO_NULL_LABEL = (
     "this model has no label that means none: give --labels balanced or a number, or say which of its labels it is, "
     'as {"null_label": 9} in a fewstep.json in its folder'
 )
+# What is for whole pipelines alone, and what is left out of conditions that do not use it.
+OF_PIPELINES = ("height", "width", "call")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 Split = Literal["", "train", "test"]
 
 
@@ -39,6 +43,10 @@ class Askable(Protocol):
     @property
     def shown(self) -> str:
         """Kind of what it is shown, `inpaint` or `layout`, or empty."""
+
+    @property
+    def piped(self) -> bool:
+        """Whether a whole pipeline is called."""
 
     @property
     def embeds_guidance(self) -> bool:
@@ -66,6 +74,11 @@ class Conditions(BaseModel):
     classifier_scale: float = Field(0.0, ge=0, allow_inf_nan=False, description="scale of classifier guidance")
     source: Split = Field("", description="for inpainting and layouts: part of the data set to be shown")
     source_seed: NonNegativeInt = Field(0, description="seed of the holes to paint")
+    height: PositiveInt | None = Field(None, description="for pipelines: height of the images [default: its own]")
+    width: PositiveInt | None = Field(None, description="for pipelines: width of the images [default: its own]")
+    call: tuple[str, ...] = Field(
+        (), description="for pipelines: more arguments of their call, as strength=0.6,image=photo.png"
+    )
 
     @field_validator("prompts", "negative_prompt")
     @classmethod
@@ -77,18 +90,23 @@ class Conditions(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_what_is_unused(self, dump: Callable[[Conditions], dict[str, Any]]) -> dict[str, Any]:
-        """Conditions without a source are written, and hashed, as before there were any."""
+        """Conditions are written, and hashed, without what came later and is not used."""
         fields = dump(self)
         if not self.source:
             del fields["source"], fields["source_seed"]
-        return fields
+        return {name: value for name, value in fields.items() if name not in OF_PIPELINES or value}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A checked copy with other fields: pydantic's own keeps what was computed from those of before."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate(fields | dict(update or {}))
 
     @cached_property
     def hash(self) -> str:
         """Content address: 16 hex digits, empty where nothing is asked for."""
         if self == Conditions():
             return ""
-        asked = self.model_dump_json()
+        asked = self.model_dump_json() + "".join(_content(path) for path in self.shown_files.values())
         if self.prompt_list != _lines(self.prompts.splitlines()):
             asked += " in lines"  # Other prompts than those that were once read of such a text.
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
@@ -97,6 +115,38 @@ class Conditions(BaseModel):
     def prompt_list(self) -> tuple[str, ...]:
         r"""The prompts, one a line, blank lines left out. A line ends with \n, \r\n or \r and nothing else."""
         return _lines(lines_of(self.prompts))
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of a pipeline's call by name, values read as JSON where they are."""
+        found: dict[str, Any] = {}
+        for pair in self.call:
+            name, equals, text = pair.partition("=")
+            if not equals or not name.isidentifier():
+                raise ConfigurationError(f"call {pair!r}: write an argument as NAME=VALUE")
+            try:
+                found[name] = json.loads(text)
+            except ValueError:
+                found[name] = text
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side is not None:
+                found[name] = side
+        return found
+
+    @property
+    def sides(self) -> tuple[int | None, int | None]:
+        """Height and width that are asked for; ConfigurationError where one is no number of pixels."""
+        sides = tuple(self.arguments.get(name) for name in ("height", "width"))
+        for side in sides:
+            if side is not None and not (isinstance(side, int) and side > 0):
+                raise ConfigurationError(f"{side!r} is no number of pixels")
+        return sides[0], sides[1]
+
+    @property
+    def shown_files(self) -> dict[str, Path]:
+        """Image files and folders of such files among the arguments."""
+        texts = {name: value for name, value in self.arguments.items() if isinstance(value, str)}
+        return {name: Path(text) for name, text in texts.items() if _is_shown(Path(text))}
 
     def label(self, index: int, classes: int) -> int | None:
         """Label of image `index` of a model with that many classes, None for the null label."""
@@ -138,6 +188,11 @@ class Conditions(BaseModel):
             )
         if self.prompts and not text:
             raise ConfigurationError("this model takes no prompts: leave --prompts out")
+        if self.arguments and not model.piped:
+            raise ConfigurationError(
+                f"{next(iter(self.arguments))} is an argument of a pipeline's call, and this model is sampled without "
+                "its pipeline: leave it out"
+            )
         if self.classifier_scale and (not self.classifier or self.labels == NO_LABEL):
             raise ConfigurationError("classifier guidance needs --classifier FOLDER and --labels")
 
@@ -161,6 +216,15 @@ def join_prompts(prompts: Sequence[object]) -> str:
         if not isinstance(prompt, str) or not prompt.strip() or len(lines_of(prompt)) > 1:
             raise ConfigurationError(f"prompt {i} of the list is {prompt!r}: each is text on one line, and not blank")
     return "\n".join(map(str, prompts))
+
+
+def _is_shown(path: Path) -> bool:
+    return path.is_dir() or (path.suffix.lower() in IMAGES and path.is_file())
+
+
+def _content(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if _is_shown(p) and p.is_file())
+    return "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
 
 
 def _lines(lines: Sequence[str]) -> tuple[str, ...]:

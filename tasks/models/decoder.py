@@ -8,34 +8,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.errors import ModelError
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.networks import frozen, load_part
 
 
 def load_decoder(files: ModelFiles, device: str) -> Callable[[Tensor], Tensor]:
     """A function from latents (B, c, h, w) to images (B, C, H, W) in about [-1, 1]; ModelError if it does not load."""
-    if files.vae_config is None:
+    if files.piped or files.vae_config is None:
         return lambda images: images
-    from diffusers import AutoencoderKL
-
-    vae = frozen(load_part(AutoencoderKL, files.root / "vae", torch_dtype=torch.float32), device)
+    vae = load_autoencoder(files, device)
     scale, shift = float(vae.config.scaling_factor), float(vae.config.get("shift_factor") or 0.0)
 
     def decode(latents: Tensor) -> Tensor:
-        images: Tensor = vae.decode(latents / scale + shift, return_dict=False)[0]
-        return images
+        images: Tensor = vae.decode((latents / scale + shift).to(vae.dtype), return_dict=False)[0]
+        return images.to(latents.dtype)
 
     return decode
+
+
+def load_autoencoder(files: ModelFiles, device: str) -> Any:
+    """The autoencoder itself."""
+    import diffusers
+
+    assert files.vae is not None
+    assert files.vae_config is not None
+    kind = getattr(diffusers, str(files.vae_config.get("_class_name")))
+    how = files.loading
+    dtype = torch.float32 if files.vae_config.get("force_upcast") else how.torch_dtype
+    variant = {"variant": how.variant} if how.variant else {}
+    return frozen(load_part(kind, files.vae, torch_dtype=dtype, **variant), device)
 
 
 def load_encoder(files: ModelFiles, device: str) -> Callable[[Tensor], Tensor]:
     """A function from images (B, C, H, W) in [-1, 1] to scaled latents (B, c, h, w), the means of their posteriors."""
     if files.vae_config is None:
         return lambda images: images
-    from diffusers import AutoencoderKL
-
-    vae = frozen(load_part(AutoencoderKL, files.root / "vae", torch_dtype=torch.float32), device)
-    return encoder_of(vae)
+    if files.vae_config.get("_class_name") == "VQModel":
+        raise ModelError(f"{files.vae}: a VQModel's latents are codes: images are encoded by an AutoencoderKL alone")
+    return encoder_of(load_autoencoder(files, device))
 
 
 def encoder_of(vae: Any) -> Callable[[Tensor], Tensor]:

@@ -70,19 +70,19 @@ class Denoiser:
         if scale != 1 and condition is not None and null is not None:
             doubled = torch.cat([null, condition])
 
-        count = itertools.count(1)
+        count, dtype = itertools.count(1), self.files.loading.torch_dtype
 
         def call(x: Tensor, time: float | Tensor) -> Tensor:
             self.calls += len(x)
             # A tensor: diffusers cuts a Python float to a whole step.
             told = torch.as_tensor(time, dtype=torch.float32, device=x.device)
-            seen = x if shown is None else torch.cat([x, shown], 1)
+            seen = (x if shown is None else torch.cat([x, shown], 1)).to(dtype)
             with scaled_skips(self.network.module, skips):
                 if scale == 1:
-                    output = self.network(seen, told, condition, told_scale)
+                    output = self.network(seen, told, condition, told_scale).to(x.dtype)
                 else:
                     twice = torch.cat([told, told]) if told.ndim else told
-                    without, with_ = self.network(torch.cat([seen, seen]), twice, doubled).chunk(2)
+                    without, with_ = self.network(torch.cat([seen, seen]), twice, doubled).to(x.dtype).chunk(2)
                     output = without + scale * (with_ - without)
             number = next(count)
             if not bool(torch.isfinite(output).all()):
@@ -115,6 +115,11 @@ class Denoiser:
                 f"the network returned values that are not finite at call {number} (time {told:.6g}), for inputs up to "
                 f"{largest:.3g}: its weights or its precision are at fault, not the schedule"
             )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What is denoised of one image."""
+        return self.files.shape
 
     def finish(self, images: Tensor, indices: Sequence[int]) -> Tensor:
         """Decoded images (B, C, H, W) with what was known of them put back."""

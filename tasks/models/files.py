@@ -1,31 +1,27 @@
-"""Find and check a model on disk without loading its network: what the driver needs to plan a search.
+"""Find and check a model without loading its network: what the driver needs to plan a search.
 
-Accepted: a zoo name, a diffusers pipeline directory (`unet/` or `transformer/`, `scheduler/`; with `vae/` the
-network works on latents, with `text_encoder/` and `tokenizer/` it takes prompts: StableDiffusionPipeline; with
-`condition/` it is shown a part of an image or a layout, in input channels behind its latents), or a bare UNet2DModel
-or DiTTransformer2DModel directory with a `scheduler_config.json` in it or in `scheduler/`.
+Accepted: a bundled model's name, a diffusers pipeline's directory or its name on the hub, or a bare UNet2DModel or
+DiTTransformer2DModel directory with a `scheduler_config.json` in it or in `scheduler/`. What of a pipeline the executor
+can sample by itself, it does (`unet/` or `transformer/`, `scheduler/`; with `vae/` the network works on latents, with
+`text_encoder/` and `tokenizer/` it takes prompts; with `condition/` it is shown a part of an image or a layout, in
+input channels behind its latents). Any other pipeline is called whole.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from fewstep.errors import ModelError
-from fewstep.tasks.models import condition_config, from_diffusers
-from fewstep.tasks.models.checks import TEXT_PARTS, TRANSFORMER, check_files, json_object
-from fewstep.tasks.models.condition_config import ConditionConfig, read_condition
-from fewstep.tasks.models.noise_schedule import NoiseSchedule
-from fewstep.tasks.models.scheduler_settings import build_scheduler
+from fewstep.tasks.models.checks import UnsupportedModelError, check_files
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.hub import hub_folder, is_hub_name
+from fewstep.tasks.models.loading import Loading
+from fewstep.tasks.models.model_files import FOLDERS, OWN_FILE, ZOO, ModelFiles
+from fewstep.tasks.models.pipelines.files import find_pipeline, is_native, is_pipeline
 
-ZOO = Path(__file__).parent / "zoo"
-# Where a pipeline keeps its network.
-FOLDERS = ("unet", "transformer")
-# What its author says of a model that diffusers has no place for.
-OWN_FILE = "fewstep.json"
+__all__ = ["OWN_FILE", "ZOO", "ModelFiles", "bundled_models", "files_of", "find_model", "zoo_names"]
 
 
 def zoo_names() -> list[str]:
@@ -33,197 +29,60 @@ def zoo_names() -> list[str]:
     return sorted(p.name for p in ZOO.iterdir() if (p / "model_index.json").is_file()) if ZOO.is_dir() else []
 
 
-@dataclass(frozen=True)
-class ModelFiles:
-    """Where a model's parts lie, and what its configuration says. `unet` is the folder of the network, a transformer's
-    too; `quantized` that of a network that takes the place of the model's own."""
-
-    name: str
-    root: Path
-    unet: Path
-    scheduler: Path
-    quantized: Path | None = None
-
-    @cached_property
-    def unet_config(self) -> dict[str, Any]:
-        """The network's config.json."""
-        return json_object(self.unet / "config.json")
-
-    @cached_property
-    def scheduler_config(self) -> dict[str, Any]:
-        """The scheduler's scheduler_config.json."""
-        return json_object(self.scheduler / "scheduler_config.json")
+class Asked(Protocol):
+    """Settings that name a model, what takes its network's place, what it is asked for, and how it is held."""
 
     @property
-    def text(self) -> bool:
-        """Whether the network takes prompts."""
-        return bool(self.unet_config.get("_class_name") == "UNet2DConditionModel")
-
+    def model(self) -> str: ...
     @property
-    def transformer(self) -> bool:
-        """Whether the network is a DiT."""
-        return bool(self.unet_config.get("_class_name") == TRANSFORMER)
-
-    @cached_property
-    def vae_config(self) -> dict[str, Any] | None:
-        """The autoencoder's config.json, None for a model of pixels."""
-        folder = self.root / "vae"
-        return json_object(folder / "config.json") if folder.is_dir() else None
-
-    @cached_property
-    def condition(self) -> ConditionConfig | None:
-        """What the network is shown besides, None where nothing."""
-        folder = self.root / condition_config.FOLDER
-        return read_condition(folder) if folder.is_dir() else None
-
+    def quantized(self) -> str: ...
     @property
-    def shown(self) -> str:
-        """Kind of what the network is shown, or empty."""
-        return self.condition.kind if self.condition else ""
-
+    def conditions(self) -> Conditions: ...
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the network denoises: images, or latents where there is an autoencoder."""
-        size = self.unet_config["sample_size"]
-        side = int(size[0] if isinstance(size, list | tuple) else size)
-        shown = self.condition.channels if self.condition else 0
-        return int(self.unet_config["in_channels"]) - shown, side, side
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images."""
-        return self.shape[0] if self.vae_config is None else int(self.vae_config["out_channels"])
-
-    @property
-    def size(self) -> int:
-        """Side of the square images, in pixels: an AutoencoderKL doubles it at all its levels but one.
-
-        Its own `sample_size` only says what it was trained on, which pipelines do not hold to.
-        """
-        if self.vae_config is None:
-            return self.shape[1]
-        return int(self.shape[1] * 2 ** (len(self.vae_config["block_out_channels"]) - 1))
-
-    @cached_property
-    def _own(self) -> dict[str, Any]:
-        path = self.root / OWN_FILE
-        said = json_object(path) if path.is_file() else {}
-        known = () if self.transformer or self.text else ("null_label",)
-        if others := sorted(set(said) - set(known)):
-            raise ModelError(f"{path} says {others[0]!r}, which means nothing for this network: leave it out")
-        return said
-
-    @property
-    def classes(self) -> int | None:
-        """How many labels can be asked for, the null label not among them; None for a model without labels."""
-        if self.transformer:
-            return int(self.unet_config["num_embeds_ada_norm"])
-        count = self.unet_config.get("num_class_embeds")
-        if count is None or self.text:
-            return None
-        return int(count) if self.null_label is None else int(count) - 1
-
-    @property
-    def null_label(self) -> int | None:
-        """The label that means `no label`, None for a model that has none.
-
-        A DiTTransformer2DModel has one row more than labels, for those it drops. Of a UNet2DModel it is the last, where
-        `null_label` in fewstep.json says so: diffusers has no place to say it.
-        """
-        label, count = self._own.get("null_label"), self.unet_config.get("num_class_embeds")
-        if self.transformer:
-            return int(self.unet_config["num_embeds_ada_norm"])
-        if label is None:
-            return None
-        if label is True or not isinstance(count, int) or label != count - 1:
-            raise ModelError(
-                f"{self.root / OWN_FILE}: null_label {label!r} is not the last of the network's {count} labels"
-            )
-        return int(label)
-
-    @property
-    def embeds_guidance(self) -> bool:
-        """Whether the network is told the scale of guidance, as latent consistency models are, and needs no null."""
-        return self.unet_config.get("time_cond_proj_dim") is not None
-
-    @property
-    def learns_variance(self) -> bool:
-        """Whether the network returns a variance besides, in as many channels again."""
-        return str(self.scheduler_config.get("variance_type")) in ("learned", "learned_range")
-
-    @property
-    def skips(self) -> int:
-        """How many skip tensors the network concatenates."""
-        layers = self.unet_config.get("layers_per_block", 2)
-        blocks = len(self.unet_config.get("up_block_types", ()))
-        return sum(n + 1 for n in (layers if isinstance(layers, list | tuple) else [layers] * blocks))
-
-    @cached_property
-    def _stock(self) -> Any:
-        try:
-            return build_scheduler(self.scheduler_config)
-        except ModelError as error:
-            raise ModelError(f"{self.scheduler / 'scheduler_config.json'}: {error}") from None
-
-    @cached_property
-    def prediction_type(self) -> str:
-        """What the network returns: epsilon, sample, v_prediction, flow_prediction or score."""
-        return from_diffusers.prediction_type(from_diffusers.config_of(self._stock))
-
-    @cached_property
-    def noise(self) -> NoiseSchedule:
-        """The noise schedule the scheduler's configuration describes."""
-        try:
-            return from_diffusers.from_diffusers(self._stock)
-        except ModelError as error:
-            raise ModelError(f"{self.scheduler / 'scheduler_config.json'}: {error}") from None
-
-    @cached_property
-    def hash(self) -> str:
-        """Content address of all weights and configurations: 16 hex digits."""
-        digest = hashlib.sha256()
-        parts = sorted(p for p in self.unet.iterdir() if p.suffix in (".safetensors", ".bin"))
-        others = [p for name in ("vae", condition_config.FOLDER, *TEXT_PARTS) if (p := self.root / name).is_dir()]
-        more = sorted(p for folder in others for p in folder.iterdir() if p.is_file())
-        for path in [self.unet / "config.json", self.scheduler / "scheduler_config.json", *parts, *more]:
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        if self.classes is not None and self.null_label is None:
-            digest.update(b"no null label")
-        if self.quantized is not None:
-            from fewstep.tasks.quantization.storage import find_quantized
-
-            digest.update(find_quantized(self.quantized).hash.encode())
-        return digest.hexdigest()[:16]
-
-    def with_quantized(self, folder: Path | str) -> ModelFiles:
-        """The same model with a quantised network; ModelError where that was made of another model."""
-        from fewstep.tasks.quantization.storage import find_quantized
-
-        base = replace(self, quantized=None)
-        made_of = find_quantized(Path(folder)).description
-        if made_of["model_hash"] != base.hash:
-            raise ModelError(
-                f"{folder} was made of model {made_of['model']!r} ({made_of['model_hash']}), not of {self.name!r} "
-                f"({base.hash}): quantise this one, or give that one as --model"
-            )
-        return replace(self, quantized=Path(folder))
+    def loading(self) -> Loading: ...
 
 
-def find_model(model: str, quantized: str = "") -> ModelFiles:
+def files_of(asked: Asked) -> ModelFiles:
+    """The model that settings name, see `find_model`."""
+    return find_model(asked.model, asked.quantized, asked.conditions, asked.loading)
+
+
+def find_model(
+    model: str, quantized: str = "", conditions: Conditions | None = None, loading: Loading | None = None
+) -> ModelFiles:
     """Resolve a zoo name or a directory; ModelError says what is missing and where it was looked for.
 
-    `quantized` is the folder of a quantised network of that model, or empty.
+    `quantized` is the folder of a quantised network of that model, or empty. Conditions that are arguments of a
+    pipeline's call, and ways of loading that only a pipeline knows, have a model sampled by its pipeline.
     """
-    root = ZOO / model if model in zoo_names() else Path(model)
+    root, name = (ZOO / model if model in zoo_names() else Path(model)), ""
+    if not root.is_dir() and is_hub_name(model):
+        root, name = hub_folder(model, loading.variant if loading else ""), model.rpartition("/")[2]
     if not root.is_dir():
         raise ModelError(
-            f"no model {model!r}: give a diffusers directory or one of the bundled models ({', '.join(zoo_names())})"
+            f"no model {model!r}: give a diffusers directory, a name on the hub, or one of the bundled models "
+            f"({', '.join(zoo_names())})"
         )
-    files = _located(root)
-    check_files(files)
+    files = _as_it_is_sampled(root, conditions or Conditions(), loading or Loading())
+    files = replace(files, name=name) if name else files
     return files.with_quantized(quantized) if quantized else files
+
+
+def _as_it_is_sampled(root: Path, conditions: Conditions, loading: Loading) -> ModelFiles:
+    """A model that the executor samples by itself, or else a pipeline that is called whole."""
+    whole = bool(conditions.arguments) or loading.of_pipelines
+    if not is_native(root) or (whole and is_pipeline(root)):
+        return find_pipeline(root, loading, *conditions.sides)
+    if loading.of_pipelines:
+        raise ModelError(f"{root} is no pipeline of its own: offload and enable are for pipelines, leave them out")
+    files = replace(_located(root), loading=loading)
+    try:
+        check_files(files)
+    except UnsupportedModelError:
+        if not is_pipeline(root):
+            raise
+        return find_pipeline(root, loading, *conditions.sides)
+    return files
 
 
 def bundled_models() -> list[ModelFiles]:

@@ -79,7 +79,10 @@ def load_module(loader: Any, files: ModelFiles, device: str) -> Any:
         from fewstep.tasks.quantization.storage import from_pretrained
 
         return from_pretrained(files.quantized, device).module
-    return frozen(load_part(loader, files.unet, torch_dtype=torch.float32, low_cpu_mem_usage=False), device)
+    how = files.loading
+    variant = {"variant": how.variant} if how.variant else {}
+    part = load_part(loader, files.unet, torch_dtype=how.torch_dtype, low_cpu_mem_usage=False, **variant)
+    return how.prepared(frozen(part, device))
 
 
 class LabelledUNet:
@@ -165,14 +168,16 @@ class TextUNet:
         if self._encoder is None:
             root = self.files.root
             tokenizer = _loaded(CLIPTokenizer, root / "tokenizer")
-            encoder = load_part(CLIPTextModel, root / "text_encoder", dtype=torch.float32)
+            variant = {"variant": self.files.loading.variant} if self.files.loading.variant else {}
+            encoder = load_part(CLIPTextModel, root / "text_encoder", dtype=self.files.loading.torch_dtype, **variant)
             self._encoder = tokenizer, frozen(encoder, self.device)
         return self._encoder
 
     def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None, guidance: float = 1.0) -> Tensor:
         """The network's raw output."""
-        embedded = self._embedded_guidance(guidance, len(x)) if self.files.embeds_guidance else None
-        output: Tensor = self.module(x, time, encoder_hidden_states=condition, timestep_cond=embedded).sample
+        embedded = self._embedded_guidance(guidance, len(x)).to(x.dtype) if self.files.embeds_guidance else None
+        told = None if condition is None else condition.to(x.dtype)
+        output: Tensor = self.module(x, time, encoder_hidden_states=told, timestep_cond=embedded).sample
         return _mean(output, x)
 
     def _embedded_guidance(self, guidance: float, count: int) -> Tensor:

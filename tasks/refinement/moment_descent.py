@@ -134,9 +134,10 @@ class MomentDescent:
     @torch.no_grad()
     def _sampled(self, theta: Array) -> Known:
         """All images from their noise; ScheduleError or EvaluationError where that fails."""
-        program, files, parts, held = self._program(theta), self.denoiser.files, [], []
+        program, parts, held = self._program(theta), [], []
         for indices in _pieces(self._all):
-            noise = starting_noise(self.plan.noise_seed, indices.start, len(indices), files.shape, self.denoiser.device)
+            shape, device = self.denoiser.shape, self.denoiser.device
+            noise = starting_noise(self.plan.noise_seed, indices.start, len(indices), shape, device)
             held.append({0: noise * program.tables.prior_scale})
             parts.append(self.judge(self._run(program, held[-1], 0, True, indices), indices))
         return self._known(theta, held, self._finite(torch.cat(parts)))

@@ -139,3 +139,10 @@ def test_prompts_of_a_list_are_a_line_each() -> None:
 def test_bytes_of_an_argument_that_are_no_text_are_refused(field: str) -> None:
     with pytest.raises(ValidationError, match="no character"):
         Conditions.model_validate({field: b"d\xf6g".decode(errors="surrogateescape")})
+
+
+def test_a_copy_with_other_fields_forgets_what_was_computed() -> None:
+    first = Conditions(labels="3")
+    assert first.hash
+    second = first.model_copy(update={"labels": "4"})
+    assert second.hash == Conditions(labels="4").hash != first.hash

@@ -170,3 +170,21 @@ def test_the_hash_does_not_change_with_cards_and_names(model: Path, tmp_path: Pa
     (model / "README.md").write_text("another card")
     moved = shutil.move(model, tmp_path / "elsewhere")
     assert find_model(str(moved)).hash == before
+
+
+def test_a_name_on_the_hub_is_its_folder_in_the_cache(
+    family_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    cache = tmp_path / "models--someone--tiny"
+    shutil.copytree(family_folder("ddpm"), cache / "snapshots" / "0123abc")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0123abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.HF_HUB_CACHE", str(tmp_path), raising=False)
+    found = find_model("someone/tiny")
+    assert (found.name, found.hash) == ("tiny", find_model(str(family_folder("ddpm"))).hash)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="no model 'someone/other': it is no folder, and the hub gave none"):
+        find_model("someone/other")

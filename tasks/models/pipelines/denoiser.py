@@ -1,0 +1,124 @@
+"""A whole pipeline as a denoiser: (x, time) -> output for a batch of image indices, and from points to images.
+
+Shapes: x and output (B, ...) as the pipeline's scheduler sees them, which may be packed tokens or latents of a video;
+images (B, C, H, W) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.errors import ConfigurationError, EvaluationError, FewstepError, ModelError
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.pipelines.arguments import call_arguments, check_arguments, remembered_prompts
+from fewstep.tasks.models.pipelines.files import PipelineFiles
+from fewstep.tasks.models.pipelines.loading import load_pipeline
+from fewstep.tasks.models.pipelines.puppet import Ears, Interrupted, Puppet
+
+
+class PipelineDenoiser(Denoiser):
+    """A pipeline under fixed conditions; `calls` counts one call an image, guided or not.
+
+    Guidance, prompts, and whatever else the pipeline does around its network are its own call's. What it draws itself
+    (where it encodes an image, say) is a function of the image's index.
+    """
+
+    files: PipelineFiles
+
+    def __init__(self, files: PipelineFiles, device: str = "cpu", conditions: Conditions | None = None) -> None:
+        self.files, self.device = files, device
+        self.conditions = conditions or Conditions()
+        if conditions is not None:
+            self.conditions.check(files)
+            check_arguments(files, self.conditions)
+        self.pipe = load_pipeline(files, device)
+        self._puppet = Puppet(self.pipe.scheduler, files.noise)
+        self._ears = Ears(self._puppet)
+        for name, part in self.pipe.components.items():
+            if isinstance(part, torch.nn.Module) and not name.startswith(("text_encoder", "vae", "image_encoder")):
+                self._ears.listen(part)
+        remembered_prompts(self.pipe)
+        self.pipe.scheduler = self._puppet
+        self.calls, self._scale = 0, self.conditions.guidance
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """What the scheduler sees of one image."""
+        self._puppet.ask(self.files.noise.time(self.files.noise.lambda_start), None)
+        try:
+            caught = self._called([0], self.conditions.guidance)
+        except EvaluationError as error:
+            raise ModelError(f"{error}; give what it lacks as --call NAME=VALUE") from error
+        assert isinstance(caught, Interrupted)
+        return tuple(caught.sample.shape[1:])
+
+    def on(
+        self, indices: Sequence[int], guidance: float | None = None, skips: Sequence[float] = ()
+    ) -> Callable[[Tensor, float | Tensor], Tensor]:
+        """The denoiser for the images `indices`; `guidance` goes before the conditions' own scale."""
+        scale = self.conditions.guidance if guidance is None else guidance
+        if skips:
+            raise ConfigurationError("skip coefficients are for UNets that are called directly, not by a pipeline")
+        if scale != 1 and "guidance_scale" not in self.files.takes:
+            raise ConfigurationError(f"{self.files.pipeline.__name__} takes no guidance: leave it at 1, not {scale:g}")
+        if scale < 1 and not self.files.embeds_guidance:
+            raise ConfigurationError(f"guidance {scale:g}: pipelines guide from 1 on, which is none")
+
+        def call(x: Tensor, time: float | Tensor) -> Tensor:
+            if isinstance(time, Tensor) and time.ndim:
+                raise ConfigurationError("a pipeline has one time for the whole batch: use a schedule, or a fixed step")
+            self.calls += len(x)
+            self._puppet.ask(float(time), x)
+            self._scale = scale
+            caught = self._called(indices, scale)
+            assert isinstance(caught, Interrupted)
+            return caught.output[:, : x.shape[1]].to(x.dtype)
+
+        return call
+
+    def finish(self, points: Tensor, indices: Sequence[int]) -> Tensor:
+        """Images (B, C, H, W) of the last points, as the pipeline decodes them; of a video one frame.
+
+        Image i is frame i mod F of its video of F frames: over the images, each frame has its share.
+        """
+        self._puppet.ask(self.files.noise.time(self.files.noise.lambda_end), points, False)
+        made = self._called(indices, self._scale)
+        assert not isinstance(made, Interrupted)
+        images = np.asarray(made, np.float32)
+        if images.ndim == 5:
+            images = np.stack([video[i % len(video)] for i, video in zip(indices, images, strict=True)])
+        found = torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
+        self._check_size(found)
+        return found.to(points.device)
+
+    def _called(self, indices: Sequence[int], guidance: float) -> Any:
+        """Interrupted where the network was asked, images where the point was to be decoded."""
+        arguments = call_arguments(self.files, self.conditions, indices, guidance)
+        try:
+            with self._ears.during():
+                return self.pipe(**arguments)[0]
+        except Interrupted as caught:
+            return caught
+        except FewstepError:
+            raise
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise EvaluationError(f"{self.files.pipeline.__name__} failed: {reason}") from error
+
+    def _check_size(self, images: Tensor) -> None:
+        """EvaluationError where the pipeline makes other images than its configuration lets expect."""
+        made, expected = tuple(images.shape[1:]), (self.files.channels, *self.files.sides)
+        if made != expected:
+            raise EvaluationError(
+                f"{self.files.pipeline.__name__} makes images {made} where {expected} were expected: give its height "
+                "and width"
+            )

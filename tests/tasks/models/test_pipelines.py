@@ -1,0 +1,177 @@
+"""Whole pipelines as models: the images that their own call makes, from the same noise and by the same steps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
+
+from fewstep.errors import ConfigurationError, FewstepError, ModelError
+from fewstep.search_spaces.point import as_point
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.files import ZOO, find_model
+from fewstep.tasks.models.loading import Loading
+from fewstep.tasks.sampling.grids import parse_schedule
+from fewstep.tasks.sampling.noise import starting_noise
+from fewstep.tasks.sampling.stock import stock_schedule
+from fewstep.tasks.work import Subject, WorkerSettings
+from fewstep.tasks.worker import Worker
+
+Folder = Callable[[str], Path]
+# Of these, a thousand trained steps can be parted evenly, as a schedule needs it.
+STEPS = 4
+# Given to the pipeline by conditions of another name.
+ASKED = {"prompt", "negative_prompt", "guidance_scale"}
+
+
+def _conditions(arguments: dict[str, Any], place: Path) -> Conditions:
+    """What a family's call is given, as conditions say it; images are put into a folder each."""
+    call = []
+    for name, value in arguments.items():
+        if name in ASKED or name == "batch_size":
+            continue
+        if isinstance(value, list) and isinstance(value[0], Image.Image):
+            (place / name).mkdir(exist_ok=True)
+            for i, image in enumerate(value):
+                image.save(place / name / f"{i}.png")
+            call.append(f"{name}={place / name}")
+        else:
+            call.append(f"{name}={json.dumps(value)}")
+    negative = arguments.get("negative_prompt", "")
+    return Conditions(
+        prompts="\n".join(arguments.get("prompt", ())),
+        negative_prompt=negative if isinstance(negative, str) else negative[0],
+        guidance=arguments.get("guidance_scale", 1.0),
+        call=tuple(call),
+    )
+
+
+def _worker(folder: Path, conditions: Conditions, **more: Any) -> Worker:
+    return Worker(WorkerSettings(Subject(str(folder), "inception", conditions=conditions, **more)))
+
+
+def _images(worker: Worker, schedule: SolverSchedule, count: int = 2) -> torch.Tensor:
+    return worker.render(as_point(schedule), 0, 0, count)
+
+
+def _deterministic(scheduler: Any) -> Any:
+    """A scheduler of the same noise whose steps a schedule can be, from pure noise on."""
+    config = scheduler.config
+    if config.get("use_flow_sigmas") or "FlowMatch" in type(scheduler).__name__:
+        return FlowMatchEulerDiscreteScheduler(shift=config.get("flow_shift", config.get("shift", 1.0)))
+    kind = type(scheduler) if type(scheduler).__name__.startswith("CogVideoX") else DDIMScheduler
+    return kind.from_config(config, clip_sample=False, timestep_spacing="trailing")
+
+
+@pytest.mark.usefixtures("unlogged")
+@pytest.mark.parametrize(
+    "name",
+    ["animatediff", "cogvideox", "controlnet", "pixart_sigma", "sana", "sd", "sd3", "sd_v", "sdxl", "wan"],
+)
+def test_a_pipeline_makes_what_its_own_call_makes(
+    name: str, families: Any, family_folder: Folder, tmp_path: Path
+) -> None:
+    family, pipe = families.FAMILIES[name], families.build(name)
+    folder = tmp_path / "model"
+    shutil.copytree(family_folder(name), folder)
+    pipe.scheduler = _deterministic(pipe.scheduler)
+    pipe.scheduler.save_pretrained(folder / "scheduler")
+    arguments = family.arguments()
+    # A size has even Stable Diffusion called as a whole.
+    conditions = _conditions(arguments, tmp_path)
+    worker = _worker(folder, conditions)
+    assert worker.files.piped or "height" not in conditions.arguments
+    made = _images(worker, stock_schedule(worker.files.scheduler_config, STEPS))
+    assert worker.calls == 2 * STEPS
+    noise = starting_noise(0, 0, 2, worker.shape)
+    expected = families.run(family, pipe, STEPS, latents=noise)
+    if family.output == "frames":
+        expected = np.stack([video[i % len(video)] for i, video in enumerate(expected)])
+    np.testing.assert_allclose((made.permute(0, 2, 3, 1) + 1) / 2, expected, atol=2e-4)
+
+
+@pytest.mark.usefixtures("unlogged")
+@pytest.mark.parametrize("name", ["sd", "ldm"])
+def test_the_executor_alone_and_the_whole_pipeline_make_the_same_images(
+    name: str, families: Any, family_folder: Folder, tmp_path: Path
+) -> None:
+    arguments = families.FAMILIES[name].arguments()
+    asked = {k: v for k, v in arguments.items() if k in ASKED}
+    plain = _conditions(asked, tmp_path)
+    loading = Loading(enable=("attention-slicing",)) if name == "ldm" else Loading()
+    one = _worker(family_folder(name), plain)
+    other = _worker(family_folder(name), _conditions(arguments, tmp_path), loading=loading)
+    assert (one.files.piped, other.files.piped) == (False, True)
+    schedule = parse_schedule("unipc-2-bh2/karras-zero@3", one.files.noise)
+    torch.testing.assert_close(_images(one, schedule), _images(other, schedule), atol=2e-5, rtol=0)
+
+
+@pytest.mark.usefixtures("unlogged")
+def test_images_depend_on_their_index_alone(families: Any, family_folder: Folder, tmp_path: Path) -> None:
+    worker = _worker(family_folder("sdxl"), _conditions(families.FAMILIES["sdxl"].arguments(), tmp_path))
+    schedule = parse_schedule("ddim/uniform-t@2", worker.files.noise)
+    made = _images(worker, schedule, 3)
+    alone = worker.render(as_point(schedule), 0, 2, 1)
+    torch.testing.assert_close(made[2:], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.usefixtures("unlogged")
+def test_what_a_call_is_given_acts_or_is_refused(families: Any, family_folder: Folder, tmp_path: Path) -> None:
+    folder, asked = family_folder("sdxl"), Conditions(prompts="a red cat")
+    larger = asked.model_copy(update={"height": 24, "width": 24})
+    worker = _worker(folder, larger)
+    schedule = parse_schedule("ddim/uniform-t@1", worker.files.noise)
+    assert _images(worker, schedule, 1).shape == (1, 3, 24, 24)
+    assert larger.hash != asked.hash
+    with pytest.raises(ConfigurationError, match=r"takes no 'heigth': choose from .*height"):
+        _worker(folder, asked.model_copy(update={"call": ("heigth=24",)}))
+    with pytest.raises(ConfigurationError, match="needs prompts"):
+        _worker(folder, Conditions())
+    with pytest.raises(FewstepError, match=r"guidance 0\.5: pipelines guide from 1 on"):
+        _images(_worker(folder, asked.model_copy(update={"guidance": 0.5})), schedule, 1)
+    with pytest.raises(ConfigurationError, match="takes no 'image'"):
+        _worker(family_folder("ddpm"), Conditions(call=("image=x.png",)))
+    with pytest.raises(ConfigurationError, match="image is an argument of a pipeline's call"):
+        _worker(ZOO / "fashion-lfm", Conditions(call=("image=x.png",)))
+
+
+@pytest.mark.usefixtures("unlogged")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("kandinsky", "needs image_embeds"), ("controlnet", "image must be passed.*; give what it lacks as --call")],
+)
+def test_a_pipeline_that_lacks_an_argument_names_it(name: str, words: str, family_folder: Folder) -> None:
+    folder = family_folder(name)
+    conditions = Conditions(prompts="a red cat") if find_model(str(folder)).text else Conditions()
+    with pytest.raises(ConfigurationError, match=words):
+        _worker(folder, conditions)
+
+
+@pytest.mark.usefixtures("unlogged")
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_a_half_precision_model_is_another_one_near_the_first(name: str, family_folder: Folder) -> None:
+    folder, asked = family_folder(name), Conditions(prompts="a red cat")
+    exact, half = _worker(folder, asked), _worker(folder, asked, loading=Loading(dtype="bfloat16"))
+    assert exact.files.hash != half.files.hash
+    schedule = parse_schedule("ddim/uniform-t@2", exact.files.noise)
+    first, second = (_images(worker, schedule, 1) for worker in (exact, half))
+    assert second.dtype == torch.float32
+    assert 0 < (first - second).abs().mean() < 0.05
+
+
+def test_loading_that_only_pipelines_know_is_refused_without_one(family_folder: Folder) -> None:
+    folder = family_folder("sd")
+    assert find_model(str(folder), loading=Loading(enable=("vae-slicing",))).piped
+    with pytest.raises(ModelError, match="offload and enable are for pipelines"):
+        find_model(str(folder / "unet"), loading=Loading(offload="model"))
+    with pytest.raises(ModelError, match=r"has no enable_vae_slices: choose from .*vae_slicing"):
+        _worker(folder, Conditions(prompts="a cat"), loading=Loading(enable=("vae-slices",)))
