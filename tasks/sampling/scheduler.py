@@ -86,6 +86,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self._walk: Walk | None = None
         self._begin_index: int | None = None
+        self._scale_was_read = False
 
     @classmethod
     def from_schedules(
@@ -182,6 +183,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             raise ConfigurationError(
                 "the schedules start from different noise: call set_timesteps before the first step"
             )
+        self._scale_was_read = True
         return scales.pop()
 
     @property
@@ -205,8 +207,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """What the network is given in place of `sample` (B, ...); B may be doubled for guidance."""
-        walk = self._ready()
-        walk.arrive(timestep, self._begin_index, sample)
+        walk = self._arrived(timestep, sample)
         walk.prepared = walk.scaled = True
         return walk.model_input(sample)
 
@@ -233,8 +234,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
                 raise ConfigurationError(
                     f"{name}={shown}: leave it out, a schedule draws no noise and clips by its own threshold"
                 )
-        walk = self._ready()
-        walk.arrive(timestep, self._begin_index, sample)
+        walk = self._arrived(timestep, sample)
         following, x0 = walk.step(self._mean(model_output, sample), sample)
         return FewStepSchedulerOutput(following, x0) if return_dict else (following, x0)
 
@@ -276,9 +276,12 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
     # -- inside ---------------------------------------------------------------------------------------
 
-    def _ready(self) -> Walk:
+    def _arrived(self, timestep: Any, sample: Tensor) -> Walk:
+        """The run at `timestep`. Its noise comes scaled where `init_noise_sigma` was read since the last one."""
         if self._walk is None:
             raise ScheduleError("call set_timesteps before the first step")
+        self._walk.arrive(timestep, self._begin_index, sample, self._scale_was_read)
+        self._scale_was_read = False
         return self._walk
 
     def _prepared(self, walk: Walk) -> Callable[[Tensor], Tensor | None]:
@@ -289,7 +292,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             scheduler = ours()
             if scheduler is None or scheduler._walk is not walk or walk.is_over or walk.scaled:
                 return None
-            walk.arrive(None, scheduler._begin_index, sample)
+            scheduler._arrived(None, sample)
             if not walk.changes_input:
                 return None
             walk.prepared = True

@@ -30,7 +30,7 @@ class Walk:
     `times` are those told to the network, `sigmas` the noise's share of a flow, or its ratio to the signal, at each and
     at the end. `place` is the next step's place, None before the first. `prepared` says that the network's input of
     this step was made by `model_input`, `scaled` that the pipeline itself asks for it; `noised` that a sample was
-    noised for the first place.
+    noised for the first place. Pure noise that the pipeline did not scale to the prior is scaled here.
     """
 
     def __init__(
@@ -41,23 +41,23 @@ class Walk:
         self._first = 0 if self._tables.called[0] else 1
         self.times = self._tables.times[self._first :]
         self.lambdas = [node.lambda_ for node in nodes(schedule)][self._first :]
-        self.sigmas = [self._sigma(lambda_) for lambda_ in (*self.lambdas, schedule.lambdas[-1])]
+        self.sigmas = [sigma_of(lambda_, noise) for lambda_ in (*self.lambdas, schedule.lambdas[-1])]
         self.place: int | None = None
         self.prepared = self.scaled = self.noised = False
         self._program: Program | None = None
         self._held: dict[int, Tensor] = {}
-        self._node, self._idle, self._analytic = 0, 0, False
+        self._node, self._idle, self._analytic, self._factor = 0, 0, False, 1.0
 
     @property
     def changes_inputs(self) -> bool:
         """Whether the network is to be given anything but the sample at any step."""
-        return self._first > 0 or any(scale != 1.0 for scale in self._tables.input_scales)
+        return self._first > 0 or any(s != 1.0 for s in (self._tables.prior_scale, *self._tables.input_scales))
 
     @property
     def changes_input(self) -> bool:
         """Whether it is at this step, or will be later."""
         later = self._tables.input_scales[self._first + (self.place or 0) :]
-        return self._analytic or any(scale != 1.0 for scale in later)
+        return self._analytic or any(scale != 1.0 for scale in (self._factor, *later))
 
     @property
     def is_over(self) -> bool:
@@ -68,11 +68,14 @@ class Walk:
         """Where in `times` that time stands."""
         return [i for i, time in enumerate(self.times) if is_time(timestep, time)]
 
-    def arrive(self, timestep: Any, begin: int | None, sample: Tensor) -> None:
-        """Begin the run, at place `begin` or where `timestep` says, or check that `timestep` is the next one's."""
+    def arrive(self, timestep: Any, begin: int | None, sample: Tensor, is_scaled: bool = True) -> None:
+        """Begin the run, at place `begin` or where `timestep` says, or check that `timestep` is the next one's.
+
+        `is_scaled`: whether pure noise comes scaled to the prior.
+        """
         told = None if timestep is None else _one(timestep)
         if self.place is None or (self.is_over and told is not None and is_time(told, self.times[0])):
-            self._begin(self._place(told, begin), sample)
+            self._begin(self._place(told, begin), sample, is_scaled)
         if self.is_over:
             raise ScheduleError(f"all {len(self.times)} steps are done: call set_timesteps before the next run")
         assert self.place is not None
@@ -85,7 +88,7 @@ class Walk:
     def model_input(self, sample: Tensor) -> Tensor:
         """What the network is given at this step in place of `sample`, whose batch may be doubled."""
         scale = self._tables.input_scales[self._first + (self.place or 0)]
-        if not self._analytic and scale == 1.0:
+        if not self._analytic and scale == self._factor == 1.0:
             return sample
         return (self._at(sample) * scale).to(sample.dtype)
 
@@ -95,11 +98,15 @@ class Walk:
         here = self._first + self.place
         if not self.prepared and (self._analytic or self._tables.input_scales[here] != 1.0):
             raise ScheduleError("the schedule changes the network's input: give it what scale_model_input returns")
+        if not self.prepared:
+            # The network saw the sample as it is.
+            self._factor = 1.0
         node, given = self._at(sample), wide(output)
         if self._idle:
             self._idle, following = self._idle - 1, node
         else:
             following, given = self._row(node, given, wide(sample))
+        self._factor = 1.0
         self.place, self.prepared = self.place + 1, False
         x0_x, x0_o = self._tables.clean[here]
         x0 = following if self.is_over else x0_x * node + x0_o * given
@@ -109,7 +116,7 @@ class Walk:
         program, k = self._program, self._node
         assert program is not None
         if self._analytic:
-            self._held[0], self._analytic = sample, False
+            self._held[0], self._analytic = sample * self._factor, False
         self._held[2 * k] = node
         self._held[2 * k + 1] = output = program.limited(k, node, output)
         following = program.next_node(k, self._held)
@@ -122,8 +129,8 @@ class Walk:
         """The current node: `sample`, but before an analytic first step the node that this step makes of it."""
         if self._analytic:
             assert self._program is not None
-            return self._program.next_node(0, {0: wide(sample)})
-        return wide(sample)
+            return self._program.next_node(0, {0: wide(sample) * self._factor})
+        return wide(sample) if self._factor == 1.0 else wide(sample) * self._factor
 
     def _place(self, told: float | None, begin: int | None) -> int:
         if told is None:
@@ -134,10 +141,12 @@ class Walk:
             raise ScheduleError(f"time {told:.6g} is none of this run's, which are {times}")
         return begin if begin in there else there[0]
 
-    def _begin(self, place: int, sample: Tensor) -> None:
+    def _begin(self, place: int, sample: Tensor, is_scaled: bool) -> None:
         self.place, self._held, self._node, self._idle = place, {}, 0, 0
         tables: SolverTables | None = self._tables
-        self._analytic = place == 0 and self._first > 0 and not self.noised
+        pure = place == 0 and not self.noised
+        self._factor = self._tables.prior_scale if pure and not is_scaled else 1.0
+        self._analytic = pure and self._first > 0
         if self._analytic:
             self._node = 1
         elif place or self._first:
@@ -148,9 +157,11 @@ class Walk:
             _check_shape(tables, sample)
             self._program = Program(tables, sample.device)
 
-    def _sigma(self, lambda_: float) -> float:
-        alpha, sigma = self._noise.alpha_sigma(lambda_)
-        return sigma if isinstance(self._noise, FlowMatching) else sigma / alpha
+
+def sigma_of(lambda_: float, noise: NoiseSchedule) -> float:
+    """The noise's share of a flow, or its ratio to the signal: what diffusers and others call sigma."""
+    alpha, sigma = noise.alpha_sigma(lambda_)
+    return sigma if isinstance(noise, FlowMatching) else sigma / alpha
 
 
 def is_time(told: float, time: float) -> bool:
