@@ -35,44 +35,55 @@ DIGITS = 6
 class Plain:
     """A list of `sigmas`, ending in zero, under one of SAMPLERS, and the same as a schedule.
 
-    A sigma is the noise's share of a flow and its ratio to the signal elsewhere, as these tools mean it.
+    A sigma is the noise's share of a flow and its ratio to the signal elsewhere, as these tools mean it. `python` runs
+    the list in a diffusers pipeline called `pipe`, if it can; some of these take whole timesteps alone (`rounded`).
     """
 
     sampler: str
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
     schedule: SolverSchedule
+    python: tuple[str, ...] = ()
+    rounded: bool = False
 
 
 def plain_lists(schedule: SolverSchedule, noise: NoiseSchedule) -> list[Plain]:
     """The calls' times of `schedule` under each sampler; ConfigurationError where they are no falling list."""
     lambdas = called(schedule)
-    # They are written with a few digits, and what is measured is what is written.
-    sigmas = [float(f"{sigma_of(lambda_, noise):.{DIGITS}g}") for lambda_ in lambdas]
-    written = (*(lambda_of(sigma, noise) for sigma in sigmas), math.inf)
-    times = tuple(float(f"{noise.time(lambda_):.{DIGITS}g}") for lambda_ in lambdas)
-    return [
-        Plain(name, (*sigmas, 0.0), times, on_times(solver, written, schedule, f"{name} on its times"))
-        for name, (solver, _) in SAMPLERS.items()
-    ]
+    # What is measured is what is written, and that has a few digits.
+    sigmas = tuple(_short(sigma_of(lambda_, noise)) for lambda_ in lambdas)
+    times = tuple(_short(noise.time(lambda_)) for lambda_ in lambdas)
+    found = []
+    for name, (solver, _) in SAMPLERS.items():
+        equal = on_times(solver, (*(lambda_of(sigma, noise) for sigma in sigmas), math.inf), schedule, f"{name} list")
+        found.append(Plain(name, (*sigmas, 0.0), times, equal, _euler(sigmas, noise) if name == "euler" else ()))
+    whole = [round(time) for time in times]
+    if isinstance(noise, DiscreteVP) and len(set(whole)) == len(whole):
+        rounded = tuple(noise.lambda_at(float(time)) for time in whole)
+        equal = on_times("dpmpp-2m", (*rounded, math.inf), schedule, f"dpmpp_2m at {whole}")
+        settings = 'algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero", thresholding=False'
+        python = (_scheduler("DPMSolverMultistep", settings), f"pipe(..., timesteps={whole})")
+        sigmas = tuple(_short(sigma_of(lambda_, noise)) for lambda_ in rounded)
+        found.append(Plain("dpmpp_2m", (*sigmas, 0.0), tuple(map(float, whole)), equal, python, rounded=True))
+    return found
 
 
-def diffusers_lines(plain: Plain, noise: NoiseSchedule) -> list[str]:
-    """Python that runs the list in a diffusers pipeline called `pipe`; none where diffusers' class takes no list."""
-    if plain.sampler == "euler" and isinstance(noise, FlowMatching):
-        return [
-            "pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, shift=1.0, "
-            "use_dynamic_shifting=False, shift_terminal=None, use_karras_sigmas=False, use_exponential_sigmas=False, "
-            "use_beta_sigmas=False)",
-            f"pipe(..., sigmas={list(plain.sigmas[:-1])})",
-        ]
-    if plain.sampler == "euler" and isinstance(noise, DiscreteVP):
-        return [
-            "pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, "
-            "use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False)",
-            f"pipe(..., sigmas={list(plain.sigmas)})",
-        ]
-    return []
+def _euler(sigmas: tuple[float, ...], noise: NoiseSchedule) -> tuple[str, ...]:
+    if isinstance(noise, FlowMatching):
+        settings = "shift=1.0, use_dynamic_shifting=False, shift_terminal=None, stochastic_sampling=False"
+        return _scheduler("FlowMatchEulerDiscrete", settings), f"pipe(..., sigmas={list(sigmas)})"
+    if isinstance(noise, DiscreteVP):
+        return _scheduler("EulerDiscrete", 'timestep_type="discrete"'), f"pipe(..., sigmas={[*sigmas, 0.0]})"
+    return ()
+
+
+def _scheduler(name: str, settings: str) -> str:
+    grids = "".join(f", use_{kind}_sigmas=False" for kind in ("karras", "exponential", "beta"))
+    return f"pipe.scheduler = diffusers.{name}Scheduler.from_config(pipe.scheduler.config, {settings}{grids})"
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def measured_plain(
@@ -99,8 +110,16 @@ def measured_plain(
             reasons.append(f"{option.sampler}: {error}")
     if not chosen:
         raise ConfigurationError(f"schedule {schedule.name or schedule.hash} has no plain list: {'; '.join(reasons)}")
-    best = min(chosen)[2]
     own = render(schedule, REPORT_SEED)
+
+    def distance(plain: Plain) -> float:
+        return _distance(own, render(plain.schedule, REPORT_SEED))
+
+    best = min(chosen)[2]
+    if rest := [entry for entry in chosen if not entry[2].rounded]:
+        best = min(rest)[2]
+    runs = [entry for entry in chosen if entry[2].python]
+    python = min(runs)[2] if runs else None
     return best, {
         "nfe": schedule.nfe,
         "sampler": best.sampler,
@@ -108,9 +127,9 @@ def measured_plain(
         "sigmas": list(best.sigmas),
         "timesteps": list(best.timesteps),
         "guidance": schedule.guidance,
-        "diffusers": diffusers_lines(best, noise),
-        "distance": _distance(own, render(best.schedule, REPORT_SEED)),
+        "distance": distance(best),
         "unrelated": _distance(own, own.roll(1, 0)),
+        "diffusers": {"lines": list(python.python), "distance": distance(python)} if python else None,
         "images": images,
         "seed": REPORT_SEED,
     }
@@ -121,11 +140,13 @@ def lines(row: Mapping[str, Any]) -> list[str]:
     sigmas = ", ".join(f"{sigma:g}" for sigma in row["sigmas"])
     loss = row["loss"]["loss"] if "loss" in row else None
     measured = "" if loss is None else f", {row['loss']['metric']} {loss:+.1%}"
-    return [
+    found = [
         f"NFE {row['nfe']}: sampler {row['sampler']} (A1111: {row['a1111']}), sigmas {sigmas}",
         f"  its images are {row['distance']:.4f} from the schedule's (unrelated ones {row['unrelated']:.4f}){measured}",
-        *(f"  {line}" for line in row["diffusers"]),
     ]
+    if python := row["diffusers"]:
+        found += [f"  in diffusers, {python['distance']:.4f} from them: {'; '.join(python['lines'])}"]
+    return found
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
