@@ -47,18 +47,27 @@ def calling_pipeline() -> Caller | None:
     return None
 
 
-def prepare_input(pipeline: Any, scheduler: Any, prepared: Callable[[Tensor], Tensor | None]) -> None:
+def prepare_input(
+    pipeline: Any, scheduler: Any, prepared: Callable[[Tensor], Tensor | None], spared: Callable[[], bool]
+) -> None:
     """Hand a pipeline's networks `prepared(sample)` in place of the sample, until that is None.
 
-    That ends too when the pipeline gets another scheduler. ScheduleError where a network is not given the sample.
+    That ends too when the pipeline gets another scheduler. ScheduleError where a network is not given the sample, but
+    where it is `spared`: it then sees what it is given.
     """
     owner, ours = weakref.ref(pipeline), weakref.ref(scheduler)
     for name, network in pipeline.components.items():
         if isinstance(network, torch.nn.Module) and name.startswith(NETWORKS):
-            _hook(network, owner, ours, prepared)
+            _hook(network, owner, ours, prepared, spared)
 
 
-def _hook(network: torch.nn.Module, owner: Any, ours: Any, prepared: Callable[[Tensor], Tensor | None]) -> None:
+def _hook(
+    network: torch.nn.Module,
+    owner: Any,
+    ours: Any,
+    prepared: Callable[[Tensor], Tensor | None],
+    spared: Callable[[], bool],
+) -> None:
     def before(_: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         pipeline = owner()
         sample = _sample_of(pipeline) if pipeline is not None and pipeline.scheduler is ours() else None
@@ -70,9 +79,15 @@ def _hook(network: torch.nn.Module, owner: Any, ours: Any, prepared: Callable[[T
             return None
         name = next((name for name in INPUTS if name in named), None)
         given = arguments[0] if arguments else named.get(name or "")
-        if not isinstance(given, Tensor):
-            raise ScheduleError(f"{type(network).__name__} is not called with a sample: call scale_model_input first")
-        changed = _exchanged(given, sample, wanted, type(network).__name__)
+        changed = _exchanged(given, sample, wanted) if isinstance(given, Tensor) else None
+        if changed is None and spared():
+            handle.remove()
+            return None
+        if changed is None:
+            raise ScheduleError(
+                f"{type(network).__name__} is not given the sample itself, which the schedule needs to change: use a "
+                "schedule whose first call is the model's, or call scale_model_input before the network"
+            )
         if arguments:
             return (changed, *arguments[1:]), named
         return arguments, {**named, str(name): changed}
@@ -80,8 +95,11 @@ def _hook(network: torch.nn.Module, owner: Any, ours: Any, prepared: Callable[[T
     handle = network.register_forward_pre_hook(before, with_kwargs=True)
 
 
-def _exchanged(given: Tensor, sample: Tensor, wanted: Tensor, network: str) -> Tensor:
-    """`given` with `wanted` where `sample` is: all of it, or its first part along one dimension; once or doubled."""
+def _exchanged(given: Tensor, sample: Tensor, wanted: Tensor) -> Tensor | None:
+    """`given` with `wanted` where `sample` is: all of it, or its first part along one dimension; once or doubled.
+
+    None where it is not there.
+    """
     sizes = [i for i in range(1, sample.ndim) if given.ndim == sample.ndim and given.shape[i] != sample.shape[i]]
     repeats = len(given) // len(sample) if given.ndim == sample.ndim else 0
     if len(sizes) <= 1 and repeats * len(sample) == len(given) and repeats:
@@ -92,10 +110,7 @@ def _exchanged(given: Tensor, sample: Tensor, wanted: Tensor, network: str) -> T
             where = changed.narrow(sizes[0], 0, sample.shape[sizes[0]]) if sizes else changed
             where.copy_(wanted.to(given).repeat(repeats, *(1,) * (sample.ndim - 1)))
             return changed
-    raise ScheduleError(
-        f"{network} is not given the sample itself, which the schedule needs to change: use a schedule whose first "
-        "call is the model's, or call scale_model_input before the network"
-    )
+    return None
 
 
 def _sample_of(pipeline: Any) -> Tensor | None:

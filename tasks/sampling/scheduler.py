@@ -171,7 +171,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         self.sigmas = torch.tensor(walk.sigmas, dtype=torch.float32)
         caller = calling_pipeline()
         if walk.changes_inputs and caller is not None and getattr(caller.pipeline, "scheduler", None) is self:
-            prepare_input(caller.pipeline, self, self._prepared(walk))
+            prepare_input(caller.pipeline, self, self._prepared(walk), walk.spare)
 
     @property
     def init_noise_sigma(self) -> float:

@@ -22,6 +22,7 @@ from fewstep.tasks.sampling.compile import Compiler, SolverTables, compile_sched
 from fewstep.tasks.sampling.execute import Program
 
 TIME_TOLERANCE = 1e-3
+NEARLY = 0.01
 
 
 class Walk:
@@ -58,6 +59,13 @@ class Walk:
         """Whether it is at this step, or will be later."""
         later = self._tables.input_scales[self._first + (self.place or 0) :]
         return self._analytic or any(scale != 1.0 for scale in (self._factor, *later))
+
+    def spare(self) -> bool:
+        """Whether the network may see the sample as it is at this step, for a prior that is nearly of its size."""
+        scale = self._tables.input_scales[self._first + (self.place or 0)]
+        spared = not self._analytic and scale == 1.0 and abs(self._factor - 1.0) <= NEARLY
+        self.prepared = self.prepared and not spared
+        return spared
 
     @property
     def is_over(self) -> bool:

@@ -19,7 +19,7 @@ from diffusers import (
 )
 
 import fewstep
-from fewstep.errors import ConfigurationError
+from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.search_spaces.schedule import SolverSchedule, Step
 from fewstep.search_spaces.schedule.corrections import Corrections
 from fewstep.tasks.models.from_diffusers import config_of, from_diffusers, prediction_type
@@ -243,3 +243,25 @@ def test_pure_noise_is_scaled_to_the_prior_once(name: str, families: Any, monkey
         families.run(family, pipe, 2, latents=x * pipe.scheduler.init_noise_sigma)
         torch.testing.assert_close(seen[0][-2:], noise.prior_scale(lambdas[0]) * x)
         seen.clear()
+
+
+@pytest.mark.parametrize(("first", "spared"), [("model", True), ("zero_x0", False)])
+def test_a_network_that_is_not_given_the_sample(first: str, spared: bool, families: Any) -> None:
+    """A schedule that needs another input there says so; a prior of nearly unit size is let be."""
+    pipe = families.build("sd3")
+    noise = from_diffusers(pipe.scheduler)
+    schedule = preset_on_grid("dpmpp-2m/uniform-lambda", noise, 3).model_copy(update={"first_call": first})
+    assert noise.prior_scale(schedule.lambdas[0]) == pytest.approx(0.999)
+    pipe.scheduler = FewStepScheduler.from_schedules(schedule, pipe.scheduler)
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda _module, given, named: (given, {**named, "hidden_states": named["hidden_states"] + 0.1}),
+        with_kwargs=True,
+    )
+    if spared:
+        assert np.isfinite(_counted(families, "sd3", pipe, schedule.nfe)[0]).all()
+    else:
+        with pytest.raises(ScheduleError, match="not given the sample itself"):
+            _counted(families, "sd3", pipe, schedule.nfe)
+    handle.remove()
+    _counted(families, "sd3", pipe, schedule.nfe)
+    assert not [name for name in pipe.transformer._forward_pre_hooks if name != handle.id]
