@@ -26,6 +26,8 @@ _HOMES = {
     "load_schedule": "search_spaces.schedule",
     "load_quantized": "tasks.quantization.storage",
     "FewStepScheduler": "tasks.sampling.scheduler",
+    # diffusers looks for it where a saved pipeline's scheduler is defined, to know how that is loaded.
+    "SchedulerMixin": "tasks.sampling.scheduler",
 }
 
 __all__ = [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from fewstep.pipeline.campaign import evaluate
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.presets import preset
+from fewstep.search_spaces.schedule.restart import nodes
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.work import Subject
@@ -21,6 +24,7 @@ SOLVERS = {1: "ddim", 2: "dpmpp-2m", 3: "dpmpp-3m"}
 
 SELECTION_SEED, REPORT_SEED = 0, 1_000_003
 SELECTION_IMAGES = 2000
+ONE_CALL = "stock schedulers call the network once at each of a falling list of"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,20 @@ class Projection:
     config: dict[str, Any]
     timesteps: tuple[int, ...]
     schedule: SolverSchedule
+
+
+def called(schedule: SolverSchedule) -> tuple[float, ...]:
+    """Lambda at every call; ConfigurationError where they do not rise, as those of stock schedulers do."""
+    points = [node.lambda_ for node in nodes(schedule)]
+    lambdas = tuple(points if schedule.first_call == "model" else points[1:])
+    if any(not a < b for a, b in itertools.pairwise(lambdas)):
+        raise ConfigurationError(f"schedule {schedule.name or schedule.hash} has no projection: {ONE_CALL} times")
+    return lambdas
+
+
+def on_times(solver: str, lambdas: Sequence[float], schedule: SolverSchedule, name: str) -> SolverSchedule:
+    """A preset on the times that are left of `schedule`, guided as that is."""
+    return preset(solver, lambdas).model_copy(update={"name": name, "guidance": schedule.guidance})
 
 
 def projections(schedule: SolverSchedule, files: ModelFiles) -> list[Projection]:
@@ -45,13 +63,9 @@ def projections(schedule: SolverSchedule, files: ModelFiles) -> list[Projection]
             f"{files.name}: a projection onto stock schedulers needs a variance-preserving model with discrete "
             "timesteps; use the exported FewStepScheduler"
         )
-    called = schedule.lambdas[:-1] if schedule.first_call == "model" else schedule.lambdas[1:-1]
-    own = tuple(round(noise.time(lambda_)) for lambda_ in called)
-    if len(set(own)) < len(own) or schedule.nfe != len(own):
-        raise ConfigurationError(
-            f"schedule {schedule.name or schedule.hash} has no projection: stock schedulers call the network once at "
-            "each of a falling list of whole timesteps"
-        )
+    own = tuple(round(noise.time(lambda_)) for lambda_ in called(schedule))
+    if len(set(own)) < len(own):
+        raise ConfigurationError(f"schedule {schedule.name or schedule.hash} has no projection: {ONE_CALL} whole times")
     start = round(noise.time(noise.lambda_start))
     found = []
     for timesteps in dict.fromkeys((own, (start, *own[1:]))):
@@ -64,7 +78,7 @@ def projections(schedule: SolverSchedule, files: ModelFiles) -> list[Projection]
                 "use_karras_sigmas": False,
                 "thresholding": False,
             }
-            equal = preset(solver, lambdas).model_copy(update={"name": f"{solver} at {list(timesteps)}"})
+            equal = on_times(solver, lambdas, schedule, f"{solver} at {list(timesteps)}")
             found.append(Projection("DPMSolverMultistepScheduler", config, timesteps, equal))
     return found
 
@@ -89,18 +103,32 @@ def measured_projection(
     if not selected:
         raise ConfigurationError(f"schedule {schedule.name or schedule.hash}: none of its projections can be sampled")
     best = min(selected)[2]
-    own, stock = evaluate(subject, [schedule, best.schedule], images, REPORT_SEED, root, execution)
-    assert own.value is not None
-    assert stock.value is not None
     return {
         "nfe": schedule.nfe,
         "scheduler": best.scheduler,
         "config": best.config,
         "timesteps": list(best.timesteps),
+        **measured_loss(schedule, best.schedule, subject, images, root, execution),
+    }
+
+
+def measured_loss(
+    schedule: SolverSchedule,
+    stock: SolverSchedule,
+    subject: Subject,
+    images: int,
+    root: Path,
+    execution: ExecutionSettings,
+) -> dict[str, Any]:
+    """Frechet distances of a schedule and of what stands in its place, on the report noise, and the loss as a share."""
+    own, other = evaluate(subject, [schedule, stock], images, REPORT_SEED, root, execution)
+    assert own.value is not None
+    assert other.value is not None
+    return {
         "metric": own.features,
         "fewstep": {"value": own.value, "low": own.low, "high": own.high},
-        "stock": {"value": stock.value, "low": stock.low, "high": stock.high},
-        "loss": stock.value / own.value - 1.0,
+        "stock": {"value": other.value, "low": other.low, "high": other.high},
+        "loss": other.value / own.value - 1.0,
         "images": images,
         "seed": REPORT_SEED,
     }

@@ -1,4 +1,4 @@
-"""`fewstep export`: found schedules as a diffusers scheduler, and the nearest stock scheduler."""
+"""`fewstep export`: found schedules as a diffusers scheduler, as plain lists, and the nearest stock scheduler."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def command(
     study: Annotated[Path | None, typer.Option(help="directory of a finished search: all its schedules")] = None,
     schedule: Annotated[list[Path] | None, typer.Option(help="a schedule's JSON file; may be repeated")] = None,
     stock: Annotated[bool, typer.Option("--stock", help="also find and measure stock schedulers")] = False,
+    sigmas: Annotated[bool, typer.Option("--sigmas", help="also write plain lists of sigmas and timesteps")] = False,
     images: Annotated[int, typer.Option(min=750, max=MOST_IMAGES, help="images of the measurement")] = 5000,
     tables: Annotated[Path, into(help="tables that keep the measurements", check=folder)] = Path("runs/evaluations"),
     as_json: AsJson = False,
@@ -43,11 +44,14 @@ def command(
     """Write a FewStepScheduler that any diffusers pipeline of this model can use.
 
     With --stock, stock.json names for each schedule the stock scheduler and timesteps that come nearest, with
-    both Frechet distances measured on the same fresh noise: what is lost without fewstep at run time.
+    both Frechet distances measured on the same fresh noise: what is lost without fewstep at run time. With --sigmas,
+    sigmas.json holds for each schedule what of it can be pasted into ComfyUI, A1111, k-diffusion or a pipeline's call,
+    with the distance that the images move by, and for a study or --features the Frechet distances.
     """
     from fewstep.files import write_text
     from fewstep.pipeline.api import subject_of
-    from fewstep.pipeline.projection import measured_projection
+    from fewstep.pipeline.plain import lines, measured_plain
+    from fewstep.pipeline.projection import measured_loss, measured_projection
     from fewstep.search_spaces.schedule import load_schedule
     from fewstep.tasks.models.statistics import ModelStatistics
     from fewstep.tasks.sampling.scheduler import FewStepScheduler
@@ -73,8 +77,17 @@ def command(
         for calls in sorted(made.schedules):
             rows.append(measured_projection(made.schedules[calls], subject, images, tables, execution))
         write_text(out / "stock.json", json.dumps(rows, indent=2) + "\n")
+    plain = []
+    if sigmas:
+        for calls in sorted(made.schedules):
+            best, row = measured_plain(made.schedules[calls], subject, execution)
+            if study is not None or "features" in asked:
+                loss = measured_loss(made.schedules[calls], best.schedule, subject, images, tables, execution)
+                row = {**row, "loss": loss}
+            plain.append(row)
+        write_text(out / "sigmas.json", json.dumps(plain, indent=2) + "\n")
     if as_json:
-        print_json({"folder": out, "nfes": sorted(made.schedules), "stock": rows})
+        print_json({"folder": out, "nfes": sorted(made.schedules), "stock": rows, "sigmas": plain})
         return
     typer.echo(f"{out}: a scheduler for {', '.join(str(n) for n in sorted(made.schedules))} steps. Use it:")
     typer.echo(f"  pipe.scheduler = fewstep.FewStepScheduler.from_pretrained({str(out)!r})")
@@ -84,6 +97,9 @@ def command(
             f"{row['config']['solver_order']}, timesteps {row['timesteps']}: {_span(row['stock'])}, "
             f"{row['loss']:+.1%}"
         )
+    for row in plain:
+        for line in lines(row):
+            typer.echo(line)
     _warn(schedules)
 
 

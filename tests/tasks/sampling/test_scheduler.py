@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +88,7 @@ def _run_ddpm(pipeline: Any, steps: int) -> npt.NDArray[np.float32]:
 @pytest.mark.parametrize("kind", ["plain", "analytic first step", "threshold", "implicit", "corrected end"])
 def test_a_ddpm_pipeline_makes_our_images(kind: str, ddpm: DDPMPipeline, tiny_ddpm: Path, tmp_path: Path) -> None:
     schedule = _schedules(tiny_ddpm)[kind]
-    # This pipeline never calls scale_model_input: an analytic first step costs it one call that is ignored.
-    steps = schedule.nfe + (schedule.first_call != "model")
+    steps = schedule.nfe
     ddpm.scheduler = FewStepScheduler.from_schedules(schedule, ddpm.scheduler)
     expected = _own(tiny_ddpm, schedule)
     np.testing.assert_allclose(_run_ddpm(ddpm, steps), expected, atol=1e-5)
@@ -99,13 +100,13 @@ def test_a_ddpm_pipeline_makes_our_images(kind: str, ddpm: DDPMPipeline, tiny_dd
     np.testing.assert_allclose(_run_ddpm(loaded, steps), expected, atol=1e-5)
 
 
-def test_without_the_spare_step_an_analytic_first_step_is_refused_not_wrong(
-    ddpm: DDPMPipeline, tiny_ddpm: Path
-) -> None:
+def test_an_input_that_a_loop_of_ones_own_does_not_prepare_is_refused_not_wrong(tiny_ddpm: Path) -> None:
     schedule = _schedules(tiny_ddpm)["analytic first step"]
-    ddpm.scheduler = FewStepScheduler.from_schedules(schedule, ddpm.scheduler)
-    with pytest.raises(ScheduleError, match="num_inference_steps=4, whose first output is ignored"):
-        _run_ddpm(ddpm, schedule.nfe)
+    scheduler = FewStepScheduler.from_schedules(schedule, DDPMScheduler())
+    x = torch.zeros(1, 3, 8, 8)
+    scheduler.set_timesteps(schedule.nfe)
+    with pytest.raises(ScheduleError, match="scale_model_input"):
+        scheduler.step(x, scheduler.timesteps[0], x)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
@@ -206,9 +207,10 @@ def test_what_cannot_be_done_is_said() -> None:
     with pytest.raises(ConfigurationError, match="holds schedules for 4 steps"):
         scheduler.set_timesteps(5)
     scheduler.set_timesteps(4)
-    with pytest.raises(ScheduleError, match="whole and in order"):
-        scheduler.step(x, scheduler.timesteps[1], x)
-    for t in scheduler.timesteps:
+    scheduler.step(x, scheduler.timesteps[0], x)
+    with pytest.raises(ScheduleError, match="in order"):
+        scheduler.step(x, scheduler.timesteps[2], x)
+    for t in scheduler.timesteps[1:]:
         scheduler.step(x, t, x)
     with pytest.raises(ScheduleError, match="all 4 steps are done"):
         scheduler.step(x, scheduler.timesteps[-1], x)
@@ -285,3 +287,165 @@ def test_a_base_that_is_no_scheduler_is_refused(name: object) -> None:
 def test_a_zero_snr_noise_prediction_is_no_base() -> None:
     with pytest.raises(ConfigurationError, match="zero terminal SNR"):
         _found(DDIMScheduler(rescale_betas_zero_snr=True))
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 6), (2, 3, 2, 4, 4)], ids=["packed", "video"])
+def test_samples_have_any_shape(shape: tuple[int, ...]) -> None:
+    base = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    schedule = preset_on_grid("unipc-3-bh2/uniform-t-zero", from_diffusers(base), 5)
+    scheduler = FewStepScheduler.from_schedules(schedule.model_copy(update={"first_call": "zero_x0"}), base)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    flat = _walk(scheduler, 4, x.flatten(1), lambda x, t: torch.tanh(x))
+    torch.testing.assert_close(_walk(scheduler, 4, x, lambda x, t: torch.tanh(x)).flatten(1), flat, rtol=0, atol=0)
+
+
+def test_statistics_of_pixels_are_of_one_shape() -> None:
+    schedule = preset_on_grid("dpmpp-2m/karras-zero", from_diffusers(DDPMScheduler()), 4)
+    schedule = schedule.model_copy(update={"first_call": "mean_x0"})
+    mean = ModelStatistics(mean=np.ones((3, 4, 4), np.float32))
+    scheduler = FewStepScheduler.from_schedules(schedule, DDPMScheduler(), mean)
+    with pytest.raises(ConfigurationError, match="per pixel of 3x4x4, the sample is 3x2x4x4"):
+        _walk(scheduler, 3, torch.zeros(2, 3, 2, 4, 4), lambda x, t: x)
+
+
+def test_the_steps_asked_for_in_diffusers_other_ways() -> None:
+    base = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    schedule = preset_on_grid("dpmpp-2m/uniform-t-zero", from_diffusers(base), 4)
+    scheduler = FewStepScheduler.from_schedules(schedule, base)
+    scheduler.set_timesteps(4, mu=0.6)
+    times, own = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
+    assert own == pytest.approx([*(t / 1000 for t in times), 0.0])
+    even = np.linspace(1.0, 1 / 4, 4)
+    whole = np.linspace(1000, 1, 4).astype(int)
+    for asked in (
+        {"sigmas": even},
+        {"sigmas": np.linspace(1, 0, 5)[:-1].tolist()},
+        {"sigmas": torch.tensor([*even, 0.0])},
+        {"sigmas": even, "num_inference_steps": 4},
+        {"sigmas": own},
+        {"timesteps": times},
+        # As CogView4's pipeline does.
+        {"timesteps": whole, "sigmas": whole / 1000},
+    ):
+        scheduler.set_timesteps(**asked)
+        assert scheduler.timesteps.tolist() == times
+    for asked, message in (
+        ({"sigmas": [1.0, 0.9, 0.5, 0.1]}, "own times"),
+        ({"sigmas": [0.6, 0.45, 0.3, 0.15]}, "own times"),
+        ({"sigmas": [1.0, 0.9, 0.8, 0.7]}, "own times"),
+        ({"timesteps": [1000, 750, 500, 250]}, "own times"),
+        ({"timesteps": [1000, 750], "num_inference_steps": 4}, r"ask for \[2, 4\] steps"),
+        ({"sigmas": [1.0, math.nan, 0.5, 0.1]}, "finite numbers"),
+        ({"sigmas": 0.5}, "finite numbers"),
+        ({"num_inference_steps": 4.0}, "whole number"),
+        ({"num_inference_steps": 4, "mu": math.nan}, "mu=nan"),
+        ({"num_inference_steps": 4, "original_inference_steps": 50}, "original_inference_steps=50"),
+        ({}, "how many steps"),
+        ({"sigmas": [1.0, 2 / 3, 1 / 3]}, "3 sigmas: this scheduler holds schedules for 4 steps"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            scheduler.set_timesteps(**asked)
+
+
+@pytest.mark.parametrize("stock", STOCK, ids=lambda stock: type(stock).__name__)
+def test_noise_is_added_at_the_times_of_a_run_and_of_the_model(stock: Any) -> None:
+    found = _found(stock)
+    found.set_timesteps(4)
+    x, noise = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    for i, (time, sigma) in enumerate(zip(found.timesteps, found.sigmas, strict=False)):
+        flow = isinstance(stock, FlowMatchEulerDiscreteScheduler)
+        preserving = hasattr(stock, "alphas_cumprod")
+        norm = float((1 + sigma**2) ** 0.5) if preserving else 1.0
+        expected = ((1 - sigma) * x + sigma * noise) if flow else (x + sigma * noise) / norm
+        torch.testing.assert_close(found.add_noise(x, noise, time[None]), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.scale_noise(x, time[None], noise), expected, rtol=1e-4, atol=1e-4)
+        assert found.step_index is None
+        assert i < 4
+    half = found.add_noise(x.half(), noise.half(), found.timesteps[1:2])
+    assert half.dtype == torch.float16
+    with pytest.raises(ConfigurationError, match="needs the noise"):
+        found.scale_noise(x, found.timesteps[:1])
+
+
+def test_what_pipelines_read_off_a_scheduler_is_the_models() -> None:
+    stock = STOCK[0]
+    found = _found(stock)
+    torch.testing.assert_close(found.alphas_cumprod, stock.alphas_cumprod)
+    assert not hasattr(found, "shift")
+    assert DDIMScheduler in found.compatibles
+    assert diffusers.EulerDiscreteScheduler in found.compatibles
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    made = FewStepScheduler.from_schedules(preset_on_grid("ddim/uniform-t", from_diffusers(flow), 4), flow)
+    assert made.shift == 3.0
+    assert not hasattr(made, "alphas_cumprod")
+    assert FlowMatchEulerDiscreteScheduler in made.compatibles
+
+
+def test_a_run_begins_where_the_pipeline_says() -> None:
+    """By set_begin_index, or by the first time that is stepped at; a finished run may begin anew."""
+    found = _found(STOCK[0])
+    x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def run(first: int, said: bool) -> torch.Tensor:
+        sample = x
+        if said:
+            found.set_begin_index(first)
+        for t in found.timesteps[first:]:
+            sample = found.step(torch.tanh(sample), t, sample).prev_sample
+        return sample
+
+    found.set_timesteps(4)
+    whole = run(0, False)
+    torch.testing.assert_close(run(0, False), whole, rtol=0, atol=0)
+    late = []
+    for said in (False, True):
+        found.set_timesteps(4)
+        late.append(run(2, said))
+        assert found.step_index == 4
+    torch.testing.assert_close(*late, rtol=0, atol=0)
+    assert not torch.equal(late[0], whole)
+    with pytest.raises(ConfigurationError, match="begin_index=9"):
+        found.set_begin_index(9)
+    found.set_timesteps(4)
+    with pytest.raises(ScheduleError, match="none of this run's"):
+        found.step(x, torch.tensor(3.5), x)
+
+
+def test_a_sample_noised_for_an_analytic_first_call_is_not_noised_again() -> None:
+    """Image to image at full strength hands over a noised image, not the pure noise that the first row is for."""
+    base = DDIMScheduler()
+    start = from_diffusers(base).lambda_start
+    lambdas = (start, start + 0.9, 0.0, math.inf)
+    whole = SolverSchedule.build(lambdas=lambdas, steps=(Step(),) * 3, first_call="zero_x0")
+    rest = SolverSchedule.build(lambdas=lambdas[1:], steps=(Step(),) * 2)
+    x, noise = torch.randn(2, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    made = []
+    for schedule in (whole, rest):
+        scheduler = FewStepScheduler.from_schedules(schedule, base)
+        scheduler.set_timesteps(2)
+        sample = scheduler.add_noise(x, noise, scheduler.timesteps[:1])
+        for t in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(sample, t)
+            torch.testing.assert_close(scaled, sample, rtol=0, atol=0)
+            sample = scheduler.step(torch.tanh(scaled), t, sample).prev_sample
+        made.append(sample)
+    torch.testing.assert_close(*made, rtol=1e-6, atol=1e-6)
+
+
+def test_a_setting_of_another_schedulers_step_is_refused() -> None:
+    found = _found(STOCK[0])
+    found.set_timesteps(4)
+    x = torch.zeros(1, 1, 2, 2)
+    for asked in ({"variance_noise": x}, {"per_token_timesteps": x}, {"eta": 0.5}, {"use_clipped_model_output": True}):
+        with pytest.raises(ConfigurationError, match=next(iter(asked))):
+            found.step(x, found.timesteps[0], x, **asked)
+    with pytest.raises(ConfigurationError, match="learned variance"):
+        found.step(x.repeat(1, 2, 1, 1), found.timesteps[0], x)
+
+
+def test_copies_and_pickles_are_schedulers() -> None:
+    found = _found(STOCK[0])
+    x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = _walk(found, 4, x, lambda x, t: torch.tanh(x))
+    for other in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        torch.testing.assert_close(_walk(other, 4, x, lambda x, t: torch.tanh(x)), expected, rtol=0, atol=0)
