@@ -154,7 +154,7 @@ def test_a_reference_of_moments_is_refused_where_images_are_needed(tmp_path: Pat
     files = find_model("digits-ddpm")
     for reference in (str(files.root / "reference.npz"), str(tmp_path / "absent.npz")):
         metric = make_metric("kid", Setting(Subject("digits-ddpm", reference=reference), files))
-        with pytest.raises(DataError, match=r"holds the moments.*needs the images themselves.*--reference a folder"):
+        with pytest.raises(DataError, match=r"holds the moments.*needs the images themselves.*--reference images"):
             metric.check()
 
 
