@@ -192,7 +192,9 @@ class SearchSettings(ModelSettings):
     )
     preset_images: PositiveInt = Field(64, le=MOST_IMAGES, description="images of a preset's first look")
     distance_images: int = Field(128, ge=1, le=MOST_IMAGES, description="images of a screen by distance")
-    look_images: Images | None = Field(None, description="images of a screen by Frechet distance" + FROM_BUDGET)
+    look_images: int | None = Field(
+        None, ge=4, le=MOST_IMAGES, description="images of a screen by Frechet distance" + FROM_BUDGET
+    )
     frechet_images: Images | None = Field(
         None, description="images that what passes the screen is judged on" + FROM_BUDGET
     )

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.errors import FewstepError
-from fewstep.tasks.models.files import json_object
+from fewstep.tasks.models.checks import json_object
 from fewstep.tasks.models.from_diffusers import from_config, prediction_type
 from fewstep.tasks.models.scheduler_settings import CLASSES, ONLY, TRAINED, WALKED
 from fewstep.tasks.sampling.compile import compile_schedule

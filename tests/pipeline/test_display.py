@@ -27,7 +27,8 @@ def _record(trial: int = 0, **changes: Any) -> Any:
         "origin": "s3",
         "status": "complete",
     }
-    return SimpleNamespace(**(known | changes))
+    said = known | changes
+    return SimpleNamespace(of_report=str(said["rung"]).startswith("report"), **said)
 
 
 def test_a_notebook_shows_one_output_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:

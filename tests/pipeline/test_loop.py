@@ -17,7 +17,7 @@ HERE = ExecutionSettings(executor="in-process")
 def _study(toy: Path, root: Path, budget: int, **changes: object) -> Study:
     small: dict[str, object] = {
         "preset_images": 2,
-        "look_images": 2,
+        "look_images": 4,
         "distance_images": 2,
         "frechet_images": 3,
         "report_images": 3,

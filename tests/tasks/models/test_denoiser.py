@@ -100,8 +100,8 @@ def test_classifier_guidance_raises_the_labels_probability(x: Tensor) -> None:
     time = 300.0
     alpha, sigma = noise.alpha_sigma(noise.lambda_at(time))
     denoisers = {
-        scale: Denoiser(files, conditions=Conditions(labels="3", classifier=str(folder), classifier_scale=scale))
-        for scale in (0.0, 2.0)
+        scale: Denoiser(files, conditions=Conditions(labels="3", **guide))
+        for scale, guide in ((0.0, {}), (2.0, {"classifier": str(folder), "classifier_scale": 2.0}))
     }
     with torch.inference_mode():
         means = noise.output_map("epsilon", noise.lambda_at(time))

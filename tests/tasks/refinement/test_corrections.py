@@ -35,7 +35,7 @@ def test_a_schedule_without_corrections_is_written_as_before() -> None:
 
 def test_tables_of_another_size_are_refused() -> None:
     schedule = preset_on_grid("ddim/karras-zero", ContinuousVP(), 3)
-    for wrong in ({"points": [[0.0]]}, {"outputs": [[0.0], [0.0], [0.0]]}, {"shifts": [0.0]}, {"shifts": [0, 0, 9]}):
+    for wrong in ({"points": [[0.0]]}, {"outputs": [[0.0], [0.0], [0.0]]}, {"shifts": [0.0]}, {"shifts": [0, 0, 11]}):
         text = schedule.model_dump(mode="json") | {"corrections": wrong}
         with pytest.raises(ScheduleError, match=r"corrections|nodes|row|shifts"):
             SolverSchedule.build(**text)
