@@ -46,6 +46,13 @@ def read_image(stored: Stored, channels: int, size: int, notes: Counter[str] | N
 
     Raises DataError, which names the file or `name`, where it cannot be read or has no one meaning.
     """
+    return fitted(read_levels(stored, channels, notes, name, size), size).transpose(2, 0, 1) / 127.5 - 1.0
+
+
+def read_levels(
+    stored: Stored, channels: int, notes: Counter[str] | None = None, name: str = "", size: int | None = None
+) -> Pixels:
+    """The same image as it is, (H, W, channels) from 0 to 255; `size` is only for what is counted in `notes`."""
     name = name or str(stored)
     try:
         with _opened(stored) as image:
@@ -56,14 +63,15 @@ def read_image(stored: Stored, channels: int, size: int, notes: Counter[str] | N
             levels = _levels(image, channels) if wrong is None else None
             if notes is not None and levels is not None:
                 notes.update(_not_applied(image))
-                notes.update(_refitted(image, size))
+                if size is not None:
+                    notes.update(_refitted(image, size))
     # Decoders answer damaged bytes with whatever breaks first: SyntaxError, struct.error, KeyError, ...
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"cannot read {name}: {reason}; remove it or replace it") from error
     if levels is None:
         raise DataError(f"{name} {wrong}")
-    return fitted(levels.reshape(*levels.shape[:2], channels), size).transpose(2, 0, 1) / 127.5 - 1.0
+    return levels.reshape(*levels.shape[:2], channels)
 
 
 def fitted(levels: Pixels, size: int) -> Pixels:
@@ -82,6 +90,25 @@ def fitted(levels: Pixels, size: int) -> Pixels:
         for c in range(levels.shape[2])
     ]
     return np.stack([np.asarray(band) for band in bands], -1).clip(0, 255)
+
+
+def pasted(levels: Pixels, seen: Pixels, edited: Pixels) -> npt.NDArray[np.uint8]:
+    """An image's own levels (H, W, C) with what an edit changed of it, as (H, W, C) of 8 bits.
+
+    `seen` and `edited` (C, size, size) in [-1, 1] are the image as the model saw it and what was made of that. Their
+    difference is enlarged onto the square that was seen: what is finer than the model's pixels stays the image's own.
+    """
+    from PIL import Image
+
+    height, width = levels.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    change = (edited - seen).astype(np.float32) * 127.5
+    bands = [np.asarray(Image.fromarray(band).resize((short, short), Image.Resampling.BICUBIC)) for band in change]
+    made = levels.copy()
+    made[top : top + short, left : left + short] += np.stack(bands, -1)
+    rounded: npt.NDArray[np.uint8] = np.rint(made.clip(0, 255)).astype(np.uint8)
+    return rounded
 
 
 def _opened(stored: Stored) -> Image.Image:

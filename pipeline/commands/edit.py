@@ -157,6 +157,7 @@ def apply_command(
 ) -> None:
     """Edit held-out images (or your own) at several strengths; 0 is the reconstruction, and reported as such."""
     from fewstep.pipeline.editing import boundaries as editing
+    from fewstep.pipeline.editing.pasting import write_pasted
     from fewstep.tasks.editing.bench import make_bench
 
     asked = _numbers(strengths)
@@ -169,6 +170,8 @@ def apply_command(
         originals = bench.originals("report", count).images
         applied = editing.apply(bench, config, asked, count, "report", judged=not no_judge)
     files = editing.write_images(originals, applied, out)
+    if images is not None and (whole := write_pasted(images, originals, applied, out)):
+        files["pasted"] = whole
     figures = editing.figures_of(applied)
     if as_json:
         print_json({"folder": out, "images": len(originals), "strengths": figures, "files": files})

@@ -34,7 +34,7 @@ class LayoutDisagreement(ShownMetric):
         """See `layout_sums`."""
         assert self.files.condition is not None
         edges, classes = self.files.condition.thresholds, self.files.condition.classes
-        return layout_sums(layout_of(made, edges), layout_of(sources.images(indices), edges), classes)
+        return layout_sums(layout_of(made, edges), sources.layouts(indices), classes)
 
     def score(self, parts: Sequence[Part], figures: Mapping[str, float]) -> Score:
         """The disagreement with the jackknife's interval."""

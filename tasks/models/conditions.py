@@ -19,8 +19,8 @@ NO_NULL_LABEL = (
     "this model has no label that means none: give --labels balanced or a number, or say which of its labels it is, "
     'as {"null_label": 9} in a fewstep.json in its folder'
 )
-# What is for whole pipelines alone, and what is left out of conditions that do not use it.
-OF_PIPELINES = ("height", "width", "call")
+# What is left out of conditions that do not use it.
+OF_PIPELINES = ("height", "width", "call", "image", "mask", "map")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 Split = Literal["", "train", "test"]
 
@@ -74,6 +74,11 @@ class Conditions(BaseModel):
     classifier_scale: float = Field(0.0, ge=0, allow_inf_nan=False, description="scale of classifier guidance")
     source: Split = Field("", description="for inpainting and layouts: part of the data set to be shown")
     source_seed: NonNegativeInt = Field(0, description="seed of the holes to paint")
+    image: str = Field("", description="an image or a folder of them, to be painted into or to start from")
+    mask: str = Field(
+        "", description="what of --image to paint anew: an image that is white there, or a folder of them"
+    )
+    map: str = Field("", description="for layouts: a label map (an image of one channel, .npy) or a folder of them")
     height: PositiveInt | None = Field(None, description="for pipelines: height of the images [default: its own]")
     width: PositiveInt | None = Field(None, description="for pipelines: width of the images [default: its own]")
     call: tuple[str, ...] = Field(
@@ -128,16 +133,16 @@ class Conditions(BaseModel):
                 found[name] = json.loads(text)
             except ValueError:
                 found[name] = text
-        for name, side in (("height", self.height), ("width", self.width)):
-            if side is not None:
-                found[name] = side
-        return found
+        of_options = {"height": self.height, "width": self.width, "image": self.image, "mask_image": self.mask}
+        return found | {name: value for name, value in of_options.items() if value}
 
     @property
     def shown_files(self) -> dict[str, Path]:
         """Image files and folders of such files among the arguments."""
         texts = {name: value for name, value in self.arguments.items() if isinstance(value, str)}
-        return {name: Path(text) for name, text in texts.items() if _is_shown(Path(text))}
+        shown = {name: Path(text) for name, text in texts.items() if _is_shown(Path(text))}
+        given = {"image": self.image, "mask_image": self.mask, "map": self.map}
+        return shown | {name: Path(text) for name, text in given.items() if text and Path(text).exists()}
 
     def label(self, index: int, classes: int) -> int | None:
         """Label of image `index` of a model with that many classes, None for the null label."""
@@ -150,10 +155,7 @@ class Conditions(BaseModel):
     def check(self, model: Askable) -> None:
         """ConfigurationError where a model cannot be asked for this."""
         classes, text, shown = model.classes, model.text, model.shown
-        if self.source and not shown:
-            raise ConfigurationError("this model is shown no images: leave --source out")
-        if shown and not self.source:
-            raise ConfigurationError(f"a model of kind {shown} is shown images: say which, as --source test")
+        self._check_shown(shown)
         if self.labels != NO_LABEL and classes is None:
             raise ConfigurationError(
                 f"labels {self.labels!r}: this model was trained without labels; leave --labels out"
@@ -179,15 +181,29 @@ class Conditions(BaseModel):
             )
         if self.prompts and not text:
             raise ConfigurationError("this model takes no prompts: leave --prompts out")
-        if self.arguments and not model.piped:
+        others = [name for name in self.arguments if not (shown and name in ("image", "mask_image"))]
+        if others and not model.piped:
             raise ConfigurationError(
-                f"{next(iter(self.arguments))} is an argument of a pipeline's call, and this model is sampled without "
+                f"{others[0]} is an argument of a pipeline's call, and this model is sampled without "
                 "its pipeline: leave it out"
             )
         if self.classifier and not self.classifier_scale:
             raise ConfigurationError("a classifier that guides needs a scale: give --classifier-scale")
         if self.classifier_scale and (not self.classifier or self.labels == NO_LABEL):
             raise ConfigurationError("classifier guidance needs --classifier FOLDER and --labels")
+
+    def _check_shown(self, shown: str) -> None:
+        given = {"--source": self.source, "--image": self.image, "--mask": self.mask, "--map": self.map}
+        said = [option for option, value in given.items() if value]
+        kinds = {"inpaint": (["--source"], ["--image", "--mask"]), "layout": (["--source"], ["--map"])}
+        if not shown:
+            # Images are what a pipeline may take, and `check` asks it.
+            if wrong := [option for option in said if option in ("--source", "--map")]:
+                raise ConfigurationError(f"this model is shown no images: leave {wrong[0]} out")
+        elif said not in kinds[shown]:
+            ways = " or ".join(" with ".join(way) for way in kinds[shown])
+            told = f"not {', '.join(said)}" if said else "as --source test"
+            raise ConfigurationError(f"a model of kind {shown} is shown images: say which by {ways}, {told}")
 
 
 def read_prompts(path: Path | None) -> str:
@@ -216,7 +232,7 @@ def _is_shown(path: Path) -> bool:
 
 
 def _content(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if _is_shown(p) and p.is_file())
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
 
 

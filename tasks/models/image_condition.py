@@ -77,8 +77,12 @@ class Layout(ImageCondition):
 
     def maps(self, images: Tensor, holes: Tensor, encode: Encode, side: int) -> Tensor:
         """Maps (B, classes, side, side); their area average keeps what a nearest neighbour would drop."""
-        one_hot = nn.functional.one_hot(layout_of(images, self.config.thresholds), self.config.classes)
-        return nn.functional.adaptive_avg_pool2d(one_hot.permute(0, 3, 1, 2).to(images.dtype), side)
+        return self.maps_of(layout_of(images, self.config.thresholds), side)
+
+    def maps_of(self, layouts: Tensor, side: int) -> Tensor:
+        """Maps of layouts (B, H, W)."""
+        one_hot = nn.functional.one_hot(layouts, self.config.classes)
+        return nn.functional.adaptive_avg_pool2d(one_hot.permute(0, 3, 1, 2).to(torch.float32), side)
 
     def forward(self, maps: Tensor) -> Tensor:
         """The embedded map."""

@@ -49,12 +49,13 @@ def test_fit_then_apply(run: Run, tmp_path: Path) -> None:
 def test_own_images_of_any_size_are_edited(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(run, tmp_path / "nine", "--step", "lambda=-1.5", "--latent", "z")
     apply = ("edit", "apply", "--boundary", tmp_path / "nine", "--out", tmp_path / "own", "--work", tmp_path / "work")
-    for side, name in ((8, "right"), (16, "large")):
+    for size, name in (((8, 8), "right"), ((300, 400), "large")):
         (tmp_path / name).mkdir()
         for i in range(3):
-            Image.fromarray(np.full((side, side), 60 * i, np.uint8)).save(tmp_path / name / f"{i}.png")
+            Image.fromarray(np.full(size, 60 * i, np.uint8)).save(tmp_path / name / f"{i}.png")
     told = run(*apply, "--images", tmp_path / "right", "--strengths", "2", "--json").json
     assert told["images"] == 3
+    assert "pasted" not in told["files"]
     assert not caplog.messages
     (tmp_path / "right" / "notes.txt").write_text("")
     told = run(*apply, "--images", tmp_path / "right", "--strengths", "2", "--count", 2, "--json").json
@@ -65,6 +66,14 @@ def test_own_images_of_any_size_are_edited(run: Run, tmp_path: Path, caplog: pyt
     told = run(*apply, "--images", tmp_path / "large", "--strengths", "2", "--json").json
     assert told["images"] == 3
     assert "3 resized and cropped" in caplog.messages[-1]
+    whole = np.asarray(Image.open(Path(told["files"]["pasted"]) / "strength_2" / "000001.png"))
+    small = np.asarray(Image.open(tmp_path / "own" / "strength_2" / "000001.png")).astype(int)
+    assert whole.shape == (300, 400)
+    # What the model did not see is untouched; in the square that it saw, its change is found again.
+    assert set(np.unique(whole[:, :50])) == set(np.unique(whole[:, 350:])) == {60}
+    seen = whole[:, 50:350].astype(int)
+    means = seen[:296, :296].reshape(8, 37, 8, 37).mean((1, 3))
+    assert np.corrcoef(means.ravel(), small.ravel())[0, 1] > 0.9
 
 
 def test_the_step_is_found_where_none_is_given(run: Run, tmp_path: Path) -> None:

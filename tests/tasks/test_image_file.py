@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from fewstep.errors import DataError
-from fewstep.tasks.image_file import read_image
+from fewstep.tasks.image_file import pasted, read_image
 
 rng = np.random.default_rng(0)
 GREY = rng.integers(0, 256, (8, 8), dtype=np.uint8)
@@ -214,3 +214,13 @@ def test_what_is_not_applied_is_counted(tmp_path: Path) -> None:
     for words in ("EXIF", "colour profile", "16 bits"):
         assert any(words in note for note in notes)
     np.testing.assert_array_equal(read_image(tmp_path / "turned.png", 1, 8), pixels(GREY))
+
+
+def test_an_edit_that_changes_nothing_leaves_every_bit_of_a_larger_image() -> None:
+    levels = rng.integers(0, 256, (30, 41, 3)).astype(np.float32)
+    seen = rng.uniform(-1, 1, (3, 8, 8)).astype(np.float32)
+    assert (pasted(levels, seen, seen) == levels).all()
+    brighter = pasted(np.full_like(levels, 100), seen, seen + 0.2).astype(int)
+    assert (brighter[:, 5:35] == round(100 + 0.2 * 127.5)).all()
+    assert (brighter[:, :5] == 100).all()
+    assert (brighter[:, 35:] == 100).all()

@@ -6,8 +6,10 @@ fixtures `families` and `family_folder` of tests/conftest.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,."
 PROMPT_LENGTH = 16
 PROMPTS = ["a red cat", "two dogs, blue"]
 HIDDEN = 16
+# Arguments of a call that conditions say by other names.
+SAID = {"prompt", "negative_prompt", "guidance_scale", "batch_size", "class_labels"}
 
 
 @dataclass(frozen=True)
@@ -689,6 +693,37 @@ FAMILIES = {
         ),
     )
 }
+
+
+def conditions(family: Family, place: Path, **more: Any) -> Any:
+    """What a family's call is given, as fewstep's conditions say it; images are put into a folder each of `place`.
+
+    Of arguments that are tensors only their lack can be said.
+    """
+    from fewstep.tasks.models.conditions import Conditions
+
+    arguments = family.arguments() | more
+    call = []
+    for name, value in arguments.items():
+        if name in SAID or isinstance(value, torch.Tensor):
+            continue
+        images = value if isinstance(value, list) else [value]
+        if isinstance(images[0], Image.Image):
+            folder = place / f"{family.name}-{name}"
+            folder.mkdir(exist_ok=True)
+            for i, image in enumerate(images):
+                image.save(folder / f"{i}.png")
+            call.append(f"{name}={folder}")
+        else:
+            call.append(f"{name}={json.dumps(value)}")
+    negative = arguments.get("negative_prompt", "")
+    return Conditions(
+        labels="balanced" if "class_labels" in arguments else "none",
+        prompts="\n".join(arguments.get("prompt", ())),
+        negative_prompt=negative if isinstance(negative, str) else negative[0],
+        guidance=arguments.get("guidance_scale", 1.0),
+        call=tuple(call),
+    )
 
 
 def build(name: str) -> Any:

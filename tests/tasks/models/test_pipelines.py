@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from PIL import Image
 
 from fewstep.errors import ConfigurationError, FewstepError, ModelError
 from fewstep.search_spaces.point import as_point
@@ -31,31 +29,6 @@ from fewstep.tasks.worker import Worker
 Folder = Callable[[str], Path]
 # Of these, a thousand trained steps can be parted evenly, as a schedule needs it.
 STEPS = 4
-# Given to the pipeline by conditions of another name.
-ASKED = {"prompt", "negative_prompt", "guidance_scale"}
-
-
-def _conditions(arguments: dict[str, Any], place: Path) -> Conditions:
-    """What a family's call is given, as conditions say it; images are put into a folder each."""
-    call = []
-    for name, value in arguments.items():
-        if name in ASKED or name == "batch_size":
-            continue
-        images = value if isinstance(value, list) else [value]
-        if isinstance(images[0], Image.Image):
-            (place / name).mkdir(exist_ok=True)
-            for i, image in enumerate(images):
-                image.save(place / name / f"{i}.png")
-            call.append(f"{name}={place / name}")
-        else:
-            call.append(f"{name}={json.dumps(value)}")
-    negative = arguments.get("negative_prompt", "")
-    return Conditions(
-        prompts="\n".join(arguments.get("prompt", ())),
-        negative_prompt=negative if isinstance(negative, str) else negative[0],
-        guidance=arguments.get("guidance_scale", 1.0),
-        call=tuple(call),
-    )
 
 
 def _worker(folder: Path, conditions: Conditions, **more: Any) -> Worker:
@@ -90,9 +63,8 @@ def test_a_pipeline_makes_what_its_own_call_makes(
     shutil.copytree(family_folder(name), folder)
     pipe.scheduler = _deterministic(pipe.scheduler)
     pipe.scheduler.save_pretrained(folder / "scheduler")
-    arguments = family.arguments()
     # A size has even Stable Diffusion called as a whole.
-    conditions = _conditions(arguments, tmp_path)
+    conditions = families.conditions(family, tmp_path)
     worker = _worker(folder, conditions)
     assert worker.files.piped or "height" not in conditions.arguments
     own = own_schedule(worker.files, STEPS)
@@ -111,12 +83,10 @@ def test_a_pipeline_makes_what_its_own_call_makes(
 def test_the_executor_alone_and_the_whole_pipeline_make_the_same_images(
     name: str, families: Any, family_folder: Folder, tmp_path: Path
 ) -> None:
-    arguments = families.FAMILIES[name].arguments()
-    asked = {k: v for k, v in arguments.items() if k in ASKED}
-    plain = _conditions(asked, tmp_path)
+    whole = families.conditions(families.FAMILIES[name], tmp_path)
     loading = Loading(enable=("attention-slicing",)) if name == "ldm" else Loading()
-    one = _worker(family_folder(name), plain)
-    other = _worker(family_folder(name), _conditions(arguments, tmp_path), loading=loading)
+    one = _worker(family_folder(name), whole.model_copy(update={"call": ()}))
+    other = _worker(family_folder(name), whole, loading=loading)
     assert (one.files.piped, other.files.piped) == (False, True)
     schedule = parse_schedule("unipc-2-bh2/karras-zero@3", one.files.noise)
     torch.testing.assert_close(_images(one, schedule), _images(other, schedule), atol=2e-5, rtol=0)
@@ -124,7 +94,7 @@ def test_the_executor_alone_and_the_whole_pipeline_make_the_same_images(
 
 @pytest.mark.usefixtures("unlogged")
 def test_images_depend_on_their_index_alone(families: Any, family_folder: Folder, tmp_path: Path) -> None:
-    worker = _worker(family_folder("sdxl"), _conditions(families.FAMILIES["sdxl"].arguments(), tmp_path))
+    worker = _worker(family_folder("sdxl"), families.conditions(families.FAMILIES["sdxl"], tmp_path))
     schedule = parse_schedule("ddim/uniform-t@2", worker.files.noise)
     made = _images(worker, schedule, 3)
     alone = worker.render(as_point(schedule), 0, 2, 1)
@@ -204,7 +174,7 @@ def test_a_pipeline_that_begins_with_an_image_begins_at_its_strength(
     monkeypatch.setattr(DDIMScheduler, "add_noise", heard)
     draws = [torch.Generator().manual_seed(i) for i in range(2)]
     expected = families.run(family, pipe, steps, generator=draws, strength=strength)
-    denoiser = _worker(folder, _conditions(family.arguments() | {"strength": strength}, tmp_path)).exact
+    denoiser = _worker(folder, families.conditions(family, tmp_path, strength=strength)).exact
     noise = denoiser.files.noise
     # Trailing times of five steps, the first of which is left out.
     lambdas = (*(noise.lambda_at(t) for t in (799.0, 599.0, 399.0, 199.0)), noise.lambda_end)
