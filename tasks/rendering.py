@@ -84,7 +84,7 @@ class ScheduleRenderer:
 
     def make(self, point: SchedulePoint, denoiser: Denoiser) -> Make:
         """See Samples."""
-        schedule, files = point.schedule, self._worker.files
+        schedule, files = denoiser.fitted(point.schedule), self._worker.files
         tables = compile_schedule(schedule, files.noise, files.prediction_type, self._worker.statistics)
         program = Program(tables, self._worker.device)
 

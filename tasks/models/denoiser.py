@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, EvaluationError
+from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.classifier import load_classifier
 from fewstep.tasks.models.conditions import NO_NULL_LABEL, Conditions
 from fewstep.tasks.models.files import ModelFiles
@@ -120,6 +121,10 @@ class Denoiser:
     def shape(self) -> tuple[int, ...]:
         """What is denoised of one image."""
         return self.files.shape
+
+    def fitted(self, schedule: SolverSchedule) -> SolverSchedule:
+        """The schedule as it is sampled here."""
+        return schedule
 
     def begin(self, noise: Tensor, indices: Sequence[int], lambda_: float) -> Tensor:
         """Where sampling begins at `lambda_`, from standard normal noise (B, ...)."""

@@ -87,13 +87,13 @@ class MomentDescent:
         statistics: ModelStatistics | None = None,
         cost: Cost | None = None,
     ) -> None:
-        self.schedule, self.denoiser, self.plan = schedule, denoiser, plan
+        self.schedule, self.denoiser, self.plan = denoiser.fitted(schedule), denoiser, plan
         self._statistics = statistics
         self.cost = cost or Cost()
         self.judge = judge
-        self.directions = directions_of(schedule)
+        self.directions = directions_of(self.schedule)
         self._all = range(plan.images)
-        self._last = schedule.nodes - 1
+        self._last = self.schedule.nodes - 1
 
     # -- schedules ------------------------------------------------------------------------------------
 

@@ -203,6 +203,9 @@ class _Nothing:
     def on(self, *arguments):  # type: ignore[no-untyped-def]
         return lambda x, time: x * float("nan")
 
+    def fitted(self, schedule):  # type: ignore[no-untyped-def]
+        return schedule
+
     def begin(self, noise, indices, lambda_):  # type: ignore[no-untyped-def]
         return noise
 

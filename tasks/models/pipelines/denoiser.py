@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, EvaluationError, FewstepError, ModelError
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.restart import restarted
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.pipelines.arguments import call_arguments, check_arguments, remembered_prompts
@@ -91,12 +93,24 @@ class PipelineDenoiser(Denoiser):
 
         return call
 
+    @property
+    def _begins_with_image(self) -> bool:
+        files = self.files
+        return files.strength is not None and (files.strength < 1 or "mask_image" not in files.takes)
+
+    def fitted(self, schedule: SolverSchedule) -> SolverSchedule:
+        """What begins with an image needs no first step that guesses it: such a schedule begins a node later."""
+        if schedule.first_call == "model" or not self._begins_with_image:
+            return schedule
+        rest, _ = restarted(schedule, 1)
+        return rest or schedule
+
     def begin(self, noise: Tensor, indices: Sequence[int], lambda_: float) -> Tensor:
         """Noise alone, or on the image that the pipeline begins with."""
         files = self.files
         self._noise.pop(tuple(indices), None)
         begun = super().begin(noise, indices, lambda_)
-        if files.strength is not None and (files.strength < 1 or "mask_image" not in files.takes):
+        if self._begins_with_image:
             self._puppet.ask_image(files.noise.time(lambda_))
             caught = self._called(indices, self.conditions.guidance, strength=1 - 1 / MANY)
             assert isinstance(caught, Interrupted)

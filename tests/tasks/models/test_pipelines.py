@@ -185,3 +185,19 @@ def test_a_pipeline_that_begins_with_an_image_begins_at_its_strength(
     made = denoiser.finish(program(denoiser.on(range(2)), begun), range(2))
     assert denoiser.calls == 2 * 4
     np.testing.assert_allclose((made.permute(0, 2, 3, 1) + 1) / 2, expected, atol=2e-4)
+
+
+@pytest.mark.usefixtures("unlogged")
+@pytest.mark.parametrize(("name", "begins_later"), [("sd_img2img", True), ("sd_inpaint", False)])
+def test_a_first_step_that_guesses_the_image_is_left_out_where_there_is_one(
+    name: str, begins_later: bool, families: Any, family_folder: Folder, tmp_path: Path
+) -> None:
+    # Inpainting at full strength begins with noise alone.
+    denoiser = _worker(family_folder(name), families.conditions(families.FAMILIES[name], tmp_path)).exact
+    plain = parse_schedule("ddim/uniform-t@3", denoiser.files.noise)
+    analytic = plain.model_copy(update={"first_call": "zero_x0"})
+    assert denoiser.fitted(plain) == plain
+    fitted = denoiser.fitted(analytic)
+    assert (fitted.first_call == "model") == begins_later
+    assert fitted.lambdas[0] == analytic.lambdas[int(begins_later)]
+    assert fitted.nfe == analytic.nfe
