@@ -53,7 +53,7 @@ def check_files(files: ModelFiles) -> None:
         _check_condition(files)
     _check_channels(files)
     _check_autoencoder(files)
-    _check_meaning(files)
+    check_meaning(files)
     _check_weights(files.unet, files.loading.variant)
     missing = [part for part in TEXT_PARTS if not (files.root / part).is_dir()]
     if files.text and missing:
@@ -176,7 +176,7 @@ def _check_autoencoder(files: ModelFiles) -> None:
     _check_weights(folder, files.loading.variant)
 
 
-def _check_meaning(files: ModelFiles) -> None:
+def check_meaning(files: ModelFiles) -> None:
     """The prediction type must mean something under the noise schedule."""
     kind, noise = files.prediction_type, files.noise
     try:

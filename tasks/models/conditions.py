@@ -20,7 +20,7 @@ NO_NULL_LABEL = (
     'as {"null_label": 9} in a fewstep.json in its folder'
 )
 # What is left out of conditions that do not use it.
-OF_PIPELINES = ("height", "width", "call", "image", "mask", "map")
+UNUSED_LEFT_OUT = ("height", "width", "call", "image", "mask", "map")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 Split = Literal["", "train", "test"]
 
@@ -61,7 +61,9 @@ class Conditions(BaseModel):
     scale of classifier-free guidance, null + scale (conditional - null); 1 asks the conditional model alone. A
     schedule's own guidance goes before it. `classifier` is the folder of a saved classifier whose gradient
     guides towards the labels, by `classifier_scale`. `source` is the part of a conditioned model's data set whose image
-    i mod N gives image i its known pixels or its layout; `source_seed` is what holes are drawn from.
+    i mod N gives image i its known pixels or its layout; `source_seed` is what holes are drawn from. `image` with
+    `mask`, or `map`, take its place by files of a user's own. `height`, `width` and `call` are arguments of a whole
+    pipeline.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,7 +101,7 @@ class Conditions(BaseModel):
         fields = dump(self)
         if not self.source:
             del fields["source"], fields["source_seed"]
-        return {name: value for name, value in fields.items() if name not in OF_PIPELINES or value}
+        return {name: value for name, value in fields.items() if name not in UNUSED_LEFT_OUT or value}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A checked copy with other fields: pydantic's own keeps what was computed from those of before."""

@@ -36,8 +36,7 @@ def load_autoencoder(files: ModelFiles, device: str) -> Any:
     kind = getattr(diffusers, str(files.vae_config.get("_class_name")))
     how = files.loading
     dtype = torch.float32 if files.vae_config.get("force_upcast") else how.torch_dtype
-    variant = {"variant": how.variant} if how.variant else {}
-    return frozen(load_part(kind, files.vae, torch_dtype=dtype, **variant), device)
+    return frozen(load_part(kind, files.vae, torch_dtype=dtype, **how.files), device)
 
 
 def load_encoder(files: ModelFiles, device: str) -> Callable[[Tensor], Tensor]:

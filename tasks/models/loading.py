@@ -44,6 +44,11 @@ class Loading(BaseModel):
         return found
 
     @property
+    def files(self) -> dict[str, str]:
+        """What tells `from_pretrained` which files to read."""
+        return {"variant": self.variant} if self.variant else {}
+
+    @property
     def of_pipelines(self) -> bool:
         """Whether something is asked for that only a whole pipeline does."""
         return bool(self.offload or self.enable)

@@ -80,8 +80,7 @@ def load_module(loader: Any, files: ModelFiles, device: str) -> Any:
 
         return from_pretrained(files.quantized, device).module
     how = files.loading
-    variant = {"variant": how.variant} if how.variant else {}
-    part = load_part(loader, files.unet, torch_dtype=how.torch_dtype, low_cpu_mem_usage=False, **variant)
+    part = load_part(loader, files.unet, torch_dtype=how.torch_dtype, low_cpu_mem_usage=False, **how.files)
     return how.prepared(frozen(part, device))
 
 
@@ -168,8 +167,8 @@ class TextUNet:
         if self._encoder is None:
             root = self.files.root
             tokenizer = _loaded(CLIPTokenizer, root / "tokenizer")
-            variant = {"variant": self.files.loading.variant} if self.files.loading.variant else {}
-            encoder = load_part(CLIPTextModel, root / "text_encoder", dtype=self.files.loading.torch_dtype, **variant)
+            how = self.files.loading
+            encoder = load_part(CLIPTextModel, root / "text_encoder", dtype=how.torch_dtype, **how.files)
             self._encoder = tokenizer, frozen(encoder, self.device)
         return self._encoder
 

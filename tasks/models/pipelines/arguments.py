@@ -16,8 +16,6 @@ from fewstep.errors import ConfigurationError, DataError
 from fewstep.tasks.models.conditions import IMAGES, Conditions
 from fewstep.tasks.models.pipelines.files import PipelineFiles
 
-# Seed of what a pipeline draws by itself; its images' own noise is never drawn by it.
-DRAWS = 0
 # Batches of prompts whose embeddings are kept.
 KEPT = 64
 
@@ -30,7 +28,8 @@ def call_arguments(
     found: dict[str, Any] = {
         # Some divide by it: two steps are what the puppet takes at most.
         "num_inference_steps": 2,
-        "generator": [torch.Generator().manual_seed((DRAWS << 32) + i) for i in indices],
+        # For what a pipeline draws by itself: its images' own noise is never drawn by it.
+        "generator": [torch.Generator().manual_seed(i) for i in indices],
         "output_type": "np",
         "return_dict": False,
     }

@@ -148,9 +148,7 @@ class PipelineDenoiser(Denoiser):
                 return self.pipe(**arguments)[0]
         except Interrupted as caught:
             return caught
-        except FewstepError:
-            raise
-        except torch.cuda.OutOfMemoryError:
+        except (FewstepError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fewstep.errors import ModelError
-from fewstep.tasks.models.checks import json_object, parts_of
+from fewstep.tasks.models.checks import AFTERWARDS, check_meaning, json_object, parts_of
 from fewstep.tasks.models.loading import Loading
 from fewstep.tasks.models.model_files import FOLDERS, ModelFiles
 from fewstep.tasks.models.noise_families import FlowMatching
@@ -36,8 +36,6 @@ NATIVE = {
     "ScoreSdeVePipeline",
     "StableDiffusionPipeline",
 }
-# Parts that only look at finished images.
-AFTERWARDS = ("safety_checker", "feature_extractor")
 # Arguments of a pipeline's call that are made here, or that mean nothing to one that is searched.
 MADE_HERE = {
     *("prompt", "negative_prompt", "class_labels", "batch_size", "guidance_scale", "generator", "latents"),
@@ -193,11 +191,7 @@ class PipelineFiles(ModelFiles):
             raise ModelError(f"{name} makes no embeddings of prompts by itself, which is not supported")
         if strays := sorted(parts_of(self.root) - self.parts):
             raise ModelError(f"{self.root} holds a {strays[0]} that a {name} has no use for: take it away")
-        kind, noise = self.prediction_type, self.noise
-        try:
-            noise.output_map(kind, noise.lambda_start)
-        except ModelError as error:
-            raise ModelError(f"{self.scheduler}: prediction_type {kind!r}: {error}") from None
+        check_meaning(self)
 
     @property
     def needs(self) -> list[str]:

@@ -7,20 +7,20 @@ from typing import Any
 import torch
 
 from fewstep.errors import ModelError
+from fewstep.tasks.models.checks import AFTERWARDS
 from fewstep.tasks.models.finite import check_finite
 from fewstep.tasks.models.loading import ENABLE, Loading
-from fewstep.tasks.models.pipelines.files import AFTERWARDS, PipelineFiles
+from fewstep.tasks.models.pipelines.files import PipelineFiles
 
 
 def load_pipeline(files: PipelineFiles, device: str) -> Any:
     """The pipeline, without the parts that only look at finished images."""
     how = files.loading
-    variant = {"variant": how.variant} if how.variant else {}
     left_out: dict[str, Any] = {name: None for name in AFTERWARDS if name in files.index}
     if "requires_safety_checker" in files.index:
         left_out["requires_safety_checker"] = False
     try:
-        pipe = files.pipeline.from_pretrained(str(files.root), torch_dtype=how.torch_dtype, **variant, **left_out)
+        pipe = files.pipeline.from_pretrained(str(files.root), torch_dtype=how.torch_dtype, **how.files, **left_out)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{files.root} does not load: {first}") from error
