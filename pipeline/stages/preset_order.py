@@ -1,13 +1,14 @@
 """Which preset is looked at next: what is known of solvers, grids and first calls, at any number of calls, adds up.
 
-The logarithm of a first look's value is fitted by an intercept for each NFE and one number for each solver, each grid
-and an analytic first call, the last by NFE too; ridge regression keeps what was never seen at zero.
+First one solver goes over the grids, then each other solver is looked at on the best grid so far. From then on a model
+says: the logarithm of a first look's value is fitted by an intercept for each NFE and one number for each solver, each
+grid and an analytic first call, the last by NFE too; ridge regression keeps what was never seen at zero.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,14 @@ from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.schedule import SolverSchedule
 
 RIDGE = 0.3
-# Beyond this many times the best one's logarithm, how bad a preset is says nothing about the good ones.
-WORST = 3.0
+# The solver that goes over the grids: of second order it is among the better ones on each of them.
+PIVOT = "unipc-2-bh2"
+# How the name of a grid ends that goes on to t = 0.
+TO_ZERO = "-zero"
+# Beyond this logarithm above the best one's, how bad a preset is says nothing about the good ones.
+WORST = 1.0
+# The same where there is no logarithm, in what the median exceeds the best by.
+WORST_MEDIANS = 3.0
 
 
 class Known(NamedTuple):
@@ -40,17 +47,28 @@ class Look(NamedTuple):
 
 
 def design(known: Sequence[Known]) -> list[str]:
-    """Origins of the first looks: each grid and each solver once.
+    """Origins of the first looks: PIVOT on each grid, without and with an analytic first call.
 
-    One solver goes over the grids, with an analytic first call on every other one; then the others are looked at with
-    an analytic first call on the first grid.
+    What a grid and an analytic first call are worth depends on one another. A grid that goes to t = 0 besides one that
+    stops short of it is left to the model.
     """
-    solvers = list(dict.fromkeys(k.solver for k in known))
+    solver = PIVOT if any(k.solver == PIVOT for k in known) else known[0].solver if known else PIVOT
     grids = list(dict.fromkeys(k.grid for k in known))
-    over_grids = [(solvers[0], grid, place % 2 == 0) for place, grid in enumerate(grids)]
-    over_solvers = [(solver, grids[0], True) for solver in solvers[1:]]
+    kept = [grid for grid in grids if not grid.endswith(TO_ZERO) or grid.removesuffix(TO_ZERO) not in grids]
     origins = {(k.solver, k.grid, k.analytic): k.origin for k in known}
-    return [origins[entry] for entry in (*over_grids, *over_solvers) if entry in origins]
+    asked = [(solver, grid, analytic) for grid in kept for analytic in (False, True)]
+    return [origins[entry] for entry in asked if entry in origins]
+
+
+def new_solver(candidates: Sequence[Known], nfe: int, looks: Sequence[Look], tried: Collection[str]) -> Known | None:
+    """The first candidate of a solver that was not `tried`, made like the best look at `nfe`; None without one."""
+    own = [look for look in looks if look.nfe == nfe and look.value is not None]
+    for look in sorted(own, key=lambda look: look.value or 0.0):
+        like = (look.known.grid, look.known.analytic)
+        found = next((k for k in candidates if k.solver not in tried and (k.grid, k.analytic) == like), None)
+        if found is not None:
+            return found
+    return None
 
 
 def next_best(candidates: Sequence[Known], nfe: int, looks: Sequence[Look], signed: bool = False) -> Known:
@@ -87,7 +105,9 @@ def _excess(looks: Sequence[Look]) -> npt.NDArray[np.float64]:
     """Values less the best one's at the same NFE, over what the median exceeds it by."""
     values = {n: [look.value or 0.0 for look in looks if look.nfe == n] for n in {u.nfe for u in looks}}
     units = {n: float(np.median(v)) - min(v) or 1.0 for n, v in values.items()}
-    return np.array([min(((look.value or 0.0) - min(values[look.nfe])) / units[look.nfe], WORST) for look in looks])
+    return np.array(
+        [min(((look.value or 0.0) - min(values[look.nfe])) / units[look.nfe], WORST_MEDIANS) for look in looks]
+    )
 
 
 def _names(known: Sequence[Known], nfes: Sequence[int]) -> list[str]:

@@ -19,7 +19,7 @@ from scipy.stats import kendalltau
 
 from fewstep.pipeline.proposers.base import is_known
 from fewstep.pipeline.search import Search, Stage, enlisted
-from fewstep.pipeline.stages.preset_order import Known, Look, design, next_best
+from fewstep.pipeline.stages.preset_order import Known, Look, design, new_solver, next_best
 from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, grown
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.metrics.metric import metric_class
@@ -125,6 +125,8 @@ class Presets(Stage):
         started = {t.candidate.origin for trials in mine.values() for t in trials}
         fresh = {k.origin: k for k in left if k.origin not in started}
         due = next((fresh[origin] for origin in self._designs[nfe] if origin in fresh), None)
+        tried = {known.solver for origin in started for n in mine if (known := self._by_origin[n].get(origin))}
+        due = due or new_solver(left, nfe, looks, tried)
         return due or next_best(left, nfe, looks, metric_class(self._first.metric).signed)
 
     def take(self, search: Search, trial: Trial, record: EvaluationRecord) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.pipeline.stages.preset_order import Known, Look, design, next_best
+from fewstep.pipeline.stages.preset_order import PIVOT, Known, Look, design, new_solver, next_best
 from fewstep.pipeline.stages.presets import FIRST, PAIRED, SECOND, Presets
 from fewstep.pipeline.stages.refine import RUNG as REFINE
 from fewstep.search_spaces.point import as_point
@@ -48,16 +48,39 @@ def test_where_effects_add_up_the_best_preset_is_found_in_a_quarter_of_the_looks
     for nfe in (3, 5):
         left = {known.origin: known for known in table}
         while len(left) > 3 * len(table) // 4:
-            designed = len(looks) < len(order)
-            chosen = left[order[len(looks)]] if designed else next_best(list(left.values()), nfe, looks)
+            candidates = list(left.values())
+            due = left[order[len(looks)]] if len(looks) < len(order) else None
+            due = due or new_solver(candidates, nfe, looks, {look.known.solver for look in looks})
+            chosen = due or next_best(candidates, nfe, looks)
             del left[chosen.origin]
             looks.append(Look(chosen, nfe, value(chosen, nfe)))
-    best = sorted(table, key=lambda k: effect[k.solver] + effect[k.grid] + effect["analytic"] * k.analytic)[:6]
+    ranked = sorted(table, key=lambda k: effect[k.solver] + effect[k.grid] + effect["analytic"] * k.analytic)
+    place = {known.origin: number for number, known in enumerate(ranked)}
     for nfe in (3, 5):
-        seen = {look.known.origin for look in looks if look.nfe == nfe}
-        assert seen & {known.origin for known in best}
+        assert min(place[look.known.origin] for look in looks if look.nfe == nfe) < 6
     # At the second number of calls what was learned at the first is known.
-    assert looks[len(looks) // 2].known.origin in {known.origin for known in best}
+    first = [place[look.known.origin] for look in looks[len(looks) // 2 :][:5]]
+    assert sorted(first)[2] < len(table) // 5
+
+
+def test_one_solver_goes_over_the_grids_and_the_others_follow_on_the_best() -> None:
+    table = [known._replace(solver=PIVOT) if known.solver == "c" else known for known in _table()]
+    made = {(k.origin.partition("c/")[2], k.analytic) for k in table if k.origin in design(table)}
+    assert made == {(grid, analytic) for grid in GRIDS for analytic in (False, True)}
+    by_origin = {known.origin: known for known in table}
+    looks = [Look(by_origin[origin], 3, 1.0 + place) for place, origin in enumerate(reversed(design(table)))]
+    tried = {PIVOT}
+    while (chosen := new_solver(table, 3, looks, tried)) is not None:
+        assert (chosen.grid, chosen.analytic) == (looks[0].known.grid, looks[0].known.analytic)
+        tried.add(chosen.solver)
+    assert tried == {known.solver for known in table}
+    assert new_solver(table, 4, looks, {PIVOT}) is None
+
+
+def test_grids_to_zero_are_left_to_the_model_where_the_same_one_stops_short() -> None:
+    table = [k._replace(grid=f"{k.grid}-zero", origin=f"{k.origin}-zero") for k in _table() if k.grid in "12"]
+    assert len(design(table + [k for k in _table() if k.grid == "1"])) == 4
+    assert design([]) == []
 
 
 def test_looks_that_failed_or_are_not_positive_teach_nothing() -> None:
