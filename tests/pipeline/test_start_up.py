@@ -33,3 +33,9 @@ def test_light_commands_import_no_heavy_library() -> None:
     command = [sys.executable, "-P", "-c", CODE, json.dumps(HEAVY), json.dumps(LIGHT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_is_run_as_the_command_line() -> None:
+    done = subprocess.run([sys.executable, "-P", "-m", "fewstep", "zoo"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "digits-ddpm" in done.stdout
