@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results test check format lint types imports bench train-zoo clean
+.PHONY: help setup demo results test check format lint types imports bench gpu train-zoo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "  make %-10s %s\n", substr($$1, 3), $$2}'
@@ -69,6 +69,9 @@ imports: setup  ## import-linter: who may import whom
 bench: setup  ## run every benchmark; each ends with one JSON line
 	@set -e; for file in benchmarks/[a-z]*.py; do \
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); done
+
+gpu: setup  ## half precision, compilation and int8 on a GPU: how fast, and how far from FP32
+	$(BIN)/python -m benchmarks.accelerator --device cuda --out runs/gpu
 
 train-zoo: setup  ## train the bundled models again (long)
 	$(BIN)/fewstep train digits-ddpm --out $(ZOO)/digits-ddpm
