@@ -239,7 +239,7 @@ class Search:
 
     def _next_candidate(self) -> Candidate | None:
         while (account := self._hungriest) is not None:
-            candidate = self.proposer.ask(account, set(self.by_hash), self.trials)
+            candidate = self.proposer.ask(account, self.by_hash.keys(), self.trials)
             if candidate is not None and self.policy.cost(self, candidate) <= self._room_of(candidate.point):
                 return candidate
             self._closed.add(account)

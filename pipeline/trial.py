@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from optuna.trial import TrialState
@@ -55,12 +57,11 @@ def grown(first: Rung, then: Rung) -> int:
 
 
 def promoted(value: float, others: Sequence[float], keep: float) -> bool:
-    """Whether a value is in the best share `keep` of all values seen at its rung, itself among them.
+    """Whether a value is in the best share `keep` of all values seen at its rung, in rising order, itself among them.
 
     The rule of asynchronous successive halving (1810.05934): nobody waits for a rung to fill.
     """
-    rank = sum(1 for other in others if other < value)
-    return rank < max(1, math.ceil(keep * len(others)))
+    return bisect_left(others, value) < max(1, math.ceil(keep * len(others)))
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ class Candidate:
     origin: str
     parameters: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """The point's content address: 16 hex digits."""
         return self.point.hash
 
-    @property
+    @cached_property
     def nfe(self) -> int:
         """The point's denoiser calls for one image."""
         return self.point.nfe

@@ -6,6 +6,7 @@ A proposal is a function of the seed, the trial's number and the trials before i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from random import Random
 from typing import Any
 
@@ -49,7 +50,7 @@ class ParetoEvolution:
         self._surrogate: Surrogate | None = None
         self._fitted_at = 0
 
-    def ask(self, nfe: int, seen: set[str], trials: Mapping[int, Trial]) -> Candidate | None:
+    def ask(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
         """See Proposer."""
         number = max(trials, default=-1) + 1
         rng = Random(f"{self._seed}/{number}")
@@ -91,7 +92,7 @@ class ParetoEvolution:
 
     # -- children -------------------------------------------------------------------------------------
 
-    def _offspring(self, parents: Sequence[Trial], others: Sequence[Trial], seen: set[str], rng: Random) -> Any:
+    def _offspring(self, parents: Sequence[Trial], others: Sequence[Trial], seen: AbstractSet[str], rng: Random) -> Any:
         if self._surrogate is None or not self._surrogate.ready or rng.random() < self._options.explore:
             return self._child(parents, others, rng)
         children = [self._child(parents, others, rng) for _ in range(self._options.children)]

@@ -1,4 +1,4 @@
-"""The Optuna study behind a search: any of its samplers, or S^3, on any space, with one objective or several.
+"""The Optuna study behind a search by one of its samplers, on any space, with one objective or several.
 
 The study lives in memory and is a projection of the records: `restore` rebuilds it. A sampler that carries a random
 state is made anew for every trial, seeded by its number; what NSGA-II notes with a trial (its generation) is stored
@@ -8,6 +8,7 @@ with what it drew. So a resumed search goes on as the killed one would have.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from random import Random
 from typing import Any
 
@@ -17,13 +18,12 @@ from optuna.trial import TrialState, create_trial
 
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.proposers.base import Check, Objectives, is_outside
-from fewstep.pipeline.proposers.options import CANDIDATE_ATTR, ORIGIN_ATTR, POINT_ATTR, distributions
+from fewstep.pipeline.proposers.options import ATTEMPTS, CANDIDATE_ATTR, ORIGIN_ATTR, POINT_ATTR, distributions
 from fewstep.pipeline.trial import Candidate, Trial
 from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.space import Space
 
 SamplerFor = Callable[[int], BaseSampler]
-ATTEMPTS = 40
 # Where a candidate's parameters keep what the sampler noted, beside what it drew.
 NOTE = "sampler_note"
 # States of trials that have objectives.
@@ -67,7 +67,7 @@ class OptunaProposer:
 
     # -- proposals ------------------------------------------------------------------------------------
 
-    def ask(self, nfe: int, seen: set[str], trials: Mapping[int, Trial]) -> Candidate | None:
+    def ask(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
         """See Proposer. A stock sampler may repeat itself for ever: in the end random members take its place."""
         for _ in range(ATTEMPTS):
             trial = self._ask({"nfe": nfe} if self._by_nfe else {})
@@ -82,7 +82,7 @@ class OptunaProposer:
             self._study.tell(trial, state=TrialState.FAIL)
         return self._anything_new(nfe, seen, trials)
 
-    def _anything_new(self, nfe: int, seen: set[str], trials: Mapping[int, Trial]) -> Candidate | None:
+    def _anything_new(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
         rng = Random(f"{self._seed}/{self._next}")
         for _ in range(ATTEMPTS):
             try:
