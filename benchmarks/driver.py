@@ -28,7 +28,6 @@ from fewstep.pipeline.executors.base import ExecutorEvent
 from fewstep.pipeline.loop import Driver, search
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
-from fewstep.search_spaces.point import parse_point
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.metrics.moments import Moments
@@ -68,17 +67,18 @@ class SimulatedExecutor:
         ends, _, task = heapq.heappop(self._due)
         if self._seconds:
             time.sleep(max(0.0, ends - time.perf_counter()))
-        point = parse_point(task.point)
-        drawn = int.from_bytes(hashlib.sha256(point.hash.encode()).digest()[:4], "big") / 2**32
-        parts = tuple(
-            self._part(start, min(GROUP, task.start + task.count - start), 0.1 + drawn)
+        digest = hashlib.sha256(task.point.encode()).digest()
+        away, size, cost = (int.from_bytes(digest[i : i + 4], "big") / 2**32 for i in (0, 4, 8))
+        parts = [
+            self._part(task, start, min(GROUP, task.start + task.count - start), 0.1 + away)
             for start in range(task.start, task.start + task.count, GROUP)
-        )
-        return TaskResult(task, parts, denoiser_calls=task.count * point.nfe, seconds=self._seconds)
+        ]
+        figures = {"size_bytes": 1e5 * (1 + size), "bit_operations_a_call": 1e8 * (1 + cost)}
+        return TaskResult(task, tuple(parts), figures, denoiser_calls=task.count, seconds=self._seconds)
 
-    def _part(self, start: int, count: int, away: float) -> Part:
-        if count < 2:
-            return Part(start, count, Moments(count, self._mean, np.zeros_like(self._covariance)))
+    def _part(self, task: Task, start: int, count: int, away: float) -> Part:
+        if task.metric == "distance":
+            return Part(start, count, values=dict.fromkeys(("pixel", "feature"), np.full(count, away)))
         scatter = self._covariance * (count - 1) * (1 + 0.01 * away)
         return Part(start, count, Moments(count, self._mean + away * self._spread, scatter))
 
@@ -124,7 +124,7 @@ def resident() -> float:
 
 def settings(a: argparse.Namespace) -> SearchSettings:
     """A search with a budget that its records never spend."""
-    space = {} if a.space == "schedule" else {"space": a.space, "base_schedule": a.schedule}
+    space = {} if a.space == "schedule" else {"space": a.space}
     screen = {"screen": "frechet"} if a.space == "schedule" else {}
     return SearchSettings.build(
         model=MODEL,
@@ -160,7 +160,7 @@ def measure_cost(a: argparse.Namespace) -> None:
     """CPU time a record as a search grows, its memory, and what replaying it takes."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        meter, driver, _ = run(a, root)
+        meter = run(a, root)[0]
         at = [n for n in map(int, a.at.split(",")) if n <= len(meter.cpu) - 1]
         each = {n: meter.milliseconds(n, max(100, min(n // 5, 2000))) for n in at}
         whole = {n: 1e3 * (meter.cpu[n] - meter.cpu[0]) / n for n in at}

@@ -250,14 +250,15 @@ class Study:
             told = self._judge(state, driver)
             measured = self.measured(state, driver.evaluator)
             files = self._publish(state, driver, rows, told, command) | self._publish_measured(measured, command)
-        calls = sum(r.denoiser_calls for r in self.records())
+        spent = self.store.evaluations.read(["denoiser_calls"], {"study": self.settings.study})
+        calls = sum(spent.column("denoiser_calls").to_pylist())
         seconds = time.perf_counter() - begun
         return Outcome(rows, files, self.schedules(), calls, seconds, driver.clock.own_share, told, measured)
 
     def reported(self) -> list[EvaluationRecord]:
         """The complete records of the report."""
-        name = self.problem.ladder.report.name
-        return [r for r in self.records() if r.rung == name and r.status == "complete"]
+        where = {"study": self.settings.study, "rung": self.problem.ladder.report.name, "status": "complete"}
+        return sorted(self.store.evaluations.records(where), key=lambda r: r.order)
 
     def measure(self, metrics: Sequence[str], execution: ExecutionSettings) -> list[MeasuredRow]:
         """The lines of a finished report by further metrics, each measured once and kept.

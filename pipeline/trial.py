@@ -92,8 +92,10 @@ class Candidate:
 
 
 def candidate_of(record: EvaluationRecord) -> Candidate:
-    """The candidate that a record is about."""
-    return Candidate(record.trial, parse_point(record.candidate_json), record.origin, record.parameters)
+    """The candidate that a record is about; its hash is the one that the record was written under."""
+    candidate = Candidate(record.trial, parse_point(record.candidate_json), record.origin, record.parameters)
+    candidate.__dict__["hash"] = record.candidate
+    return candidate
 
 
 Work = tuple[Candidate, Rung]

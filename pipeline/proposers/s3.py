@@ -124,7 +124,7 @@ class S3Proposer:
 
     def restore(self, trials: Mapping[int, Trial], objectives: Objectives) -> list[Trial]:
         """See Proposer."""
-        for number, trial in sorted(trials.items()):
+        for _, trial in sorted(trials.items()):
             if is_outside(trial.candidate):
                 continue
             self._entered(trial.candidate)
