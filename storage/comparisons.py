@@ -60,9 +60,9 @@ def _frame(rows: pa.Table) -> pd.DataFrame:
 def paired(
     store: Store, column: str, first: str, second: str, engine: Engine = "auto", scheduler: Any = "threads"
 ) -> pd.DataFrame:
-    """The rows whose `column` is `first` beside those where it is `second`, on the same noise, and their differences.
+    """The rows whose `column` is `first` beside those where it is `second`, on the same noise.
 
-    `column` is study, origin, candidate, model or the like. A row a pair of PAIRED_BY: of several of one side, the best.
+    `column` is study, origin, candidate, model or the like. A row a pair of PAIRED_BY: of several of a side, the best.
     Columns: PAIRED_BY without `column`, first, second, difference (first less second). Errors as in `values`.
     """
     by = [name for name in PAIRED_BY if name != column]
@@ -75,7 +75,7 @@ def paired(
 
 
 def mean_differences(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Of `paired`: by what is comparable and NFE the pairs, how often the first is lower, the mean and its 95% interval.
+    """Of `paired`, by what is comparable and NFE: the pairs, how often the first is lower, the mean, its 95% interval.
 
     The interval is normal over the pairs, and NaN where there is one.
     """

@@ -279,6 +279,8 @@ class Table(Generic[R]):
 
     def _counting(self, table: pa.Table) -> NDArray[np.bool_]:
         """Which rows count: one of each identity."""
+        if any(pc.count_distinct(table.column(name)).as_py() == table.num_rows for name in self.record.unique[::-1]):
+            return np.ones(table.num_rows, dtype=np.bool_)
         keys = table.select(list(self.record.unique)).to_pandas()
         rule = self.record.preferred
         worse = pc.not_equal(table.column(rule.column), rule.value).to_numpy() if rule else np.zeros(0, np.bool_)

@@ -77,9 +77,9 @@ def _bring_up(
 ) -> str:
     with connect(tracking_uri, timeout) as client:
         runs = _StudyRuns(client, _experiment(client, experiment, tracking_uri), plan)
-        parent = runs.bring_up(None, plan.parent, plan.parent.tags, shown[None])
+        parent = runs.bring_up(None, plan.parent, {**plan.parent.labels, **plan.parent.tags}, shown[None])
         for candidate, member in plan.members.items():
-            tags = {**member.tags, PARENT_TAG: parent}
+            tags = {**member.labels, **member.tags, PARENT_TAG: parent}
             runs.bring_up(candidate, member, tags, shown.get(candidate, {}))
         runs.retire_all_but({None, *plan.members})
     return parent

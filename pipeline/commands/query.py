@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from fewstep.errors import ConfigurationError, DamagedFileError
-from fewstep.pipeline.commands.options import AsJson, Out, into, print_json, writable
+from fewstep.pipeline.commands.options import AsJson, into, print_json, writable
 
 NAME = "query"
 
 
 def command(
     sql: Annotated[str, typer.Argument(help="one SELECT from evaluations, moments, studies and events")],
-    out: Out,
+    out: Annotated[str, typer.Option("--out", help="directory of the study, or its address, as s3://bucket/study")],
     csv: Annotated[Path | None, into(help="write the answer here instead", check=writable)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -27,12 +27,17 @@ def command(
 
     from fewstep.files import write_text
     from fewstep.pipeline.display import plain_table
+    from fewstep.storage.masking import without_secrets
     from fewstep.storage.sql import query
     from fewstep.storage.store import Store
 
+    if not out:
+        raise ConfigurationError("a path is empty: give a name, or . for this folder")
     store = Store(out)
     if store.empty:
-        raise ConfigurationError(f"{out} holds no tables: give the --out of a search, a baseline or an evaluation")
+        raise ConfigurationError(
+            f"{without_secrets(out)} holds no tables: give the --out of a search, a baseline or an evaluation"
+        )
     found = query(store, sql)
     if csv is not None:
         write_text(csv, found.to_pandas().to_csv(index=False))
@@ -40,5 +45,5 @@ def command(
         print_json({"columns": found.column_names, "rows": found.to_pylist()})
     else:
         Console().print(plain_table("", found.column_names, found.to_pylist()))
-    if line := store.describe_damage(f"fewstep search --resume --out {out}"):
+    if line := store.describe_damage(f"fewstep search --resume --out {without_secrets(out)}"):
         raise DamagedFileError(line)
