@@ -126,7 +126,7 @@ def rank_correlations(
                 enough = len(both) >= 3 and both[one].nunique() > 1 and both[other].nunique() > 1
                 tau = float(kendalltau(both[one], both[other]).statistic) if enough else float("nan")
                 rho = float(spearmanr(both[one], both[other]).statistic) if enough else float("nan")
-                found.append((int(nfe), one, other, len(both), tau, rho))
+                found.append((int(str(nfe)), one, other, len(both), tau, rho))
     return pd.DataFrame(found, columns=["nfe", "first", "second", "candidates", "kendall", "spearman"])
 
 

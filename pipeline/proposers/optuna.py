@@ -108,13 +108,16 @@ class OptunaProposer:
 
     def _ask(self, fixed: dict[str, Any]) -> optuna.trial.Trial:
         self._study.sampler = self._sampler(self._next)
-        if fixed:
-            self._study.enqueue_trial(fixed)
         self._next += 1
-        return self._study.ask()
+        # What `enqueue_trial` and `ask` do, but for looking through all past trials for one that waits.
+        attributes = {"fixed_params": fixed} if fixed else {}
+        begun = create_trial(state=TrialState.RUNNING, system_attrs=attributes)
+        storage = self._study._storage
+        self._study._thread_local.cached_all_trials = None
+        return optuna.trial.Trial(self._study, storage.create_new_trial(self._study._study_id, begun))
 
     def _register(self, trial: optuna.trial.Trial, point: Point, origin: str) -> Candidate:
-        noted = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
+        noted = self._study._storage.get_trial(trial._trial_id).system_attrs
         note = {name: value for name, value in noted.items() if name.endswith("generation")}
         drawn: dict[str, Any] = dict(trial.params) | ({NOTE: note} if note else {})
         candidate = Candidate(trial.number, point, origin, drawn)
