@@ -1,6 +1,7 @@
 """What the driver itself costs: searches whose evaluations take no time, or a set time, and no model.
 
     python -m benchmarks.driver [--records 100000] [--sampler s3] [--space schedule] [--at 200,1000,10000,100000]
+    python -m benchmarks.driver --count              # in function calls a record, whatever else the machine does
     python -m benchmarks.driver --workers 10,50,200 [--seconds 1.0] [--records 5000]
 
 The first form runs one search of --records records; everything is the real thing (proposals, rungs, scores, tables on
@@ -16,6 +17,7 @@ import argparse
 import hashlib
 import heapq
 import resource
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -35,6 +37,8 @@ from fewstep.tasks.metrics.moments import Moments
 from fewstep.tasks.work import GROUP, Part, Subject, Task, TaskResult
 
 MODEL = "digits-ddpm"
+# Records over which function calls are counted.
+WINDOW = 200
 
 
 class SimulatedExecutor:
@@ -98,17 +102,28 @@ class Enough(Exception):  # noqa: N818
 class Meter:
     """CPU seconds and MiB as records come in."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, counted_at: tuple[int, ...] = ()) -> None:
         self.most, self.cpu, self.memory = most, [time.process_time()], [resident()]
+        self._counted_at, self._calls = counted_at, 0
+        self.calls: dict[int, float] = {}
 
     def __call__(self, record: EvaluationRecord) -> None:
         """Note a record; Enough where it is the last one."""
         self.cpu.append(time.process_time())
         count = len(self.cpu) - 1
+        if count + WINDOW in self._counted_at:
+            self._calls = 0
+            sys.setprofile(self._count)
+        if count in self._counted_at:
+            sys.setprofile(None)
+            self.calls[count] = round(self._calls / WINDOW, 1)
         if count % 100 == 0:
             self.memory.append(resident())
         if count >= self.most:
             raise Enough
+
+    def _count(self, frame: object, event: str, argument: object) -> None:
+        self._calls += event in ("call", "c_call")
 
     def milliseconds(self, at: int, window: int) -> float:
         """CPU time a record, a mean over `window` records about the number `at`."""
@@ -149,7 +164,7 @@ def run(a: argparse.Namespace, root: Path, workers: int = 1, seconds: float = 0.
     """One search of so many records in a folder: its meter, its driver and the seconds that it took."""
     study = Study(root, settings(a))
     evaluator: Evaluator = study.evaluator()
-    meter = Meter(a.records)
+    meter = Meter(a.records, tuple(map(int, a.at.split(","))) if a.count else ())
     driver = Driver(evaluator, SimulatedExecutor(study.problem.subject, workers, seconds), study.store, on_record=meter)
     begun = time.perf_counter()
     state = study.state(driver)
@@ -179,11 +194,21 @@ def measure_cost(a: argparse.Namespace) -> None:
         "space": a.space,
         "cpu_ms_a_record": {n: round(v, 3) for n, v in each.items()},
         "cpu_ms_a_record_until": {n: round(v, 3) for n, v in whole.items()},
+        "calls_a_record": meter.calls,
         "replay_seconds": round(seconds, 2),
         "replay_cpu_seconds": round(cpu, 2),
         "memory_mib": {100 * i: round(m, 1) for i, m in enumerate(meter.memory) if 100 * i in (0, 1000, *at)},
         "files": files,
     }
+    if a.count:
+        emit(
+            "driver/calls",
+            f"itself at {at[0]} records",
+            "calls/record",
+            *(meter.calls[n] for n in (at[-1], at[0])),
+            conditions,
+        )
+        return
     emit("driver", f"itself at {at[0]} records", "CPU ms/record", each[at[-1]], each[at[0]], conditions)
 
 
@@ -209,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--at", default="200,1000,10000,100000")
+    parser.add_argument("--count", action="store_true", help="count function calls, which no load changes")
     parser.add_argument("--sampler", default="s3")
     parser.add_argument("--surrogate", default="none")
     parser.add_argument("--space", default="schedule")

@@ -10,7 +10,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -237,7 +237,7 @@ class Evaluator:
                 pending.error = f"its {metric.figure} cannot be worked out: {told(error)}"
         made = next((r.point for r in pending.results.values() if r.point), "")
         if made:
-            candidate = replace(candidate, point=parse_point(made))
+            candidate = Candidate(candidate.trial, parse_point(made), candidate.origin, candidate.parameters)
         figures = pending.figures | dict(score.figures) if score else dict(pending.figures)
         return EvaluationRecord(
             study=self.study,

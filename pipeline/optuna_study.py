@@ -26,7 +26,7 @@ from fewstep.pipeline.problems.edits import EditProblem
 from fewstep.pipeline.problems.networks import NetworkProblem
 from fewstep.pipeline.proposers.options import distributions
 from fewstep.pipeline.proposers.optuna import NOTE
-from fewstep.storage.masking import masked_argument, without_secrets
+from fewstep.storage.masking import masked_argument, told_text, without_secrets
 from fewstep.storage.parts import one_line
 from fewstep.storage.records import EvaluationRecord
 
@@ -239,7 +239,7 @@ def _trial(
             "origin": last.origin,
             "nfe": last.nfe,
             **{f"{rung}_value": r.value for rung, r in own.items() if r.value is not None},
-            **({"error": last.error[:500]} if last.error else {}),
+            **({"error": told_text(last.error)[:500]} if last.error else {}),
         },
     )
     trial.datetime_start = trial.datetime_complete = finished

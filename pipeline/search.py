@@ -183,6 +183,8 @@ class Search:
         # What was credited is restored with its trial.
         self._credited.clear()
         self.news.clear()
+        for trial in self.trials.values():
+            trial.slim()
         return self
 
     def _below(self, record: EvaluationRecord) -> Rung | None:
@@ -335,6 +337,7 @@ class Search:
                 self._untold.append(entry)
             else:
                 self.proposer.tell(entry, objectives)
+                entry.slim()
         for known in self._held.pop(record.trial, ()):
             if self._below(known) is None:
                 self.learn(known)
