@@ -168,6 +168,7 @@ def run_study(
     since everything is on disk.
     """
     from fewstep.pipeline import publishing
+    from fewstep.pipeline.optuna_study import sync_optuna
     from fewstep.storage.masking import masked_argument
     from fewstep.storage.tracking import default_tracking_uri
 
@@ -177,7 +178,7 @@ def run_study(
         if log:
             publishing.log(study, uri, optuna_storage)
         else:
-            publishing.sync_optuna(study, optuna_storage)
+            sync_optuna(study, optuna_storage)
         return replace(outcome, files=outcome.files | publishing.draw(study)), uri
     except (TrackingError, StorageError) as error:
         hint = f"run `fewstep report --out {study.root} --sync --tracking-uri {masked_argument(uri)}` later"

@@ -249,6 +249,7 @@ def _trial(
 def _objectives(problem: Any, own: dict[str, EvaluationRecord], rungs: tuple[str, str]) -> list[float] | None:
     """What is minimised, in figures as they were measured."""
     screen, main = (own.get(rung) for rung in rungs)
+    found: tuple[float, ...] | None
     if isinstance(problem, EditProblem):
         found = edit_objectives(screen)
     elif isinstance(problem, NetworkProblem):

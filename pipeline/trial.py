@@ -99,7 +99,7 @@ class Kept(Candidate):
         self.__dict__.update(hash=candidate.hash, nfe=candidate.nfe, _text=text)
 
     @property
-    def point(self) -> Point:  # type: ignore[override]
+    def point(self) -> Point:
         """The point."""
         return _read(self.__dict__["_text"])
 
