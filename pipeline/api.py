@@ -48,6 +48,7 @@ def search(
     device: str | None = None,
     timeout: float | None = None,
     tracking_uri: str | None = None,
+    optuna_storage: str | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> StudyView:
@@ -59,7 +60,7 @@ def search(
     `recipe` is a recipe's name or a TOML study file; arguments go before what it says. `settings` are the other
     fields of SearchSettings; those of the conditions (labels, guidance, prompts...) can be given as they are.
     `executor`, `workers`, `address` and `device` say where it runs, `timeout` after how many seconds a task hangs;
-    `tracking_uri` logs to that MLflow server.
+    `tracking_uri` logs to that MLflow server; Optuna's study is kept in `optuna_storage`, by default in the folder.
 
     Raises ConfigurationError for settings that cannot be, or where `out` holds a study with others.
     """
@@ -85,7 +86,13 @@ def search(
     study = open_study(Path(out) if out is not None else Path("runs") / chosen.study, chosen)
     with SearchDisplay(chosen, not progress, study.records()) as display:
         run_study(
-            study, execution, _called(chosen, study.root), tracking_uri, display.on_record, log=tracking_uri is not None
+            study,
+            execution,
+            _called(chosen, study.root),
+            tracking_uri,
+            display.on_record,
+            tracking_uri is not None,
+            optuna_storage,
         )
     return StudyView(study)
 
@@ -153,12 +160,15 @@ def run_study(
     tracking_uri: str | None = None,
     on_record: Callable[[EvaluationRecord], None] | None = None,
     log: bool = True,
+    optuna_storage: str | None = None,
 ) -> tuple[Outcome, str]:
     """Search, report, draw and (`log`) track; the outcome with every file, and the tracking URI.
 
-    A tracking server that refuses is a warning on stderr, since everything is on disk.
+    Optuna's study is kept in any case, see `sync_optuna`. A server or database that refuses is a warning on stderr,
+    since everything is on disk.
     """
     from fewstep.pipeline import publishing
+    from fewstep.pipeline.optuna_study import sync_optuna
     from fewstep.storage.masking import masked_argument
     from fewstep.storage.tracking import default_tracking_uri
 
@@ -166,10 +176,14 @@ def run_study(
     uri = tracking_uri or default_tracking_uri(study.root)
     try:
         if log:
-            publishing.log(study, uri)
+            publishing.log(study, uri, optuna_storage)
+        else:
+            sync_optuna(study, optuna_storage)
         return replace(outcome, files=outcome.files | publishing.draw(study)), uri
     except (TrackingError, StorageError) as error:
         hint = f"run `fewstep report --out {study.root} --sync --tracking-uri {masked_argument(uri)}` later"
+        if optuna_storage:
+            hint += f" (with --optuna {masked_argument(optuna_storage)})"
         print(f"warning: {' '.join(str(error).split())}; nothing is lost: {hint}", file=sys.stderr)
     return outcome, uri
 

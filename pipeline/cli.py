@@ -39,6 +39,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "look": {
         "report": "What a study found: table, page, tracking server.",
+        "query": "Ask a study's tables in SQL.",
     },
     "more": {
         "statistics": "Measure what some schedules need to know of a model.",

@@ -10,7 +10,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +30,9 @@ from fewstep.tasks.rendering import sampling_part
 from fewstep.tasks.work import GROUP, Part, Subject, Task, TaskResult
 
 IMAGES_PER_TASK = 1000
-# Points whose parts stay in memory; others are read back from the store when they grow.
-RECENT = 64
+# Points whose parts stay in memory, as long as they take no more bytes; others are read back from the store when they
+# grow.
+RECENT, FEWEST_RECENT, RECENT_BYTES = 64, 4, 256 * 2**20
 
 
 @dataclass
@@ -176,8 +177,11 @@ class Evaluator:
         if base not in self._parts:
             rows = self.store.moments.records(where={"base": base}) if base in self._stored else []
             self._parts[base] = {row.start: _part(row) for row in rows}
-            for oldest in list(self._parts)[:-RECENT]:
-                del self._parts[oldest]
+            sizes = [
+                sum(p.moments.scatter.nbytes for p in parts.values() if p.moments) for parts in self._parts.values()
+            ]
+            while len(sizes) > FEWEST_RECENT and (len(sizes) > RECENT or sum(sizes) > RECENT_BYTES):
+                del self._parts[next(iter(self._parts))], sizes[0]
         return self._parts[base]
 
     # -- results --------------------------------------------------------------------------------------
@@ -233,7 +237,7 @@ class Evaluator:
                 pending.error = f"its {metric.figure} cannot be worked out: {told(error)}"
         made = next((r.point for r in pending.results.values() if r.point), "")
         if made:
-            candidate = replace(candidate, point=parse_point(made))
+            candidate = Candidate(candidate.trial, parse_point(made), candidate.origin, candidate.parameters)
         figures = pending.figures | dict(score.figures) if score else dict(pending.figures)
         return EvaluationRecord(
             study=self.study,

@@ -11,6 +11,7 @@ from fewstep.dashboards.drawings import save_convergence, save_front, save_sched
 from fewstep.dashboards.lines import Level
 from fewstep.dashboards.page import write_page
 from fewstep.dashboards.results import convergence, report_table
+from fewstep.pipeline.optuna_study import sync_optuna
 from fewstep.pipeline.reports.rows import Row
 from fewstep.search_spaces.schedule import load_schedule
 from fewstep.storage.tracking import default_tracking_uri, sync
@@ -48,8 +49,19 @@ def draw(study: Study) -> dict[str, Path]:
     return files
 
 
-def log(study: Study, tracking_uri: str | None) -> str:
-    """Bring the tracking server up to date; returns its URI. TrackingError where it refuses or is not there."""
+def log(study: Study, tracking_uri: str | None, optuna_storage: str | None = None) -> str:
+    """Bring Optuna's study and the tracking server up to date; returns the latter's URI.
+
+    TrackingError where one refuses or is not there: the other is brought up to date all the same.
+    """
+    try:
+        sync_optuna(study, optuna_storage)
+    finally:
+        uri = _log_runs(study, tracking_uri)
+    return uri
+
+
+def _log_runs(study: Study, tracking_uri: str | None) -> str:
     uri, ladder = tracking_uri or default_tracking_uri(study.root), study.problem.ladder
     records = study.store.evaluations.records(where={"study": study.settings.study})
     reported = [r for r in records if r.rung == ladder.report.name]

@@ -183,6 +183,8 @@ class Search:
         # What was credited is restored with its trial.
         self._credited.clear()
         self.news.clear()
+        for trial in self.trials.values():
+            trial.slim()
         return self
 
     def _below(self, record: EvaluationRecord) -> Rung | None:
@@ -239,7 +241,7 @@ class Search:
 
     def _next_candidate(self) -> Candidate | None:
         while (account := self._hungriest) is not None:
-            candidate = self.proposer.ask(account, set(self.by_hash), self.trials)
+            candidate = self.proposer.ask(account, self.by_hash.keys(), self.trials)
             if candidate is not None and self.policy.cost(self, candidate) <= self._room_of(candidate.point):
                 return candidate
             self._closed.add(account)
@@ -335,6 +337,7 @@ class Search:
                 self._untold.append(entry)
             else:
                 self.proposer.tell(entry, objectives)
+                entry.slim()
         for known in self._held.pop(record.trial, ()):
             if self._below(known) is None:
                 self.learn(known)

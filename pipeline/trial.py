@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from optuna.trial import TrialState
@@ -55,12 +57,11 @@ def grown(first: Rung, then: Rung) -> int:
 
 
 def promoted(value: float, others: Sequence[float], keep: float) -> bool:
-    """Whether a value is in the best share `keep` of all values seen at its rung, itself among them.
+    """Whether a value is in the best share `keep` of all values seen at its rung, in rising order, itself among them.
 
     The rule of asynchronous successive halving (1810.05934): nobody waits for a rung to fill.
     """
-    rank = sum(1 for other in others if other < value)
-    return rank < max(1, math.ceil(keep * len(others)))
+    return bisect_left(others, value) < max(1, math.ceil(keep * len(others)))
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ class Candidate:
     origin: str
     parameters: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """The point's content address: 16 hex digits."""
         return self.point.hash
 
-    @property
+    @cached_property
     def nfe(self) -> int:
         """The point's denoiser calls for one image."""
         return self.point.nfe
@@ -90,9 +91,32 @@ class Candidate:
         return schedule
 
 
+class Kept(Candidate):
+    """A candidate whose point is kept as JSON, and read when it is asked for: as objects it takes ten times as much."""
+
+    def __init__(self, candidate: Candidate, text: str) -> None:
+        self.__dict__.update(trial=candidate.trial, origin=candidate.origin, parameters=candidate.parameters)
+        self.__dict__.update(hash=candidate.hash, nfe=candidate.nfe, _text=text)
+
+    @property
+    def point(self) -> Point:
+        """The point."""
+        return _read(self.__dict__["_text"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is."""
+        return Kept, (Candidate(self.trial, self.point, self.origin, self.parameters), self.__dict__["_text"])
+
+
+# Parents are asked for again and again.
+_read = lru_cache(maxsize=256)(parse_point)
+
+
 def candidate_of(record: EvaluationRecord) -> Candidate:
-    """The candidate that a record is about."""
-    return Candidate(record.trial, parse_point(record.candidate_json), record.origin, record.parameters)
+    """The candidate that a record is about; its hash is the one that the record was written under."""
+    candidate = Candidate(record.trial, parse_point(record.candidate_json), record.origin, record.parameters)
+    candidate.__dict__["hash"] = record.candidate
+    return candidate
 
 
 Work = tuple[Candidate, Rung]
@@ -111,6 +135,13 @@ class Trial:
     def number(self) -> int:
         """Its number."""
         return self.candidate.trial
+
+    def slim(self) -> None:
+        """Keep no more of the point than its JSON, which its records hold."""
+        if type(self.candidate) is Candidate:
+            texts = (r.candidate_json for r in self.records.values() if r.candidate == self.candidate.hash)
+            if (text := next(texts, "")) and self.state != TrialState.RUNNING:
+                self.candidate = Kept(self.candidate, text)
 
     def value(self, rung: Rung) -> float | None:
         """Its value at a rung; None where it has none."""

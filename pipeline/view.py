@@ -124,6 +124,37 @@ class StudyView:
         table = load_evaluations(self._study.store)
         return table[table["study"] == self.settings.study].sort_values("order").reset_index(drop=True)
 
+    def leaderboard(self, top: int = 10) -> pd.DataFrame:
+        """The `top` candidates of each NFE as the search judged them, with all that is recorded of them.
+
+        On the cluster that this process has joined, where there is one and the table is large.
+        """
+        from fewstep.pipeline.executors.dask_on_ray import dask_scheduler
+        from fewstep.storage.queries import leaderboard
+
+        rung, name = self._study.problem.ladder.main.name, self.settings.study
+        found = leaderboard(self._study.store, name, rung, top=top, each_nfe=True, scheduler=dask_scheduler())
+        return found.sort_values("nfe", kind="stable").reset_index(drop=True)
+
+    def rank_correlations(self, *rungs: str) -> pd.DataFrame:
+        """How alike rungs order the same candidates, by NFE [default: the screen and the main rung].
+
+        See `fewstep.storage.comparisons.rank_correlations`.
+        """
+        from fewstep.pipeline.executors.dask_on_ray import dask_scheduler
+        from fewstep.storage.comparisons import rank_correlations
+
+        ladder = self._study.problem.ladder
+        named = rungs or (ladder.screen.name, ladder.main.name)
+        return rank_correlations(self._study.store, named, self.settings.study, scheduler=dask_scheduler())
+
+    def query(self, sql: str) -> pd.DataFrame:
+        """What a SELECT from evaluations, moments, studies and events says; see `fewstep query`."""
+        from fewstep.storage.sql import query
+
+        found: pd.DataFrame = query(self._study.store, sql).to_pandas()
+        return found
+
     def best(self, nfe: int | None = None) -> Found:
         """The best that was found for a number of denoiser calls [default: the best of all].
 

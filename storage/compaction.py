@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from fewstep.storage.parts import Part
 
 SEALED_ROWS = 8192
-SEALED_BYTES = 8 * 2**20
-MERGE_BYTES = 64 * 2**20
+SEALED_BYTES = 32 * 2**20
+# However large, a file of fewer rows is merged: moments of 2,048 features are 17 MB a row.
+FEWEST_ROWS = 16
+MERGE_BYTES = 288 * 2**20
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Piece:
     @property
     def small(self) -> bool:
         """Whether it may still be merged into a larger file."""
-        return not self.fixed and self.rows < SEALED_ROWS and self.part.size < SEALED_BYTES
+        few = self.rows < FEWEST_ROWS and 2 * self.part.size <= MERGE_BYTES
+        return not self.fixed and self.rows < SEALED_ROWS and (self.part.size < SEALED_BYTES or few)
 
 
 def choose_merge(pieces: Sequence[Piece]) -> list[Part]:
@@ -49,10 +52,13 @@ def choose_all(pieces: Sequence[Piece]) -> list[list[Part]]:
         merge: list[Part] = []
         rows = size = 0
         for piece in group:
+            if merge and size + piece.part.size > MERGE_BYTES:
+                merges.append(merge)
+                merge, rows, size = [], 0, 0
             merge.append(piece.part)
             rows += piece.rows
             size += piece.part.size
-            if rows >= SEALED_ROWS or size >= MERGE_BYTES:
+            if rows >= SEALED_ROWS or (size >= SEALED_BYTES and rows >= FEWEST_ROWS):
                 merges.append(merge)
                 merge, rows, size = [], 0, 0
         merges.append(merge)

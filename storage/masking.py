@@ -1,7 +1,8 @@
-"""Addresses without the passwords that people put into them."""
+"""Addresses without the passwords that people put into them, paths without people's names."""
 
 import json
 import re
+from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
 
 _HIDDEN = "***"
@@ -33,6 +34,17 @@ def without_secrets(text: str, address: str = "") -> str:
     for pattern, shown in _PATTERNS:
         text = pattern.sub(shown, text)
     return text
+
+
+def without_home(text: str) -> str:
+    """The text with ~ in place of this user's home folder, whose name is often a person's."""
+    home = str(Path.home()).rstrip("/")
+    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home else text
+
+
+def told_text(text: str) -> str:
+    """Prose that is kept: without secrets and without the home folder."""
+    return without_home(without_secrets(text))
 
 
 def masked_argument(argument: str) -> str:

@@ -2,12 +2,12 @@
 
 Two engines with equal answers: pandas ranks all rows at once; Dask ranks file by file, in parallel, and
 ranks the winners again. Both rank by the same code on the few columns that it needs, and fetch the
-other columns of the winners alone.
+other columns of the winners alone. `scheduler` is Dask's: threads of this process, or those of a cluster.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -77,21 +77,30 @@ def leaderboard(
     nfe: int | None = None,
     top: int = 10,
     engine: Engine = "auto",
+    each_nfe: bool = False,
+    scheduler: Any = "threads",
 ) -> pd.DataFrame:
     """The `top` complete rows of a rung with the lowest values, best first, with all columns.
 
-    Where several models, feature spaces or references were used, `top` of each, one after another.
-    An evaluation that several studies share appears once. Errors as in `load_evaluations`.
+    Where several models, feature spaces or references were used, `top` of each, one after another; with `each_nfe`
+    of each NFE too. An evaluation that several studies share appears once. Errors as in `load_evaluations`.
     """
-    return _answer(store.evaluations, _Ranking(study, rung, nfe, COMPARABLE, top), engine)
+    group = (*COMPARABLE, "nfe") if each_nfe else COMPARABLE
+    return _answer(store.evaluations, _Ranking(study, rung, nfe, group, top), engine, scheduler)
 
 
-def front(store: Store, study: str | None = None, rung: str = "frechet", engine: Engine = "auto") -> pd.DataFrame:
+def front(
+    store: Store,
+    study: str | None = None,
+    rung: str = "frechet",
+    engine: Engine = "auto",
+    scheduler: Any = "threads",
+) -> pd.DataFrame:
     """The complete row with the lowest value of a rung for each NFE, ascending in NFE, all columns.
 
     One front for each model, feature space and reference. Errors as in `load_evaluations`.
     """
-    return _answer(store.evaluations, _Ranking(study, rung, None, (*COMPARABLE, "nfe"), 1), engine)
+    return _answer(store.evaluations, _Ranking(study, rung, None, (*COMPARABLE, "nfe"), 1), engine, scheduler)
 
 
 def _choose(table: Table[EvaluationRecord], engine: Engine) -> Engine:
@@ -102,12 +111,12 @@ def _choose(table: Table[EvaluationRecord], engine: Engine) -> Engine:
     return engine
 
 
-def _answer(table: Table[EvaluationRecord], ranking: _Ranking, engine: Engine) -> pd.DataFrame:
+def _answer(table: Table[EvaluationRecord], ranking: _Ranking, engine: Engine, scheduler: Any) -> pd.DataFrame:
     by_dask = _choose(table, engine) == "dask"
-    return table.retry(lambda: _answer_once(table, ranking, by_dask))
+    return table.retry(lambda: _answer_once(table, ranking, by_dask, scheduler))
 
 
-def _answer_once(table: Table[EvaluationRecord], ranking: _Ranking, by_dask: bool) -> pd.DataFrame:
+def _answer_once(table: Table[EvaluationRecord], ranking: _Ranking, by_dask: bool, scheduler: Any) -> pd.DataFrame:
     if by_dask:
         import dask
 
@@ -117,7 +126,7 @@ def _answer_once(table: Table[EvaluationRecord], ranking: _Ranking, by_dask: boo
 
         parts = table.scan()
         tasks = [dask.delayed(best_of)(index, scanned) for index, scanned in enumerate(parts)]
-        frames = list(dask.compute(*tasks, scheduler="threads"))
+        frames = list(dask.compute(*tasks, scheduler=scheduler))
         candidates = pd.concat(frames, ignore_index=True) if frames else None
     else:
         parts = table.scan(_RANKED)

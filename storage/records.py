@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 import pyarrow as pa
 
 from fewstep.errors import StorageError
+from fewstep.storage.masking import told_text
 
 _TIME = pa.timestamp("us", tz="UTC")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -86,6 +87,9 @@ class Record:
     optional: ClassVar[frozenset[str]] = frozenset()
     """Columns that files of an older version may lack: those that no value and no identity hangs on."""
 
+    prose: ClassVar[frozenset[str]] = frozenset()
+    """Columns that tell of what happened in words, of libraries too: they are kept without secrets, see `masking`."""
+
     needed: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Further columns of an older file that the value of a column is worked out from."""
 
@@ -144,6 +148,8 @@ class Record:
                 raise StorageError(
                     f"{type(self).__name__}.{entry.name} is {value} without a time zone: give a UTC time"
                 )
+            if entry.name in self.prose:
+                value = told_text(value)
             row[entry.name] = json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
         return row
 
@@ -223,6 +229,7 @@ class EvaluationRecord(Record):
     """Library versions by name."""
 
     table: ClassVar[str] = "evaluations"
+    prose: ClassVar[frozenset[str]] = frozenset(("error",))
     schema_version: ClassVar[int] = 3
     # Two studies may share an evaluation; each keeps a row, so that each can be read on its own.
     unique: ClassVar[tuple[str, ...]] = ("study", "key")
@@ -402,6 +409,7 @@ class EventRecord(Record):
     data_json: str = "{}"
 
     table: ClassVar[str] = "events"
+    prose: ClassVar[frozenset[str]] = frozenset(("message",))
     schema_version: ClassVar[int] = 1
     unique: ClassVar[tuple[str, ...]] = ("study", "order")
     defaults: ClassVar[Mapping[str, object]] = {"data_json": "{}"}

@@ -41,12 +41,18 @@ class Store:
         self.events = self._table(EventRecord)
         self._told: tuple[str, ...] = ()
 
+    @property
+    def empty(self) -> bool:
+        """Whether no table has a file."""
+        return not any(table.directory.list() for table in self.tables)
+
     def damaged(self) -> list[tuple[str, str]]:
         """(path, reason) of every file in any table that reads skip."""
-        return [entry for table in self._tables for entry in table.damaged()]
+        return [entry for table in self.tables for entry in table.damaged()]
 
     @property
-    def _tables(self) -> tuple[Table[Any], ...]:
+    def tables(self) -> tuple[Table[Any], ...]:
+        """All of them."""
         return self.evaluations, self.moments, self.studies, self.events
 
     def describe_damage(self, resume: str) -> str:
@@ -54,7 +60,7 @@ class Store:
 
         `resume` is the command that goes on with the study in this folder.
         """
-        found = {table.record.table: table.damaged() for table in self._tables}
+        found = {table.record.table: table.damaged() for table in self.tables}
         told = []
         for name, entries in found.items():
             for path, reason in entries:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,8 @@ R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
 SMALL_PARTS = 64
+# Rows that this process wrote into small files stay in memory until those are merged, so many bytes at most.
+_HELD_BYTES = 16 * 2**20
 
 _ATTEMPTS = 10
 _log = logging.getLogger(__name__)
@@ -63,9 +65,19 @@ class Table(Generic[R]):
         self._schema = record.schema.with_metadata({VERSION_KEY: str(record.schema_version)})
         self._facts: dict[Part, Facts] = {}
         self._damaged: dict[Part, str] = {}
+        self._held: dict[Part, pa.Table] = {}
+        self._held_bytes = 0
         self._lock = threading.RLock()
         self._next: int | None = None
         self._small = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a reader in another process needs."""
+        return {**vars(self), "_lock": None, "_held": {}, "_held_bytes": 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a lock of its own."""
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def append(self, records: Sequence[R]) -> None:
         """Write records as one new file; durable on return, whole or not at all.
@@ -87,6 +99,7 @@ class Table(Generic[R]):
             part = self.directory.publish(table, self._next or 0)
             # What was just written need not be opened again to be counted.
             self._facts[part] = Facts(table.num_rows, self.record.schema_version)
+            self._hold(part, table)
             self._next = part.number + 1
             self._small += Piece(part, table.num_rows).small
             if self._small > self._small_parts:
@@ -95,9 +108,9 @@ class Table(Generic[R]):
     def read(self, columns: Sequence[str] | None = None, where: Mapping[str, str | int] | None = None) -> pa.Table:
         """The rows, each once, in the order of writing; of all columns or of `columns`.
 
-        `where` keeps rows equal to its values; it may name unique columns only, and files without a
-        match are not read further. Damaged files are skipped: `damaged` names them. Raises
-        StorageError when the filesystem refuses.
+        `where` keeps rows equal to its values, after repeats are left out; of files without a match only those
+        columns are read. Damaged files are skipped: `damaged` names them. Raises StorageError when the filesystem
+        refuses, or for a column that there is not.
         """
         return self.retry(lambda: self._read_once(columns, where or {}))
 
@@ -113,6 +126,11 @@ class Table(Generic[R]):
             for piece in pieces
             if piece.part in self._damaged
         ]
+
+    def readable(self) -> list[tuple[Part, Facts]]:
+        """Every file that reads do not skip, in order, with what its footer says."""
+        pieces = self.retry(self._pieces)
+        return [(p.part, self._facts[p.part]) for p in pieces if p.part not in self._damaged and p.part in self._facts]
 
     def row_count(self) -> int:
         """Rows in all readable files by their footers; rows that are there twice count twice."""
@@ -180,11 +198,13 @@ class Table(Generic[R]):
                     ) from error
 
     def _read_once(self, columns: Sequence[str] | None, where: Mapping[str, str | int]) -> pa.Table:
-        if not set(where) <= set(self.record.unique):
+        if unknown := sorted(set(where) - set(self.record.schema.names)):
             raise StorageError(
-                f"table {self.record.table} can select by {', '.join(self.record.unique)}, "
-                f"not by {', '.join(sorted(set(where) - set(self.record.unique)))}"
+                f"table {self.record.table} has no column {', '.join(unknown)}: select by "
+                f"{', '.join(self.record.schema.names)}"
             )
+        if not set(where) <= set(self.record.unique):
+            return self._read_some(columns, where)
         wanted = list(columns if columns is not None else self.record.schema.names)
         tables = [table for _, table in self._each(self._with_deciding(wanted), where)]
         if not tables:
@@ -192,6 +212,23 @@ class Table(Generic[R]):
         table = pa.concat_tables(tables)
         keep = self._counting(table)
         return (table if keep.all() else table.filter(pa.array(keep))).select(wanted)
+
+    def _read_some(self, columns: Sequence[str] | None, where: Mapping[str, str | int]) -> pa.Table:
+        """Rows by columns that do not identify them: which of them count, all rows of their identity decide."""
+        wanted = list(columns if columns is not None else self.record.schema.names)
+        found = [pa.schema([self.record.schema.field(name) for name in wanted]).empty_table()]
+        for scanned in self.scan(list(where)):
+            match = scanned.keep & self._equal(scanned.rows, where)
+            if match.any():
+                found.append(self.load(scanned.part, wanted).filter(pa.array(match)))
+        return pa.concat_tables(found)
+
+    @staticmethod
+    def _equal(rows: pa.Table, where: Mapping[str, str | int]) -> NDArray[np.bool_]:
+        match = np.ones(rows.num_rows, dtype=np.bool_)
+        for name, value in where.items():
+            match &= pc.fill_null(pc.equal(rows.column(name), value), False).to_numpy()
+        return match
 
     def _each(self, columns: Sequence[str], where: Mapping[str, str | int]) -> list[tuple[Part, pa.Table]]:
         found = []
@@ -210,9 +247,7 @@ class Table(Generic[R]):
         if not where:
             return self.load(part, columns)
         keys = self.load(part, list(where))
-        match = np.ones(keys.num_rows, dtype=np.bool_)
-        for name, value in where.items():
-            match &= pc.equal(keys.column(name), value).to_numpy()
+        match = self._equal(keys, where)
         return self.load(part, columns).filter(pa.array(match)) if match.any() else None
 
     def _upgraded(self, part: Part, found: pa.Table, version: int) -> pa.Table:
@@ -244,6 +279,8 @@ class Table(Generic[R]):
 
     def _counting(self, table: pa.Table) -> NDArray[np.bool_]:
         """Which rows count: one of each identity."""
+        if any(pc.count_distinct(table.column(name)).as_py() == table.num_rows for name in self.record.unique[::-1]):
+            return np.ones(table.num_rows, dtype=np.bool_)
         keys = table.select(list(self.record.unique)).to_pandas()
         rule = self.record.preferred
         worse = pc.not_equal(table.column(rule.column), rule.value).to_numpy() if rule else np.zeros(0, np.bool_)
@@ -264,8 +301,11 @@ class Table(Generic[R]):
             raise self.directory.damaged(part, f"column {field.name} holds {column.type}, not {field.type}") from error
 
     def _pieces(self) -> list[Piece]:
-        pieces = []
-        for part in self.directory.list():
+        pieces, listed = [], self.directory.list()
+        there = set(listed)
+        self._facts = {part: facts for part, facts in self._facts.items() if part in there}
+        self._damaged = {part: reason for part, reason in self._damaged.items() if part in there}
+        for part in listed:
             if part not in self._facts and part not in self._damaged:
                 try:
                     self._facts[part] = self.directory.facts(part)
@@ -285,6 +325,16 @@ class Table(Generic[R]):
         self._next = max([self._next or 0, *(piece.part.number + 1 for piece in pieces)])
         self._small = sum(piece.small for piece in pieces)
 
+    def _hold(self, part: Part, table: pa.Table) -> None:
+        if Piece(part, table.num_rows).small and self._held_bytes + table.nbytes <= _HELD_BYTES:
+            self._held[part] = table
+            self._held_bytes += table.nbytes
+
+    def _release(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            if (table := self._held.pop(part, None)) is not None:
+                self._held_bytes -= table.nbytes
+
     def _tidy(self) -> None:
         try:
             self._merge(choose_merge(self.retry(self._pieces)))
@@ -298,7 +348,9 @@ class Table(Generic[R]):
         if not parts:
             return False
         try:
-            table = pa.concat_tables([self.load(part) for part in parts])
+            bare = self._schema.remove_metadata()
+            loaded = [self._held[p].replace_schema_metadata() if p in self._held else self.load(p) for p in parts]
+            table = pa.concat_tables([each.cast(bare) for each in loaded])
         except FileNotFoundError:
             return False  # another process has merged them
         except DamagedFileError:
@@ -308,7 +360,9 @@ class Table(Generic[R]):
         # In the order of writing the merged file stands where no input left over by a crash can come
         # before it and win: first among them where the first row counts, last where the latest does.
         # A preference ranks by what rows hold, and by the place only the equal ones, of which the first counts.
-        self.directory.publish(merged, parts[-1 if self.record.latest_wins else 0].number)
+        part = self.directory.publish(merged, parts[-1 if self.record.latest_wins else 0].number)
+        self._hold(part, merged)
+        self._release(parts)
         for part in parts:
             self.directory.remove(part)
         return True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fewstep.errors import TrackingError
 from fewstep.files import PATIENCE
-from fewstep.storage.masking import masked_argument, without_secrets
+from fewstep.storage.masking import masked_argument, told_text, without_home, without_secrets
 from fewstep.storage.names import wrong_path
 from fewstep.storage.store import Store
 from fewstep.storage.tracking_client import artifact_location, connect, default_tracking_uri, follow, is_locked
@@ -77,9 +77,9 @@ def _bring_up(
 ) -> str:
     with connect(tracking_uri, timeout) as client:
         runs = _StudyRuns(client, _experiment(client, experiment, tracking_uri), plan)
-        parent = runs.bring_up(None, plan.parent, plan.parent.tags, shown[None])
+        parent = runs.bring_up(None, plan.parent, {**plan.parent.labels, **plan.parent.tags}, shown[None])
         for candidate, member in plan.members.items():
-            tags = {**member.tags, PARENT_TAG: parent}
+            tags = {**member.labels, **member.tags, PARENT_TAG: parent}
             runs.bring_up(candidate, member, tags, shown.get(candidate, {}))
         runs.retire_all_but({None, *plan.members})
     return parent
@@ -122,13 +122,14 @@ class _StudyRuns:
         """Create or complete one run; its id."""
         run = self.found.get(candidate)
         if run is None:
-            run = self.client.create_run(self.experiment_id, plan.start, dict(tags), plan.name)
+            told = {name: told_text(value) for name, value in tags.items()}
+            run = self.client.create_run(self.experiment_id, plan.start, told, plan.name)
         elif run.info.lifecycle_stage != "active":
             self.client.restore_run(run.info.run_id)
         run_id = str(run.info.run_id)
         self._log(run, plan, tags)
         for name, text in plan.texts.items():
-            self.client.log_text(run_id, text, name)
+            self.client.log_text(run_id, without_home(text), name)
         for name, path in files.items():
             self._log_file(run_id, PurePosixPath(name), Path(path))
         if run.info.status != "FINISHED" or run.info.end_time != plan.end:
@@ -146,13 +147,13 @@ class _StudyRuns:
     def _log(self, run: "Run", plan: RunPlan, tags: Mapping[str, str]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        run_id = run.info.run_id
+        run_id, tags = run.info.run_id, {name: told_text(value) for name, value in tags.items()}
         stale = [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
         if stale:
             self.client.log_batch(run_id, tags=stale, synchronous=True)
         # An empty value is no parameter, and a changed one would be refused.
         new = [
-            Param(name, value[:PARAM_LENGTH])
+            Param(name, told_text(value)[:PARAM_LENGTH])
             for name, value in plan.params.items()
             if value and name not in run.data.params
         ]

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,8 @@ ID_TAG = "fewstep.study_id"
 STUDY_TAG = "fewstep.study"
 CANDIDATE_TAG = "fewstep.candidate"
 KIND_TAG = "fewstep.kind"
+# What runs are found by, as `tags.nfe = '4'`.
+MODEL_TAG, SPACE_TAG, NFE_TAG, BITS_TAG = "model", "space", "nfe", "bits"
 # What MLflow shows as a run's description.
 NOTE_TAG = "mlflow.note.content"
 
@@ -64,6 +66,8 @@ class RunPlan:
     texts: Mapping[str, str]
     start: int
     end: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Further tags, which runs are found by."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,28 @@ def _plan_parent(
         texts=texts,
         start=_milliseconds(times[0]),
         end=_milliseconds(max(times)),
+        labels=_study_labels(settings, rows),
     )
+
+
+def _study_labels(settings: StudyRecord | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    said = _json_object(settings.settings_json) if settings is not None else {}
+    space = "edit" if "subject" in said else str(said.get("space") or "schedule")
+    calls = ",".join(str(n) for n in sorted({row["nfe"] for row in rows}))
+    model = settings.model if settings is not None else ""
+    return {name: v for name, v in ((MODEL_TAG, model), (SPACE_TAG, space), (NFE_TAG, calls)) if v}
+
+
+def _labels(member: Mapping[Any, Any]) -> dict[str, str]:
+    """Of a candidate: its model, the kinds it is made of, its calls, the bits of its weights and activations."""
+    found = {MODEL_TAG: str(member["model"]), NFE_TAG: str(member["nfe"])}
+    try:
+        point = parse_point(member["candidate_json"])
+    except ConfigurationError:
+        return found
+    config = quantization_of(point)
+    bits = f"w{config.weight_bits}a{config.activation_bits}" if config else "full"
+    return found | {SPACE_TAG: "+".join(part.kind for part in point.parts), BITS_TAG: bits}
 
 
 def _plan_member(tags: Mapping[str, str], member: Mapping[Any, Any], rows: Sequence[Mapping[str, Any]]) -> RunPlan:
@@ -177,6 +202,7 @@ def _plan_member(tags: Mapping[str, str], member: Mapping[Any, Any], rows: Seque
         texts=_artifacts(member["candidate_json"]),
         start=min(times),
         end=max(times),
+        labels=_labels(member),
     )
 
 

@@ -26,6 +26,10 @@ Model = Annotated[str, typer.Option("--model", help="a bundled model's name or a
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="seed of the starting noise")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object for scripts")]
+Optuna = Annotated[
+    str | None,
+    typer.Option("--optuna", help="database (an address) or journal file (*.log) of Optuna [default: in --out]"),
+]
 Tracking = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: in --out]")]
 
 

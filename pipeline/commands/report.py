@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fewstep.errors import ConfigurationError, DamagedFileError
 from fewstep.files import read_text
 from fewstep.pipeline.commands.fields import Fields, options
-from fewstep.pipeline.commands.options import AsJson, Out, Tracking, into, print_json, writable
+from fewstep.pipeline.commands.options import AsJson, Optuna, Out, Tracking, into, print_json, writable
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import METRICS_TEXT, MeasuredSettings, SubjectSettings
 from fewstep.pipeline.values import built
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.study import Study
 
 NAME = "report"
 LISTED = ["nfe", "value", "trial", "candidate", "origin", "images", "denoiser_calls"]
@@ -43,9 +46,14 @@ def command(
     out: Out,
     html: Annotated[Path | None, into(help="write one self-contained page here", check=writable)] = None,
     csv: Annotated[Path | None, into(help="copy the study's results.csv here", check=writable)] = None,
-    top: Annotated[int, typer.Option(min=0, help="list this many of the best candidates of each NFE as judged")] = 0,
-    sync: Annotated[bool, typer.Option("--sync", help="log the study to the tracking server again")] = False,
+    top: Annotated[
+        int, typer.Option(min=0, help="list this many of the best candidates of each NFE as judged, and no more")
+    ] = 0,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="log the study to the tracking server and to Optuna again")
+    ] = False,
     tracking_uri: Tracking = None,
+    optuna: Optuna = None,
     as_json: AsJson = False,
 ) -> None:
     """Read a study's tables. Damaged files are skipped and named, with exit code 2.
@@ -57,7 +65,6 @@ def command(
     from fewstep.files import write_text
     from fewstep.pipeline.display import (
         mlflow_command,
-        plain_table,
         print_measured,
         print_notes,
         print_verdicts,
@@ -65,43 +72,54 @@ def command(
     )
     from fewstep.pipeline.publishing import log, write_report
     from fewstep.pipeline.study import Study
-    from fewstep.storage.queries import leaderboard
 
-    study = Study.load(out)
-    records = study.store.evaluations.records(where={"study": study.settings.study})
-    state = study.state()
-    rows, verdicts = study.problem.report_rows(state, study.reported()), study.verdicts(state)
     if run and not chosen:
         raise ConfigurationError(f"nothing is run without --metric: leave --{next(iter(run))} away")
-    asked = built(MeasuredSettings, {"model": study.settings.model, **chosen}).metric if chosen else ()
-    measured = study.measured(state) + (study.measure(asked, built(ExecutionSettings, run)) if asked else [])
-    shown: dict[str, object] = {"study": study.settings.study, "evaluations": len(records)}
-    if html is not None:
-        shown["html"] = write_report(study, html)
-    if csv is not None:
-        shown["csv"] = write_text(csv, _results_csv(out))
-    if sync:
-        shown["browse"] = mlflow_command(log(study, tracking_uri))
-    best = (
-        [
-            candidate
-            for nfe in sorted({record.nfe for record in records})
-            for candidate in leaderboard(study.store, study.settings.study, nfe=nfe, top=top)[LISTED].to_dict("records")
-        ]
-        if top
-        else []
-    )
-    others = {"measured": [vars(r) for r in measured]} if measured else {}
-    if as_json:
-        print_json({**shown, "verdicts": verdicts, "rows": [vars(r) for r in rows], "leaderboard": best} | others)
+    study = Study.load(out)
+    count = study.store.evaluations.read(["nfe"], {"study": study.settings.study}).num_rows
+    shown: dict[str, object] = {"study": study.settings.study, "evaluations": count}
+    if top:
+        if html or csv or sync or chosen:
+            raise ConfigurationError("--top lists candidates and does nothing else: ask for the rest in another call")
+        _list(study, top, shown, as_json)
     else:
-        print_verdicts(verdicts)
-        Console().print(results_table(rows))
-        print_measured(measured)
-        print_notes(study)
-        if best:
-            Console().print(plain_table("candidates as the search judged them", LISTED, best))
-        for name, value in shown.items():
-            typer.echo(f"{name}: {value}")
+        state = study.state()
+        rows, verdicts = study.problem.report_rows(state, study.reported()), study.verdicts(state)
+        asked = built(MeasuredSettings, {"model": study.settings.model, **chosen}).metric if chosen else ()
+        measured = study.measured(state) + (study.measure(asked, built(ExecutionSettings, run)) if asked else [])
+        if html is not None:
+            shown["html"] = write_report(study, html)
+        if csv is not None:
+            shown["csv"] = write_text(csv, _results_csv(out))
+        if sync:
+            shown["browse"] = mlflow_command(log(study, tracking_uri, optuna))
+        others = {"measured": [vars(r) for r in measured]} if measured else {}
+        if as_json:
+            print_json({**shown, "verdicts": verdicts, "rows": [vars(r) for r in rows]} | others)
+        else:
+            print_verdicts(verdicts)
+            Console().print(results_table(rows))
+            print_measured(measured)
+            print_notes(study)
+            for name, value in shown.items():
+                typer.echo(f"{name}: {value}")
     if line := study.store.describe_damage(f"{study.resumes} --out {out}"):
         raise DamagedFileError(line)
+
+
+def _list(study: Study, top: int, shown: dict[str, object], as_json: bool) -> None:
+    """The best candidates of each NFE: a question to the tables, for which no search is replayed."""
+    from rich.console import Console
+
+    from fewstep.pipeline.display import plain_table
+    from fewstep.storage.queries import leaderboard
+
+    rung = study.problem.ladder.main.name
+    best = leaderboard(study.store, study.settings.study, rung, top=top, each_nfe=True)
+    listed = best.sort_values("nfe", kind="stable")[LISTED].to_dict("records")
+    if as_json:
+        print_json({**shown, "leaderboard": listed})
+        return
+    Console().print(plain_table("candidates as the search judged them", LISTED, listed))
+    for name, value in shown.items():
+        typer.echo(f"{name}: {value}")

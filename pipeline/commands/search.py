@@ -9,7 +9,7 @@ import typer
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
-from fewstep.pipeline.commands.options import AsJson, Tracking, folder, into, print_json, resumed, typed
+from fewstep.pipeline.commands.options import AsJson, Optuna, Tracking, folder, into, print_json, resumed, typed
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study_file import warm_starts
@@ -78,6 +78,7 @@ def command(
     recipe: Annotated[str | None, typer.Option(help="a study file that comes with fewstep, as digits-demo")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the study in --out")] = False,
     tracking_uri: Tracking = None,
+    optuna: Optuna = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast calls and time, run nothing")] = False,
     shown: Annotated[bool, typer.Option("--print", help="print every setting as a study file, run nothing")] = False,
     as_json: AsJson = False,
@@ -110,7 +111,7 @@ def command(
         _forecast(study, execution, as_json)
         return
     folder(root)
-    _run(study, execution, tracking_uri, as_json)
+    _run(study, execution, tracking_uri, optuna, as_json)
 
 
 def _settings(file: Path | None, recipe: str | None, chosen: dict[str, Any]) -> SearchSettings:
@@ -136,13 +137,13 @@ def _forecast(study: Any, execution: ExecutionSettings, as_json: bool) -> None:
         typer.echo(f"{name.replace('_', ' '):{width}} {value:,}")
 
 
-def _run(study: Any, execution: ExecutionSettings, tracking_uri: str | None, as_json: bool) -> None:
+def _run(study: Any, execution: ExecutionSettings, tracking_uri: str | None, optuna: str | None, as_json: bool) -> None:
     from fewstep.pipeline.api import run_study
     from fewstep.pipeline.display import SearchDisplay, print_outcome
 
-    resumed(["search"], study, execution, tracking_uri=tracking_uri, json=as_json)
+    resumed(["search"], study, execution, tracking_uri=tracking_uri, optuna=optuna, json=as_json)
     with SearchDisplay(study.settings, as_json, study.records()) as display:
-        outcome, uri = run_study(study, execution, typed(), tracking_uri, display.on_record)
+        outcome, uri = run_study(study, execution, typed(), tracking_uri, display.on_record, True, optuna)
     if not as_json:
         print_outcome(study, outcome, outcome.files, uri)
         return

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 from optuna.trial import TrialState
 
-from fewstep.pipeline.proposers.pareto import front, ordered
+from fewstep.pipeline.proposers.evolution import PARENTS
+from fewstep.pipeline.proposers.pareto import Fronts, front
 from fewstep.pipeline.search import Search, Seed
 from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial
 from fewstep.search_spaces.point import Point
@@ -33,6 +35,7 @@ class EditPolicy:
     ) -> None:
         self.ladder = ladder
         self.seeds, self.calls, self._most, self.most_calls = seeds, calls, finalists, most_calls
+        self._screened = Fronts()
 
     def fits(self, point: Point) -> None:
         """See Policy."""
@@ -53,7 +56,10 @@ class EditPolicy:
     def decide(self, search: Search, trial: Trial, record: EvaluationRecord) -> None:
         """The screen says all that the sampler learns."""
         if record.rung == self.ladder.screen.name:
-            search.finish(trial, TrialState.COMPLETE if edit_objectives(record) else TrialState.FAIL)
+            vector = edit_objectives(record)
+            if vector is not None:
+                self._screened.add(trial.number, vector)
+            search.finish(trial, TrialState.COMPLETE if vector else TrialState.FAIL)
 
     def objectives(self, search: Search, trial: Trial) -> Vector | None:
         """Those of the screen."""
@@ -77,8 +83,7 @@ class EditPolicy:
 
     def standing(self, trials: Mapping[int, Trial], nfe: int | None) -> list[Trial]:
         """Who may have children: the screened, best front first."""
-        having = self._having([t for _, t in sorted(trials.items())], self.ladder.screen)
-        return [having[i][0] for i in ordered([values for _, values in having])] if having else []
+        return [trials[number] for number in islice(self._screened, PARENTS)]
 
     def screened(self, trial: Trial) -> Vector | None:
         """Those of the screen."""

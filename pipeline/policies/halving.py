@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Sequence
 
 from optuna.trial import TrialState
@@ -53,7 +54,7 @@ class HalvingPolicy:
             search.finish(trial, TrialState.COMPLETE if complete else TrialState.FAIL)
         elif record.rung == search.ladder.screen.name:
             if record.value is not None:
-                self._screened[record.nfe].append(record.value)
+                insort(self._screened[record.nfe], record.value)
             if not complete:
                 search.finish(trial, TrialState.FAIL)
             elif record.origin in (WARM, WARM_REFINED):

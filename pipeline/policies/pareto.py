@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 from optuna.trial import TrialState
 
 from fewstep.pipeline.proposers.base import Check
-from fewstep.pipeline.proposers.pareto import front, ordered
+from fewstep.pipeline.proposers.evolution import PARENTS
+from fewstep.pipeline.proposers.pareto import Fronts, front
 from fewstep.pipeline.search import Search, Seed
 from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial
 from fewstep.search_spaces.point import Point
@@ -42,6 +45,8 @@ class ParetoPolicy:
         self.ladder = ladder
         self.seeds, self.vector, self.keep, self.most, self.fits = seeds, vector, keep, most, check
         self._always, self._extra = always, extra
+        # By rung, and by NFE or of all.
+        self._fronts: dict[tuple[str, int | None], Fronts] = defaultdict(Fronts)
 
     def account(self, point: Point) -> int:
         """Its NFE."""
@@ -57,7 +62,11 @@ class ParetoPolicy:
 
     def decide(self, search: Search, trial: Trial, record: EvaluationRecord) -> None:
         """See Policy."""
-        if self.vector(record) is None:
+        vector = self.vector(record)
+        if vector is not None and record.rung in (self.ladder.screen.name, self.ladder.main.name):
+            for nfe in (None, trial.candidate.nfe):
+                self._fronts[record.rung, nfe].add(trial.number, vector)
+        if vector is None:
             search.finish(trial, TrialState.FAIL)
         elif record.rung == self.ladder.main.name:
             search.finish(trial, TrialState.COMPLETE)
@@ -70,8 +79,8 @@ class ParetoPolicy:
     def _climbs(self, search: Search, trial: Trial) -> bool:
         if self._always and trial.candidate.origin.startswith(self._always):
             return True
-        screened = self.ranked(search.trials, self.ladder.screen)
-        return any(t is trial for t in screened[: max(1, math.ceil(self.keep * len(screened)))])
+        screened = self._fronts[self.ladder.screen.name, None]
+        return screened.place(trial.number) < max(1, math.ceil(self.keep * len(screened)))
 
     def objectives(self, search: Search, trial: Trial) -> Vector | None:
         """Those of the main rung, or of the screen where it went no further."""
@@ -97,17 +106,13 @@ class ParetoPolicy:
                 return [known[i][0] for i in front([values for _, values in known], self.most)]
         return []
 
-    def ranked(self, trials: Mapping[int, Trial], rung: Rung, nfe: int | None = None) -> list[Trial]:
-        """Trials that have objectives at a rung, best first: by front, the loneliest of a front first."""
-        known = self._known(trials, rung, nfe)
-        return [known[i][0] for i in ordered([values for _, values in known])]
-
     def standing(self, trials: Mapping[int, Trial], nfe: int | None) -> list[Trial]:
         """Who may have children, best first: those of the main rung, then those that were only screened."""
-        judged = self.ranked(trials, self.ladder.main, nfe)
-        known = {t.number for t in judged}
-        return judged + [t for t in self.ranked(trials, self.ladder.screen, nfe) if t.number not in known]
+        numbers = list(islice(self._fronts[self.ladder.main.name, nfe], PARENTS))
+        judged = set(numbers)
+        screened = (n for n in self._fronts[self.ladder.screen.name, nfe] if n not in judged)
+        return [trials[n] for n in [*numbers, *islice(screened, PARENTS - len(numbers))]]
 
-    def _known(self, trials: Mapping[int, Trial], rung: Rung, nfe: int | None = None) -> list[tuple[Trial, Vector]]:
+    def _known(self, trials: Mapping[int, Trial], rung: Rung) -> list[tuple[Trial, Vector]]:
         having = [(t, self.vector(t.records.get(rung.name))) for _, t in sorted(trials.items())]
-        return [(t, v) for t, v in having if v is not None and nfe in (None, t.candidate.nfe)]
+        return [(t, v) for t, v in having if v is not None]

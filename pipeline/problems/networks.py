@@ -172,21 +172,18 @@ class NetworkProblem(ModelProblem):
     def search(self, on_refit: OnRefit | None = None) -> Search:
         """A new search."""
         s, seeds = self.settings, self._seeds()
-        configs: dict[int, str] = {}
-
-        def config_of(candidate: Candidate) -> str:
-            if candidate.trial not in configs:
-                config = quantization_of(candidate.point)
-                configs[candidate.trial] = config.hash if config is not None else ""
-            return configs[candidate.trial]
+        calibrated: dict[str, int] = {}
 
         def calibration_calls(search: Search, candidate: Candidate) -> int:
             """Trajectories that a config is calibrated on, once, whatever its schedules."""
             config = quantization_of(candidate.point)
-            others = (t.candidate for number, t in search.trials.items() if number != candidate.trial)
-            if config is None or any(config_of(other) == config.hash for other in others):
+            if config is None:
                 return 0
-            return config.images * self.calibration.nfe
+            first = calibrated.get(config.hash, candidate.trial)
+            if candidate.trial in search.trials:
+                # It is adopted: until then it may still be left out.
+                calibrated[config.hash] = first
+            return config.images * self.calibration.nfe if first == candidate.trial else 0
 
         always = "" if self.moves_schedule else NAMED
         policy = ParetoPolicy(

@@ -8,10 +8,10 @@ from dataclasses import replace
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.policies.halving import HalvingPolicy
 from fewstep.pipeline.problems.schedule_report import ScheduleReport
-from fewstep.pipeline.proposers.base import ANALYTIC, PRESET, WARM, WARM_REFINED
+from fewstep.pipeline.proposers.base import ANALYTIC, PRESET, WARM, WARM_REFINED, Proposer
 from fewstep.pipeline.proposers.options import OnRefit, S3Options
-from fewstep.pipeline.proposers.optuna import OptunaProposer, SamplerFor
-from fewstep.pipeline.proposers.s3 import S3Sampler
+from fewstep.pipeline.proposers.optuna import OptunaProposer
+from fewstep.pipeline.proposers.s3 import S3Proposer
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.search import Search, Seed
 from fewstep.pipeline.sizes import first_look
@@ -54,14 +54,7 @@ class ScheduleProblem(ScheduleReport):
         s = self.settings
         if s.refine:
             check_tunable(Setting(self.subject, self.files), s.refine_to)
-        proposer = OptunaProposer(
-            self.schedules,
-            self._sampler(on_refit),
-            s.sampler,
-            s.seed,
-            self.check,
-            list(dict.fromkeys((self.ladder.screen.name, self.ladder.main.name))),
-        )
+        proposer = self._proposer(on_refit)
         stages = [self._presets(), Refine(s, self.teacher.nfe), Finals(s.finals, s.finalist_images, s.finalists)]
         policy = HalvingPolicy(s, self._seeds())
         return Search(s.nfes, s.budget, self.ladder, proposer, policy, stages, s.patience, self.prepaid)
@@ -112,14 +105,14 @@ class ScheduleProblem(ScheduleReport):
         warm = {w.hash: (WARM if w.corrections is None else WARM_REFINED, w) for w in self.warm if w.nfe in s.nfes}
         return [(origin, as_point(schedule)) for origin, schedule in warm.values()]
 
-    def _sampler(self, on_refit: OnRefit | None) -> SamplerFor:
-        s = self.settings
+    def _proposer(self, on_refit: OnRefit | None) -> Proposer:
+        s, rungs = self.settings, list(dict.fromkeys((self.ladder.screen.name, self.ladder.main.name)))
         if s.sampler not in OWN:
-            return stock_sampler(s.sampler, s.seed, 1, self.schedules.flat)
+            sampler = stock_sampler(s.sampler, s.seed, 1, self.schedules.flat)
+            return OptunaProposer(self.schedules, sampler, s.sampler, s.seed, self.check, rungs)
         assert s.random_trials is not None
         options = S3Options(random_trials=s.random_trials, surrogate=s.surrogate)
         if s.sampler == "evolution":
             # The published operators alone, from presets and random members.
             options = replace(options, surrogate="none", across=0.0, local=0.0)
-        ours = S3Sampler(self.schedules, s.nfes, seed=s.seed, options=options, on_refit=on_refit)
-        return lambda number: ours
+        return S3Proposer(self.schedules, s.nfes, self.check, rungs, s.seed, options, on_refit, s.sampler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from fewstep.pipeline.trial import Candidate, Trial
@@ -37,7 +38,7 @@ def is_outside(candidate: Candidate) -> bool:
 class Proposer(Protocol):
     """Numbers trials, and proposes points as a function of the seed and of the trials so far."""
 
-    def ask(self, nfe: int, seen: set[str], trials: Mapping[int, Trial]) -> Candidate | None:
+    def ask(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
         """A candidate at `nfe` whose hash is not in `seen`; None where none is left to try."""
 
     def enlist(self, point: Point, origin: str, trials: Mapping[int, Trial]) -> Candidate:

@@ -6,8 +6,9 @@ A proposal is a function of the seed, the trial's number and the trials before i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.proposers.base import Check, Objectives
@@ -23,7 +24,7 @@ OWN = "evolution"
 PARENTS, ATTEMPTS = 20, 60
 EXPLORE, CROSSOVER = 0.1, 0.5
 
-# Trials that may have children, best first, of one NFE or (None) of all.
+# Trials that may have children, best first, of one NFE or (None) of all; PARENTS of them are enough.
 Standing = Callable[[Mapping[int, Trial], int | None], Sequence[Trial]]
 
 
@@ -49,9 +50,9 @@ class ParetoEvolution:
         self._surrogate: Surrogate | None = None
         self._fitted_at = 0
 
-    def ask(self, nfe: int, seen: set[str], trials: Mapping[int, Trial]) -> Candidate | None:
+    def ask(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
         """See Proposer."""
-        number = max(trials, default=-1) + 1
+        number = _next(trials)
         rng = Random(f"{self._seed}/{number}")
         parents, others = self._standing(trials, nfe), self._standing(trials, None)
         self._refit(trials, number)
@@ -72,12 +73,12 @@ class ParetoEvolution:
 
     def enlist(self, point: Point, origin: str, trials: Mapping[int, Trial]) -> Candidate:
         """See Proposer."""
-        number = max(trials, default=-1) + 1
+        number = _next(trials)
         return Candidate(number, point, origin, self.space.parameters(self.space.genome(point)))
 
     def admit(self, point: Point, origin: str, trials: Mapping[int, Trial]) -> Candidate:
         """See Proposer."""
-        return Candidate(max(trials, default=-1) + 1, point, origin)
+        return Candidate(_next(trials), point, origin)
 
     def report(self, trial: Trial, value: float, step: int) -> None:
         """Nothing to keep: the trials themselves are what it learns from."""
@@ -91,7 +92,7 @@ class ParetoEvolution:
 
     # -- children -------------------------------------------------------------------------------------
 
-    def _offspring(self, parents: Sequence[Trial], others: Sequence[Trial], seen: set[str], rng: Random) -> Any:
+    def _offspring(self, parents: Sequence[Trial], others: Sequence[Trial], seen: AbstractSet[str], rng: Random) -> Any:
         if self._surrogate is None or not self._surrogate.ready or rng.random() < self._options.explore:
             return self._child(parents, others, rng)
         children = [self._child(parents, others, rng) for _ in range(self._options.children)]
@@ -129,6 +130,11 @@ class ParetoEvolution:
 
     def _example(self, trial: Trial, values: Sequence[float]) -> Example:
         return Example(self.space.encode(self._genome(trial)), trial.candidate.nfe, tuple(values))
+
+
+def _next(trials: Mapping[int, Trial]) -> int:
+    """The number after the last one: trials are in the order of their numbers."""
+    return next(reversed(cast("dict[int, Trial]", trials)), -1) + 1
 
 
 def _pick(trials: Sequence[Trial], rng: Random) -> Trial:

@@ -8,36 +8,73 @@ whoever proposed them: so the move is a function of the search's history, and a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import TypeVar
+from bisect import insort
+from collections import deque
+from typing import Generic, TypeVar
 
+import numpy as np
 from cmaes import CMA
-from optuna.trial import FrozenTrial
 
-from fewstep.search_spaces.space import Space
+from fewstep.search_spaces.space import Space, Vector
 
 G = TypeVar("G")
 # First standard deviation, in units of a move.
 SPREAD = 0.2
+# Generations that are kept to go back to, when a value comes in out of turn.
+KEPT = 64
 
 
-def local_move(space: Space[G], members: Sequence[tuple[FrozenTrial, G]], rung: int, seed: str) -> G | None:
-    """A genome near the best of `members` (all of one NFE) by their values at `rung`.
+class LocalMoves(Generic[G]):
+    """Members of one NFE with their values at one rung, and moves near the best of them.
 
-    None where none has a value, or where the space has no two continuous decisions.
+    CMA-ES is told every member once, however many moves are asked for: what it knew is kept until the best changes.
     """
-    judged = [(t, g) for t, g in members if rung in t.intermediate_values]
-    if not judged:
-        return None
-    best = min(judged, key=lambda entry: (entry[0].intermediate_values[rung], entry[0].number))[1]
-    start = space.to_vector(best)
-    if len(start) < 2:
-        return None
-    key = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
-    optimizer = CMA(start, SPREAD, seed=key)
-    kept = space.discrete(best)
-    alike = [(space.to_vector(g), t.intermediate_values[rung]) for t, g in judged if space.discrete(g) == kept]
-    size = optimizer.population_size
-    for i in range(0, len(alike) - size + 1, size):
-        optimizer.tell(alike[i : i + size])
-    return space.at_vector(best, optimizer.ask())
+
+    def __init__(self, space: Space[G]) -> None:
+        self._space = space
+        self._alike: dict[object, list[tuple[int, Vector, float]]] = {}
+        self._best: tuple[float, int, G] | None = None
+        self._told: deque[tuple[int, CMA]] = deque(maxlen=KEPT)
+
+    def add(self, number: int, genome: G, value: float) -> None:
+        """A member has a value now."""
+        kind = self._space.discrete(genome)
+        group = self._alike.setdefault(kind, [])
+        late = bool(group) and group[-1][0] > number
+        insort(group, (number, self._space.to_vector(genome), value), key=lambda entry: entry[0])
+        if self._best is None or (value, number) < self._best[:2]:
+            self._best = value, number, genome
+            self._told.clear()
+        elif late and self._told and kind == self._space.discrete(self._best[2]):
+            place = next(i for i in range(len(group) - 1, -1, -1) if group[i][0] == number)
+            while self._told and self._told[-1][0] > place:
+                self._told.pop()
+
+    def move(self, seed: str) -> G | None:
+        """A genome near the best; None where nothing has a value, or the space has no two continuous decisions."""
+        if self._best is None:
+            return None
+        best = self._best[2]
+        start = self._space.to_vector(best)
+        if len(start) < 2:
+            return None
+        key = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
+        group = self._alike[self._space.discrete(best)]
+        count, optimizer = self._told[-1] if self._told else (0, CMA(start, SPREAD, seed=key))
+        size = optimizer.population_size
+        while count + size <= len(group):
+            optimizer = _copied(optimizer)
+            optimizer.tell([(vector, value) for _, vector, value in group[count : count + size]])
+            count += size
+            self._told.append((count, optimizer))
+        optimizer.reseed_rng(key)
+        return self._space.at_vector(best, optimizer.ask())
+
+
+def _copied(optimizer: CMA) -> CMA:
+    """Its own copy; pickling it, as `copy` does, would round its covariance."""
+    made = object.__new__(CMA)
+    for name, value in vars(optimizer).items():
+        setattr(made, name, value.copy() if isinstance(value, np.ndarray) else value)
+    made._rng = np.random.RandomState()
+    return made

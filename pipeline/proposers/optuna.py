@@ -1,4 +1,4 @@
-"""The Optuna study behind a search: any of its samplers, or S^3, on any space, with one objective or several.
+"""The Optuna study behind a search by one of its samplers, on any space, with one objective or several.
 
 The study lives in memory and is a projection of the records: `restore` rebuilds it. A sampler that carries a random
 state is made anew for every trial, seeded by its number; what NSGA-II notes with a trial (its generation) is stored
@@ -8,6 +8,7 @@ with what it drew. So a resumed search goes on as the killed one would have.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from random import Random
 from typing import Any
 
@@ -17,13 +18,12 @@ from optuna.trial import TrialState, create_trial
 
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.proposers.base import Check, Objectives, is_outside
-from fewstep.pipeline.proposers.options import CANDIDATE_ATTR, ORIGIN_ATTR, POINT_ATTR, distributions
+from fewstep.pipeline.proposers.options import ATTEMPTS, CANDIDATE_ATTR, ORIGIN_ATTR, POINT_ATTR, distributions
 from fewstep.pipeline.trial import Candidate, Trial
 from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.space import Space
 
 SamplerFor = Callable[[int], BaseSampler]
-ATTEMPTS = 40
 # Where a candidate's parameters keep what the sampler noted, beside what it drew.
 NOTE = "sampler_note"
 # States of trials that have objectives.
@@ -67,7 +67,7 @@ class OptunaProposer:
 
     # -- proposals ------------------------------------------------------------------------------------
 
-    def ask(self, nfe: int, seen: set[str], trials: Mapping[int, Trial]) -> Candidate | None:
+    def ask(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
         """See Proposer. A stock sampler may repeat itself for ever: in the end random members take its place."""
         for _ in range(ATTEMPTS):
             trial = self._ask({"nfe": nfe} if self._by_nfe else {})
@@ -82,7 +82,7 @@ class OptunaProposer:
             self._study.tell(trial, state=TrialState.FAIL)
         return self._anything_new(nfe, seen, trials)
 
-    def _anything_new(self, nfe: int, seen: set[str], trials: Mapping[int, Trial]) -> Candidate | None:
+    def _anything_new(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
         rng = Random(f"{self._seed}/{self._next}")
         for _ in range(ATTEMPTS):
             try:
@@ -108,13 +108,16 @@ class OptunaProposer:
 
     def _ask(self, fixed: dict[str, Any]) -> optuna.trial.Trial:
         self._study.sampler = self._sampler(self._next)
-        if fixed:
-            self._study.enqueue_trial(fixed)
         self._next += 1
-        return self._study.ask()
+        # What `enqueue_trial` and `ask` do, but for looking through all past trials for one that waits.
+        attributes = {"fixed_params": fixed} if fixed else {}
+        begun = create_trial(state=TrialState.RUNNING, system_attrs=attributes)
+        storage = self._study._storage
+        self._study._thread_local.cached_all_trials = None
+        return optuna.trial.Trial(self._study, storage.create_new_trial(self._study._study_id, begun))
 
     def _register(self, trial: optuna.trial.Trial, point: Point, origin: str) -> Candidate:
-        noted = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
+        noted = self._study._storage.get_trial(trial._trial_id).system_attrs
         note = {name: value for name, value in noted.items() if name.endswith("generation")}
         drawn: dict[str, Any] = dict(trial.params) | ({NOTE: note} if note else {})
         candidate = Candidate(trial.number, point, origin, drawn)

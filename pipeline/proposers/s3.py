@@ -1,140 +1,181 @@
-"""S^3, predictor-guided search, as an Optuna sampler for any space with one objective (USF, section 4).
+"""S^3, predictor-guided search, for any space with one objective (USF, section 4).
 
-Every trial's genome is decided at once, from the seed, the trial's number and the trials before it:
-first random members, then children of the best known ones, ranked by a
-surrogate that is trained on everything evaluated so far. The values it learns from are the trials'
-intermediate values, one a rung.
+Every candidate's genome is decided at once, from the seed, the trial's number and the trials before it: first random
+members, then children of the best known ones, ranked by a surrogate that is trained on everything evaluated so far. The
+values it learns from are those of the rungs. What a proposal takes does not grow with the search, but for the fits of
+a surrogate, which come at ever longer intervals.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from random import Random
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from fewstep.pipeline.proposers.base import KNOWN
-from fewstep.pipeline.proposers.moves import local_move
-from fewstep.pipeline.proposers.options import (
-    ORIGIN_ATTR,
-    POINT_ATTR,
-    OnRefit,
-    S3Options,
-    distributions,
-    milestone,
-)
+from fewstep.errors import ConfigurationError, ScheduleError
+from fewstep.pipeline.proposers.base import Check, Objectives, is_outside
+from fewstep.pipeline.proposers.drawn import Drawn
+from fewstep.pipeline.proposers.members import Member, Members
+from fewstep.pipeline.proposers.options import ATTEMPTS, OnRefit, S3Options, milestone
 from fewstep.pipeline.proposers.surrogate.encoder import Example
 from fewstep.pipeline.proposers.surrogate.registry import Surrogate, make_surrogate
-from fewstep.search_spaces.point import parse_point
+from fewstep.pipeline.trial import Candidate, Trial
+from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.space import Space
 
-ENOUGH = 12
 NEIGHBOURS = 5
 MUTATION_RATES = (0.05, 0.12, 0.25)
+IMPOSSIBLE = (ScheduleError, ConfigurationError)
 
 
-class S3Sampler(BaseSampler):
-    """Proposes whole members of a space; see the module's docstring."""
+class S3Proposer:
+    """Proposes whole members of a space; see the module's docstring. `rungs` name those it learns from, in order."""
 
     def __init__(
         self,
         space: Space[Any],
         nfes: Sequence[int],
-        rungs: int = 2,
+        check: Check,
+        rungs: Sequence[str],
         seed: int = 0,
         options: S3Options | None = None,
         on_refit: OnRefit | None = None,
+        origin: str = "s3",
     ) -> None:
-        self._space, self._nfes, self._rungs, self._seed = space, nfes, rungs, seed
+        self._space, self._nfes, self._check, self._origin = space, nfes, check, origin
+        self._rungs, self._seed, self._on_refit = tuple(rungs), seed, on_refit
         self._options = options or S3Options()
-        self._on_refit = on_refit
-        self._distributions = distributions(space)
+        # A ladder of one rung is learned from as one of two whose second is never reached.
+        self._fidelities = max(2, len(self._rungs))
+        self._members: dict[int, Member[Any]] = {}
+        self._by_nfe: dict[int, Members[Any]] = {}
         self._surrogate: Surrogate | None = None
         self._fitted_at = 0
         self._seconds = 0.0
-        self._genomes: dict[int, Any] = {}
+        self._next = 0
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The whole space: a proposal is made for all parameters together."""
-        return self._distributions
+    # -- trials ---------------------------------------------------------------------------------------
 
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Parameters of the proposed genome, for the NFE that was fixed or else drawn at random."""
-        rng = Random(f"{self._seed}/{trial.number}")
-        fixed = trial.system_attrs.get("fixed_params", {})
-        nfe = int(fixed.get("nfe", rng.choice(self._nfes)))
-        if len(fixed) > 1:
-            return {}
-        past = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number and POINT_ATTR in t.user_attrs]
-        return self._space.parameters(self.propose(past, nfe, trial.number, rng))
+    def ask(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
+        """See Proposer. Where children repeat what is known again and again, in the end random members are tried."""
+        for _ in range(ATTEMPTS):
+            number, self._next = self._next, self._next + 1
+            try:
+                drawn = self._drawn(number, self._space.parameters(self.propose(nfe, number)))
+                point = self._space.point(self._space.suggest(drawn))
+                self._check(point)
+            except IMPOSSIBLE:
+                continue
+            if point.hash not in seen:
+                return self._entered(Candidate(number, point, self._origin, drawn.parameters))
+        return self._anything_new(nfe, seen, trials)
 
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """A parameter that is not part of the space: drawn uniformly."""
-        seed = Random(f"{self._seed}/{trial.number}/{param_name}").randrange(2**31)
-        return optuna.samplers.RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)
+    def _anything_new(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
+        rng = Random(f"{self._seed}/{self._next}")
+        for _ in range(ATTEMPTS):
+            try:
+                point = self._space.point(self._space.random(nfe, rng))
+                self._check(point)
+            except IMPOSSIBLE:
+                continue
+            if point.hash not in seen:
+                return self.enlist(point, "random", trials)
+        return None
 
-    def propose(self, past: list[FrozenTrial], nfe: int, number: int, rng: Random) -> Any:
-        """The next genome at `nfe`, none that the past trials hold already."""
-        known = [(t, self._genome(t)) for t in past]
-        mine = [(t, g) for t, g in known if self._space.nfe(g) == nfe]
-        seen = {g for _, g in mine}
-        drawn = sum(1 for t, _ in mine if f"{t.user_attrs.get(ORIGIN_ATTR)}:" not in KNOWN)
-        if drawn < self._options.random_trials:
+    def enlist(self, point: Point, origin: str, trials: Mapping[int, Trial]) -> Candidate:
+        """See Proposer."""
+        drawn = self._drawn(self._next, self._space.parameters(self._space.genome(point)))
+        self._space.suggest(drawn)
+        self._next += 1
+        return self._entered(Candidate(drawn.number, point, origin, drawn.parameters))
+
+    def admit(self, point: Point, origin: str, trials: Mapping[int, Trial]) -> Candidate:
+        """See Proposer."""
+        self._next += 1
+        return Candidate(self._next - 1, point, origin)
+
+    def _drawn(self, number: int, parameters: Mapping[str, Any]) -> Drawn:
+        return Drawn(number, parameters, f"{self._seed}/{number}")
+
+    def _entered(self, candidate: Candidate) -> Candidate:
+        member = Member(candidate.trial, self._space.genome(candidate.point))
+        self._members[candidate.trial] = member
+        self._at(self._space.nfe(member.genome)).add(member, candidate.origin)
+        return candidate
+
+    def _at(self, nfe: int) -> Members[Any]:
+        if nfe not in self._by_nfe:
+            self._by_nfe[nfe] = Members(self._space, self._fidelities)
+        return self._by_nfe[nfe]
+
+    def report(self, trial: Trial, value: float, step: int) -> None:
+        """See Proposer."""
+        if (member := self._members.get(trial.number)) is not None:
+            self._at(self._space.nfe(member.genome)).report(member, step, value)
+
+    def tell(self, trial: Trial, objectives: Sequence[float] | None) -> None:
+        """See Proposer; only a failure says more than the rungs do."""
+        if trial.state == TrialState.FAIL and (member := self._members.get(trial.number)) is not None:
+            self._at(self._space.nfe(member.genome)).fail(member)
+
+    def restore(self, trials: Mapping[int, Trial], objectives: Objectives) -> list[Trial]:
+        """See Proposer."""
+        for _, trial in sorted(trials.items()):
+            if is_outside(trial.candidate):
+                continue
+            self._entered(trial.candidate)
+            for step, rung in enumerate(self._rungs):
+                record = trial.records.get(rung)
+                if record is not None and record.value is not None:
+                    self.report(trial, record.value, step)
+            self.tell(trial, None)
+        self._next = max(trials, default=-1) + 1
+        return []
+
+    # -- proposals ------------------------------------------------------------------------------------
+
+    def propose(self, nfe: int, number: int) -> Any:
+        """The genome of trial `number` at `nfe`; none that is known, unless there is hardly another."""
+        rng, mine = Random(f"{self._seed}/{number}"), self._at(nfe)
+        # Stored studies drew a number of calls here, whatever they were asked for.
+        rng.choice(self._nfes)
+        if mine.drawn < self._options.random_trials:
             return self._space.random(nfe, rng)
         share = rng.random()
         found = None
         if share < self._options.across:
-            found = self._from_neighbour(known, nfe, rng)
+            found = self._from_neighbour(nfe, rng)
         elif share < self._options.across + self._options.local:
-            found = local_move(self._space, mine, self._fidelity(mine), f"{self._seed}/{number}")
-        if found is not None and found not in seen:
+            found = mine.moves[mine.fidelity].move(f"{self._seed}/{number}")
+        if found is not None and found not in mine.seen:
             return found
-        parents = [g for _, g in sorted(mine, key=lambda entry: _standing(entry[0]))[: self._options.parents]]
-        self._refit(known, number)
+        parents = mine.best(self._options.parents)
+        self._refit(number)
         guided = self._surrogate is not None and self._surrogate.ready
         if guided and rng.random() >= self._options.explore:
             begun = time.perf_counter()
-            chosen = self._evolve_on_surrogate(parents, self._fidelity(mine), seen, rng)
+            chosen = self._evolve_on_surrogate(parents, mine.fidelity, mine.seen, rng)
             self._seconds += time.perf_counter() - begun
             return chosen
         for _ in range(100):
             child = self._child(parents, rng)
-            if child not in seen:
+            if child not in mine.seen:
                 return child
         return self._space.random(nfe, rng)
 
-    def _fidelity(self, mine: Sequence[tuple[FrozenTrial, Any]]) -> int:
-        """The highest rung whose values are known for enough members of an NFE decides."""
-        counts = [sum(1 for t, _ in mine if r in t.intermediate_values) for r in range(self._rungs)]
-        return max((r for r in range(self._rungs) if counts[r] >= ENOUGH), default=0)
-
-    def _from_neighbour(self, known: Sequence[tuple[FrozenTrial, Any]], nfe: int, rng: Random) -> Any | None:
+    def _from_neighbour(self, nfe: int, rng: Random) -> Any | None:
         """An elite of the nearest other NFE on either side, with as many steps added or dropped as it takes."""
-        nfes = sorted({self._space.nfe(g) for _, g in known})
+        nfes = [n for n, members in self._by_nfe.items() if members.seen]
         beside = [max((n for n in nfes if n < nfe), default=0), min((n for n in nfes if n > nfe), default=0)]
         beside = [n for n in beside if n]
         if not beside:
             return None
         source = rng.choice(beside)
-        ranked = sorted(
-            ((t, g) for t, g in known if self._space.nfe(g) == source), key=lambda entry: _standing(entry[0])
-        )
-        return self._space.with_nfe(rng.choice(ranked[:NEIGHBOURS])[1], nfe, rng)
-
-    def _genome(self, trial: FrozenTrial) -> Any:
-        if trial.number not in self._genomes:
-            self._genomes[trial.number] = self._space.genome(parse_point(trial.user_attrs[POINT_ATTR]))
-        return self._genomes[trial.number]
+        return self._space.with_nfe(rng.choice(self._at(source).best(NEIGHBOURS)), nfe, rng)
 
     def _child(self, parents: list[Any], rng: Random) -> Any:
         # Linear ranking: the best parent is twice as likely as the middle one.
@@ -156,15 +197,15 @@ class S3Sampler(BaseSampler):
             breeders = sorted(pool, key=lambda g: pool[g])[: self._options.parents] or parents
         return breeders[0]
 
-    def _refit(self, known: list[tuple[FrozenTrial, Any]], number: int) -> None:
+    def _refit(self, number: int) -> None:
         at = milestone(number, self._options)
         if not at or at == self._fitted_at or self._options.surrogate == "none":
             return
-        usable = [(t, g) for t, g in known if t.number < at and t.intermediate_values]
-        examples = [self._example(t, g) for t, g in usable]
-        fresh = [self._example(t, g) for t, g in usable if t.number >= self._fitted_at]
+        usable = [member for member in self._members.values() if member.number < at and member.values]
+        examples = [self._example(member) for member in usable]
+        fresh = [self._example(member) for member in usable if member.number >= self._fitted_at]
         tau = self._surrogate.tau(fresh, 0) if self._surrogate is not None and fresh else None
-        surrogate = make_surrogate(self._options.surrogate, self._rungs, self._seed)
+        surrogate = make_surrogate(self._options.surrogate, self._fidelities, self._seed)
         begun = time.perf_counter()
         surrogate.fit(examples)
         self._seconds += time.perf_counter() - begun
@@ -174,14 +215,6 @@ class S3Sampler(BaseSampler):
                 self._on_refit(len(examples), tau, self._seconds)
             self._seconds = 0.0
 
-    def _example(self, trial: FrozenTrial, genome: Any) -> Example:
-        values = (trial.intermediate_values.get(r, float("nan")) for r in range(self._rungs))
-        return Example(self._space.encode(genome), self._space.nfe(genome), tuple(values))
-
-
-def _standing(trial: FrozenTrial) -> tuple[int, float]:
-    """Sort key: the highest rung reached first, then its value; trials without any value last."""
-    if not trial.intermediate_values or trial.state == TrialState.FAIL:
-        return 1, 0.0
-    rung = max(trial.intermediate_values)
-    return -rung, trial.intermediate_values[rung]
+    def _example(self, member: Member[Any]) -> Example:
+        values = (member.values.get(rung, float("nan")) for rung in range(self._fidelities))
+        return Example(self._space.encode(member.genome), self._space.nfe(member.genome), tuple(values))

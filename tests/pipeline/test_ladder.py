@@ -12,7 +12,7 @@ from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.sizes import sized
 from fewstep.pipeline.trial import promoted
 
-values = st.lists(st.floats(0, 100, allow_nan=False), min_size=1, max_size=40, unique=True)
+values = st.lists(st.floats(0, 100, allow_nan=False), min_size=1, max_size=40, unique=True).map(sorted)
 shares = st.floats(0.01, 1.0)
 
 

@@ -161,3 +161,25 @@ def test_kill_9_in_the_middle_of_a_compaction(tmp_path, event):
     table.compact()
     assert len(list(tmp_path.iterdir())) == 1
     assert table.read().equals(before)
+
+
+def test_files_of_few_large_rows_are_merged_too():
+    """Moments of 2,048 features: 17 MB a row, four rows an evaluation."""
+    row = 17 * 2**20
+    files = [Piece(Part(i, f"p{i}", 4 * row, 0), 4) for i in range(100)]
+    merge = choose_merge(files)
+    assert merge == [piece.part for piece in files[-4:]]
+    assert not Piece(Part(0, "p", 16 * row, 0), 16).small
+    assert [len(group) for group in choose_all(files)] == [4] * 25
+    # Two of them would be too large to merge.
+    assert not Piece(Part(0, "p", 200 * 2**20, 0), 2).small
+
+
+def test_many_small_files_become_few(tmp_path, event):
+    table = Table(EventRecord, tmp_path, small_parts=10_000)
+    for order in range(300):
+        table.append([event(order)])
+    (tmp_path / "part-000000000150-0.parquet.tmp").write_bytes(b"torn")
+    assert table.compact()
+    assert len(table.directory.list()) == 1
+    assert [r.order for r in table.records()] == list(range(300))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import string
+from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.storage.masking import masked_argument, without_secrets
+from fewstep.storage.masking import masked_argument, without_home, without_secrets
+from fewstep.storage.records import EventRecord, StudyRecord
+from fewstep.storage.store import Store
+from fewstep.storage.tracking import default_tracking_uri, sync
 
 word = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
 # What a password may hold unencoded, the signs included that end other parts of an address.
@@ -85,3 +90,28 @@ def test_nothing_of_an_addresss_secret_is_left_however_it_is_quoted(address: str
 def test_other_text_is_left_as_it_is(text: str) -> None:
     assert without_secrets(text) == text
     assert without_secrets(without_secrets(text)) == text
+
+
+def test_a_home_folder_is_a_tilde_and_nothing_else_is():
+    home = str(Path.home())
+    assert without_home(f"cannot read {home}/runs/x.npz: no file") == "cannot read ~/runs/x.npz: no file"
+    assert without_home(f"'{home}' and {home}, {home}-other, {home}2") == f"'~' and ~, {home}-other, {home}2"
+
+
+def test_what_is_kept_in_words_names_no_secret_and_no_person(tmp_path, evaluation):
+    """In the tables' files, byte for byte, and in what the tracking server is told."""
+    home, store = str(Path.home()), Store(tmp_path)
+    error = f"{home}/model.bin: https://user:hunter22@host/x?token=abcdef12 refused"
+    failed = replace(evaluation(0), status="failed", value=None, error=error)
+    store.evaluations.append([failed, evaluation(1)])
+    store.events.append([EventRecord("digits", 0, "note", error, failed.finished_at)])
+    settings = f'{{"model": "{home}/models/mine"}}'
+    store.studies.append([StudyRecord("digits", failed.finished_at, settings, f"{home}/models/mine", "m")])
+    for column in (store.evaluations.records()[0].error, store.events.records()[0].message):
+        assert column == "~/model.bin: https://***@host/x?token=*** refused"
+    uri = default_tracking_uri(tmp_path / "runs")
+    sync(store, "digits", uri)
+    for path in (p for p in (tmp_path / "runs").rglob("*") if p.is_file()):
+        held = path.read_bytes()
+        assert b"hunter22" not in held
+        assert f"{home}/models".encode() not in held

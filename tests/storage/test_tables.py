@@ -6,6 +6,8 @@ import errno
 import os
 import threading
 import time
+from dataclasses import replace
+from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -92,14 +94,36 @@ def test_of_a_study_the_latest_row_holds(new_table, evaluation):
     assert [record.settings_json for record in table.records()] == ['{"a": 2}']
 
 
-def test_selection_is_by_unique_columns_only(new_table):
+def test_rows_are_selected_by_any_column(new_table, evaluation):
     table = new_table(MomentsRecord)
     table.append([MomentsRecord(base, start, 8, 1, b"m", b"s") for base in "ab" for start in (0, 8)])
     assert [record.start for record in table.records(where={"base": "b"})] == [0, 8]
     assert [record.base for record in table.records(where={"base": "b", "start": 8})] == ["b"]
     assert table.read(["count"], where={"base": "none"}).num_rows == 0
-    with pytest.raises(StorageError, match="can select by base, start, not by count"):
-        table.read(where={"count": 8})
+    assert table.read(["start"], where={"count": 8, "base": "a"}).to_pydict() == {"start": [0, 8]}
+    with pytest.raises(StorageError, match="no column colour"):
+        table.read(where={"colour": 8})
+
+
+def test_what_is_selected_by_counts_only_where_the_row_does(tmp_path, evaluation):
+    """A failure that another try made good is not found as one."""
+    table = Table(EvaluationRecord, tmp_path)
+    table.append([replace(evaluation(0), status="failed", value=None, error="lost")])
+    table.append([evaluation(0), evaluation(1)])
+    assert table.records(where={"status": "failed"}) == []
+    assert [r.order for r in table.records(where={"study": "digits", "status": "complete"})] == [0, 1]
+
+
+def test_a_clock_that_jumps_changes_no_order_and_no_row_that_counts(tmp_path, evaluation):
+    """Rows are in the order of writing, whatever their times; a success stands whenever it was."""
+    table = Table(EvaluationRecord, tmp_path, small_parts=3)
+    back = timedelta(days=400)
+    rows = [replace(evaluation(i), finished_at=evaluation(i).finished_at - (i % 2) * back) for i in range(9)]
+    for row in rows:
+        table.append([row])
+    table.append([replace(rows[0], status="failed", value=None, finished_at=rows[0].finished_at + back)])
+    table.compact()
+    assert table.records() == rows
 
 
 @settings(max_examples=25, deadline=None)

@@ -235,6 +235,41 @@ def test_runs_that_a_killed_client_left_are_completed_and_doubles_removed(store,
     assert contents(client, study).keys() == complete.keys()
 
 
+@pytest.mark.parametrize("calls", [1, 5])
+def test_a_server_that_dies_midway_is_one_error_and_nothing_is_lost_or_doubled(
+    store, study, uri, client, monkeypatch, calls
+):
+    left, log = [calls], MlflowClient.log_batch
+
+    def dying(self, *arguments, **named):
+        left[0] -= 1
+        if left[0] < 0:
+            raise ConnectionResetError("the server went away")
+        return log(self, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_batch", dying)
+        with pytest.raises(TrackingError, match="the server went away; nothing is lost"):
+            sync(store, study, uri)
+    sync(store, study, uri)
+    once = contents(client, study)
+    assert {run["info"]["status"] for run, *_ in once.values()} == {"FINISHED"}
+    sync(store, study, uri)
+    assert contents(client, study) == once
+    assert len(once) == 4
+
+
+def test_runs_are_found_by_model_space_calls_and_bits(store, study, uri, client):
+    sync(store, study, uri)
+    experiment = client.get_experiment_by_name("fewstep").experiment_id
+    member = store.evaluations.records()[0]
+    query = f"tags.model = '{member.model}' AND tags.nfe = '{member.nfe}' AND tags.`fewstep.study` = '{study}'"
+    (found,) = client.search_runs([experiment], query + " AND tags.space = 'schedule' AND tags.bits = 'full'")
+    assert found.data.tags["fewstep.candidate"] == member.candidate
+    (top,) = client.search_runs([experiment], f"tags.`fewstep.study` = '{study}' AND tags.`fewstep.kind` = 'study'")
+    assert top.data.tags["nfe"] == ",".join(str(n) for n in sorted({r.nfe for r in store.evaluations.records()}))
+
+
 def test_settings_that_changed_keep_their_first_value_and_show_in_the_artifact(store, study, uri, client):
     parent = sync(store, study, uri)
     at = store.studies.records()[0].created_at

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 import numpy as np
-import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.trial import FrozenTrial, create_trial
 
-from fewstep.pipeline.proposers.moves import local_move
+from fewstep.pipeline.proposers.moves import LocalMoves
 from fewstep.search_spaces.schedule.evolution import random_genome, with_nfe
 from fewstep.search_spaces.schedule.genome import Genome, to_schedule
 from fewstep.search_spaces.schedule.space import ScheduleSpace
@@ -34,16 +33,17 @@ def test_a_member_at_another_nfe_is_a_member_and_keeps_the_decisions_for_all_ste
     assert with_nfe(SPACE, genome, a, rng).genes == genome.genes
 
 
-def _judged(genome: Genome, number: int, value: float) -> tuple[FrozenTrial, Genome]:
-    trial = create_trial(value=value, intermediate_values={0: value})
-    trial.number = number
-    return trial, genome
+def _moves(members: Sequence[tuple[int, Genome, float]]) -> LocalMoves[Genome]:
+    moves = LocalMoves(SPACE)
+    for member in members:
+        moves.add(*member)
+    return moves
 
 
 def test_a_move_keeps_every_discrete_decision_and_the_nfe() -> None:
     best = random_genome(SPACE, 5, Random(3))
-    members = [_judged(best, 0, 1.0), _judged(random_genome(SPACE, 5, Random(4)), 1, 2.0)]
-    moved = {local_move(SPACE, members, 0, f"0/{i}") for i in range(10)}
+    moves = _moves([(0, best, 1.0), (1, random_genome(SPACE, 5, Random(4)), 2.0)])
+    moved = {moves.move(f"0/{i}") for i in range(10)}
     assert len(moved) == 10
     for genome in moved:
         assert genome is not None
@@ -52,19 +52,29 @@ def test_a_move_keeps_every_discrete_decision_and_the_nfe() -> None:
             k: v for k, v in start.items() if not isinstance(v, float)
         }
         assert max(abs(a - b) for a, b in zip(genome.lambdas, best.lambdas, strict=True)) < 2.0
-    assert local_move(SPACE, members, 0, "0/1") == local_move(SPACE, members, 0, "0/1")
+    assert moves.move("0/1") == moves.move("0/1")
 
 
 def test_without_a_value_there_is_nothing_to_move_around() -> None:
-    genome = random_genome(SPACE, 4, Random(0))
-    assert local_move(SPACE, [], 0, "0") is None
-    assert local_move(SPACE, [_judged(genome, 0, 1.0)], 1, "0") is None
+    assert LocalMoves(SPACE).move("0") is None
+
+
+def test_a_move_is_a_function_of_the_members_in_whatever_order_they_came_and_whatever_was_asked_before() -> None:
+    best = random_genome(SPACE, 4, Random(1))
+    first = _moves([(0, best, 1.0)])
+    found = [first.move(f"0/{i}") for i in range(60)]
+    members = [(0, best, 1.0), *((i + 1, g, 1.5 + 0.1 * (i * 7 % 13)) for i, g in enumerate(found) if g is not None)]
+    mixed = LocalMoves(SPACE)
+    for i, member in enumerate(Random(2).sample(members, len(members))):
+        mixed.add(*member)
+        if i % 5 == 0:
+            mixed.move(f"1/{i}")
+    assert mixed.move("2") == _moves(members).move("2")
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_moves_told_to_cmaes_come_nearer_to_the_optimum_than_as_many_untold_ones(seed: int) -> None:
     """Times with a known optimum; untold moves stay around the start, told ones walk."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     start = random_genome(SPACE, 4, Random(seed))
     steps = len(start.lambdas)
     target = SPACE.lambda_start + np.cumsum([0.0, *(6.0 * (i + 1) / (steps * steps) for i in range(steps - 1))])
@@ -72,10 +82,13 @@ def test_moves_told_to_cmaes_come_nearer_to_the_optimum_than_as_many_untold_ones
     def badness(genome: Genome) -> float:
         return float(np.sum((np.array(genome.lambdas) - target)[1:] ** 2))
 
-    told = [_judged(start, 0, badness(start))]
+    told, first = _moves([(0, start, badness(start))]), _moves([(0, start, badness(start))])
+    walked, stayed = [badness(start)], []
     for i in range(1, 90):
-        genome = local_move(SPACE, told, 0, f"{seed}/{i}")
+        genome, other = told.move(f"{seed}/{i}"), first.move(f"{seed}/{i}")
         assert genome is not None
-        told.append(_judged(genome, i, badness(genome)))
-    untold = [local_move(SPACE, told[:1], 0, f"{seed}/{i}") for i in range(1, 90)]
-    assert min(badness(g) for _, g in told) < 0.5 * min(badness(g) for g in untold if g is not None)
+        assert other is not None
+        told.add(i, genome, badness(genome))
+        walked.append(badness(genome))
+        stayed.append(badness(other))
+    assert min(walked) < 0.5 * min(stayed)

@@ -9,8 +9,7 @@ import pytest
 from optuna.samplers import RandomSampler
 
 from fewstep.pipeline.problems.schedules import ScheduleProblem, analytic_first_steps
-from fewstep.pipeline.proposers.base import ANALYTIC
-from fewstep.pipeline.proposers.optuna import OptunaProposer
+from fewstep.pipeline.proposers.base import ANALYTIC, Proposer
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule.space import ScheduleSpace
@@ -19,10 +18,8 @@ from fewstep.tasks.models.noise_schedule import DiscreteVP
 from fewstep.tasks.sampling.compile import compile_schedule
 
 
-def _proposer(**changes: object) -> OptunaProposer:
-    proposer = ScheduleProblem(SearchSettings.build(model="digits-ddpm", **changes)).search().proposer
-    assert isinstance(proposer, OptunaProposer)
-    return proposer
+def _proposer(**changes: object) -> Proposer:
+    return ScheduleProblem(SearchSettings.build(model="digits-ddpm", **changes)).search().proposer
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.pipeline.proposers.pareto import crowding, dominance, front, ordered, ranks
+from fewstep.pipeline.proposers.pareto import Fronts, crowding, dominance, front, ordered, ranks
 
 # A busy machine is no failure.
 patient = settings(deadline=None)
@@ -69,3 +71,14 @@ def test_the_ends_of_a_front_stand_alone_and_the_closest_goes_first() -> None:
     assert len(front(values, 3)) == 3
     assert {0, 3} <= set(front(values, 2))
     assert set(front(values, 3)) & {1, 2}
+
+
+@patient
+@given(points, st.randoms(use_true_random=False))
+def test_fronts_kept_as_vectors_come_in_are_those_of_all_at_once(values: list[tuple[int, ...]], rng: Random) -> None:
+    fronts = Fronts()
+    for number in rng.sample(range(len(values)), len(values)):
+        fronts.add(number, values[number])
+    order = ordered(values)
+    assert list(fronts) == order
+    assert [fronts.place(number) for number in order] == list(range(len(values))) == list(range(len(fronts)))
