@@ -28,12 +28,13 @@ from fewstep.search_spaces.edit.space import EditSpace
 from fewstep.search_spaces.point import EditPoint, Point, edit_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.editing.asked import check_guidance, conditions_of, find_edited
 from fewstep.tasks.editing.bench import SEEDS
+from fewstep.tasks.editing.judge import check_named
 from fewstep.tasks.editing.measures import balance
 from fewstep.tasks.editing.metric import REPORT, SEARCH
 from fewstep.tasks.editing.path import segment, towards_noise
-from fewstep.tasks.models.conditions import Conditions
-from fewstep.tasks.models.files import ModelFiles, find_model
+from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.work import Subject
 
 OBJECTIVES = 3
@@ -101,15 +102,21 @@ class EditProblem:
 
     def __init__(self, settings: EditSettings) -> None:
         self.settings = settings
-        self.files: ModelFiles = find_model(settings.subject.model)
+        self.files: ModelFiles = find_edited(settings.subject)
         s = settings
         self.space = EditSpace(s.steps, s.subject.examples, s.base, s.schedules, s.kept)
+
+    def check_new(self) -> None:
+        """ConfigurationError for what no search may begin with; one that began goes on."""
+        check_named(self.settings.subject)
+        for schedule in self.settings.schedules:
+            check_guidance(schedule, self.subject.conditions)
 
     @cached_property
     def subject(self) -> Subject:
         """What is evaluated."""
         edited = self.settings.subject
-        asked = Conditions(prompts=edited.prompt, guidance=edited.guidance) if self.files.text else Conditions()
+        asked = conditions_of(self.files, edited.prompt, edited.guidance)
         return Subject(edited.model, edited.features, conditions=asked, edits=edited.model_dump_json())
 
     @cached_property

@@ -145,7 +145,7 @@ WITH_FASHION = pytest.mark.skipif(
         (("--attribute", "wings"), ("unknown attribute 'wings'", "nine")),
         (("--step", "soon"), ("step 'soon'", "lambda=-1.2")),
         (("--step", "5000"), ("outside the model's range",)),
-        pytest.param(("--data", "fashion"), ("1x28x28", "1x8x8"), marks=WITH_FASHION),
+        pytest.param(("--data", "fashion", "--attribute", "boot"), ("1x28x28", "1x8x8"), marks=WITH_FASHION),
         (("--source", "text"), ("prompts",)),
         (("--inversion", "ddim"), ("ddim",)),
         (("--examples", 100_000), ()),
