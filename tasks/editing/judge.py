@@ -44,6 +44,7 @@ JUDGES = Registry(
 OWN = "classifier"
 # Between labels of one side.
 BETWEEN = "|"
+SHOWN = 6
 
 
 @runtime_checkable
@@ -104,7 +105,7 @@ def find_scores(subject: EditSubject, files: ModelFiles, device: str) -> Feature
         made = kind.make(argument, files, device)
     except ConfigurationError as error:
         # Kinds that are shared with features speak of features.
-        raise ConfigurationError(_of_judge(str(error))) from None
+        raise type(error)(_of_judge(str(error))) from None
     if not isinstance(made, ReadsTexts):
         return made
     positive, negative = _texts(subject)
@@ -138,10 +139,7 @@ def judge_of(scores: FeatureExtractor, subject: EditSubject, attribute: Attribut
     if not positive and scores.dim == 1:
         return Judge(scores, (0,), ())
     if positive:
-        known = {label.lower(): i for i, label in reversed(list(enumerate(labels)))}
-        sides = [
-            tuple(_label(name, known, len(labels), subject.judge) for name in side) for side in (positive, negative)
-        ]
+        sides = [tuple(_label(name, labels, subject.judge) for name in side) for side in (positive, negative)]
         first = tuple(dict.fromkeys(sides[0]))
         if both := set(first) & set(sides[1]):
             raise ConfigurationError(f"judge {subject.judge}: label {labels[both.pop()]!r} is on both sides")
@@ -200,12 +198,13 @@ def _texts(subject: EditSubject) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return first, second
 
 
-def _label(name: str, known: dict[str, int], count: int, judge: str) -> int:
+def _label(name: str, labels: Sequence[str], judge: str) -> int:
+    known = [label.lower() for label in labels]
     if name.lower() in known:
-        return known[name.lower()]
-    if name.isdecimal() and int(name) < count:
+        return known.index(name.lower())
+    if name.isdecimal() and int(name) < len(labels):
         return int(name)
-    some = ", ".join(list(known)[:-6:-1]) + (", ..." if len(known) > 5 else "")
+    some = ", ".join(labels[:SHOWN]) + (", ..." if len(labels) > SHOWN else "")
     raise ConfigurationError(
         f"judge {judge} has no label {name!r}: it has {some}; several stand with {BETWEEN} between"
     )
