@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 
 JUDGING = {
+    "features": "of identity and the Frechet distance: auto, inception, or another feature space",
     "judge": "what judges success: a name, a folder of a classifier or CLIP model, a file, MODULE:CALLABLE, or train",
     "judge_positive": "labels of the judge (or texts, for CLIP) that mean the attribute, with | between",
     "judge_negative": "those that mean it is not there",
@@ -52,7 +53,6 @@ SUBJECT = Fields(
         "guidance": "scale of classifier-free guidance of what takes prompts; 1: none",
         "fit_way": "how examples are inverted: PRESET/GRID@CALLS or a schedule's file",
         "examples": "images of each side that boundaries are fitted to",
-        "features": "auto, inception, or another feature space",
         **JUDGING,
         "seed": "seed of the starting noise",
     },
@@ -202,7 +202,7 @@ def apply_command(
     bench = make_bench(subject, work or editing.cache_folder(), device)
     bench.use(boundaries, config)
     if judged:
-        editing.check_measures(bench)
+        editing.check_measures(bench, loaded=images is None or bench.measure is None)
     if images is not None:
         originals = editing.loaded_images(images, bench, count)
         applied = editing.apply_to_images(bench, config, boundaries, originals, asked, judged)

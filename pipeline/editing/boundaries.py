@@ -22,6 +22,7 @@ from fewstep.tasks.editing.bench import Bench, EditFigures
 from fewstep.tasks.editing.boundary import NEAR_CHANCE, Boundary
 from fewstep.tasks.editing.identity import make_identity
 from fewstep.tasks.editing.judge import check_judge
+from fewstep.tasks.editing.latents import middle_block
 from fewstep.tasks.editing.radius import Criterion, Radius, critical_step
 from fewstep.tasks.editing.subject import EditSubject
 from fewstep.tasks.metrics.extractor import feature_kind
@@ -107,15 +108,23 @@ def check_config(config: EditConfig, given: Collection[str], bench: Bench) -> No
     for way in (config.inversion, config.generation):
         if isinstance(way, SolverSchedule):
             check_guidance(way, bench.denoiser(bench.subject.prompt).conditions)
+    if config.uses_h:
+        middle_block(bench.denoiser().network.module)
     bench.nfe(config)
 
 
-def check_measures(bench: Bench) -> None:
-    """ConfigurationError, before anything is fitted, for a judge, features or identity that could not be used later."""
+def check_measures(bench: Bench, loaded: bool = False) -> None:
+    """ConfigurationError, before anything is edited, for a judge, features or identity that could not be used later.
+
+    Features are known by name, or `loaded`, where they are used at once.
+    """
     subject, files = bench.subject, bench.files
     check_judge(subject, files)
     make_identity(subject, files, "cpu")
-    feature_kind(subject.features, files)
+    if loaded:
+        assert bench.extractor.dim
+    else:
+        feature_kind(subject.features, files)
 
 
 def at_strength(config: EditConfig, strength: float) -> EditConfig:

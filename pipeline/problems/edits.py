@@ -109,6 +109,16 @@ class EditProblem:
     def check_new(self) -> None:
         """ConfigurationError for what no search may begin with; one that began goes on."""
         check_named(self.settings.subject)
+        screen, final = self.settings.screen_images, self.settings.final_images
+        if final <= screen:
+            # As many, and an edit's finals would be its screen, which is stored but once.
+            raise ConfigurationError(
+                f"final_images {final}: give more than the {screen} of the screen (--screen-images)"
+            )
+        if self.files.unet_config.get("mid_block_type", "") is None and "latent" not in self.settings.kept:
+            raise ConfigurationError(
+                f"the network of {self.files.name} has no middle block, so only z can be moved: give --keep latent"
+            )
         for schedule in self.settings.schedules:
             check_guidance(schedule, self.subject.conditions)
 
