@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.errors import ConfigurationError, DataError, EvaluationError, ModelError
 from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
 from fewstep.tasks.editing.bench import Bench
+from fewstep.tasks.editing.boundary import Place, fit_boundary
 from fewstep.tasks.editing.edit import Editor, moved, shifts
 from fewstep.tasks.editing.inversion import Inverter, LatentCache
-from fewstep.tasks.editing.latents import captured, shifted
+from fewstep.tasks.editing.latents import captured, middle_block, shifted
+from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.files import find_model
 
 WAY = "dpm-solver-2m/uniform-t@8"
 
@@ -97,6 +102,52 @@ def test_h_is_moved_once_by_exactly_what_is_asked(bench: Bench, digits: Denoiser
     spread = boundaries["h"].spread
     moved = boundaries["h"].distance(seen[0]) - boundaries["h"].distance(plain[0])
     assert torch.allclose(moved, torch.full_like(moved, 4.0 * spread), rtol=1e-4, atol=1e-4)
+
+
+@contextmanager
+def watched(module: nn.Module, found: list[Tensor]) -> Iterator[None]:
+    """Remember what the middle block gives in each call, behind any other hook on it: it is added last."""
+    block, handles = middle_block(module), []
+
+    def begin(*_: object) -> None:
+        handles.append(block.register_forward_hook(lambda _, __, output: found.append(output.clone())))
+
+    around = [
+        module.register_forward_pre_hook(begin),
+        module.register_forward_hook(lambda *_: handles.pop().remove()),
+    ]
+    try:
+        yield
+    finally:
+        for handle in around:
+            handle.remove()
+
+
+@pytest.mark.parametrize("family", ["ddpm_learned_variance", "dit", "sd"])
+def test_h_of_other_networks_is_moved_once_by_exactly_what_is_asked(
+    family: str, family_folder: Callable[[str], Path]
+) -> None:
+    """Networks that predict a variance too, transformers, and those that read a prompt, guided."""
+    files = find_model(str(family_folder(family)))
+    asked = Conditions(prompts="a cat", guidance=2.0) if files.text else Conditions()
+    denoiser = Denoiser(files, conditions=asked)
+    z = torch.randn(20, *files.shape, generator=torch.Generator().manual_seed(0))
+    step = files.noise.lambda_at(500.0)
+    h = Inverter(denoiser, LatentCache(None), 8).h(z, step)
+    place = Place("a", "h", step, 500.0, "m", files.hash, WAY)
+    boundary = fit_boundary(h[:10], h[10:], BoundaryConfig(images=10), place)
+    edit = EditConfig.build(step=step, latent="h", strength_h=5.0, generation="ddim/uniform-t@2")
+    seen: list[list[Tensor]] = []
+    made = []
+    for strength in (0.0, 5.0):
+        seen.append([])
+        asked_edit = edit.model_copy(update={"strength_h": strength})
+        with watched(denoiser.network.module, seen[-1]):
+            made.append(Editor(denoiser, lambda x: x, 20).edited(z, asked_edit, {"h": boundary}))
+    assert len(seen[0]) == len(seen[1]) == 2
+    expected = boundary.move(5.0).expand_as(seen[0][0])
+    assert torch.allclose(seen[1][0] - seen[0][0], expected, atol=1e-4 * float(expected.abs().max() + 1))
+    assert not torch.equal(*made)
 
 
 def test_shifts_and_captures_leave_no_hook(digits: Denoiser) -> None:
