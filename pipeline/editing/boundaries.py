@@ -18,8 +18,9 @@ from fewstep.search_spaces.edit import EditConfig
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.editing.asked import check_guidance
 from fewstep.tasks.editing.attributes import Part
-from fewstep.tasks.editing.bench import Bench, EditFigures
+from fewstep.tasks.editing.bench import Bench
 from fewstep.tasks.editing.boundary import NEAR_CHANCE, Boundary
+from fewstep.tasks.editing.figures import EditFigures
 from fewstep.tasks.editing.identity import make_identity
 from fewstep.tasks.editing.judge import check_judge
 from fewstep.tasks.editing.latents import middle_block

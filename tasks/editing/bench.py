@@ -33,6 +33,7 @@ from fewstep.tasks.editing.attributes import (
 )
 from fewstep.tasks.editing.boundary import MIN_EXAMPLES, Boundary, Place, fit_boundary
 from fewstep.tasks.editing.edit import Editor
+from fewstep.tasks.editing.figures import EditFigures
 from fewstep.tasks.editing.identity import PairedDistance, make_identity
 from fewstep.tasks.editing.inversion import Inverter, LatentCache, content_of
 from fewstep.tasks.editing.judge import PROMPTED, PROMPTED_CLASSES, Judge, check_named, judge_of, make_judge
@@ -71,43 +72,6 @@ class Originals:
 
     images: Tensor
     places: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class EditFigures:
-    """What `Bench.evaluate` found; intervals are of 95%. `difference` is the root mean square one to the originals.
-
-    The Frechet distance, to real images that have the attribute, is there for the report alone; the two parts of
-    identity for the built-in measure.
-    """
-
-    success: Interval
-    identity: Interval
-    identity_pixels: Interval | None
-    identity_features: Interval | None
-    frechet: Interval | None
-    difference: float
-    nfe: int
-    images: int
-    accuracy_z: float
-    accuracy_h: float
-    denoiser_calls: int
-
-    def metrics(self) -> dict[str, float]:
-        """As numbers by name, for a record."""
-        found = {
-            "nfe": float(self.nfe),
-            "images": float(self.images),
-            "accuracy_z": self.accuracy_z,
-            "accuracy_h": self.accuracy_h,
-            "difference": self.difference,
-        }
-        for name in ("success", "identity", "identity_pixels", "identity_features", "frechet"):
-            interval: Interval | None = getattr(self, name)
-            if interval is None:
-                continue
-            found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        return found
 
 
 class Bench:

@@ -9,6 +9,7 @@ points of the group `fewstep.judges`.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -45,6 +46,8 @@ OWN = "classifier"
 # Between labels of one side.
 BETWEEN = "|"
 SHOWN = 6
+# A label without a name of its own: transformers counts them so.
+UNNAMED = re.compile(r"(LABEL_)?\d+")
 
 
 @runtime_checkable
@@ -108,7 +111,12 @@ def find_scores(subject: EditSubject, files: ModelFiles, device: str) -> Feature
         raise type(error)(_of_judge(str(error))) from None
     if not isinstance(made, ReadsTexts):
         return made
-    positive, negative = _texts(subject)
+    positive, negative = _sides(subject, reads=True)
+    if not (positive and negative):
+        raise ConfigurationError(
+            f"judge {subject.judge} compares images with texts: say what images with the attribute show and what those "
+            "without it do, as --judge-positive 'a smiling face' --judge-negative 'a face'"
+        )
     return made.of((*positive, *negative))
 
 
@@ -135,7 +143,8 @@ def make_judge(
 def judge_of(scores: FeatureExtractor, subject: EditSubject, attribute: Attribute, classes: Sequence[str]) -> Judge:
     """A judge of scores: its labels are those that the subject names, or the data's own classes."""
     labels = tuple(getattr(scores, "labels", ())) or tuple(str(i) for i in range(scores.dim))
-    positive, negative = _texts(subject)
+    positive, negative = _sides(subject, getattr(scores, "reads", False))
+    separate = scores.dim == 1 or bool(getattr(scores, "separate", False))
     if not positive and scores.dim == 1:
         return Judge(scores, (0,), ())
     if positive:
@@ -143,7 +152,11 @@ def judge_of(scores: FeatureExtractor, subject: EditSubject, attribute: Attribut
         first = tuple(dict.fromkeys(sides[0]))
         if both := set(first) & set(sides[1]):
             raise ConfigurationError(f"judge {subject.judge}: label {labels[both.pop()]!r} is on both sides")
-        rest = () if scores.dim == 1 or getattr(scores, "separate", False) else _rest(first, len(labels))
+        if len(first) == len(labels) and not separate:
+            raise ConfigurationError(
+                f"judge {subject.judge}: every label means the attribute, so that all images show it"
+            )
+        rest = () if separate else tuple(i for i in range(len(labels)) if i not in first)
         return Judge(scores, first, tuple(dict.fromkeys(sides[1])) or rest)
     return Judge(
         scores, *(_by_class(side, classes, labels, subject) for side in (attribute.positive, attribute.negative))
@@ -191,8 +204,10 @@ PROMPTED_CLASSES = ("without", "with")
 PROMPTED = Attribute("prompted", (1,), (0,))
 
 
-def _texts(subject: EditSubject) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the judge calls the two sides, empty where nobody says."""
+def _sides(subject: EditSubject, reads: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the judge calls the two sides, empty where nobody says; one that reads texts may know the two prompts."""
+    if reads and subject.prompted and not subject.judge_positive:
+        return (subject.positive_prompt,), (subject.negative_prompt,)
     sides = (subject.judge_positive, subject.judge_negative)
     first, second = (tuple(p for part in side.split(BETWEEN) if (p := part.strip())) for side in sides)
     return first, second
@@ -210,19 +225,15 @@ def _label(name: str, labels: Sequence[str], judge: str) -> int:
     )
 
 
-def _rest(chosen: Sequence[int], count: int) -> tuple[int, ...]:
-    return tuple(i for i in range(count) if i not in chosen)
-
-
 def _by_class(
     side: Sequence[int], classes: Sequence[str], labels: Sequence[str], subject: EditSubject
 ) -> tuple[int, ...]:
-    """Labels of the judge for classes of the data: by name, or by number where there are as many of both."""
+    """Labels of the judge for classes of the data: by name, or by number where labels have none and are as many."""
     known = {label.lower(): i for i, label in enumerate(labels)}
     names = [classes[i].lower() for i in side]
     if all(name in known for name in names):
         return tuple(known[name] for name in names)
-    if len(labels) == len(classes):
+    if len(labels) == len(classes) and all(UNNAMED.fullmatch(label) for label in labels):
         return tuple(side)
     raise ConfigurationError(
         f"judge {subject.judge} tells {len(labels)} labels apart, the data have {len(classes)} classes of other names: "

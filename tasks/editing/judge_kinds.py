@@ -85,16 +85,11 @@ class ZeroShot:
     """A model that embeds images and texts: an image is what the nearest text says (Radford et al. 2021, section 3)."""
 
     def __init__(self, folder: Path, device: str) -> None:
-        self.folder, self._model = folder, ImagesAndTexts(folder, device)
+        self._model = ImagesAndTexts(folder, device)
         self.name, self.dim, self.hash = folder.resolve().name, 0, self._model.hash
 
     def of(self, texts: Sequence[str]) -> FeatureExtractor:
-        """Cosines (N, K) of images with K texts; ConfigurationError without two texts."""
-        if len(texts) < 2:
-            raise ConfigurationError(
-                f"judge {self.folder} compares images with texts: say what images with the attribute show and what "
-                "those without it do, --judge-positive 'a smiling face' --judge-negative 'a face'"
-            )
+        """Cosines (N, K) of images with K texts."""
         return TextScores(self._model, tuple(texts), self.name)
 
     def __call__(self, images: Tensor) -> Array:
@@ -104,6 +99,8 @@ class ZeroShot:
 
 class TextScores:
     """Cosines of images with texts."""
+
+    reads = True
 
     def __init__(self, model: ImagesAndTexts, texts: tuple[str, ...], name: str) -> None:
         self._model, self.labels, self.name = model, texts, name

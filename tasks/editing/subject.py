@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PositiveInt, model_serializer, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_serializer, model_validator
 
+from fewstep.files import lines_of
 from fewstep.search_spaces.checked import Checked, Seed
 from fewstep.search_spaces.edit import PUBLISHED, Way
 
@@ -86,6 +87,13 @@ class EditSubject(Checked):
             raise ValueError("samples under a prompt are edited by --source text: leave --prompt out")
         self._check_judge()
         return self
+
+    @field_validator("prompt", "positive_prompt", "negative_prompt")
+    @classmethod
+    def _is_one_prompt(cls, text: str) -> str:
+        if len(lines_of(text)) > 1:
+            raise ValueError(f"{text!r}: a prompt stands on one line")
+        return text
 
     def _check_text(self) -> None:
         if not (self.positive_prompt and self.negative_prompt and self.prompt):

@@ -139,6 +139,9 @@ def test_a_transformers_classifier_judges_by_its_labels_names(vit: Callable[[str
     # Classes of the data are found by their names.
     by_class = judge(files, Attribute("a", (1,), (0,)), ("other", "smiling"), judge=folder)
     assert (by_class.positive, by_class.negative) == ((0,), (2,))
+    # Three labels of names of their own are not the three classes of other names, in whatever order.
+    with pytest.raises(ConfigurationError, match="the data have 3 classes of other names"):
+        judge(files, Attribute("a", (1,), (0,)), ("plain", "smile", "hat"), judge=folder)
     with pytest.raises(ConfigurationError, match=r"tells 3 labels apart, the data have 10 classes.*--judge-positive"):
         judge(files, judge=folder)
     with pytest.raises(ConfigurationError, match="no label 'hat': it has Smiling, Wearing Hat, Other"):
@@ -165,8 +168,14 @@ def test_clip_judges_by_the_nearer_of_two_texts(clip: Path, files: ModelFiles) -
     assert np.array_equal(found.lacks(images()), cosine.argmax(1) != 0)
     other = judge(files, judge=str(clip), judge_positive="a nine", judge_negative="a dog")
     assert identity_of(other.scores) != identity_of(found.scores)
-    with pytest.raises(ConfigurationError, match="--judge-positive 'a smiling face'"):
-        judge(files, judge=str(clip))
+    for given in ({}, {"judge_positive": "a nine|a four"}):
+        with pytest.raises(ConfigurationError, match="--judge-positive 'a smiling face'"):
+            judge(files, judge=str(clip), **given)
+    # A boundary of two prompts says what the texts are.
+    prompts = {"text_model": "any", "positive_prompt": "a nine", "negative_prompt": "a four|a cat"}
+    prompted = judge(files, Attribute("prompted", (1,), (0,)), ("without", "with"), judge=str(clip), **prompts)
+    pair = (model.images(images()) @ model.texts(("a nine", "a four|a cat")).T).numpy()
+    assert np.array_equal(prompted.has(images()), pair[:, 0] >= pair[:, 1])
 
 
 def test_a_search_that_named_no_judge_goes_on_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -193,6 +202,8 @@ def test_none_is_trained_that_was_not_asked_for(tmp_path: Path) -> None:
         ({"judge": OWN, "judge_negative": "9"}, "judge_negative needs judge_positive"),
         ({"judge": OWN, "judge_steps": 7}, "judge_steps are for --judge train"),
         ({"judge": OWN, "judge_positive": "10"}, "no label '10'"),
+        ({"judge": OWN, "judge_positive": "0|1|2|3|4|5|6|7|8|9"}, "every label means the attribute"),
+        ({"judge": OWN, "text_model": "any", "positive_prompt": "a\nb", "negative_prompt": "c"}, "one line"),
     ],
 )
 def test_what_cannot_judge_is_refused(fields: dict[str, Any], words: str, files: ModelFiles) -> None:
