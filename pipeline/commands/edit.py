@@ -187,6 +187,7 @@ def apply_command(
     from fewstep.pipeline.editing import boundaries as editing
     from fewstep.pipeline.editing.pasting import write_pasted
     from fewstep.tasks.editing.bench import make_bench
+    from fewstep.tasks.editing.identity import SURROUNDINGS
     from fewstep.tasks.editing.judge import check_named
 
     asked = _numbers(strengths)
@@ -214,7 +215,8 @@ def apply_command(
         files["pasted"] = whole
     figures = editing.figures_of(applied)
     if as_json:
-        print_json({"folder": out, "images": len(originals), "strengths": figures, "files": files})
+        by = {"judge": subject.judge, "identity": subject.identity or SURROUNDINGS} if judged else {}
+        print_json({"folder": out, "images": len(originals), **by, "strengths": figures, "files": files})
         return
     for figure in figures:
         if "success" not in figure:

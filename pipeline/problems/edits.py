@@ -30,10 +30,12 @@ from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.editing.asked import check_guidance, conditions_of, find_edited
 from fewstep.tasks.editing.bench import SEEDS
+from fewstep.tasks.editing.identity import SURROUNDINGS
 from fewstep.tasks.editing.judge import check_named
 from fewstep.tasks.editing.measures import balance
 from fewstep.tasks.editing.metric import REPORT, SEARCH
 from fewstep.tasks.editing.path import segment, towards_noise
+from fewstep.tasks.editing.subject import TRAIN
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.work import Subject
 
@@ -201,8 +203,14 @@ class EditProblem:
 
     @property
     def notes(self) -> dict[str, str]:
-        """What the value means."""
-        return {"value": "imbalance, 1 - the harmonic mean of success and identity"}
+        """What the value means, and what it was measured by."""
+        subject = self.settings.subject
+        sides = [side for side in (subject.judge_positive, subject.judge_negative) if side]
+        return {
+            "value": "imbalance, 1 - the harmonic mean of success and identity",
+            "success": f"by judge {subject.judge or TRAIN}" + (f" ({' against '.join(sides)})" if sides else ""),
+            "identity": f"by {subject.identity or SURROUNDINGS}",
+        }
 
     def front_rows(self, search: Search) -> list[FrontRow]:
         """The front of the finals, fewest calls first."""
@@ -243,7 +251,7 @@ class EditProblem:
         edit = edit_of(best.candidate.point)
         assert edit is not None
         finals = [r for t in search.trials.values() if (r := t.records.get(search.ladder.finals.name))]
-        text = results_csv(self.front_rows(search), to.command, self.seeds, records=finals)
+        text = results_csv(self.front_rows(search), to.command, self.seeds, self.notes, finals)
         return {
             "front.csv": write_text(to.root / "front.csv", text),
             "edit.json": write_text(to.root / "edit.json", edit.model_dump_json(indent=2) + "\n"),

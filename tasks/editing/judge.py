@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError
@@ -46,6 +47,7 @@ OWN = "classifier"
 # Between labels of one side.
 BETWEEN = "|"
 SHOWN = 6
+PROBES = 16
 # A label without a name of its own: transformers counts them so.
 UNNAMED = re.compile(r"(LABEL_)?\d+")
 
@@ -136,8 +138,16 @@ def make_judge(
     ConfigurationError or ModelError where it is not there, does not take the model's images, or does not know the
     attribute's labels.
     """
-    scores = find_scores(subject, files, device)
-    return judge_of(scores, subject, attribute, classes)
+    made = judge_of(find_scores(subject, files, device), subject, attribute, classes)
+    if made.separate:
+        drawn = torch.rand((PROBES, files.channels, files.size, files.size), generator=torch.Generator().manual_seed(0))
+        scores = made.scores(drawn * 2 - 1)
+        if ((scores > 0) & (scores < 1)).all():
+            tell(
+                f"judge {subject.judge}: its scores lie between 0 and 1, as probabilities do, and are held against 0: "
+                "have it give log-odds if it gives probabilities"
+            )
+    return made
 
 
 def judge_of(scores: FeatureExtractor, subject: EditSubject, attribute: Attribute, classes: Sequence[str]) -> Judge:

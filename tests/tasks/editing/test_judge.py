@@ -92,6 +92,15 @@ def test_one_score_is_the_attributes_own(tmp_path: Path, files: ModelFiles) -> N
     assert np.array_equal(found.lacks(images()), first <= 0)
 
 
+def test_probabilities_are_noticed(tmp_path: Path, files: ModelFiles, caplog: pytest.LogCaptureFixture) -> None:
+    for name, squash in (("odds", ""), ("shares", ".sigmoid()")):
+        (tmp_path / f"{name}.py").write_text(
+            f"def own():\n    return lambda x: (9 * x.mean(dim=(1, 2, 3))[:, None]){squash}\n"
+        )
+        assert judge(files, judge=f"{tmp_path / name}.py:own").separate
+        assert ("have it give log-odds" in caplog.text) == bool(squash)
+
+
 def test_code_of_ones_own_judges_and_its_source_is_its_address(tmp_path: Path, files: ModelFiles) -> None:
     code = tmp_path / "own.py"
     code.write_text("def bright():\n    return lambda x: x.mean(dim=(1, 2, 3))[:, None]\n")
