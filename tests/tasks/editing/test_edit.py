@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from fewstep.errors import ConfigurationError, DataError, EvaluationError, ModelError
 from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
-from fewstep.tasks.editing.bench import Bench
+from fewstep.tasks.editing.bench import Bench, make_bench
 from fewstep.tasks.editing.boundary import Place, fit_boundary
 from fewstep.tasks.editing.edit import Editor, moved, shifts
 from fewstep.tasks.editing.inversion import Inverter, LatentCache
 from fewstep.tasks.editing.latents import captured, middle_block, shifted
+from fewstep.tasks.editing.subject import EditSubject
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
@@ -148,6 +150,32 @@ def test_h_of_other_networks_is_moved_once_by_exactly_what_is_asked(
     expected = boundary.move(5.0).expand_as(seen[0][0])
     assert torch.allclose(seen[1][0] - seen[0][0], expected, atol=1e-4 * float(expected.abs().max() + 1))
     assert not torch.equal(*made)
+
+
+def test_real_images_come_back_from_a_text_model_and_guidance_leads_only_the_way_back(
+    family_folder: Callable[[str], Path],
+) -> None:
+    fields = {"model": str(family_folder("sd")), "data": "any", "attribute": "a/b"}
+    images = 0.5 * torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    bench = make_bench(EditSubject.build(**fields), None)
+    alone = bench._decode(bench.encode(images)).clamp(-1, 1)
+    errors = []
+    for calls in (8, 32):
+        way = f"dpm-solver-2m/uniform-lambda@{calls}"
+        edit = EditConfig.build(step=bench.files.noise.lambda_at(100.0), inversion=way, generation=way)
+        z = bench.inverter().z(bench.encode(images), edit.step, way)
+        errors.append(float((bench.editor().reconstructed(z, edit) - alone).square().mean().sqrt()))
+    # What the autoencoder alone makes of an image is what inversion and the way back tend to.
+    assert errors[1] < 0.3 * errors[0]
+    # Without a prompt it is the empty one.
+    denoiser, x = bench.denoiser(), torch.randn(2, *bench.files.shape, generator=torch.Generator().manual_seed(1))
+    network: Any = denoiser.network
+    with torch.no_grad():
+        empty = network(x, torch.tensor(300.0), network._embed("").expand(2, -1, -1))
+        assert torch.allclose(denoiser(x, 300.0), empty, atol=1e-6)
+    guided = make_bench(EditSubject.build(**fields, prompt="a cat", guidance=3.0), None)
+    assert guided.inverter().denoiser.conditions == Conditions(prompts="a cat")
+    assert guided.editor().denoiser.conditions == Conditions(prompts="a cat", guidance=3.0)
 
 
 def test_shifts_and_captures_leave_no_hook(digits: Denoiser) -> None:
