@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fewstep.tasks.editing.inversion import Inverter, LatentCache
 from fewstep.tasks.editing.latents import captured, middle_block, shifted
 from fewstep.tasks.editing.subject import EditSubject
 from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.decoder import load_autoencoder, load_decoder, load_encoder
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 
@@ -178,6 +180,14 @@ def test_real_images_come_back_from_a_text_model_and_guidance_leads_only_the_way
     assert guided.editor().denoiser.conditions == Conditions(prompts="a cat", guidance=3.0)
 
 
+def test_a_vq_model_gets_images_as_its_own_forward_pass_has_them(family_folder: Callable[[str], Path]) -> None:
+    files = find_model(str(family_folder("ldm")))
+    images = torch.rand(2, files.channels, files.size, files.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = load_autoencoder(files, "cpu")(images).sample
+        torch.testing.assert_close(load_decoder(files, "cpu")(load_encoder(files, "cpu")(images)), expected)
+
+
 def test_shifts_and_captures_leave_no_hook(digits: Denoiser) -> None:
     block = digits.network.module.mid_block
     x = torch.zeros(2, *digits.files.shape)
@@ -239,5 +249,9 @@ def test_what_does_not_fit_is_refused(bench: Bench) -> None:
         bench.editor().edited(z, edit, elsewhere)
     with pytest.raises(EvaluationError, match="not finite"):
         bench.editor().edited(z * float("nan"), edit, bench.boundaries(edit))
+    (boundary,) = bench.boundaries(edit).values()
+    foreign = replace(boundary, facts=replace(boundary.facts, model_hash="another"))
+    with pytest.raises(DataError, match="was fitted in model digits-ddpm"):
+        bench.use({"z": foreign}, edit)
     with pytest.raises(ConfigurationError, match="needs as many examples"):
         bench.boundaries(config(bench, boundary=BoundaryConfig(images=41)))
