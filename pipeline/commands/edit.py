@@ -50,6 +50,7 @@ SUBJECT = Fields(
         "negative_prompt": "the prompt that does not",
         "text_model": "a text-to-image model whose images of the two prompts a boundary is fitted to",
         "text_way": "how it samples: PRESET/GRID@CALLS or a schedule's file",
+        "text_call": "more arguments of its pipeline's call, as height=512,num_frames=1",
         "guidance": "scale of classifier-free guidance of what takes prompts; 1: none",
         "fit_way": "how examples are inverted: PRESET/GRID@CALLS or a schedule's file",
         "examples": "images of each side that boundaries are fitted to",

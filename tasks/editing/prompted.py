@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.errors import ConfigurationError
+from fewstep.errors import ConfigurationError, FewstepError
 from fewstep.search_spaces.edit import Way
 from fewstep.search_spaces.point import SchedulePoint
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -24,9 +24,14 @@ from fewstep.tasks.models.files import ModelFiles, find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
 
 
+def asked_of(subject: EditSubject, prompt: str) -> Conditions:
+    """What the text model is asked for."""
+    return Conditions(prompts=prompt, guidance=subject.guidance, call=subject.text_call)
+
+
 def text_files(subject: EditSubject) -> ModelFiles:
     """The text model's; ConfigurationError for a model that takes no prompts, ModelError where there is none."""
-    files = find_model(subject.text_model)
+    files = find_model(subject.text_model, conditions=asked_of(subject, subject.positive_prompt))
     if not files.text:
         raise ConfigurationError(
             f"text model {files.name} takes no prompts: give a text-to-image pipeline as --text-model"
@@ -56,7 +61,7 @@ class PromptedImages:
 
     def __call__(self, prompt: str, seed: int, count: int) -> Tensor:
         """Images (count, C, size, size) in [-1, 1] of a prompt: noise is a function of seed and number."""
-        asked = Conditions(prompts=prompt, guidance=self._subject.guidance)
+        asked = asked_of(self._subject, prompt)
         text = f"made of {self.files.hash} {asked.hash} {self._schedule.hash} {seed} {count} {self._shape}"
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
         return self._cache.get(key, lambda: self._made(asked, seed, count))
@@ -65,8 +70,12 @@ class PromptedImages:
         from fewstep.tasks.work import Subject, WorkerSettings
         from fewstep.tasks.worker import Worker
 
-        worker = Worker(WorkerSettings(Subject(self._subject.text_model, conditions=asked), self._device))
-        images = worker.render(SchedulePoint(schedule=self._schedule), seed, 0, count)
+        try:
+            worker = Worker(WorkerSettings(Subject(self._subject.text_model, conditions=asked), self._device))
+            images = worker.render(SchedulePoint(schedule=self._schedule), seed, 0, count)
+        except FewstepError as error:
+            # The pipeline asks for arguments by the option that they have elsewhere.
+            raise type(error)(str(error).replace(" --call ", " --text-call ")) from None
         self.calls += worker.calls
         channels, size = self._shape
         levels = images.cpu().add(1).mul(127.5).round().permute(0, 2, 3, 1).numpy().astype(np.uint8)

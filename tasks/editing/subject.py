@@ -17,7 +17,7 @@ TRAIN = "train"
 # How a text-to-image model makes the images that boundaries are fitted to.
 TEXT_WAY: Way = "dpmpp-2m/uniform-t@20"
 # What is left out of subjects that do not use it: stored evaluations are addressed by what a subject says.
-UNUSED_LEFT_OUT = ("judge_positive", "judge_negative", "identity", "text_model")
+UNUSED_LEFT_OUT = ("judge_positive", "judge_negative", "identity", "text_model", "text_call")
 
 
 class EditSubject(Checked):
@@ -26,7 +26,8 @@ class EditSubject(Checked):
     `source` says what is edited: `images` of `data`, inverted; `samples` of the model, on their way from noise; or
     `text`, samples of a text-to-image model under `prompt`. Boundaries are fitted to `examples` images a side: of the
     attribute's classes in `data`, inverted by `fit_way`; for text, samples under `positive_prompt` and
-    `negative_prompt`; with `text_model`, what that model makes of the two prompts by `text_way`, inverted by `fit_way`.
+    `negative_prompt`; with `text_model`, what that model makes of the two prompts by `text_way`, inverted by `fit_way`;
+    `text_call` are further arguments of its pipeline's call, as NAME=VALUE.
     `prompt` is also what images are inverted and edited under by a model that takes prompts, empty: without one.
 
     `judge` says whether an edit shows the attribute (`judge.py`), with `judge_positive` and `judge_negative` what it
@@ -45,6 +46,7 @@ class EditSubject(Checked):
     negative_prompt: str = ""
     text_model: str = ""
     text_way: Way = TEXT_WAY
+    text_call: tuple[str, ...] = ()
     guidance: float = Field(1.0, ge=0, allow_inf_nan=False)
     fit_way: Way = PUBLISHED
     examples: PositiveInt = 200
@@ -81,8 +83,9 @@ class EditSubject(Checked):
                 "two prompts are for --source text, or for --text-model, whose images a boundary is fitted to: leave "
                 "them out"
             )
-        if "text_way" in self.model_fields_set and not self.text_model:
-            raise ValueError("text_way is how a --text-model makes images: leave it out")
+        for name in ("text_way", "text_call"):
+            if name in self.model_fields_set and not self.text_model:
+                raise ValueError(f"{name} is how a --text-model makes images: leave it out")
         if self.source == "samples" and self.prompt:
             raise ValueError("samples under a prompt are edited by --source text: leave --prompt out")
         self._check_judge()

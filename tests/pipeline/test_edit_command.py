@@ -153,6 +153,7 @@ WITH_FASHION = pytest.mark.skipif(
         (("--prompt", "a nine"), ("takes no prompts",)),
         (("--positive-prompt", "a nine"), ("--text-model",)),
         (("--text-way", "ddim/uniform-t@5"), ("text_way is how a --text-model",)),
+        (("--text-call", "height=64"), ("text_call is how a --text-model",)),
         (("--text-model", "digits-ddpm"), ("two prompts",)),
         (("--eta-window", "0:0.5"), ("give --eta",)),
         (("--latent", "h", "--rescale"), ("only h is moved",)),
