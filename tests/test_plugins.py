@@ -188,7 +188,9 @@ def test_a_table_of_another_package_is_made_by_the_one_engine(tmp_path: Path) ->
 
 
 def test_a_name_that_nobody_offers_is_refused_with_those_that_there_are() -> None:
-    for registry, name in ((SPACES, "caching"), (METRICS, "energy"), (FEATURES, "gradients"), (EXECUTORS, "processes")):
+    registries = (SPACES, METRICS, FEATURES, JUDGES, IDENTITIES, EXECUTORS)
+    names = ("caching", "energy", "gradients", "ink", "moved", "processes")
+    for registry, name in zip(registries, names, strict=True):
         assert name in registry.names
         with pytest.raises(ConfigurationError, match=name):
             registry.load("nobodys")
@@ -196,6 +198,6 @@ def test_a_name_that_nobody_offers_is_refused_with_those_that_there_are() -> Non
 
 def test_what_each_of_them_takes_is_one_file_or_two_and_one_line() -> None:
     files = {path.stem for path in (PACKAGE / "fewstep_example").glob("*.py")}
-    assert files == {"space", "caching", *OTHERS, "gradients", "executor", "table"}
+    assert files == {"space", "caching", *OTHERS, "gradients", "ink", "executor", "table"}
     lines = (PACKAGE / "fewstep_example-1.0.dist-info" / "entry_points.txt").read_text().splitlines()
-    assert len([line for line in lines if "=" in line]) == 7
+    assert len([line for line in lines if "=" in line]) == 9
