@@ -17,6 +17,8 @@ from fewstep.pipeline.evaluator import Evaluator
 from fewstep.storage.records import StudyRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.data import DATASETS, load_dataset
+from fewstep.tasks.editing.judge import OWN, judge_kind
+from fewstep.tasks.editing.metric import EditMetric
 from fewstep.tasks.editing.subject import EditSubject
 from fewstep.tasks.metrics.extractor import make_extractor
 from fewstep.tasks.metrics.metric import FeatureMetric, Metric, SampleMetric
@@ -78,9 +80,13 @@ def _of_edits(evaluator: Evaluator) -> dict[str, str]:
     found = {features: make_extractor(edits.features, evaluator.files, "cpu").hash}
     if edits.data:
         found[f"data {edits.data}"] = _data(edits.data)
-    if edits.judge:
-        found[f"judge {edits.judge}"] = _digest(find_judge(edits.judge))
-    return found
+    metric = evaluator.metric("edit")
+    assert isinstance(metric, EditMetric)
+    measured_by = dict(metric.measured_by)
+    if judge_kind(edits, evaluator.files) == OWN:
+        measured_by["judge"] = _digest(find_judge(edits.judge.removeprefix(f"{OWN}:")))
+    given = {"judge": edits.judge, "identity": edits.identity, "text model": edits.text_model}
+    return found | {f"{name} {given[name]}": value for name, value in measured_by.items()}
 
 
 def _data(name: str) -> str:

@@ -194,6 +194,8 @@ class Study:
             self.problem.search()
             if isinstance(self.problem, ModelProblem) and not self.exists:
                 self.problem.check_budget()
+            if isinstance(self.problem, EditProblem) and not self.exists:
+                self.problem.check_new()
             evaluator = self.evaluator()
             self._hashes = self._checked(evaluator)
             cache = self.worker_settings(execution.device).cache

@@ -16,8 +16,13 @@ from fewstep.pipeline.executors.base import EXECUTORS, ExecutionSettings
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.plugins import Registry
+from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
 from fewstep.search_spaces.kinds import SPACES
 from fewstep.search_spaces.point import parse_point
+from fewstep.tasks.editing.bench import make_bench
+from fewstep.tasks.editing.identity import IDENTITIES
+from fewstep.tasks.editing.judge import JUDGES
+from fewstep.tasks.editing.subject import EditSubject
 from fewstep.tasks.metrics.extractor import FEATURES
 from fewstep.tasks.metrics.metric import METRICS
 from fewstep.tasks.models.files import find_model
@@ -42,7 +47,7 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The package on the path, with its metadata, as pip would install it."""
     for path in (ROOT, PACKAGE):
         monkeypatch.syspath_prepend(str(path))
-    registries = [SPACES, METRICS, FEATURES, EXECUTORS]
+    registries = [SPACES, METRICS, FEATURES, EXECUTORS, JUDGES, IDENTITIES]
     _forget(*registries)
     yield
     monkeypatch.undo()
@@ -87,6 +92,27 @@ def test_what_another_package_has_makes_a_search(tmp_path: Path) -> None:
     count = len(again.records())
     again.run(HERE, "fewstep search")
     assert len(again.records()) == count
+
+
+def test_edits_are_judged_and_measured_by_another_package() -> None:
+    way = "ddim/uniform-t@3"
+    subject = EditSubject.build(
+        model="digits-ddpm",
+        data="digits",
+        attribute="eight",
+        judge="ink:0.4",
+        identity="moved",
+        fit_way=way,
+        examples=8,
+    )
+    bench = make_bench(subject, None)
+    step = bench.files.noise.lambda_at(500.0)
+    edit = EditConfig(step=step, inversion=way, generation=way, strength_z=2.0, boundary=BoundaryConfig(images=8))
+    images, originals = bench.edit("search", 6, edit), bench.originals("search", 6).images
+    figures = bench.evaluate("search", 6, edit, images)
+    assert figures.success.value == float(((images.mean((1, 2, 3)) + 1) / 2 > 0.4).double().mean())
+    apart = [(a - originals).abs().mean((1, 2, 3)) for a in (images, bench.examples(True)[:6])]
+    assert figures.identity.value == pytest.approx(float(1 - (apart[0] / apart[1].mean()).mean()), abs=1e-5)
 
 
 @pytest.mark.parametrize("sampler", ["s3", "nsgaii", "tpe"])
@@ -162,7 +188,9 @@ def test_a_table_of_another_package_is_made_by_the_one_engine(tmp_path: Path) ->
 
 
 def test_a_name_that_nobody_offers_is_refused_with_those_that_there_are() -> None:
-    for registry, name in ((SPACES, "caching"), (METRICS, "energy"), (FEATURES, "gradients"), (EXECUTORS, "processes")):
+    registries = (SPACES, METRICS, FEATURES, JUDGES, IDENTITIES, EXECUTORS)
+    names = ("caching", "energy", "gradients", "ink", "moved", "processes")
+    for registry, name in zip(registries, names, strict=True):
         assert name in registry.names
         with pytest.raises(ConfigurationError, match=name):
             registry.load("nobodys")
@@ -170,6 +198,6 @@ def test_a_name_that_nobody_offers_is_refused_with_those_that_there_are() -> Non
 
 def test_what_each_of_them_takes_is_one_file_or_two_and_one_line() -> None:
     files = {path.stem for path in (PACKAGE / "fewstep_example").glob("*.py")}
-    assert files == {"space", "caching", *OTHERS, "gradients", "executor", "table"}
+    assert files == {"space", "caching", *OTHERS, "gradients", "ink", "executor", "table"}
     lines = (PACKAGE / "fewstep_example-1.0.dist-info" / "entry_points.txt").read_text().splitlines()
-    assert len([line for line in lines if "=" in line]) == 7
+    assert len([line for line in lines if "=" in line]) == 9

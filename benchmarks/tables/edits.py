@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from benchmarks.tables.edit_pairs import Outcomes, ahead
@@ -26,7 +25,7 @@ from fewstep.tasks.editing.bench import Bench
 from fewstep.tasks.editing.measures import balance, frechet
 from fewstep.tasks.editing.path import way_of
 from fewstep.tasks.editing.radius import CRITERIA, Radius, critical_step, readable_step
-from fewstep.tasks.editing.subject import EditSubject
+from fewstep.tasks.editing.subject import TRAIN, EditSubject
 
 NONE, FOUND, DDIM, STOCK, REAL = "none", "found", "found-by-ddim-40+40", "published", "real"
 SWEEP, READABLE = "sweep", "readable"
@@ -78,7 +77,7 @@ class Edits(Table):
     sweep_images: int = Field(60, ge=2)
     examples: int = Field(50, ge=8)
     fit_way: str = "dpm-solver-2m/uniform-t@10"
-    judge: str = ""
+    judge: str = TRAIN
     judge_steps: PositiveInt = 2500
 
     def make(self, engine: Engine) -> Iterator[Sheet | Picture]:
@@ -115,8 +114,7 @@ def compared(search: EditSearch, images: int) -> list[Row]:
         rows.append(_row(bench, name, config, record) | _gains(own, other))
     real = bench.real(images)
     distance = frechet(bench.extractor(real), bench.reference)
-    judged = bench.judge.labels(real)
-    right = float(torch.isin(judged, torch.tensor(bench.attribute.positive)).double().mean())
+    right = float(bench.judge.has(real).mean())
     empty = {name: None if value is None or name in UNKNOWN else type(value)() for name, value in rows[0].items()}
     known = {name: rows[0][name] for name in ("model", "attribute", "metric", "judge_accuracy")}
     shares = {"success": right, "success_low": right, "success_high": right}

@@ -14,11 +14,14 @@ from fewstep.pipeline.editing.settings import EditSettings, study_name
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.values import built
 from fewstep.search_spaces.edit import EditConfig
-from fewstep.tasks.editing.subject import EditSubject
+from fewstep.tasks.editing.subject import TRAIN, EditSubject
 
 NAME = "edit"
 # How a search inverts the examples that boundaries are fitted to: in few calls, since it fits many.
 SEARCH_FIT_WAY = "dpm-solver-2m/uniform-t@10"
+STEPS = 12
+# Samplers that have a population of a size.
+POPULATIONS = ("nsgaii", "nsgaiii")
 
 app = typer.Typer(
     name=NAME,
@@ -27,22 +30,31 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+JUDGING = {
+    "features": "of identity and the Frechet distance: auto, inception, or another feature space",
+    "judge": "what judges success: a name, a folder of a classifier or CLIP model, a file, MODULE:CALLABLE, or train",
+    "judge_positive": "labels of the judge (or texts, for CLIP) that mean the attribute, with | between",
+    "judge_negative": "those that mean it is not there",
+    "judge_steps": "of --judge train: training steps",
+    "identity": "what identity is measured by: perceptual[:FEATURES], features, distance:MODULE:CALLABLE",
+}
 SUBJECT = Fields(
     EditSubject,
     texts={
-        "model": "a bundled model's name or a diffusers directory",
+        "model": "a bundled model's name, a diffusers directory or a name on the hub",
         "source": "images (inverted), samples, or text (by two prompts)",
-        "data": "data set name, or a folder with a folder of images for each class",
+        "data": "data set name, a folder with a folder of images for each class, or another labelled source",
         "attribute": "a known attribute, or POSITIVE/NEGATIVE classes, as Boot/Sneaker",
-        "prompt": "text: the prompt of what is edited",
-        "positive_prompt": "text: the prompt that has the attribute",
-        "negative_prompt": "text: the prompt that does not",
-        "guidance": "scale of classifier-free guidance; 1: none",
+        "prompt": "of a model that takes prompts: what is edited, or what images are inverted under",
+        "positive_prompt": "the prompt of a boundary that has the attribute",
+        "negative_prompt": "the prompt that does not",
+        "text_model": "a text-to-image model whose images of the two prompts a boundary is fitted to",
+        "text_way": "how it samples: PRESET/GRID@CALLS or a schedule's file",
+        "text_call": "more arguments of its pipeline's call, as height=512,num_frames=1",
+        "guidance": "scale of classifier-free guidance of what takes prompts; 1: none",
         "fit_way": "how examples are inverted: PRESET/GRID@CALLS or a schedule's file",
         "examples": "images of each side that boundaries are fitted to",
-        "features": "auto, inception or a classifier's folder",
-        "judge": "classifier that judges success: a name or a folder",
-        "judge_steps": "training steps of the judge, where it is made",
+        **JUDGING,
         "seed": "seed of the starting noise",
     },
     partial=True,
@@ -87,6 +99,7 @@ SETTINGS = Fields(
     },
     partial=True,
 )
+AGAIN = Fields(EditSubject, only=tuple(JUDGING), texts=JUDGING, partial=True, shows_defaults=False)
 Schedules = Annotated[
     list[Path] | None,
     typer.Option("--schedule", help="a schedule's file to try as a way besides presets; may be repeated"),
@@ -101,8 +114,16 @@ def _subject(fields: dict[str, Any], fit_way: str | None = None) -> EditSubject:
 
     if not fields.get("model"):
         raise ConfigurationError("say which model to edit with: --model NAME or --model DIRECTORY")
-    way = fields.get("fit_way", fit_way)
-    return built(EditSubject, fields if way is None else {**fields, "fit_way": way_of(way)})
+    _check_judge_steps(fields)
+    ways = {"fit_way": fields.get("fit_way", fit_way), "text_way": fields.get("text_way")}
+    return built(EditSubject, {**fields, **{name: way_of(way) for name, way in ways.items() if way is not None}})
+
+
+def _check_judge_steps(fields: dict[str, Any]) -> None:
+    from fewstep.errors import ConfigurationError
+
+    if "judge_steps" in fields and fields.get("judge") != TRAIN:
+        raise ConfigurationError(f"--judge-steps are those of --judge {TRAIN}: give both, or leave it out")
 
 
 @app.command("fit")
@@ -122,17 +143,19 @@ def fit_command(
     from fewstep.tasks.editing.bench import make_bench
     from fewstep.tasks.editing.path import check_step, way_of
 
-    chosen = _subject(subject)
+    chosen, given = _subject(subject), tuple(edit)
     ways: dict[str, Any] = {name: way_of(edit[name]) for name in ("inversion", "generation") if name in edit}
     boundary = {"images": chosen.examples, **edit.pop("boundary", {})}
     fields: dict[str, Any] = {"latent": "both", **edit, **ways, "boundary": boundary}
     # What cannot be is refused before anything is computed: the step alone may take that.
     EditConfig.build(**fields, step=0.0)
     bench = make_bench(chosen, work or editing.cache_folder(), execution.device)
+    editing.check_measures(bench)
     noise = bench.files.noise
     lambda_ = editing.found_step(bench)[0].step if step == editing.AUTO else editing.parse_step(step, noise)
     check_step(lambda_, noise)
     config = EditConfig.build(**fields, step=lambda_)
+    editing.check_config(config, given, bench)
     boundaries = editing.fit(bench, config, out, force)
     facts = editing.facts_of(boundaries)
     if as_json:
@@ -144,7 +167,9 @@ def fit_command(
 
 
 @app.command("apply")
+@options(judging=AGAIN)
 def apply_command(
+    judging: dict[str, Any],
     boundary: Annotated[Path, typer.Option("--boundary", help="folder made by `fewstep edit fit` or by a search")],
     out: Annotated[Path, into("--out", help="folder for the images", check=folder)],
     strengths: Annotated[str, typer.Option(help="standard deviations, comma-separated")] = "-3,0,3,6",
@@ -155,26 +180,44 @@ def apply_command(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Edit held-out images (or your own) at several strengths; 0 is the reconstruction, and reported as such."""
+    """Edit held-out images (or your own) at several strengths; 0 is the reconstruction, and reported as such.
+
+    Judged by the fit's judge or by --judge; your own images where --judge is given.
+    """
+    from fewstep.errors import ConfigurationError
     from fewstep.pipeline.editing import boundaries as editing
     from fewstep.pipeline.editing.pasting import write_pasted
     from fewstep.tasks.editing.bench import make_bench
+    from fewstep.tasks.editing.identity import SURROUNDINGS
+    from fewstep.tasks.editing.judge import check_named
 
     asked = _numbers(strengths)
+    if no_judge and judging:
+        option = f"--{next(iter(judging)).replace('_', '-')}"
+        raise ConfigurationError(f"--no-judge measures nothing: leave {option} out, or --no-judge")
+    _check_judge_steps(judging)
     subject, config, boundaries = editing.load_fit(boundary)
+    subject = editing.rejudged(subject, judging)
+    judged = bool(judging) if images is not None else not no_judge
+    if judged:
+        check_named(subject)
     bench = make_bench(subject, work or editing.cache_folder(), device)
+    bench.use(boundaries, config)
+    if judged:
+        editing.check_measures(bench, loaded=images is None or bench.measure is None)
     if images is not None:
         originals = editing.loaded_images(images, bench, count)
-        applied = editing.apply_to_images(bench, config, boundaries, originals, asked)
+        applied = editing.apply_to_images(bench, config, boundaries, originals, asked, judged)
     else:
         originals = bench.originals("report", count).images
-        applied = editing.apply(bench, config, asked, count, "report", judged=not no_judge)
+        applied = editing.apply(bench, config, asked, count, "report", judged)
     files = editing.write_images(originals, applied, out)
     if images is not None and (whole := write_pasted(images, originals, applied, out)):
         files["pasted"] = whole
     figures = editing.figures_of(applied)
     if as_json:
-        print_json({"folder": out, "images": len(originals), "strengths": figures, "files": files})
+        by = {"judge": subject.judge, "identity": subject.identity or SURROUNDINGS} if judged else {}
+        print_json({"folder": out, "images": len(originals), **by, "strengths": figures, "files": files})
         return
     for figure in figures:
         if "success" not in figure:
@@ -206,10 +249,12 @@ def search_command(
     chosen: dict[str, Any],
     execution: ExecutionSettings,
     out: Annotated[Path, into("--out", help="directory of the search", check=folder)],
-    step: Annotated[str, typer.Option(help="the one edit step, or auto: the search chooses among --steps")] = "auto",
-    steps: Annotated[int, typer.Option(min=1, help="how many edit steps, even in time")] = 12,
+    step: Annotated[
+        str | None, typer.Option(help="the one edit step [default: the search chooses among --steps]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="how many edit steps, even in time [default: 12]")] = None,
     schedule: Schedules = None,
-    keep: Annotated[str, typer.Option(help="decisions that are not searched, comma-separated")] = "",
+    keep: Annotated[str | None, typer.Option(help="decisions that are not searched, comma-separated")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the search in --out")] = False,
     tracking_uri: Tracking = None,
     work: Work = None,
@@ -223,12 +268,15 @@ def search_command(
     from fewstep.pipeline.study import Study
     from fewstep.search_spaces.point import edit_of
     from fewstep.tasks.editing.bench import make_bench
+    from fewstep.tasks.editing.judge import with_judge
 
     cache = work or editing.cache_folder()
+    if resume and (subject or chosen or schedule or any(given is not None for given in (step, steps, keep))):
+        raise ConfigurationError("--resume goes on with the stored settings: leave the other options away")
     if resume:
         study = Study.load(out, cache)
     else:
-        settings = _settings(_subject(subject, SEARCH_FIT_WAY), step, steps, schedule or [], keep, chosen)
+        settings = _settings(_subject(subject, SEARCH_FIT_WAY), step, steps, schedule or [], keep or "", chosen)
         study = Study(out, settings, cache)
         if study.exists:
             raise ConfigurationError(f"{out} holds a study already: add --resume to go on, or choose another --out")
@@ -241,7 +289,7 @@ def search_command(
     config = edit_of(best.candidate.point)
     assert config is not None
     record = next(r for r in reversed(study.reported()) if r.candidate == best.candidate.hash)
-    bench = make_bench(study.problem.settings.subject, cache, execution.device)
+    bench = make_bench(with_judge(study.problem.settings.subject), cache, execution.device)
     # What was found is tried, and reported as it is.
     editing.fit(bench, config, out, force=True)
     files["grid.png"] = editing_pictures.draw(editing_pictures.at_strengths(bench, config), out / "grid.png")
@@ -258,16 +306,23 @@ def search_command(
 
 
 def _settings(
-    subject: EditSubject, step: str, steps: int, files: list[Path], keep: str, chosen: dict[str, Any]
+    subject: EditSubject, step: str | None, steps: int | None, files: list[Path], keep: str, chosen: dict[str, Any]
 ) -> EditSettings:
+    from fewstep.errors import ConfigurationError
     from fewstep.pipeline.editing import boundaries as editing
     from fewstep.search_spaces.edit import BoundaryConfig
     from fewstep.search_spaces.schedule import load_schedule
-    from fewstep.tasks.models.files import find_model
+    from fewstep.tasks.editing.asked import find_edited
 
-    noise = find_model(subject.model).noise
-    grid = editing.step_grid(noise, steps)
-    among = grid if step == editing.AUTO else (editing.parse_step(step, noise),)
+    if chosen.get("population") and chosen.get("sampler") not in POPULATIONS:
+        raise ConfigurationError(f"--population is that of --sampler {' or '.join(POPULATIONS)}: leave it out")
+    one = step not in (None, editing.AUTO)
+    if one and steps is not None:
+        raise ConfigurationError(
+            f"--step {step} is one edit step, --steps are several to choose among: give one of both"
+        )
+    noise = find_edited(subject).noise
+    among = (editing.parse_step(str(step), noise),) if one else editing.step_grid(noise, steps or STEPS)
     base = EditConfig.build(step=_base_step(among, noise), boundary=BoundaryConfig(images=subject.examples))
     kept = tuple(part.strip() for part in keep.split(",") if part.strip())
     schedules = tuple(load_schedule(path) for path in files)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +15,18 @@ from fewstep.errors import ConfigurationError, DataError
 from fewstep.files import read_json, read_text, write_text
 from fewstep.pipeline.reports.pictures import COLUMNS, to_pixels, write_grid
 from fewstep.search_spaces.edit import EditConfig
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.editing.asked import check_guidance
 from fewstep.tasks.editing.attributes import Part
-from fewstep.tasks.editing.bench import Bench, EditFigures
+from fewstep.tasks.editing.bench import Bench
 from fewstep.tasks.editing.boundary import NEAR_CHANCE, Boundary
+from fewstep.tasks.editing.figures import EditFigures
+from fewstep.tasks.editing.identity import make_identity
+from fewstep.tasks.editing.judge import check_judge
+from fewstep.tasks.editing.latents import middle_block
 from fewstep.tasks.editing.radius import Criterion, Radius, critical_step
 from fewstep.tasks.editing.subject import EditSubject
+from fewstep.tasks.metrics.extractor import feature_kind
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 
 SUBJECT_FILE, CONFIG_FILE, AUTO = "subject.json", "edit.json", "auto"
@@ -85,6 +93,41 @@ def load_fit(folder: Path) -> tuple[EditSubject, EditConfig, dict[str, Boundary]
     return subject, config, {latent: Boundary.load(folder, latent) for latent in used}
 
 
+def rejudged(subject: EditSubject, judging: Mapping[str, Any]) -> EditSubject:
+    """A fit's subject with another judge or measure of identity; what the old judge called the sides goes with it."""
+    own = ("judge_positive", "judge_negative", "judge_steps") if "judge" in judging else ()
+    kept = {name: value for name, value in subject.model_dump().items() if name not in own}
+    return EditSubject.build(**kept | dict(judging))
+
+
+def check_config(config: EditConfig, given: Collection[str], bench: Bench) -> None:
+    """ConfigurationError for options of an edit that would do nothing, and for ways that do not fit the model."""
+    if "eta_window" in given and not config.eta:
+        raise ConfigurationError("eta_window is where eta is on, and there is none: give --eta, or leave it out")
+    if config.rescale and not config.uses_z:
+        raise ConfigurationError("rescale gives z its old norm back, and only h is moved: leave it out")
+    for way in (config.inversion, config.generation):
+        if isinstance(way, SolverSchedule):
+            check_guidance(way, bench.denoiser(bench.subject.prompt).conditions)
+    if config.uses_h:
+        middle_block(bench.denoiser().network.module)
+    bench.nfe(config)
+
+
+def check_measures(bench: Bench, loaded: bool = False) -> None:
+    """ConfigurationError, before anything is edited, for a judge, features or identity that could not be used later.
+
+    Features are known by name, or `loaded`, where they are used at once.
+    """
+    subject, files = bench.subject, bench.files
+    check_judge(subject, files)
+    make_identity(subject, files, "cpu")
+    if loaded:
+        assert bench.extractor.dim
+    else:
+        feature_kind(subject.features, files)
+
+
 def at_strength(config: EditConfig, strength: float) -> EditConfig:
     """The config at another strength of z (of h, where only h is moved).
 
@@ -128,11 +171,17 @@ def apply_to_images(
     boundaries: dict[str, Boundary],
     images: Tensor,
     strengths: Sequence[float],
+    judged: bool = False,
 ) -> list[Applied]:
-    """Edit images of the user's own (N, C, H, W), by boundaries that were fitted before."""
+    """Edit images of the user's own (N, C, H, W), by boundaries that were fitted before; figures where `judged`."""
     z = bench.inverter().z(bench.encode(images), config.step, config.inversion)
-    editor = bench.editor()
-    return [Applied(s, editor.edited(z, at_strength(config, s), boundaries)) for s in strengths]
+    editor, found = bench.editor(), []
+    for strength in strengths:
+        moved = at_strength(config, strength)
+        edited = editor.edited(z, moved, boundaries)
+        figures = bench.evaluate_own(images, edited, moved, boundaries) if judged else None
+        found.append(Applied(strength, edited, figures))
+    return found
 
 
 def write_images(originals: Tensor, applied: Sequence[Applied], out: Path) -> dict[str, Path]:

@@ -28,12 +28,15 @@ from fewstep.search_spaces.edit.space import EditSpace
 from fewstep.search_spaces.point import EditPoint, Point, edit_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.editing.asked import check_guidance, conditions_of, find_edited
 from fewstep.tasks.editing.bench import SEEDS
+from fewstep.tasks.editing.identity import SURROUNDINGS
+from fewstep.tasks.editing.judge import check_named
 from fewstep.tasks.editing.measures import balance
 from fewstep.tasks.editing.metric import REPORT, SEARCH
 from fewstep.tasks.editing.path import segment, towards_noise
-from fewstep.tasks.models.conditions import Conditions
-from fewstep.tasks.models.files import ModelFiles, find_model
+from fewstep.tasks.editing.subject import TRAIN
+from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.work import Subject
 
 OBJECTIVES = 3
@@ -101,15 +104,31 @@ class EditProblem:
 
     def __init__(self, settings: EditSettings) -> None:
         self.settings = settings
-        self.files: ModelFiles = find_model(settings.subject.model)
+        self.files: ModelFiles = find_edited(settings.subject)
         s = settings
         self.space = EditSpace(s.steps, s.subject.examples, s.base, s.schedules, s.kept)
+
+    def check_new(self) -> None:
+        """ConfigurationError for what no search may begin with; one that began goes on."""
+        check_named(self.settings.subject)
+        screen, final = self.settings.screen_images, self.settings.final_images
+        if final <= screen:
+            # As many, and an edit's finals would be its screen, which is stored but once.
+            raise ConfigurationError(
+                f"final_images {final}: give more than the {screen} of the screen (--screen-images)"
+            )
+        if self.files.unet_config.get("mid_block_type", "") is None and "latent" not in self.settings.kept:
+            raise ConfigurationError(
+                f"the network of {self.files.name} has no middle block, so only z can be moved: give --keep latent"
+            )
+        for schedule in self.settings.schedules:
+            check_guidance(schedule, self.subject.conditions)
 
     @cached_property
     def subject(self) -> Subject:
         """What is evaluated."""
         edited = self.settings.subject
-        asked = Conditions(prompts=edited.prompt, guidance=edited.guidance) if self.files.text else Conditions()
+        asked = conditions_of(self.files, edited.prompt, edited.guidance)
         return Subject(edited.model, edited.features, conditions=asked, edits=edited.model_dump_json())
 
     @cached_property
@@ -184,8 +203,14 @@ class EditProblem:
 
     @property
     def notes(self) -> dict[str, str]:
-        """What the value means."""
-        return {"value": "imbalance, 1 - the harmonic mean of success and identity"}
+        """What the value means, and what it was measured by."""
+        subject = self.settings.subject
+        sides = [side for side in (subject.judge_positive, subject.judge_negative) if side]
+        return {
+            "value": "imbalance, 1 - the harmonic mean of success and identity",
+            "success": f"by judge {subject.judge or TRAIN}" + (f" ({' against '.join(sides)})" if sides else ""),
+            "identity": f"by {subject.identity or SURROUNDINGS}",
+        }
 
     def front_rows(self, search: Search) -> list[FrontRow]:
         """The front of the finals, fewest calls first."""
@@ -226,7 +251,7 @@ class EditProblem:
         edit = edit_of(best.candidate.point)
         assert edit is not None
         finals = [r for t in search.trials.values() if (r := t.records.get(search.ladder.finals.name))]
-        text = results_csv(self.front_rows(search), to.command, self.seeds, records=finals)
+        text = results_csv(self.front_rows(search), to.command, self.seeds, self.notes, finals)
         return {
             "front.csv": write_text(to.root / "front.csv", text),
             "edit.json": write_text(to.root / "edit.json", edit.model_dump_json(indent=2) + "\n"),

@@ -93,6 +93,16 @@ def _labels(text: str, classes: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def classes_of(name: str) -> tuple[str, ...] | None:
+    """Names of the classes of a data set, folder or other source, None where only its images tell; or DataError."""
+    if name in DATASETS:
+        return load_dataset(name).classes
+    kind, place = kind_of_place(name)
+    if kind == "folder":
+        return tuple(p.name for p in class_folders(Path(place)))
+    return open_source(place).classes or None
+
+
 def load_part(name: str, part: Part, channels: int, size: int) -> Dataset:
     """One part of a data set, of a folder that holds a folder of images for each class, or of another labelled source.
 
@@ -116,6 +126,18 @@ def load_part(name: str, part: Part, channels: int, size: int) -> Dataset:
     if part == "report":
         return test
     return _cut(train, np.arange(len(train.labels)) % 2 == PARTS.index(part))
+
+
+def load_unlabelled(name: str, part: Part, channels: int, size: int, most: int) -> Tensor:
+    """The first `most` images (N, C, H, W) of one part of a data set or source, whatever their labels."""
+    if name in DATASETS:
+        return torch.from_numpy(load_part(name, part, channels, size).images[:most])
+    source = open_source(name)
+    numbers = range(PARTS.index(part), len(source), len(PARTS))[:most]
+    if not numbers:
+        raise DataError(f"{name} has {len(source)} images, too few to be cut into {len(PARTS)} parts: give more")
+    found = [batch.images for batch in source.batches(channels, size, len(numbers), numbers)]
+    return torch.from_numpy(np.concatenate(found))
 
 
 def _thirds(data: Dataset) -> npt.NDArray[np.int64]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,24 +21,44 @@ from fewstep.errors import ConfigurationError, DataError
 from fewstep.search_spaces.edit import BoundaryConfig, EditConfig, Way
 from fewstep.search_spaces.schedule import MIN_GAP
 from fewstep.tasks.data import Dataset
-from fewstep.tasks.editing.attributes import Attribute, Part, joined, load_part, parse_attribute, side
+from fewstep.tasks.editing.asked import conditions_of, find_edited
+from fewstep.tasks.editing.attributes import (
+    Attribute,
+    Part,
+    joined,
+    load_part,
+    load_unlabelled,
+    parse_attribute,
+    side,
+)
 from fewstep.tasks.editing.boundary import MIN_EXAMPLES, Boundary, Place, fit_boundary
 from fewstep.tasks.editing.edit import Editor
+from fewstep.tasks.editing.figures import EditFigures
+from fewstep.tasks.editing.identity import PairedDistance, make_identity
 from fewstep.tasks.editing.inversion import Inverter, LatentCache, content_of
-from fewstep.tasks.editing.judge import Judge, load_judge, load_own_judge
-from fewstep.tasks.editing.measures import Identities, Identity, Surroundings, frechet, mean, proportion
+from fewstep.tasks.editing.judge import PROMPTED, PROMPTED_CLASSES, Judge, check_named, judge_of, make_judge
+from fewstep.tasks.editing.judge_training import trained_scores
+from fewstep.tasks.editing.measures import (
+    Identities,
+    Identity,
+    MeasuredIdentities,
+    SurroundingIdentities,
+    Surroundings,
+    frechet,
+    mean,
+    proportion,
+)
 from fewstep.tasks.editing.path import segment, towards_noise
+from fewstep.tasks.editing.prompted import PromptedImages
 from fewstep.tasks.editing.radius import Radius, radius
-from fewstep.tasks.editing.subject import EditSubject
+from fewstep.tasks.editing.subject import TRAIN, EditSubject
 from fewstep.tasks.metrics.extractor import make_extractor
 from fewstep.tasks.metrics.features import FeatureExtractor
 from fewstep.tasks.metrics.frechet import FrechetReference
 from fewstep.tasks.metrics.interval import Interval
 from fewstep.tasks.metrics.moments import Moments
-from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.decoder import load_decoder, load_encoder
 from fewstep.tasks.models.denoiser import Denoiser
-from fewstep.tasks.models.files import find_model
 
 PIXELS_PER_BATCH = 50_000
 # Sampled images of each part come from seeds that no other part uses.
@@ -54,42 +74,6 @@ class Originals:
     places: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class EditFigures:
-    """What `Bench.evaluate` found; intervals are of 95%. `difference` is the root mean square one to the originals.
-
-    The Frechet distance, to real images that have the attribute, is there for the report alone.
-    """
-
-    success: Interval
-    identity: Interval
-    identity_pixels: Interval
-    identity_features: Interval
-    frechet: Interval | None
-    difference: float
-    nfe: int
-    images: int
-    accuracy_z: float
-    accuracy_h: float
-    denoiser_calls: int
-
-    def metrics(self) -> dict[str, float]:
-        """As numbers by name, for a record."""
-        found = {
-            "nfe": float(self.nfe),
-            "images": float(self.images),
-            "accuracy_z": self.accuracy_z,
-            "accuracy_h": self.accuracy_h,
-            "difference": self.difference,
-        }
-        for name in ("success", "identity", "identity_pixels", "identity_features", "frechet"):
-            interval: Interval | None = getattr(self, name)
-            if interval is None:
-                continue
-            found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        return found
-
-
 class Bench:
     """One subject on one device. Results follow from the subject and what is asked, not from what is cached."""
 
@@ -102,17 +86,11 @@ class Bench:
         batch: int = 0,
     ) -> None:
         self.subject, self.files, self.cache = subject, denoiser.files, cache
-        if subject.source == "text" and not self.files.text:
-            raise ConfigurationError(f"model {self.files.name} takes no prompts: use --source images or samples")
-        if subject.source != "text" and self.files.text:
-            raise ConfigurationError(
-                f"model {self.files.name} takes prompts: edits of images and samples are for models without; use "
-                "--source text"
-            )
         pixels = self.files.channels * self.files.size**2
         scale = 1 if denoiser.device == "cpu" else 8
         self.batch = batch or max(8, min(250, scale * PIXELS_PER_BATCH // pixels))
-        self._decode, self._denoisers = decode, {"": denoiser}
+        self._decode, self._base = decode, denoiser
+        self._denoisers: dict[tuple[str, float], Denoiser] = {}
         self._latents = LatentCache(None if cache is None else cache / "latents")
         self._boundaries: dict[tuple[str, float, str], Boundary] = {}
         self._originals: dict[tuple[Part, int], Originals] = {}
@@ -120,27 +98,28 @@ class Bench:
 
     # -- denoisers ------------------------------------------------------------------------------------
 
-    def denoiser(self, prompt: str = "") -> Denoiser:
+    def denoiser(self, prompt: str = "", guidance: float = 1.0) -> Denoiser:
         """The denoiser, under a prompt where the model takes one; all share one network."""
-        if prompt not in self._denoisers:
-            own = copy.copy(self._denoisers[""])
-            own.conditions = Conditions(prompts=prompt, guidance=self.subject.guidance)
-            own.calls = 0
-            self._denoisers[prompt] = own
-        return self._denoisers[prompt]
+        key = (prompt, guidance) if self.files.text else ("", 1.0)
+        if key not in self._denoisers:
+            own = copy.copy(self._base)
+            own.conditions, own.calls = conditions_of(self.files, *key), 0
+            self._denoisers[key] = own
+        return self._denoisers[key]
 
     @property
     def calls(self) -> int:
-        """Denoiser calls so far."""
-        return sum(d.calls for d in self._denoisers.values())
+        """Denoiser calls so far, those of a text model too."""
+        return sum(d.calls for d in self._denoisers.values()) + (self._text_images.calls if self._text_images else 0)
 
-    def editor(self, prompt: str = "") -> Editor:
-        """The editor under a prompt."""
-        return Editor(self.denoiser(prompt), self._decode, self.batch)
+    def editor(self, prompt: str | None = None) -> Editor:
+        """The editor under a prompt, by default under the subject's."""
+        given = self.subject.prompt if prompt is None else prompt
+        return Editor(self.denoiser(given, self.subject.guidance if given else 1.0), self._decode, self.batch)
 
-    def inverter(self, prompt: str = "") -> Inverter:
-        """The inverter under a prompt."""
-        return Inverter(self.denoiser(prompt), self._latents, self.batch)
+    def inverter(self) -> Inverter:
+        """What inverts images, under the subject's prompt without guidance, which would not come back."""
+        return Inverter(self.denoiser(self.subject.prompt), self._latents, self.batch)
 
     # -- data -----------------------------------------------------------------------------------------
 
@@ -154,14 +133,14 @@ class Bench:
 
     @cached_property
     def attribute(self) -> Attribute:
-        """The attribute; for text, class 1 of two: what the positive prompt makes."""
-        if self.subject.source == "text":
-            return Attribute(self.subject.attribute or "prompted", (1,), (0,))
+        """The attribute; of two prompts, class 1 of two: what the positive one makes."""
+        if self.subject.prompted:
+            return Attribute(self.subject.attribute or PROMPTED.name, PROMPTED.positive, PROMPTED.negative)
         return parse_attribute(self.subject.attribute, self.subject.data, self._fit_data.classes)
 
     def examples(self, positive: bool) -> Tensor:
         """Images of one side that boundaries are fitted to."""
-        if self.subject.source == "text":
+        if self.subject.prompted:
             return self._prompted(positive, "fit", self.subject.examples)
         labels = self.attribute.positive if positive else self.attribute.negative
         return side(self._fit_data, labels, self.subject.examples, self.attribute.name, MIN_EXAMPLES).images
@@ -170,8 +149,16 @@ class Bench:
         return self.subject.positive_prompt if positive else self.subject.negative_prompt
 
     def _prompted(self, positive: bool, part: Part, count: int) -> Tensor:
-        """Samples of one of the two prompts, all the way to images."""
+        """Images of one of the two prompts, by the text model where there is one."""
+        if self._text_images is not None:
+            return self._text_images(self._prompt(positive), self.subject.seed + SEEDS[part], count)
         return self._samples(self._prompt(positive), part, count)
+
+    @cached_property
+    def _text_images(self) -> PromptedImages | None:
+        if not self.subject.text_model:
+            return None
+        return PromptedImages(self.subject, self.files, self._latents, self._base.device)
 
     def _samples(self, prompt: str, part: Part, count: int) -> Tensor:
         """Samples of a prompt, all the way to images: through the middle, as an edit that moves nothing."""
@@ -196,17 +183,18 @@ class Bench:
         if self.subject.source == "text":
             prompt = self._prompt(positive)
             z = self._sampled(step, self.subject.fit_way, prompt, "fit", self.subject.examples)
-            return z if latent == "z" else self.inverter(prompt).h(z, step)
+            own = Inverter(self.denoiser(prompt, self.subject.guidance), self._latents, self.batch)
+            return z if latent == "z" else own.h(z, step)
         z = self.inverter().z(self.encode(self.examples(positive)), step, self.subject.fit_way)
         return z if latent == "z" else self.inverter().h(z, step)
 
     @cached_property
     def _encoder(self) -> Callable[[Tensor], Tensor]:
-        return load_encoder(self.files, self.denoiser().device)
+        return load_encoder(self.files, self._base.device)
 
     def encode(self, images: Tensor) -> Tensor:
         """What the network denoises, of images (N, C, H, W)."""
-        device = self.denoiser().device
+        device = self._base.device
         with torch.inference_mode():
             return torch.cat([self._encoder(part.to(device)).cpu() for part in torch.split(images, self.batch)])
 
@@ -237,6 +225,16 @@ class Bench:
         used = [latent for latent, on in (("z", config.uses_z), ("h", config.uses_h)) if on]
         return {latent: self.boundary(latent, config.step, config.boundary) for latent in used}
 
+    def use(self, boundaries: Mapping[str, Boundary], config: EditConfig) -> None:
+        """Move along boundaries that were fitted before; DataError where they are of another network."""
+        for latent, boundary in boundaries.items():
+            if boundary.facts.model_hash != self.files.hash:
+                raise DataError(
+                    f"the boundary of {latent} was fitted in model {boundary.facts.model} "
+                    f"({boundary.facts.model_hash}), {self.files.name} is another ({self.files.hash}): fit it again"
+                )
+            self._boundaries[latent, config.step, config.boundary.model_dump_json()] = boundary
+
     # -- what is edited -------------------------------------------------------------------------------
 
     def originals(self, part: Part, count: int) -> Originals:
@@ -248,15 +246,21 @@ class Bench:
 
     def _find_originals(self, part: Part, count: int) -> Originals:
         name = self.attribute.name
-        if self.subject.source == "images":
+        if self.subject.source == "images" and not self.subject.prompted:
             images = side(self.part(part), self.attribute.negative, count, name, 2).images
             return Originals(images, tuple(range(len(images))))
-        # Samples are of any class: those that the judge already gives the attribute are left out.
-        images = self._samples(self.subject.prompt, part, 2 * count)
-        lacks = np.isin(self.judge.labels(images).numpy(), self.attribute.negative)
+        # These are of any class: those that the judge already gives the attribute are left out.
+        if self.subject.source == "images":
+            images = load_unlabelled(self.subject.data, part, self.files.channels, self.files.size, 2 * count)
+        else:
+            images = self._samples(self.subject.prompt, part, 2 * count)
+        lacks = self.judge.lacks(images) if self.subject.judge else np.ones(len(images), np.bool_)
         places = np.flatnonzero(lacks)[:count]
         if len(places) < 2:
-            raise DataError(f"{name}: {len(places)} of {2 * count} samples lack the attribute: give more --images")
+            raise DataError(
+                f"{name}: the judge says of {len(places)} of {len(images)} images that they lack the attribute, at "
+                "least 2 are needed: give more images, or another --judge"
+            )
         return Originals(images[torch.from_numpy(places)], tuple(int(i) for i in places))
 
     def latents(self, originals: Originals, part: Part, config: EditConfig) -> Tensor:
@@ -271,18 +275,23 @@ class Bench:
         """Radii of sampled latents and of inverted images of every class, of the fit's part, at some steps."""
         if self.subject.source == "text":
             raise ConfigurationError("radii compare inverted images with samples: text has none to invert, give --step")
-        images = self.encode(torch.from_numpy(self._fit_data.images[:count]))
-        noise, way = self.files.noise, self.subject.fit_way
+        images = self.encode(self._fit_images(count))
+        noise, way, prompt = self.files.noise, self.subject.fit_way, self.subject.prompt
         return [
-            radius(s, noise, self._sampled(s, way, "", "fit", len(images)), self.inverter().z(images, s, way))
+            radius(s, noise, self._sampled(s, way, prompt, "fit", len(images)), self.inverter().z(images, s, way))
             for s in steps
         ]
+
+    def _fit_images(self, count: int) -> Tensor:
+        if not self.subject.prompted:
+            return torch.from_numpy(self._fit_data.images[:count])
+        return torch.cat([self.examples(side)[: (count + 1) // 2] for side in (True, False)])
 
     def edit(self, part: Part, count: int, config: EditConfig) -> Tensor:
         """The edits (N, C, H, W) of a part's originals; the report's are kept, since they are looked at again."""
         originals = self.originals(part, count)
         z, boundaries = self.latents(originals, part, config), self.boundaries(config)
-        seed, editor = self.subject.seed + SEEDS[part], self.editor(self.subject.prompt)
+        seed, editor = self.subject.seed + SEEDS[part], self.editor()
 
         def make() -> Tensor:
             return editor.edited(z, config, boundaries, seed, originals.places)
@@ -296,39 +305,52 @@ class Bench:
 
     def nfe(self, config: EditConfig) -> int:
         """Denoiser calls of one edit: the way to the step, and the way back."""
-        noise = self.files.noise
-        back = segment(config.generation, noise, config.step).nfe
+        noise, back = self.files.noise, self._calls_back(config)
         if self.subject.source == "images":
-            return back + towards_noise(segment(config.inversion, noise, config.step), noise).nfe
+            return back + self._calls_inverted(config)
         if config.step - noise.lambda_start < MIN_GAP:
             return back
         return back + segment(config.inversion, noise, noise.lambda_start, config.step).nfe
+
+    def _calls_back(self, config: EditConfig) -> int:
+        return segment(config.generation, self.files.noise, config.step).nfe
+
+    def _calls_inverted(self, config: EditConfig) -> int:
+        return towards_noise(segment(config.inversion, self.files.noise, config.step), self.files.noise).nfe
 
     # -- measures -------------------------------------------------------------------------------------
 
     @cached_property
     def judge(self) -> Judge:
-        """The independent classifier."""
-        device = self.denoiser().device
-        if self.subject.judge:
-            return load_own_judge(self.subject.judge, device)
+        """The independent classifier, trained where that is asked for; ConfigurationError where none is named."""
+        device, subject = self._base.device, self.subject
+        check_named(subject)
+        if subject.judge != TRAIN:
+            classes = PROMPTED_CLASSES if subject.prompted else self._fit_data.classes
+            return make_judge(subject, self.files, device, self.attribute, classes)
         if self.cache is None:
             raise ConfigurationError("a judge is trained and kept: this bench has no folder for it")
-        if self.subject.source == "text":
+        if subject.prompted:
             seen, unseen = self._prompted_data("search"), self._prompted_data("fit")
         else:
             seen, unseen = joined(self._fit_data, self.part("search")), self.part("report")
-        return load_judge(seen, unseen, self.cache, device, self.subject.judge_steps)
+        scores = trained_scores(seen, unseen, self.cache, device, subject.judge_steps)
+        return judge_of(scores, subject, self.attribute, seen.classes)
 
     def _prompted_data(self, part: Part) -> Dataset:
         sides = [self._prompted(positive, part, self.subject.examples).numpy() for positive in (False, True)]
         labels = np.repeat([0, 1], [len(s) for s in sides]).astype(np.int64)
-        return Dataset("prompts", np.concatenate(sides), labels, ("without", "with"), "", "samples of two prompts")
+        return Dataset("prompts", np.concatenate(sides), labels, PROMPTED_CLASSES, "", "samples of two prompts")
 
     @cached_property
     def extractor(self) -> FeatureExtractor:
         """The features of identity and of the Frechet distance."""
-        return make_extractor(self.subject.features, self.files, self.denoiser().device)
+        return make_extractor(self.subject.features, self.files, self._base.device)
+
+    @cached_property
+    def measure(self) -> PairedDistance | None:
+        """What identity is measured by, None for the built-in measure."""
+        return make_identity(self.subject, self.files, self._base.device)
 
     @cached_property
     def surroundings(self) -> Surroundings:
@@ -339,13 +361,19 @@ class Bench:
         """Identity of edits of a part's originals."""
         key = (part, count)
         if key not in self._identities:
-            self._identities[key] = Identities(self.originals(part, count).images, self.surroundings)
+            self._identities[key] = self.identities_of(self.originals(part, count).images)
         return self._identities[key]
+
+    def identities_of(self, originals: Tensor) -> Identities:
+        """Identity of edits of any originals (N, C, H, W)."""
+        if self.measure is None:
+            return SurroundingIdentities(originals, self.surroundings)
+        return MeasuredIdentities(originals, self.examples(True), self.measure)
 
     @cached_property
     def reference(self) -> FrechetReference:
         """Moments of real images that have the attribute, of the fit's part."""
-        if self.subject.source == "text":
+        if self.subject.prompted:
             return FrechetReference.of(Moments.of(self.extractor(self.examples(True))))
         real = side(self._fit_data, self.attribute.positive, REFERENCE_IMAGES, self.attribute.name, MIN_EXAMPLES)
         return FrechetReference.of(Moments.of(self.extractor(real.images)))
@@ -355,28 +383,54 @@ class Bench:
         calls = self.calls
         images = self.edit(part, count, config) if edited is None else edited
         hits, identity = self.outcomes(part, count, images)
-        accuracy = {latent: b.facts.accuracy for latent, b in self.boundaries(config).items()}
+        difference = float((images - self.originals(part, count).images).double().square().mean().sqrt())
+        distance = self.frechet(images) if part == "report" else None
+        return self._figures(config, hits, identity, distance, difference, self.nfe(config), self.calls - calls)
+
+    def evaluate_own(
+        self, originals: Tensor, edited: Tensor, config: EditConfig, boundaries: Mapping[str, Boundary]
+    ) -> EditFigures:
+        """The same of edits of images that are no part of the data, by boundaries that were fitted before."""
+        identity = self.identities_of(originals)(edited)
+        difference = float((edited - originals).double().square().mean().sqrt())
+        calls = self._calls_back(config) + self._calls_inverted(config)
+        return self._figures(config, self.judge.has(edited), identity, None, difference, calls, 0, boundaries)
+
+    def _figures(
+        self,
+        config: EditConfig,
+        hits: npt.NDArray[np.bool_],
+        identity: Identity,
+        distance: Interval | None,
+        difference: float,
+        nfe: int,
+        calls: int,
+        boundaries: Mapping[str, Boundary] | None = None,
+    ) -> EditFigures:
+        known = self.boundaries(config) if boundaries is None else boundaries
+        accuracy = {latent: b.facts.accuracy for latent, b in known.items()}
         return EditFigures(
             proportion(hits),
             mean(identity.both),
-            mean(identity.pixels),
-            mean(identity.features),
-            self.frechet(images) if part == "report" else None,
-            float((images - self.originals(part, count).images).double().square().mean().sqrt()),
-            self.nfe(config),
-            len(images),
+            None if identity.pixels is None else mean(identity.pixels),
+            None if identity.features is None else mean(identity.features),
+            distance,
+            difference,
+            nfe,
+            len(hits),
             accuracy.get("z", float("nan")),
             accuracy.get("h", float("nan")),
-            self.calls - calls,
+            calls,
         )
 
     def outcomes(self, part: Part, count: int, edited: Tensor) -> tuple[npt.NDArray[np.bool_], Identity]:
         """Per image of a part: whether its edit (of N, C, H, W) is a success (N,), and its identity."""
-        hits = np.isin(self.judge.labels(edited).numpy(), self.attribute.positive)
-        return hits, self.identities(part, count)(edited)
+        return self.judge.has(edited), self.identities(part, count)(edited)
 
     def real(self, count: int) -> Tensor:
-        """Up to `count` real images of the report's part that have the attribute."""
+        """Up to `count` real images of the report's part that have the attribute; of two prompts, what one makes."""
+        if self.subject.prompted:
+            return self._prompted(True, "report", count)
         return side(self.part("report"), self.attribute.positive, count, self.attribute.name, 2).images
 
     def frechet(self, images: Tensor) -> Interval:
@@ -394,14 +448,8 @@ def make_bench(
     from fewstep.tasks.worker import check_device
 
     check_device(device)
-    files = find_model(subject.model)
-    if files.shown:
-        raise ConfigurationError(
-            f"model {files.name} is shown images ({files.shown}): edits are for models that are shown none"
-        )
-    conditions = Conditions(prompts=subject.prompt, guidance=subject.guidance) if files.text else Conditions()
-    if files.text and not subject.prompt:
-        raise ConfigurationError(f"model {files.name} takes prompts: use --source text and give the three prompts")
+    files = find_edited(subject)
+    conditions = conditions_of(files, subject.prompt, subject.guidance if subject.prompt else 1.0)
     if denoiser is None:
         denoiser = Denoiser(files, device, conditions)
     denoiser.conditions, denoiser.calls = conditions, 0

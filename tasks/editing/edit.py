@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.search_spaces.edit import EditConfig, Way
 from fewstep.search_spaces.schedule import MIN_GAP
+from fewstep.tasks.editing.asked import call_of
 from fewstep.tasks.editing.boundary import Boundary
 from fewstep.tasks.editing.latents import rescaled, shifted
 from fewstep.tasks.editing.path import NoisyTables, check_step, compile_part, segment
@@ -114,7 +115,7 @@ class Editor:
             batch = z[start : start + self.batch].to(device)
             indices = places[start : start + len(batch)]
             program = _NoisyProgram(tables, device, seed, indices)
-            call = self.denoiser.on(indices, part.guidance, part.skips)
+            call = call_of(self.denoiser, indices, part)
             found.append(self.decode(program(_shifted_once(call, module, h_shift), batch)).cpu())
         images = torch.cat(found)
         if not bool(torch.isfinite(images).all()):
@@ -137,7 +138,7 @@ class Editor:
         for start in range(first, first + count, self.batch):
             indices = range(start, min(start + self.batch, first + count))
             x = torch.from_numpy(np.stack([image_noise(seed, i, self.files.shape) for i in indices]))
-            call = self.denoiser.on(indices, part.guidance, part.skips)
+            call = call_of(self.denoiser, indices, part)
             x = x.to(self.denoiser.device) * tables.prior_scale
             found.append(Program(tables, self.denoiser.device)(call, x).cpu())
         return torch.cat(found)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewstep.errors import DataError, EvaluationError
 from fewstep.search_spaces.edit import Way
+from fewstep.tasks.editing.asked import call_of
 from fewstep.tasks.editing.latents import captured
 from fewstep.tasks.editing.path import check_step, compile_part, segment, towards_noise
 from fewstep.tasks.models.denoiser import Denoiser
@@ -96,7 +97,7 @@ class Inverter:
         found = []
         for start in range(0, len(x), self.batch):
             batch = x[start : start + self.batch].to(self.denoiser.device) * alpha
-            call = self.denoiser.on(range(start, start + len(batch)), part.guidance, part.skips)
+            call = call_of(self.denoiser, range(start, start + len(batch)), part)
             found.append(program(call, batch).cpu())
         z = torch.cat(found)
         if not bool(torch.isfinite(z).all()):

@@ -1,7 +1,8 @@
-"""The two latents of an edit: z, the noisy image at the edit step, and h, the output of the UNet's middle block there.
+"""The two latents of an edit: z, the noisy image at the edit step, and h, what the network's middle block gives there.
 
-Shapes: z (B, C, H, W); h (B, K, H', W'), whatever the network has. Both are read and moved at one call: `captured`
-reads h during a call, `shifted` adds to it during one, and neither touches any other call.
+Of a UNet that is its bottleneck, of a transformer the tokens behind the first half of its blocks. Shapes: z
+(B, C, H, W); h (B, K, H', W') or tokens (B, L, K), whatever the network has. Both are read and moved at one call:
+`captured` reads h during a call, `shifted` adds to it during one, and neither touches any other call.
 """
 
 from __future__ import annotations
@@ -17,11 +18,20 @@ from fewstep.errors import ModelError
 
 
 def middle_block(module: nn.Module) -> nn.Module:
-    """The UNet's middle block; ModelError for a network that has none."""
+    """The middle block; ModelError for a network that has none."""
     block = getattr(module, "mid_block", None)
+    blocks = getattr(module, "transformer_blocks", None)
+    if block is None and isinstance(blocks, nn.ModuleList) and len(blocks):
+        block = blocks[(len(blocks) - 1) // 2]
     if not isinstance(block, nn.Module):
-        raise ModelError(f"{type(module).__name__} has no middle block: edit latent z")
+        raise ModelError(f"{type(module).__name__} has no middle block: edit latent z alone (--latent z)")
     return block
+
+
+def _first(output: Any) -> Tensor:
+    """The hidden states of a block that gives more besides."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
 
 
 class Captured:
@@ -30,9 +40,9 @@ class Captured:
     def __init__(self) -> None:
         self._found: list[Tensor] = []
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """The hook."""
-        self._found.append(output.detach())
+        self._found.append(_first(output).detach())
 
     def h(self, count: int) -> Tensor:
         """The bottleneck of the `count` images; of a guided call, which runs on two batches, the conditional one."""
@@ -54,19 +64,21 @@ def captured(module: nn.Module) -> Iterator[Captured]:
 
 @contextmanager
 def shifted(module: nn.Module, shift: Tensor | None) -> Iterator[None]:
-    """While the block lasts, add `shift`, of one image's shape (K, H', W'), to what the middle block gives."""
+    """While the block lasts, add `shift`, of one image's shape, to what the middle block gives."""
     if shift is None:
         yield
         return
     block = middle_block(module)
 
-    def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        if output.shape[1:] != shift.shape:
+    def add(_: nn.Module, __: Any, output: Any) -> Any:
+        h = _first(output)
+        if h.shape[1:] != shift.shape:
             raise ModelError(
-                f"the boundary is for bottlenecks {tuple(shift.shape)}, this network has {tuple(output.shape[1:])}: "
+                f"the boundary is for bottlenecks {tuple(shift.shape)}, this network has {tuple(h.shape[1:])}: "
                 "fit it with this model"
             )
-        return output + shift.to(output)
+        moved = h + shift.to(h)
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     handle = block.register_forward_hook(add)
     try:

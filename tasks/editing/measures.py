@@ -3,7 +3,7 @@
     success            share of edited images that the judge gives one of the attribute's classes (of all classes)
     identity_pixels    1 - d / d0, d the root mean square difference to the original outside the change region
     identity_features  1 - d / d0, d the distance to the original's features, the attribute's direction left out
-    identity           the mean of the two
+    identity           the mean of the two, or 1 - d / d0 by another distance (`identity.py`)
 
 d0 is the mean d between an original and an unrelated real image that has the attribute, so identity is 1 for an
 untouched image, and 0 for the trivial edit that puts any image of the wanted class in its place. The change region is
@@ -14,8 +14,9 @@ never from the edits. Shapes: images (N, C, H, W); features (N, D).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -77,19 +78,36 @@ def _direction(positive: Array, negative: Array) -> Array:
 
 @dataclass(frozen=True)
 class Identity:
-    """Identity per image (N,), from 1 for untouched."""
+    """Identity per image (N,), from 1 for untouched; the parts are those of the built-in measure."""
 
-    pixels: Array
-    features: Array
-
-    @property
-    def both(self) -> Array:
-        """Their mean, per image."""
-        return 0.5 * (self.pixels + self.features)
+    both: Array
+    pixels: Array | None = None
+    features: Array | None = None
 
 
-class Identities:
+class Identities(Protocol):
     """Measures edits of one set of originals (N, C, H, W)."""
+
+    def __call__(self, edited: Tensor) -> Identity:
+        """Identity of the edits of all the originals, in their order."""
+
+
+class MeasuredIdentities:
+    """Identity by a distance of images; `unrelated` are images that have the attribute."""
+
+    def __init__(self, originals: Tensor, unrelated: Tensor, distance: Callable[[Tensor, Tensor], Array]) -> None:
+        self._originals, self._distance = originals, distance
+        self._unit = float(distance(originals, unrelated[torch.arange(len(originals)) % len(unrelated)]).mean())
+        if not self._unit > 0:
+            raise DataError("identity: images to edit are no further from unrelated ones than from themselves")
+
+    def __call__(self, edited: Tensor) -> Identity:
+        """See Identities."""
+        return Identity(1 - self._distance(edited, self._originals) / self._unit)
+
+
+class SurroundingIdentities:
+    """The built-in measure: the mean of what is left of pixels and of features, each beside the attribute."""
 
     def __init__(self, originals: Tensor, surroundings: Surroundings) -> None:
         if len(originals) < 2:
@@ -101,10 +119,11 @@ class Identities:
         self._feature_unit = float(np.linalg.norm(self._features - surroundings.across(others), axis=1).mean())
 
     def __call__(self, edited: Tensor) -> Identity:
-        """Identity of the edits of all the originals, in their order."""
+        """See Identities."""
         pixels = self._surroundings.pixel_distance(edited, self._originals)
         features = np.linalg.norm(self._surroundings.across(edited) - self._features, axis=1)
-        return Identity(1 - pixels / max(self._pixel_unit, 1e-12), 1 - features / max(self._feature_unit, 1e-12))
+        kept = 1 - pixels / max(self._pixel_unit, 1e-12), 1 - features / max(self._feature_unit, 1e-12)
+        return Identity(0.5 * (kept[0] + kept[1]), *kept)
 
 
 def proportion(hits: Sequence[bool] | npt.NDArray[np.bool_]) -> Interval:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,10 @@ from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.point import Point, edit_of, parse_point
 from fewstep.tasks.editing.attributes import Part
 from fewstep.tasks.editing.bench import Bench, make_bench
+from fewstep.tasks.editing.identity import make_identity
+from fewstep.tasks.editing.judge import OWN, check_judge, find_scores, identity_of, judge_kind, with_judge
 from fewstep.tasks.editing.measures import balance
+from fewstep.tasks.editing.prompted import text_files
 from fewstep.tasks.editing.subject import EditSubject
 from fewstep.tasks.metrics.metric import Metric, Score
 from fewstep.tasks.work import Measured, Task
@@ -42,8 +46,24 @@ class EditMetric(Metric):
         return EditSubject.model_validate_json(self.subject.edits)
 
     def check(self) -> None:
-        """There is something to edit."""
-        assert self._edited.model
+        """There is something to edit, a judge that knows the attribute, and a measure of identity."""
+        check_judge(self._edited, self.files)
+        assert self.measured_by is not None
+
+    @cached_property
+    def measured_by(self) -> dict[str, str]:
+        """Content addresses of what a subject names: text model, judge and measure of identity, where there are any.
+
+        Not of the classifiers that judged before other judges could, whose folder's bytes a study knows.
+        """
+        edited, found = self._edited, dict[str, str]()
+        if edited.text_model:
+            found["text model"] = text_files(edited).hash
+        if (kind := judge_kind(edited, self.files)) and kind != OWN:
+            found["judge"] = identity_of(find_scores(edited, self.files, self.setting.device))
+        if (measure := make_identity(edited, self.files, self.setting.device)) is not None:
+            found["identity"] = hashlib.sha256(measure.hash.encode()).hexdigest()[:16]
+        return found
 
     def prepare(self, worker: Worker) -> None:
         """Make the bench."""
@@ -52,7 +72,7 @@ class EditMetric(Metric):
     def _bench_on(self, worker: Worker) -> Bench:
         if not hasattr(self, "_bench"):
             cache = Path(worker.settings.cache) if worker.settings.cache else None
-            self._bench = make_bench(self._edited, cache, worker.device, copy.copy(worker.exact))
+            self._bench = make_bench(with_judge(self._edited), cache, worker.device, copy.copy(worker.exact))
         return self._bench
 
     def measure(self, worker: Worker, task: Task) -> Measured:
@@ -73,13 +93,14 @@ class EditMetric(Metric):
         return Score(1 - balance(figures["success"], figures["identity"]), figures=figures)
 
     def address(self, point: Point, images: int, seed: int, arguments: Mapping[str, str]) -> dict[str, object]:
-        """The subject decides about noise and features."""
+        """The subject decides about noise and features; what it names counts by its content."""
         return {
             "model": self.files.hash,
             "subject": self._edited.model_dump_json(),
             "edit": point.hash,
             "images": images,
             "part": arguments["part"],
+            **self.measured_by,
         }
 
     @property

@@ -32,18 +32,25 @@ def feature_kind(features: str, files: ModelFiles) -> tuple[FeatureKind, str]:
     if features == AUTO:
         name = "classifier" if own_classifier(files).is_dir() else "inception"
         return FEATURES.load(name), AUTO
-    name, _, argument = features.partition(":")
-    if name in FEATURES.names:
-        return FEATURES.load(name), argument
-    for name in FEATURES.names:
-        kind: FeatureKind = FEATURES.load(name)
-        if kind.takes(features, files):
-            return kind, features
+    if (found := kind_in(FEATURES, features, files)) is not None:
+        return found
     named = ", ".join([AUTO, "inception", *(name for name in FEATURES.names if name not in FEATURES.own)])
     raise ConfigurationError(
         f"unknown features {features!r}: use {named}, a folder of a classifier or of a transformers vision model, a "
         "TorchScript file (.pt, .ts), an ONNX file, or MODULE:CALLABLE"
     )
+
+
+def kind_in(registry: Registry, given: str, files: ModelFiles) -> tuple[FeatureKind, str] | None:
+    """The kind of a registry that NAME or NAME:ARGUMENT names, or else the first that takes it; None without one."""
+    name, _, argument = given.partition(":")
+    if name in registry.names:
+        return registry.load(name), argument
+    for name in registry.names:
+        kind: FeatureKind = registry.load(name)
+        if kind.takes(given, files):
+            return kind, given
+    return None
 
 
 def make_extractor(features: str, files: ModelFiles, device: str) -> FeatureExtractor:

@@ -48,11 +48,12 @@ class Perceptual(FeatureMetric, MeanMetric):
         key = (task.arguments["teacher"], task.seed, start, len(images))
         if key not in held:
             made = worker.render(task.arguments["teacher"], task.seed, start, len(images), worker.exact)
-            held[key] = _unit(self.setting.extractor(made))
-        found: Array = np.square(_unit(self.setting.extractor(images)) - held[key]).sum(axis=1)
+            held[key] = unit(self.setting.extractor(made))
+        found: Array = np.square(unit(self.setting.extractor(images)) - held[key]).sum(axis=1)
         return found
 
 
-def _unit(features: Array) -> Array:
+def unit(features: Array) -> Array:
+    """Features (N, D), each of length 1."""
     found: Array = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     return found

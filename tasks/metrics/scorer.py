@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.errors import ConfigurationError
 from fewstep.tasks.metrics.grouped import MeanMetric
 from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.metrics.moments import Array
-from fewstep.tasks.metrics.spaces.loaded import address, load, needs_arguments, short_name
+from fewstep.tasks.metrics.spaces.loaded import load_callable, short_name
 from fewstep.tasks.work import Task
 
 if TYPE_CHECKING:
@@ -45,18 +45,7 @@ class Scorer(MeanMetric):
     @cached_property
     def _loaded(self) -> tuple[Score, str]:
         """The callable, and its content address."""
-        found = load(self.argument, "scorer")
-        score = found
-        if not callable(found):
-            raise ConfigurationError(f"scorer {self.argument} cannot be called: give (images, prompts) -> scores")
-        if not isinstance(found, nn.Module) and (isinstance(found, type) or needs_arguments(found) == 0):
-            try:
-                score = found()
-            except Exception as error:
-                raise ConfigurationError(f"scorer {self.argument} fails: {type(error).__name__}: {error}") from None
-        if isinstance(score, nn.Module):
-            score = score.to(self.setting.device).eval().requires_grad_(False)
-        return score, address(self.argument, found, score)
+        return load_callable(self.argument, "scorer", "(images, prompts) -> scores", self.setting.device)
 
     def check(self) -> None:
         """It scores two images as it should."""

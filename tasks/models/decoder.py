@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.errors import ModelError
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.networks import frozen, load_part
 
@@ -40,11 +39,12 @@ def load_autoencoder(files: ModelFiles, device: str) -> Any:
 
 
 def load_encoder(files: ModelFiles, device: str) -> Callable[[Tensor], Tensor]:
-    """A function from images (B, C, H, W) in [-1, 1] to scaled latents (B, c, h, w), the means of their posteriors."""
+    """A function from images (B, C, H, W) in [-1, 1] to scaled latents (B, c, h, w).
+
+    They are the means of an AutoencoderKL's posteriors; of a VQModel what its decoder quantises (2112.10752, 3.1).
+    """
     if files.vae_config is None:
         return lambda images: images
-    if files.vae_config.get("_class_name") == "VQModel":
-        raise ModelError(f"{files.vae}: a VQModel's latents are codes: images are encoded by an AutoencoderKL alone")
     return encoder_of(load_autoencoder(files, device))
 
 
@@ -53,7 +53,8 @@ def encoder_of(vae: Any) -> Callable[[Tensor], Tensor]:
     scale, shift = float(vae.config.scaling_factor), float(vae.config.get("shift_factor") or 0.0)
 
     def encode(images: Tensor) -> Tensor:
-        mean: Tensor = vae.encode(images).latent_dist.mean
-        return (mean - shift) * scale
+        found = vae.encode(images.to(vae.dtype))
+        mean: Tensor = found.latents if hasattr(found, "latents") else found.latent_dist.mean
+        return ((mean - shift) * scale).to(images.dtype)
 
     return encode

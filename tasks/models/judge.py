@@ -76,13 +76,22 @@ class JudgeNetwork(nn.Module):
         save_file(self.state_dict(), folder / WEIGHTS_FILE)
 
 
+def bundled_judges() -> list[str]:
+    """Their names."""
+    return sorted(p.parent.name for p in JUDGES.glob(f"*/{CONFIG_FILE}"))
+
+
+def is_judge(judge: str) -> bool:
+    """Whether it is a bundled judge's name, or a folder with a classifier's configuration."""
+    return bool(judge) and any((folder / CONFIG_FILE).is_file() for folder in (JUDGES / judge, Path(judge)))
+
+
 def find_judge(judge: str) -> Path:
     """The folder of a bundled judge or of one's own; ConfigurationError names the bundled ones."""
     folder = JUDGES / judge if (JUDGES / judge / CONFIG_FILE).is_file() else Path(judge)
     if not (folder / CONFIG_FILE).is_file():
-        names = sorted(p.parent.name for p in JUDGES.glob(f"*/{CONFIG_FILE}"))
         raise ConfigurationError(
-            f"no judge {judge!r}: give one of {', '.join(names) or '(none bundled)'}, or a folder that "
+            f"no judge {judge!r}: give one of {', '.join(bundled_judges()) or '(none bundled)'}, or a folder that "
             "`fewstep train` made"
         )
     return folder

@@ -145,9 +145,23 @@ WITH_FASHION = pytest.mark.skipif(
         (("--attribute", "wings"), ("unknown attribute 'wings'", "nine")),
         (("--step", "soon"), ("step 'soon'", "lambda=-1.2")),
         (("--step", "5000"), ("outside the model's range",)),
-        pytest.param(("--data", "fashion"), ("1x28x28", "1x8x8"), marks=WITH_FASHION),
+        pytest.param(("--data", "fashion", "--attribute", "boot"), ("1x28x28", "1x8x8"), marks=WITH_FASHION),
         (("--source", "text"), ("prompts",)),
         (("--inversion", "ddim"), ("ddim",)),
+        (("--generation", "ddim/nowhere@6"), ("unknown grid 'nowhere'",)),
+        (("--guidance", 3), ("guidance 3 leads towards a prompt, and there is none",)),
+        (("--prompt", "a nine"), ("takes no prompts",)),
+        (("--positive-prompt", "a nine"), ("--text-model",)),
+        (("--text-way", "ddim/uniform-t@5"), ("text_way is how a --text-model",)),
+        (("--text-call", "height=64"), ("text_call is how a --text-model",)),
+        (("--text-model", "digits-ddpm"), ("two prompts",)),
+        (("--eta-window", "0:0.5"), ("give --eta",)),
+        (("--latent", "h", "--rescale"), ("only h is moved",)),
+        (("--judge-steps", 2500), ("--judge train",)),
+        (("--judge", "nobody"), ("no judge 'nobody'",)),
+        (("--judge-positive", "ten"), ("has no label 'ten'",)),
+        (("--identity", "likeness"), ("unknown identity 'likeness'",)),
+        (("--features", "nothing"), ("unknown features 'nothing'",)),
         (("--examples", 100_000), ()),
     ],
 )
@@ -159,6 +173,47 @@ def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, more: tuple[
         return
     answer.refused(*words)  # type: ignore[misc]
     assert not (tmp_path / "nine").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--step", 500, "--steps", 4), ("--steps are several",)),
+        (("--population", 9), ("--population is that of --sampler nsgaii",)),
+        (("--final-images", 4, "--screen-images", 4), ("final_images 4: give more than the 4",)),
+        ((), ("say what judges success: --judge",)),
+        (("--resume", "--budget", 9), ("--resume goes on with the stored settings",)),
+        (("--keep", "nothing"), ("unknown decision 'nothing'",)),
+    ],
+)
+def test_a_search_that_would_drop_an_option_is_refused(
+    run: Run, tmp_path: Path, more: tuple[object, ...], words: object
+) -> None:
+    out, judge = tmp_path / "s", () if not more else ("--judge", JUDGE)
+    asked = () if "--resume" in more else ("--model", "digits-ddpm", "--data", "digits", "--attribute", "nine", *judge)
+    answer = run("edit", "search", *asked, "--out", out, "--work", tmp_path / "work", *more)
+    answer.refused(*words)  # type: ignore[misc]
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_what_applies_an_edit_needs_a_judge_or_says_that_it_is_not_judged(run: Run, tmp_path: Path) -> None:
+    asked = ("--model", "digits-ddpm", "--data", "digits", "--attribute", "nine", "--examples", 8, "--step", 500)
+    fast = ("--fit-way", "ddim/uniform-t@3", "--inversion", "ddim/uniform-t@3", "--generation", "ddim/uniform-t@3")
+    run("edit", "fit", *asked, *fast, "--latent", "z", "--work", tmp_path / "w", "--out", tmp_path / "f", "--force")
+    apply = ("edit", "apply", "--boundary", tmp_path / "f", "--out", tmp_path / "a", "--work", tmp_path / "w")
+    run(*apply, "--count", 3).refused("say what judges success: --judge", "--judge train")
+    run(*apply, "--no-judge", "--identity", "perceptual").refused("--no-judge measures nothing: leave --identity out")
+    assert not (tmp_path / "a").exists()
+    run(*apply, "--count", 3, "--no-judge", "--strengths", "1")
+    assert not list((tmp_path / "w").glob("judge-*"))
+    found = [
+        run(*apply, "--count", 3, "--strengths", "2", "--judge", JUDGE, *more, "--json").json["strengths"][0]
+        for more in ((), ("--identity", "perceptual"))
+    ]
+    assert found[0]["success"] == found[1]["success"]
+    assert found[0]["identity"] != found[1]["identity"]
+    assert "identity_pixels" in found[0]
+    assert "identity_pixels" not in found[1]
 
 
 def test_an_attribute_with_too_few_examples_is_refused(run: Run, tmp_path: Path) -> None:

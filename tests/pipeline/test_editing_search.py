@@ -170,7 +170,7 @@ def test_ray_workers_give_the_same_figures(toy: Path, tmp_path: Path) -> None:
         assert a.metrics == pytest.approx(b.metrics, rel=1e-5, abs=1e-6)
 
 
-def test_keys_name_what_decides(toy: Path, tmp_path: Path) -> None:
+def test_keys_name_what_decides(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = settings(toy)
     study = Study(tmp_path / "s", asked)
     evaluator, point = study.evaluator(), EditPoint(edit=asked.base)
@@ -181,6 +181,16 @@ def test_keys_name_what_decides(toy: Path, tmp_path: Path) -> None:
     keys = {key(name, part, n) for name, part in ((SCREEN, "search"), ("report", "report")) for n in (4, 5)}
     assert len(keys) == 4
     assert key(SCREEN, "search", 4) == key(FINALS, "search", 4)
+    # A judge and a measure of identity count by what they are, not by their names.
+    for text in ("x.mean(dim=(1, 2, 3))", "x.amax(dim=(1, 2, 3))"):
+        (tmp_path / text).mkdir()
+        monkeypatch.chdir(tmp_path / text)
+        Path("mine.py").write_text(f"def own():\n    return lambda x: {text}[:, None]\n")
+        for fields in ({"judge": "mine.py:own"}, {"identity": "perceptual:mine.py:own"}):
+            other = asked.model_copy(update={"subject": asked.subject.model_copy(update=fields)})
+            evaluator = Study(tmp_path / "s", other).evaluator()
+            keys.add(key(SCREEN, "search", 4))
+    assert len(keys) == 8
     assert edit_objectives(None) is None
     assert balance(0.5, -1.0) == 0.0
     assert balance(0.5, 0.5) == 0.5

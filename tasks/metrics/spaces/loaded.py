@@ -45,6 +45,26 @@ def load(given: str, what: str) -> Any:
     return found
 
 
+def load_callable(given: str, what: str, takes: str, device: str) -> tuple[Any, str]:
+    """A callable that `takes` something, and its content address; a class, or a function without arguments, makes it.
+
+    ConfigurationError, which starts with `what`, where there is none. A torch module is frozen, and on the device.
+    """
+    found = made = load(given, what)
+    if not callable(found):
+        raise ConfigurationError(f"{what} {given} cannot be called: give {takes}")
+    if not isinstance(found, nn.Module) and (isinstance(found, type) or needs_arguments(found) == 0):
+        try:
+            made = found()
+        except Exception as error:
+            raise ConfigurationError(f"{what} {given} fails: {type(error).__name__}: {error}") from None
+        if not callable(made):
+            raise ConfigurationError(f"{what} {given} gives {type(made).__name__}: give {takes}")
+    if isinstance(made, nn.Module):
+        made = made.to(device).eval().requires_grad_(False)
+    return made, address(given, found, made)
+
+
 def address(given: str, *made: Any) -> str:
     """SHA-256 of the name after the colon, the source files of what was loaded and made, and networks' weights."""
     digest = hashlib.sha256(short_name(given).encode())

@@ -54,11 +54,19 @@ def make(given: str, files: ModelFiles, device: str) -> NetworkFeatures:
     )
 
 
-def load_pretrained(folder: Path, device: str) -> tuple[nn.Module, set[str]]:
-    """The model in float32 and evaluation mode, and the names of its weights that the folder does not hold."""
+def saved_as(folder: Path) -> str:
+    """The class that a folder was saved as, empty where it does not say."""
+    return str((read_json(folder / "config.json", error=ConfigurationError).get("architectures") or [""])[0])
+
+
+def load_pretrained(folder: Path, device: str, ending: str = PROJECTED) -> tuple[nn.Module, set[str]]:
+    """The model in float32 and evaluation mode, and the names of its weights that the folder does not hold.
+
+    It is of the class that it was saved as where that ends with `ending`, and of the bare one without a head elsewhere.
+    """
     with _quiet() as transformers:
-        named = (read_json(folder / "config.json", error=ConfigurationError).get("architectures") or [""])[0]
-        kind = getattr(transformers, named, None) if named.endswith(PROJECTED) else None
+        named = saved_as(folder)
+        kind = getattr(transformers, named, None) if named.endswith(ending) else None
         try:
             model, told = (kind or transformers.AutoModel).from_pretrained(
                 str(folder), output_loading_info=True, local_files_only=True

@@ -27,6 +27,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         attribute="nine",
         fit_way="dpm-solver-2m/uniform-t@8",
         examples=40,
+        judge="train",
         judge_steps=120,
     )
     return make_bench(subject, Path(tmp_path_factory.mktemp("edits")))

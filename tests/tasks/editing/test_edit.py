@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.errors import ConfigurationError, DataError, EvaluationError, ModelError
 from fewstep.search_spaces.edit import BoundaryConfig, EditConfig
-from fewstep.tasks.editing.bench import Bench
+from fewstep.tasks.editing.bench import Bench, make_bench
+from fewstep.tasks.editing.boundary import Place, fit_boundary
 from fewstep.tasks.editing.edit import Editor, moved, shifts
 from fewstep.tasks.editing.inversion import Inverter, LatentCache
-from fewstep.tasks.editing.latents import captured, shifted
+from fewstep.tasks.editing.latents import captured, middle_block, shifted
+from fewstep.tasks.editing.subject import EditSubject
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.models.decoder import load_autoencoder, load_decoder, load_encoder
 from fewstep.tasks.models.denoiser import Denoiser
+from fewstep.tasks.models.files import find_model
 
 WAY = "dpm-solver-2m/uniform-t@8"
 
@@ -99,6 +108,86 @@ def test_h_is_moved_once_by_exactly_what_is_asked(bench: Bench, digits: Denoiser
     assert torch.allclose(moved, torch.full_like(moved, 4.0 * spread), rtol=1e-4, atol=1e-4)
 
 
+@contextmanager
+def watched(module: nn.Module, found: list[Tensor]) -> Iterator[None]:
+    """Remember what the middle block gives in each call, behind any other hook on it: it is added last."""
+    block, handles = middle_block(module), []
+
+    def begin(*_: object) -> None:
+        handles.append(block.register_forward_hook(lambda _, __, output: found.append(output.clone())))
+
+    around = [
+        module.register_forward_pre_hook(begin),
+        module.register_forward_hook(lambda *_: handles.pop().remove()),
+    ]
+    try:
+        yield
+    finally:
+        for handle in around:
+            handle.remove()
+
+
+@pytest.mark.parametrize("family", ["ddpm_learned_variance", "dit", "sd"])
+def test_h_of_other_networks_is_moved_once_by_exactly_what_is_asked(
+    family: str, family_folder: Callable[[str], Path]
+) -> None:
+    """Networks that predict a variance too, transformers, and those that read a prompt, guided."""
+    files = find_model(str(family_folder(family)))
+    asked = Conditions(prompts="a cat", guidance=2.0) if files.text else Conditions()
+    denoiser = Denoiser(files, conditions=asked)
+    z = torch.randn(20, *files.shape, generator=torch.Generator().manual_seed(0))
+    step = files.noise.lambda_at(500.0)
+    h = Inverter(denoiser, LatentCache(None), 8).h(z, step)
+    place = Place("a", "h", step, 500.0, "m", files.hash, WAY)
+    boundary = fit_boundary(h[:10], h[10:], BoundaryConfig(images=10), place)
+    edit = EditConfig.build(step=step, latent="h", strength_h=5.0, generation="ddim/uniform-t@2")
+    seen: list[list[Tensor]] = []
+    made = []
+    for strength in (0.0, 5.0):
+        seen.append([])
+        asked_edit = edit.model_copy(update={"strength_h": strength})
+        with watched(denoiser.network.module, seen[-1]):
+            made.append(Editor(denoiser, lambda x: x, 20).edited(z, asked_edit, {"h": boundary}))
+    assert len(seen[0]) == len(seen[1]) == 2
+    expected = boundary.move(5.0).expand_as(seen[0][0])
+    assert torch.allclose(seen[1][0] - seen[0][0], expected, atol=1e-4 * float(expected.abs().max() + 1))
+    assert not torch.equal(*made)
+
+
+def test_real_images_come_back_from_a_text_model_and_guidance_leads_only_the_way_back(
+    family_folder: Callable[[str], Path],
+) -> None:
+    fields = {"model": str(family_folder("sd")), "data": "any", "attribute": "a/b"}
+    images = 0.5 * torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    bench = make_bench(EditSubject.build(**fields), None)
+    alone = bench._decode(bench.encode(images)).clamp(-1, 1)
+    errors = []
+    for calls in (8, 32):
+        way = f"dpm-solver-2m/uniform-lambda@{calls}"
+        edit = EditConfig.build(step=bench.files.noise.lambda_at(100.0), inversion=way, generation=way)
+        z = bench.inverter().z(bench.encode(images), edit.step, way)
+        errors.append(float((bench.editor().reconstructed(z, edit) - alone).square().mean().sqrt()))
+    # What the autoencoder alone makes of an image is what inversion and the way back tend to.
+    assert errors[1] < 0.3 * errors[0]
+    # Without a prompt it is the empty one.
+    denoiser, x = bench.denoiser(), torch.randn(2, *bench.files.shape, generator=torch.Generator().manual_seed(1))
+    network: Any = denoiser.network
+    with torch.no_grad():
+        empty = network(x, torch.tensor(300.0), network._embed("").expand(2, -1, -1))
+        assert torch.allclose(denoiser(x, 300.0), empty, atol=1e-6)
+    guided = make_bench(EditSubject.build(**fields, prompt="a cat", guidance=3.0), None)
+    assert guided.inverter().denoiser.conditions == Conditions(prompts="a cat")
+    assert guided.editor().denoiser.conditions == Conditions(prompts="a cat", guidance=3.0)
+
+
+def test_a_vq_model_gets_images_as_its_own_forward_pass_has_them(family_folder: Callable[[str], Path]) -> None:
+    files = find_model(str(family_folder("ldm")))
+    images = torch.rand(2, files.channels, files.size, files.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = load_autoencoder(files, "cpu")(images).sample
+        torch.testing.assert_close(load_decoder(files, "cpu")(load_encoder(files, "cpu")(images)), expected)
+
+
 def test_shifts_and_captures_leave_no_hook(digits: Denoiser) -> None:
     block = digits.network.module.mid_block
     x = torch.zeros(2, *digits.files.shape)
@@ -160,5 +249,9 @@ def test_what_does_not_fit_is_refused(bench: Bench) -> None:
         bench.editor().edited(z, edit, elsewhere)
     with pytest.raises(EvaluationError, match="not finite"):
         bench.editor().edited(z * float("nan"), edit, bench.boundaries(edit))
+    (boundary,) = bench.boundaries(edit).values()
+    foreign = replace(boundary, facts=replace(boundary.facts, model_hash="another"))
+    with pytest.raises(DataError, match="was fitted in model digits-ddpm"):
+        bench.use({"z": foreign}, edit)
     with pytest.raises(ConfigurationError, match="needs as many examples"):
         bench.boundaries(config(bench, boundary=BoundaryConfig(images=41)))

@@ -16,11 +16,8 @@ from torch import Tensor
 from fewstep.errors import ConfigurationError, DataError
 from fewstep.tasks.editing.attributes import load_part, parse_attribute, side
 from fewstep.tasks.editing.bench import Bench
-from fewstep.tasks.editing.judge import load_own_judge
-from fewstep.tasks.editing.measures import Identities, Surroundings, outside_region, proportion
+from fewstep.tasks.editing.measures import SurroundingIdentities, Surroundings, outside_region, proportion
 from fewstep.tasks.editing.radius import Radius, critical_step, mean_radius, readable_step
-from fewstep.tasks.models.files import ZOO
-from fewstep.tasks.models.judge import JudgeNetwork
 from fewstep.tasks.models.noise_schedule import DiscreteVP
 
 NOISE = DiscreteVP(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
@@ -44,7 +41,7 @@ def scene() -> tuple[Tensor, Surroundings]:
 
 def test_identity_is_1_for_the_untouched_and_0_for_unrelated_images() -> None:
     originals, surroundings = scene()
-    identities = Identities(originals, surroundings)
+    identities = SurroundingIdentities(originals, surroundings)
     assert np.array_equal(identities(originals).both, np.ones(30))
     unrelated = identities(surroundings.unrelated)
     assert unrelated.pixels.mean() == pytest.approx(0, abs=1e-9)
@@ -56,11 +53,11 @@ def test_the_attribute_itself_costs_no_identity() -> None:
     assert bool(surroundings.outside[2:].all())
     assert not bool(surroundings.outside[:2].any())
     changed = originals + torch.from_numpy(surroundings.direction.astype(np.float32)).view(1, 1, 4, 4)
-    found = Identities(originals, surroundings)(changed)
+    found = SurroundingIdentities(originals, surroundings)(changed)
     assert np.allclose(found.features, 1, atol=1e-6)
     shown = originals.clone()
     shown[:, :, :2] += 1.0
-    assert np.array_equal(Identities(originals, surroundings)(shown).pixels, np.ones(30))
+    assert np.array_equal(SurroundingIdentities(originals, surroundings)(shown).pixels, np.ones(30))
 
 
 def test_half_of_the_pixels_are_outside() -> None:
@@ -151,17 +148,3 @@ def test_too_few_images_and_a_data_set_of_another_size_are_refused(tmp_path: Pat
     assert folders.classes == ("with", "without")
     assert len(folders.labels) == 4
     assert load_part(str(tmp_path), "report", 1, 16).images.shape == (4, 1, 16, 16)
-
-
-def test_judges_of_either_kind_are_read(tmp_path: Path) -> None:
-    small = load_own_judge(str(ZOO / "digits-ddpm" / "classifier"), "cpu")
-    assert small.labels(torch.zeros(3, 1, 8, 8)).shape == (3,)
-    assert np.isnan(small.accuracy)
-    JudgeNetwork(1, 8, 10, width=4).save(tmp_path)
-    (tmp_path / "card.json").write_text('{"accuracy": 0.9}')
-    other = load_own_judge(str(tmp_path), "cpu")
-    assert (other.accuracy, len(other.labels(torch.zeros(2, 1, 8, 8)))) == (0.9, 2)
-    with pytest.raises(ConfigurationError, match="the judge takes 1x8x8"):
-        other.labels(torch.zeros(2, 1, 9, 9))
-    with pytest.raises(ConfigurationError, match="no judge"):
-        load_own_judge(str(tmp_path / "none"), "cpu")

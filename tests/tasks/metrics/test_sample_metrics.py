@@ -201,25 +201,6 @@ def test_an_argument_names_features_and_each_space_is_loaded_once(tmp_path: Path
 # -- prompts ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory, tiny_stable_diffusion: Path) -> Path:
-    """An untrained CLIP of images 3x8x8, with the letters' tokenizer of the text-to-image model."""
-    import transformers as t
-
-    folder = tmp_path_factory.mktemp("clip") / "small-clip"
-    tokenizer = t.CLIPTokenizer.from_pretrained(str(tiny_stable_diffusion / "tokenizer"))
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    end = tokenizer.eos_token_id
-    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": end, **sizes}
-    config = t.CLIPConfig(text_config=text, vision_config={"image_size": 8, "patch_size": 4, **sizes}, projection_dim=6)
-    torch.manual_seed(0)
-    t.CLIPModel(config).eval().save_pretrained(str(folder))
-    size = {"height": 8, "width": 8}
-    t.CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=size).save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
-    return folder
-
-
 PROMPTS = "a cat\na very long tale of a dog\nred"
 
 
