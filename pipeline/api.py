@@ -77,8 +77,8 @@ def search(
         settings["model"] = _saved(model, Path(out) / MODEL_FOLDER)
     elif model is not None:
         settings["model"] = str(model)
-    chosen = search_settings(*layers, resolved(_nested(SearchSettings, settings)))
-    execution = _execution(executor, workers, address, device, timeout)
+    chosen = search_settings(*layers, resolved(nested(SearchSettings, settings)))
+    execution = execution_of(executor, workers, address, device, timeout)
 
     from fewstep.pipeline.display import SearchDisplay
 
@@ -123,8 +123,8 @@ def evaluate(
 
     Raises ConfigurationError for a choice that cannot be, EvaluationError where the images have no distance.
     """
-    asked = built(MeasuredSettings, {**_nested(MeasuredSettings, settings), "model": str(model)})
-    execution = _execution(executor, workers, address, device, timeout)
+    asked = built(MeasuredSettings, {**nested(MeasuredSettings, settings), "model": str(model)})
+    execution = execution_of(executor, workers, address, device, timeout)
     return evaluate_subject(asked, chosen_sampler(asked, schedule, ode, rtol, atol), images, seed, Path(out), execution)
 
 
@@ -254,7 +254,7 @@ def chosen_sampler(
 # -- arguments ------------------------------------------------------------------------------------------
 
 
-def _nested(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def nested(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments as the settings nest them: `labels` goes into `conditions`. ConfigurationError for an unknown name."""
     found: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
@@ -281,11 +281,17 @@ def _recipe(recipe: str | Path) -> dict[str, Any]:
     return read_study_file(path) if path.suffix == ".toml" else recipe_fields(str(recipe))
 
 
-def _execution(
-    executor: str | None, workers: int | None, address: str | None, device: str | None, timeout: float | None
+def execution_of(
+    executor: str | None,
+    workers: int | None,
+    address: str | None,
+    device: str | None,
+    timeout: float | None,
+    known: tuple[str, ...] = (),
 ) -> ExecutionSettings:
+    """The settings of the arguments that are given."""
     given = {"executor": executor, "workers": workers, "address": address, "device": device, "timeout": timeout}
-    return built(ExecutionSettings, {name: value for name, value in given.items() if value is not None})
+    return built(ExecutionSettings, {"known": known, **{n: value for n, value in given.items() if value is not None}})
 
 
 def _called(s: SearchSettings, root: Path) -> str:

@@ -81,6 +81,19 @@ def shown(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def told_left_out(left_out: Sequence[LeftOut]) -> list[str]:
+    """What is left out, a line a reason: how many cells, the first of them, and why."""
+    by_reason: dict[str, list[LeftOut]] = {}
+    for one in left_out:
+        by_reason.setdefault(one.reason, []).append(one)
+    lines = []
+    for reason, held in by_reason.items():
+        first = ", ".join(f"{axis} {shown(value)}" for axis, value in held[0].axes.items())
+        more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+        lines.append(f"{sum(one.cells for one in held):,} cells ({first}{more}): {reason}")
+    return lines
+
+
 def cells_of(settings: GridSettings) -> Cells:
     """All combinations; ConfigurationError where a value is unknown, or makes no cell at all."""
     asked = all_entries(settings.schedules, settings.nfes)

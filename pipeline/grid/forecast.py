@@ -34,6 +34,7 @@ def forecast(grid: Grid) -> dict[str, Any]:
         "evaluations": len({p.key for p in grid.plan}),
         **{name: status.count(name) for name in ("complete", "failed", "open")},
         "left_out": sum(one.cells for one in grid.left_out),
+        "to_evaluate": len(todo),
         "calls": sum(calls.values()),
         "calibration_and_teacher_calls": extra,
         "workers": workers,
