@@ -18,7 +18,11 @@ MOST_ROWS = 200
 
 
 def write_grid_page(
-    path: Path, title: str, facts: Mapping[str, object], tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Path]
+    path: Path,
+    title: str,
+    facts: Mapping[str, object],
+    tables: Mapping[str, pd.DataFrame],
+    pictures: Mapping[str, Path],
 ) -> Path:
     """Write the page; the path. `tables` are shown to MOST_ROWS rows, `pictures` are PNG files; both by their heads.
 

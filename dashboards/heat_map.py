@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,8 @@ MOST_ROWS, MOST_COLUMNS = 60, 24
 def save_heat_map(table: pd.DataFrame, title: str, path: str | Path) -> Path:
     """Draw rows x columns of values (NaN where there is none) to a PNG, SVG or PDF file; the path.
 
-    Of more than MOST_ROWS rows or MOST_COLUMNS columns those with the lowest values are shown, which the title says. The
-    colours are logarithmic where all values are positive. Errors as in `save_front`.
+    Of more than MOST_ROWS rows or MOST_COLUMNS columns those with the lowest values are shown, which the title says.
+    The colours are logarithmic where all values are positive. Errors as in `save_front`.
     """
     shown, said = _lowest(table, MOST_ROWS)
     flipped, more = _lowest(shown.T, MOST_COLUMNS)
@@ -50,7 +51,7 @@ def _lowest(table: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
     return table[kept], f"({most} of {len(table)})"
 
 
-def _text(name: object) -> str:
-    parts = name if isinstance(name, tuple | list) or hasattr(name, "nlevels") else [name]
+def _text(name: Any) -> str:
+    parts = [name] if isinstance(name, str) or not hasattr(name, "__iter__") else list(name)
     text = ", ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts if part is not None)
     return text.replace("$", r"\$")

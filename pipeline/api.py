@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ def search(
     address: str | None = None,
     device: str | None = None,
     timeout: float | None = None,
+    known: Sequence[str | Path] = (),
     tracking_uri: str | None = None,
     progress: bool = True,
     **settings: Any,
@@ -58,8 +59,8 @@ def search(
     folder [default: runs/NAME]: a study in it with equal settings is gone on with, or, where it is finished, read.
     `recipe` is a recipe's name or a TOML study file; arguments go before what it says. `settings` are the other
     fields of SearchSettings; those of the conditions (labels, guidance, prompts...) can be given as they are.
-    `executor`, `workers`, `address` and `device` say where it runs, `timeout` after how many seconds a task hangs;
-    `tracking_uri` logs to that MLflow server.
+    `executor`, `workers`, `address` and `device` say where it runs, `timeout` after how many seconds a task hangs,
+    `known` which folders' evaluations are taken; `tracking_uri` logs to that MLflow server.
 
     Raises ConfigurationError for settings that cannot be, or where `out` holds a study with others.
     """
@@ -78,7 +79,7 @@ def search(
     elif model is not None:
         settings["model"] = str(model)
     chosen = search_settings(*layers, resolved(nested(SearchSettings, settings)))
-    execution = execution_of(executor, workers, address, device, timeout)
+    execution = execution_of(executor, workers, address, device, timeout, known)
 
     from fewstep.pipeline.display import SearchDisplay
 
@@ -112,6 +113,7 @@ def evaluate(
     address: str | None = None,
     device: str | None = None,
     timeout: float | None = None,
+    known: Sequence[str | Path] = (),
     **settings: Any,
 ) -> Evaluation:
     """The Frechet distance of a schedule (or its file, or PRESET/GRID@CALLS), or of an ODE solver, with its interval.
@@ -124,7 +126,7 @@ def evaluate(
     Raises ConfigurationError for a choice that cannot be, EvaluationError where the images have no distance.
     """
     asked = built(MeasuredSettings, {**nested(MeasuredSettings, settings), "model": str(model)})
-    execution = execution_of(executor, workers, address, device, timeout)
+    execution = execution_of(executor, workers, address, device, timeout, known)
     return evaluate_subject(asked, chosen_sampler(asked, schedule, ode, rtol, atol), images, seed, Path(out), execution)
 
 
@@ -287,11 +289,12 @@ def execution_of(
     address: str | None,
     device: str | None,
     timeout: float | None,
-    known: tuple[str, ...] = (),
+    known: Sequence[str | Path] = (),
 ) -> ExecutionSettings:
     """The settings of the arguments that are given."""
     given = {"executor": executor, "workers": workers, "address": address, "device": device, "timeout": timeout}
-    return built(ExecutionSettings, {"known": known, **{n: value for n, value in given.items() if value is not None}})
+    folders = tuple(map(str, known))
+    return built(ExecutionSettings, {"known": folders, **{n: value for n, value in given.items() if value is not None}})
 
 
 def _called(s: SearchSettings, root: Path) -> str:

@@ -105,8 +105,8 @@ class Campaign:
     """Evaluations of one subject, kept in `root` under the name `study`.
 
     Distances are to the `teacher`'s samples; `cache` is the folder of what workers make and keep. With `parts`, an
-    evaluation whose stored parts were lost is not taken for done. `known` is what others have evaluated, by default
-    beneath the folders that `execution` names.
+    evaluation whose stored parts were lost is not taken for done. `elsewhere` is what others have evaluated, by
+    default beneath the folders that `execution` names.
     """
 
     subject: Subject
@@ -117,7 +117,7 @@ class Campaign:
     cache: str = ""
     on_record: OnRecord | None = None
     parts: bool = False
-    known: Known | None = None
+    elsewhere: Known | None = None
 
     def evaluator(self) -> Evaluator:
         """Plans evaluations and reads them from the store; ConfigurationError where the subject cannot be asked so."""
@@ -152,7 +152,7 @@ class Campaign:
 
     def _taken(self, evaluator: Evaluator, todo: list[Work]) -> list[Work]:
         """What is left to evaluate when what is known from elsewhere is in the own tables."""
-        known = self.known or Known(evaluator.store, self.study, self.execution.known)
+        known = self.elsewhere or Known(evaluator.store, self.study, self.execution.known)
         records, left = known.take(evaluator, todo)
         order = _next(evaluator, "order")
         evaluator.store.evaluations.append([replace(r, order=order + i) for i, r in enumerate(records)])

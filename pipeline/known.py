@@ -17,8 +17,10 @@ import pyarrow.compute as pc
 from fewstep.errors import ConfigurationError, DamagedFileError
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.trial import Work
+from fewstep.storage.parts import Part
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store
+from fewstep.storage.tables import Scanned
 
 
 class Known:
@@ -59,8 +61,8 @@ class Known:
     def take(self, evaluator: Evaluator, work: Sequence[Work]) -> tuple[list[EvaluationRecord], list[Work]]:
         """Records of what is known, as the evaluator's study would have them but for their order; and what is left.
 
-        They cost the study nothing. Parts of images are written to its tables, for what is left too, so that more images
-        compute only the new ones.
+        They cost the study nothing. Parts of images are written to its tables, for what is left too, so that more
+        images compute only the new ones.
         """
         taken, left = [], []
         for candidate, rung in work:
@@ -68,9 +70,8 @@ class Known:
             if found is None:
                 left.append((candidate, rung))
                 continue
-            as_ours = {"study": evaluator.study, "trial": candidate.trial, "rung": rung.name}
-            asked = {"origin": candidate.origin, "parameters": candidate.parameters}
-            taken.append(replace(found, **as_ours, **asked, denoiser_calls=0, seconds=0.0))
+            own = replace(found, study=evaluator.study, trial=candidate.trial, rung=rung.name, origin=candidate.origin)
+            taken.append(replace(own, parameters=candidate.parameters, denoiser_calls=0, seconds=0.0))
         growing = [(c, rung) for c, rung in work if evaluator.metric(rung.metric).grows]
         for rows in self._parts({evaluator.base(c.point, rung) for c, rung in growing}):
             evaluator.store.moments.append(evaluator.adopt(rows))
@@ -78,17 +79,21 @@ class Known:
 
     def _parts(self, bases: set[str]) -> Iterator[list[MomentsRecord]]:
         """Parts of these evaluations, file by file: those of many may not fit into memory."""
+        wanted = pa.array(sorted(bases), pa.string())
         for store in self._others if bases else ():
-            wanted = pa.array(sorted(bases), pa.string())
-            for scanned in store.moments.retry(lambda table=store.moments: table.scan(["base"])):
+            for scanned in _scanned(store):
                 chosen = pc.and_(pc.is_in(scanned.rows.column("base"), wanted), pa.array(scanned.keep))
                 if pc.any(chosen).as_py():
                     yield _loaded(store, scanned.part, chosen)
 
 
-def _loaded(store: Store, part: object, chosen: pa.Array) -> list[MomentsRecord]:
+def _scanned(store: Store) -> list[Scanned]:
+    return store.moments.retry(lambda: store.moments.scan(["base"]))
+
+
+def _loaded(store: Store, part: Part, chosen: pa.Array) -> list[MomentsRecord]:
     try:
-        rows = store.moments.load(part).filter(chosen).to_pylist()  # type: ignore[arg-type]
+        rows = store.moments.load(part).filter(chosen).to_pylist()
     except (FileNotFoundError, DamagedFileError):
         # Merged away or torn meanwhile: those images are sampled again where they are needed.
         return []

@@ -49,7 +49,8 @@ def sync(
     """Bring MLflow's runs of one study up to date with the tables; returns the study's run id.
 
     The curve is of `rung`, the nested runs are the front of `front_rung`, by default the same.
-    `figures` are further metrics of the study's run. `artifacts` are files by the name (slashes make folders) to show them under in the study's run,
+    `figures` are further metrics of the study's run. `artifacts` are files by the name (slashes make
+    folders) to show them under in the study's run,
     `candidate_artifacts` the same for members of the front, by candidate hash. Requests wait at most
     `timeout` seconds and are tried twice. Parameters keep their first value, as MLflow demands; the
     artifact settings.json is always the latest. Raises StorageError for an unknown study or an

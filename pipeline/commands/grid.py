@@ -42,7 +42,9 @@ def command(
     only: Only = None,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="PART/PARTS", help="make one part, as 3/8, beside others into the same --out or elsewhere"),
+        typer.Option(
+            metavar="PART/PARTS", help="make one part, as 3/8, beside others into the same --out or elsewhere"
+        ),
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="try failed cells again")] = False,
     partial: Annotated[bool, typer.Option("--partial", help="report what is known already, compute nothing")] = False,
@@ -90,7 +92,9 @@ def _teller(figures: dict[str, Any], quiet: bool) -> Any:
 
     progress = GridProgress(figures["to_evaluate"], figures["calls"])
     minutes = "" if figures["minutes"] is None else f", about {figures['minutes']:g} minutes"
-    typer.echo(f"{figures['cells']:,} cells, {figures['to_evaluate']:,} evaluations of {figures['calls']:,} calls{minutes}")
+    typer.echo(
+        f"{figures['cells']:,} cells, {figures['to_evaluate']:,} evaluations of {figures['calls']:,} calls{minutes}"
+    )
 
     def tell(record: Any) -> None:
         if line := progress.on_record(record):
@@ -138,7 +142,8 @@ def _finish(grid: Any, axes: dict[str, str], against: str, tracking_uri: str | N
     leaders = made.leaderboard
     varying = [name for name in ("measured", *AXES) if name in leaders and leaders[name].nunique() > 1]
     title = f"the best of {counts['complete']:,} cells; all of them: cells.csv"
-    Console().print(plain_table(title, [*varying, "value", "low", "high"], leaders.head(20).to_dict("records")))
+    listed = leaders.head(20).astype(object).where(leaders.head(20).notna(), "")
+    Console().print(plain_table(title, [*varying, "value", "low", "high"], listed.to_dict("records")))
     failed = made.cells[made.cells["status"] == "failed"]
     for row in failed.head(20).to_dict("records"):
         typer.echo(f"failed: {row['model']} {row['schedule']} NFE {row['nfe']} {row['metric']}: {row['error']}")

@@ -48,7 +48,7 @@ def grid(
     if isinstance(nfes := settings.get("nfes"), range):
         settings["nfes"] = tuple(nfes)
     chosen = grid_settings(*layers, grid_fields(nested(GridSettings, settings)))
-    execution = execution_of(executor, workers, address, device, timeout, tuple(map(str, known)))
+    execution = execution_of(executor, workers, address, device, timeout, known)
     asked = (only,) if isinstance(only, str) else tuple(only)
 
     from fewstep.pipeline.grid.grid import Grid

@@ -19,7 +19,6 @@ from fewstep.pipeline.grid.grid import Grid
 from fewstep.pipeline.grid.settings import AXES
 from fewstep.pipeline.reports.csv import frame_csv
 from fewstep.pipeline.reports.provenance import made_by
-from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
 from fewstep.storage.tracking import sync
 
@@ -51,8 +50,7 @@ def report(
 ) -> Report:
     """Make and write everything; ConfigurationError for axes that are none, or cells that cannot be compared."""
     records = grid.records()
-    asked = {p.key for p in grid.plan}
-    done = [r for key, r in records.items() if key in asked and r.status == "complete"]
+    done = [record for record in records.values() if record.status == "complete"]
     cells = tables.cell_table(grid, records)
     leaders, left_out = tables.leaderboard(cells), tables.left_out_table(grid)
     compared = tables.compared(grid, records, against) if against else pd.DataFrame()
@@ -84,8 +82,9 @@ def log(grid: Grid, made: Report, tracking_uri: str) -> None:
     """One run on the tracking server, with the tables as artifacts; TrackingError where it refuses."""
     figures: dict[str, float] = {name: float(value) for name, value in made.counts.items()}
     figures["denoiser_calls"] = float(pd.to_numeric(made.cells["calls"]).sum())
-    best = made.leaderboard.groupby(["measured", "model", "nfe"])["value"].min()
-    figures |= {f"{measured} {model} nfe {nfe}": float(v) for (measured, model, nfe), v in best.items()}
+    for row in made.leaderboard.to_dict("records"):
+        name = f"{row['measured']} {row['model']} nfe {row['nfe']}"
+        figures[name] = min(figures.get(name, float("inf")), float(row["value"]))
     study, store = grid.settings.study, Store(grid.root)
     sync(store, study, tracking_uri, artifacts=made.files, rung=NO_RUNG, front_rung=NO_RUNG, figures=figures)
 

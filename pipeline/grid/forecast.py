@@ -24,7 +24,7 @@ def forecast(grid: Grid) -> dict[str, Any]:
     calls = {key: _calls(grid, p) for key, p in ((p.key, p) for p in todo)}
     workers = workers_of(grid.execution)
     extra = _extra(grid, todo) * workers
-    pace = Pace([*records.values(), *grid.known.records()])
+    pace = Pace([*grid.history(), *grid.known.records()])
     models = [evaluator.files.hash for evaluator in grid.evaluators]
     seconds = [pace.seconds(models[p.group], metric_class(p.cell.rung.metric).figure, calls[p.key]) for p in todo]
     known = [each for each in seconds if each is not None]

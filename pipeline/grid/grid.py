@@ -73,7 +73,9 @@ class Grid:
         """What evaluates a group's cells. Networks that are calibrated are one folder's, whatever the shard."""
         cache = str((self.folder / "quantized").resolve()) if group.subject.calibration else ""
         study, known = self.settings.study, self.known
-        return Campaign(group.subject, self.root, self.execution, study, group.teacher, cache, on_record, known=known)
+        return Campaign(
+            group.subject, self.root, self.execution, study, group.teacher, cache, on_record, elsewhere=known
+        )
 
     @cached_property
     def evaluators(self) -> list[Evaluator]:
@@ -91,15 +93,20 @@ class Grid:
         ours = self.shard.keys([planned.key for planned in every]) if self.shard else None
         return [p for p in every if p.cell.values in self._selected and (ours is None or p.key in ours)]
 
+    def history(self) -> list[EvaluationRecord]:
+        """What the folder holds of the grid, also of cells that it no longer has."""
+        return Store(self.root).evaluations.records({"study": self.settings.study})
+
     def records(self) -> dict[str, EvaluationRecord]:
         """What is known of the planned evaluations, by key; failures too, where nothing better is."""
-        own = Store(self.root).evaluations.records({"study": self.settings.study})
-        found = {r.key: r for r in own}
-        for key in {planned.key for planned in self.plan}:
-            if key not in found or found[key].status != "complete":
-                elsewhere = self.known.record(key)
-                if elsewhere is not None:
-                    found[key] = elsewhere
+        own = {r.key: r for r in self.history()}
+        found: dict[str, EvaluationRecord] = {}
+        for key in dict.fromkeys(planned.key for planned in self.plan):
+            record = own.get(key)
+            if record is None or record.status != "complete":
+                record = self.known.record(key) or record
+            if record is not None:
+                found[key] = record
         return found
 
     # -- doing it -------------------------------------------------------------------------------------

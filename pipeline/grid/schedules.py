@@ -1,4 +1,4 @@
-"""The values of a grid's schedule axis: presets on grids, which take the grid's calls, and what has calls of its own."""
+"""The values of a grid's schedule axis: presets, which take the grid's calls, and what has calls of its own."""
 
 from __future__ import annotations
 

@@ -8,14 +8,11 @@ from typing import Any
 import pandas as pd
 
 from fewstep.errors import ConfigurationError, FewstepError
-from fewstep.pipeline.grid.cells import Value, shown
+from fewstep.pipeline.grid.cells import shown
 from fewstep.pipeline.grid.grid import Grid, Planned
 from fewstep.pipeline.grid.settings import AXES, NO_QUANTIZATION
 from fewstep.pipeline.reports.rows import metric_name
-from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
-from fewstep.tasks.metrics.metric import metric_class
-from fewstep.tasks.work import GROUP
 
 # Values are compared within one of these only.
 SPACE = ("measured", "reference")
@@ -49,7 +46,9 @@ def _row(planned: Planned, record: EvaluationRecord | None) -> dict[str, Any]:
 
 def left_out_table(grid: Grid) -> pd.DataFrame:
     """What cannot be: the axes that decide it, how many cells that leaves out, and why."""
-    rows = [{**{axis: "" for axis in AXES}, **one.axes, "cells": one.cells, "reason": one.reason} for one in grid.left_out]
+    rows = [
+        {**{axis: "" for axis in AXES}, **one.axes, "cells": one.cells, "reason": one.reason} for one in grid.left_out
+    ]
     return pd.DataFrame(rows, columns=[*AXES, "cells", "reason"])
 
 
@@ -116,7 +115,7 @@ def front_table(rows: pd.DataFrame) -> pd.DataFrame:
     best = averaged(rows)
     varying = [axis for axis in ("model", "quantization", "guidance") if best[axis].nunique() > 1]
 
-    def method(row: Mapping[str, Any]) -> str:
+    def method(row: Mapping[Any, Any]) -> str:
         name = str(row["schedule"]).partition("/")[0] if _is_preset(str(row["schedule"])) else str(row["schedule"])
         return " ".join([name, *(shown(row[axis]) for axis in varying if row[axis] not in (NO_QUANTIZATION, 1.0))])
 
