@@ -10,10 +10,11 @@ import platform
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -87,7 +88,9 @@ def register(
     past = store.studies.records()
     others = [r.study for r in past if r.study != study]
     if others:
-        raise ConfigurationError(f"{root} holds the study {others[-1]!r}: choose another --out")
+        raise ConfigurationError(
+            f"{root} holds the study {others[-1]!r}: choose another --out, and --known {root} takes what it has"
+        )
     text = settings.model_dump_json()
     known = past[-1].hashes if past else {}
     if past and past[-1].settings_json == text:
@@ -118,10 +121,11 @@ class Campaign:
     on_record: OnRecord | None = None
     parts: bool = False
     elsewhere: Known | None = None
+    loaded: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     def evaluator(self) -> Evaluator:
         """Plans evaluations and reads them from the store; ConfigurationError where the subject cannot be asked so."""
-        evaluator = Evaluator(self.study, self.subject, Store(self.root), self.teacher)
+        evaluator = Evaluator(self.study, self.subject, Store(self.root), self.teacher, self.loaded)
         files = evaluator.files
         self.subject.conditions.check(files)
         return evaluator

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, EvaluationError
@@ -50,15 +51,22 @@ class _Pending:
 
 
 class Evaluator:
-    """Plans evaluations of one subject, and scores them."""
+    """Plans evaluations of one subject, and scores them; `loaded` is what it shares with others, see `Setting`."""
 
-    def __init__(self, study: str, subject: Subject, store: Store, teacher: SolverSchedule | None = None) -> None:
+    def __init__(
+        self,
+        study: str,
+        subject: Subject,
+        store: Store,
+        teacher: SolverSchedule | None = None,
+        loaded: dict[tuple[str, ...], Any] | None = None,
+    ) -> None:
         self.study, self.subject, self.store, self.teacher = study, subject, store, teacher
         self.files = subject.files
         self.statistics_hash = (
             ModelStatistics.load_for(Path(subject.statistics), self.files).hash if subject.statistics else ""
         )
-        self._setting = Setting(subject, self.files)
+        self._setting = Setting(subject, self.files, loaded=loaded)
         self._metrics: dict[str, Metric] = {}
         self._pending: dict[str, _Pending] = {}
         self._parts: dict[str, dict[int, Part]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fewstep.errors import ConfigurationError, FewstepError
 from fewstep.pipeline.api import subject_of, teacher_of
@@ -94,8 +95,11 @@ def told_left_out(left_out: Sequence[LeftOut]) -> list[str]:
     return lines
 
 
-def cells_of(settings: GridSettings) -> Cells:
-    """All combinations; ConfigurationError where a value is unknown, or makes no cell at all."""
+def cells_of(settings: GridSettings, loaded: dict[tuple[str, ...], Any] | None = None) -> Cells:
+    """All combinations; ConfigurationError where a value is unknown, or makes no cell at all.
+
+    What metrics load to check themselves is kept in `loaded`, see `Setting`.
+    """
     asked = all_entries(settings.schedules, settings.nfes)
     configs = {text: _config(text) for text in settings.quantization}
     made = Cells()
@@ -107,7 +111,7 @@ def cells_of(settings: GridSettings) -> Cells:
         except FewstepError as error:
             # A mistake, whatever the other models are.
             raise ConfigurationError(f"model {model!r}: {error}") from None
-        maker = _OfModel(settings, model, timed(asked, settings.nfes, files, statistics), configs)
+        maker = _OfModel(settings, model, timed(asked, settings.nfes, files, statistics), configs, loaded)
         for quantization in settings.quantization:
             for guidance in settings.guidance:
                 maker.fill(made, quantization, guidance)
@@ -125,7 +129,9 @@ class _OfModel:
         model: str,
         schedules: Sequence[Timed],
         configs: Mapping[str, QuantizationConfig | None],
+        loaded: dict[tuple[str, ...], Any] | None,
     ) -> None:
+        self._loaded = {} if loaded is None else loaded
         self.settings, self.model, self.schedules, self.configs = settings, model, schedules, configs
         # By metric why it cannot be measured; empty where it can. Neither guidance nor bits decide that.
         self._unmeasured: dict[str, str] = {}
@@ -168,7 +174,7 @@ class _OfModel:
     def _unmeasurable(self, metric: str, subject: Subject, files: ModelFiles) -> str:
         if metric not in self._unmeasured:
             try:
-                make_metric(metric, Setting(subject, files)).check()
+                make_metric(metric, Setting(subject, files, loaded=self._loaded)).check()
                 self._unmeasured[metric] = ""
             except FewstepError as error:
                 self._unmeasured[metric] = str(error)

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from fewstep.errors import EvaluationError
 from fewstep.pipeline.campaign import Campaign, register
@@ -52,7 +53,9 @@ class Grid:
     ) -> None:
         self.settings, self.folder, self.shard = settings, root, shard
         self.root = root / SHARDS / shard.folder if shard else root
-        every = cells_of(settings)
+        # Features and references, which the subjects of a model share.
+        self._loaded: dict[tuple[str, ...], Any] = {}
+        every = cells_of(settings, self._loaded)
         self.left_out = every.left_out
         self._selected = {cell.values for cell in chosen(every, only)}
         self.groups = every.groups if shard else chosen(every, only).groups
