@@ -74,14 +74,21 @@ def command(
 
     from fewstep.pipeline.grid.forecast import forecast
     from fewstep.pipeline.grid.grid import Grid
+    from fewstep.pipeline.grid.tables import check_against, check_pivot
 
-    grid = Grid(settings, out or Path("runs") / settings.study, execution, only or (), part)
+    down, across = (tuple(part.strip() for part in text.split(",") if part.strip()) for text in (rows, columns))
+    check_pivot(down, across)
+    root = out or Path("runs") / settings.study
+    grid = Grid(settings, root, execution, only or (), part)
+    if against:
+        check_against(grid, against)
     if dry_run:
-        _forecast(forecast(grid), grid, as_json)
+        _forecast(forecast(grid, retry), grid, as_json)
         return
-    figures = {} if partial else forecast(grid)
+    folder(root)
+    figures = {} if partial else forecast(grid, retry)
     grid.run(retry, _teller(figures, as_json), not partial)
-    _finish(grid, {"rows": rows, "columns": columns}, against, tracking_uri, as_json)
+    _finish(grid, (down, across), against, tracking_uri, as_json)
 
 
 def _teller(figures: dict[str, Any], quiet: bool) -> Any:
@@ -121,11 +128,12 @@ def _tell_left_out(grid: Any) -> None:
         typer.echo(f"left out: {line}")
 
 
-def _finish(grid: Any, axes: dict[str, str], against: str, tracking_uri: str | None, as_json: bool) -> None:
+def _finish(
+    grid: Any, axes: tuple[tuple[str, ...], tuple[str, ...]], against: str, tracking_uri: str | None, as_json: bool
+) -> None:
     from fewstep.pipeline.grid.files import plain, report
 
-    down, across = (tuple(part.strip() for part in axes[name].split(",")) for name in ("rows", "columns"))
-    made = report(grid, typed(), down, across, against)
+    made = report(grid, typed(), *axes, against)
     uri = _track(grid, made, tracking_uri)
     counts = made.counts
     if counts["failed"]:

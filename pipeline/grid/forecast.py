@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fewstep.pipeline.executors.base import IN_PROCESS, ExecutionSettings
@@ -13,18 +13,20 @@ from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.metrics.metric import metric_class
 
 
-def forecast(grid: Grid) -> dict[str, Any]:
-    """Cells by what is known of them, and calls and minutes of what is open; minutes are None where nothing was timed.
+def forecast(grid: Grid, retry: bool = False) -> dict[str, Any]:
+    """Cells by what is known of them, and calls and minutes of what is open, with `retry` of what failed too.
 
+    Minutes are None where nothing was timed yet.
     `calls` is exact where every image is of a schedule; calibrations and teachers' samples are counted once a worker.
     """
     records = grid.records()
     status = [records[p.key].status if p.key in records else "open" for p in grid.plan]
-    todo = {p.key: p for p in grid.plan if p.key not in records}.values()
+    done = {key for key, record in records.items() if record.status == "complete" or not retry}
+    todo = {p.key: p for p in grid.plan if p.key not in done}.values()
     calls = {key: _calls(grid, p) for key, p in ((p.key, p) for p in todo)}
     workers = workers_of(grid.execution)
     extra = _extra(grid, todo) * workers
-    pace = Pace([*grid.history(), *grid.known.records()])
+    pace = Pace(grid.history(), grid.known.paces())
     models = [evaluator.files.hash for evaluator in grid.evaluators]
     seconds = [pace.seconds(models[p.group], metric_class(p.cell.rung.metric).figure, calls[p.key]) for p in todo]
     known = [each for each in seconds if each is not None]
@@ -54,13 +56,19 @@ def workers_of(execution: ExecutionSettings) -> int:
 class Pace:
     """Seconds a denoiser call of finished evaluations, by model and metric."""
 
-    def __init__(self, records: Iterable[EvaluationRecord]) -> None:
+    def __init__(
+        self, records: Iterable[EvaluationRecord], others: Mapping[tuple[str, str], tuple[float, int]]
+    ) -> None:
         self._totals: dict[tuple[str, ...], tuple[float, int]] = {}
         for r in records:
-            if r.status == "complete" and r.denoiser_calls:
-                for key in ((r.model_hash, r.metric), (r.model_hash,), ()):
-                    seconds, calls = self._totals.get(key, (0.0, 0))
-                    self._totals[key] = seconds + r.seconds, calls + r.denoiser_calls
+            self._add(r.model_hash, r.metric, r.seconds, r.denoiser_calls)
+        for (model, metric), (seconds, calls) in others.items():
+            self._add(model, metric, seconds, calls)
+
+    def _add(self, model: str, metric: str, seconds: float, calls: int) -> None:
+        for key in ((model, metric), (model,), ()) if calls else ():
+            known = self._totals.get(key, (0.0, 0))
+            self._totals[key] = known[0] + seconds, known[1] + calls
 
     def seconds(self, model: str, metric: str, calls: int) -> float | None:
         """Of so many calls, by what is known best: of model and metric, of the model, of anything; None for nothing."""

@@ -103,14 +103,10 @@ class Grid:
     def records(self) -> dict[str, EvaluationRecord]:
         """What is known of the planned evaluations, by key; failures too, where nothing better is."""
         own = {r.key: r for r in self.history()}
-        found: dict[str, EvaluationRecord] = {}
-        for key in dict.fromkeys(planned.key for planned in self.plan):
-            record = own.get(key)
-            if record is None or record.status != "complete":
-                record = self.known.record(key) or record
-            if record is not None:
-                found[key] = record
-        return found
+        keys = list(dict.fromkeys(planned.key for planned in self.plan))
+        undone = [key for key in keys if key not in own or own[key].status != "complete"]
+        found = own | self.known.records(undone)
+        return {key: found[key] for key in keys if key in found}
 
     # -- doing it -------------------------------------------------------------------------------------
 

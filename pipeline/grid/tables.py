@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from fewstep.errors import ConfigurationError, FewstepError
-from fewstep.pipeline.grid.cells import shown
+from fewstep.pipeline.grid.cells import Value, shown
 from fewstep.pipeline.grid.grid import Grid, Planned
 from fewstep.pipeline.grid.settings import AXES, NO_QUANTIZATION
 from fewstep.pipeline.reports.rows import metric_name
@@ -84,11 +84,8 @@ def averaged(rows: pd.DataFrame) -> pd.DataFrame:
     return ends.groupby(by, sort=False).agg(**means, **kept, seeds=("seed", "nunique")).reset_index()
 
 
-def pivot(rows: pd.DataFrame, down: Sequence[str], across: Sequence[str]) -> pd.DataFrame:
-    """Values by the axes `down` and `across`, of one metric: means over seeds, else the lowest over what is not shown.
-
-    ConfigurationError for an axis that is none, or named twice.
-    """
+def check_pivot(down: Sequence[str], across: Sequence[str]) -> None:
+    """ConfigurationError for an axis that is none, or named twice, or where there is none."""
     for axis in (*down, *across):
         if axis not in AXES:
             raise ConfigurationError(f"{axis!r} is no axis: choose from {', '.join(AXES)}")
@@ -96,6 +93,14 @@ def pivot(rows: pd.DataFrame, down: Sequence[str], across: Sequence[str]) -> pd.
             raise ConfigurationError(f"axis {axis!r} is named twice: a table has it down or across")
     if not down or not across:
         raise ConfigurationError("a table needs an axis down and one across: give both")
+
+
+def pivot(rows: pd.DataFrame, down: Sequence[str], across: Sequence[str]) -> pd.DataFrame:
+    """Values by the axes `down` and `across`, of one metric: means over seeds, else the lowest over what is not shown.
+
+    ConfigurationError for an axis that is none, or named twice.
+    """
+    check_pivot(down, across)
     table = rows if "seed" in (*down, *across) else averaged(rows)
     lowest = table.groupby([*down, *across], sort=False)["value"].min()
     made = lowest.unstack(list(across), sort=False)
@@ -142,11 +147,10 @@ def _is_preset(schedule: str) -> bool:
 # -- differences ----------------------------------------------------------------------------------------
 
 
-def compared(grid: Grid, records: Mapping[str, EvaluationRecord], against: str) -> pd.DataFrame:
-    """Each cell less the one that differs in one axis alone, which has the value of `against` (AXIS=VALUE) there.
+def check_against(grid: Grid, against: str) -> tuple[int, Value]:
+    """The place and the value of AXIS=VALUE; ConfigurationError where cells cannot be compared so.
 
-    Both are of the same noise, so that what they share cancels. ConfigurationError for an axis whose cells are not of
-    the same noise and metric, and for images or metrics that have no paired difference.
+    Those of two seeds, metrics or models are not of the same noise or features.
     """
     axis, equals, text = against.partition("=")
     if not equals or axis not in AXES:
@@ -158,16 +162,24 @@ def compared(grid: Grid, records: Mapping[str, EvaluationRecord], against: str) 
     values = {shown(p.cell.values[place]): p.cell.values[place] for p in grid.plan}
     if text not in values:
         raise ConfigurationError(f"--against {against} is no cell: {axis} is {', '.join(values)}")
+    return place, values[text]
+
+
+def compared(grid: Grid, records: Mapping[str, EvaluationRecord], against: str) -> pd.DataFrame:
+    """Each cell less the one that differs in one axis alone, which has the value of `against` (AXIS=VALUE) there.
+
+    Both are of the same noise, so that what they share cancels. Errors as in `check_against`.
+    """
+    place, value = check_against(grid, against)
     by_values = {p.cell.values: p for p in grid.plan if p.key in records and records[p.key].status == "complete"}
     rows = []
     for p in by_values.values():
         at = list(p.cell.values)
-        at[place] = values[text]
+        at[place] = value
         other = by_values.get(tuple(at))
         if other is not None and other is not p:
-            rows.append(_difference(grid, (p, other), records, axis))
-    columns = [*AXES, "against", "value", "other", "difference", "low", "high", "better"]
-    return pd.DataFrame(rows, columns=columns)
+            rows.append(_difference(grid, (p, other), records, list(AXES)[place]))
+    return pd.DataFrame(rows, columns=[*AXES, "against", "value", "other", "difference", "low", "high", "better"])
 
 
 def _check_groups(grid: Grid) -> None:

@@ -23,6 +23,8 @@ from fewstep.pipeline.grid.forecast import forecast
 from fewstep.pipeline.grid.grid import Grid
 from fewstep.pipeline.grid.settings import GridSettings, grid_settings
 from fewstep.pipeline.grid.tables import pivot
+from fewstep.pipeline.recipes import FOLDER as RECIPES
+from fewstep.pipeline.recipes import grid_recipe
 from fewstep.search_spaces.point import parse_point, schedule_of
 from fewstep.storage.lease import Lease
 from fewstep.storage.store import Store
@@ -100,8 +102,28 @@ def test_what_cannot_be_is_refused_in_one_line(
     head = {"models": f'["{toy}"]', "schedules": '["ddim/karras-zero"]', "nfes": "[2]"}
     lines = [f"{key} = {value}" for key, value in head.items() if key != name]
     (tmp_path / "grid.toml").write_text("\n".join([*lines, line]))
-    run("grid", "grid.toml", "--dry-run").refused(*words)
+    run("grid", "grid.toml").refused(*words)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_report_that_cannot_be_is_refused_before_anything_runs(run: Run, toy: Path, tmp_path: Path) -> None:
+    asked = ("grid", "--model", toy, "--schedule", "ddim/karras-zero", "--nfe", "2", "--images", "8")
+    run("grid").refused("models", "--model")
+    run("grid", "--recipe", "none").refused("none", "stock-samplers")
+    run(*asked, "--rows", "colour").refused("colour", "schedule")
+    run(*asked, "--columns", "schedule").refused("schedule", "twice")
+    run(*asked, "--against", "nfe=2").refused("8 images", "groups")
+    run(*asked, "--against", "colour=red").refused("colour=red", "quantization")
+    run(*asked, "--shard", "3/2").refused("3/2", "8/8")
+    run(*asked, "--guidance", "1:8").refused("1:8")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_grids_that_come_with_it_can_be(tmp_path: Path) -> None:
+    for path in (RECIPES / "grids").glob("*.toml"):
+        made = cells_of(grid_settings(grid_recipe(path.stem)))
+        assert len(list(made)) > 100
+        assert sum(one.cells for one in made.left_out) < 10
 
 
 def test_what_is_asked_of_a_grid_is_checked_too(toy: Path, tmp_path: Path) -> None:
