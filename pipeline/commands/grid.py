@@ -12,7 +12,7 @@ from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
 from fewstep.pipeline.commands.options import AsJson, Tracking, folder, into, print_json, typed
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.grid.settings import AXES, GridSettings
+from fewstep.pipeline.grid.settings import AXES, GridSettings, ReportSettings
 
 NAME = "grid"
 CHOSEN = Fields(
@@ -21,6 +21,7 @@ CHOSEN = Fields(
     flags={"models": "--model", "schedules": "--schedule", "nfes": "--nfe", "seeds": "--seed", "metrics": "--metric"},
     partial=True,
 )
+SHOWN = Fields(ReportSettings)
 Only = Annotated[
     list[str] | None,
     typer.Option(
@@ -32,9 +33,10 @@ Only = Annotated[
 ]
 
 
-@options(chosen=CHOSEN, execution=EXECUTION)
+@options(chosen=CHOSEN, shown=SHOWN, execution=EXECUTION)
 def command(
     chosen: dict[str, Any],
+    shown: ReportSettings,
     execution: ExecutionSettings,
     file: Annotated[Path | None, typer.Argument(metavar="GRID.toml", help="a grid's file; options go first")] = None,
     recipe: Annotated[str | None, typer.Option(help="a grid's file that comes with fewstep, as stock-samplers")] = None,
@@ -49,11 +51,6 @@ def command(
     retry: Annotated[bool, typer.Option("--retry", help="try failed cells again")] = False,
     partial: Annotated[bool, typer.Option("--partial", help="report what is known already, compute nothing")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast cells, calls and time, run nothing")] = False,
-    rows: Annotated[str, typer.Option(metavar="AXIS,...", help="axes down the pivot table and heat map")] = "schedule",
-    columns: Annotated[str, typer.Option(metavar="AXIS,...", help="axes across them")] = "nfe",
-    against: Annotated[
-        str, typer.Option(metavar="AXIS=VALUE", help="compare each cell with that one, paired over the noise")
-    ] = "",
     tracking_uri: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
@@ -74,21 +71,19 @@ def command(
 
     from fewstep.pipeline.grid.forecast import forecast
     from fewstep.pipeline.grid.grid import Grid
-    from fewstep.pipeline.grid.tables import check_against, check_pivot
+    from fewstep.pipeline.grid.tables import check_against
 
-    down, across = (tuple(part.strip() for part in text.split(",") if part.strip()) for text in (rows, columns))
-    check_pivot(down, across)
     root = out or Path("runs") / settings.study
     grid = Grid(settings, root, execution, only or (), part)
-    if against:
-        check_against(grid, against)
+    if shown.against:
+        check_against(grid, shown.against)
     if dry_run:
         _forecast(forecast(grid, retry), grid, as_json)
         return
     folder(root)
     figures = {} if partial else forecast(grid, retry)
     grid.run(retry, _teller(figures, as_json), not partial)
-    _finish(grid, (down, across), against, tracking_uri, as_json)
+    _finish(grid, shown, tracking_uri, as_json)
 
 
 def _teller(figures: dict[str, Any], quiet: bool) -> Any:
@@ -128,12 +123,10 @@ def _tell_left_out(grid: Any) -> None:
         typer.echo(f"left out: {line}")
 
 
-def _finish(
-    grid: Any, axes: tuple[tuple[str, ...], tuple[str, ...]], against: str, tracking_uri: str | None, as_json: bool
-) -> None:
+def _finish(grid: Any, shown: ReportSettings, tracking_uri: str | None, as_json: bool) -> None:
     from fewstep.pipeline.grid.files import plain, report
 
-    made = report(grid, typed(), *axes, against)
+    made = report(grid, typed(), shown)
     uri = _track(grid, made, tracking_uri)
     counts = made.counts
     if counts["failed"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from fewstep.dashboards.heat_map import save_heat_map
 from fewstep.files import write_text
 from fewstep.pipeline.grid import tables
 from fewstep.pipeline.grid.grid import Grid
-from fewstep.pipeline.grid.settings import AXES
+from fewstep.pipeline.grid.settings import AXES, ReportSettings
 from fewstep.pipeline.reports.csv import frame_csv
 from fewstep.pipeline.reports.provenance import made_by
 from fewstep.storage.store import Store
 from fewstep.storage.tracking import sync
 
-ROWS, COLUMNS = ("schedule",), ("nfe",)
 # A rung that no record has: a grid's cells are in its tables, not a run each.
 NO_RUNG = "none"
 
@@ -45,10 +44,9 @@ class Report:
         return {"cells": len(status), **found, "left_out": int(self.left_out["cells"].sum())}
 
 
-def report(
-    grid: Grid, command: str, down: Sequence[str] = ROWS, across: Sequence[str] = COLUMNS, against: str = ""
-) -> Report:
-    """Make and write everything; ConfigurationError for axes that are none, or cells that cannot be compared."""
+def report(grid: Grid, command: str, asked: ReportSettings) -> Report:
+    """Make and write everything; ConfigurationError where cells cannot be compared as asked."""
+    down, across, against = asked.rows, asked.columns, asked.against
     records = grid.records()
     done = [record for record in records.values() if record.status == "complete"]
     cells = tables.cell_table(grid, records)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -150,6 +150,34 @@ class GridSettings(Checked):
         if not any(map(taught, metrics)):
             fields["teacher"] = ""
         return built(MeasuredSettings, {**fields, "model": model, "metric": metrics, "quantized": quantized})
+
+
+class ReportSettings(Checked):
+    """What a grid's report shows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: Texts = Field(("schedule",), description="axes down the pivot table and heat map")
+    columns: Texts = Field(("nfe",), description="axes across them")
+    against: str = Field(
+        "", description="AXIS=VALUE: compare each cell with the one that has this value, paired over the noise"
+    )
+
+    @model_validator(mode="after")
+    def _has_axes(self) -> Self:
+        check_pivot(self.rows, self.columns)
+        return self
+
+
+def check_pivot(down: Sequence[str], across: Sequence[str]) -> None:
+    """ConfigurationError for an axis that is none, or named twice, or where there is none."""
+    for axis in (*down, *across):
+        if axis not in AXES:
+            raise ConfigurationError(f"{axis!r} is no axis: choose from {', '.join(AXES)}")
+        if [*down, *across].count(axis) > 1:
+            raise ConfigurationError(f"axis {axis!r} is named twice: a table has it down or across")
+    if not down or not across:
+        raise ConfigurationError("a table needs an axis down and one across: give both")
 
 
 # -- reading --------------------------------------------------------------------------------------------

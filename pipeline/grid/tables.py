@@ -10,7 +10,7 @@ import pandas as pd
 from fewstep.errors import ConfigurationError, FewstepError
 from fewstep.pipeline.grid.cells import Value, shown
 from fewstep.pipeline.grid.grid import Grid, Planned
-from fewstep.pipeline.grid.settings import AXES, NO_QUANTIZATION
+from fewstep.pipeline.grid.settings import AXES, NO_QUANTIZATION, check_pivot
 from fewstep.pipeline.reports.rows import metric_name
 from fewstep.storage.records import EvaluationRecord
 
@@ -82,17 +82,6 @@ def averaged(rows: pd.DataFrame) -> pd.DataFrame:
     means: Any = {name: (name, "mean") for name in ("value", "low", "high")}
     ends = rows.assign(low=pd.to_numeric(rows["low"]), high=pd.to_numeric(rows["high"]))
     return ends.groupby(by, sort=False).agg(**means, **kept, seeds=("seed", "nunique")).reset_index()
-
-
-def check_pivot(down: Sequence[str], across: Sequence[str]) -> None:
-    """ConfigurationError for an axis that is none, or named twice, or where there is none."""
-    for axis in (*down, *across):
-        if axis not in AXES:
-            raise ConfigurationError(f"{axis!r} is no axis: choose from {', '.join(AXES)}")
-        if [*down, *across].count(axis) > 1:
-            raise ConfigurationError(f"axis {axis!r} is named twice: a table has it down or across")
-    if not down or not across:
-        raise ConfigurationError("a table needs an axis down and one across: give both")
 
 
 def pivot(rows: pd.DataFrame, down: Sequence[str], across: Sequence[str]) -> pd.DataFrame:
