@@ -18,8 +18,9 @@ from pydantic import BaseModel
 
 from fewstep.errors import ConfigurationError, StorageError, TrackingError
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import TEACHER, MeasuredSettings, SearchSettings, SubjectSettings
+from fewstep.pipeline.settings import MeasuredSettings, SearchSettings, SubjectSettings
 from fewstep.pipeline.study_file import NESTED, read_study_file, resolved, search_settings
+from fewstep.pipeline.subjects import subject_of, teacher_of
 from fewstep.pipeline.values import built, find_field
 from fewstep.pipeline.view import Evaluation, StudyView
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from fewstep.pipeline.study import Outcome, Study
     from fewstep.search_spaces.ode import Sampler
     from fewstep.storage.records import EvaluationRecord
-    from fewstep.tasks.work import Subject
 
 MODEL_FOLDER = "model"
 ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
@@ -174,26 +174,6 @@ def run_study(
         hint = f"run `fewstep report --out {study.root} --sync --tracking-uri {masked_argument(uri)}` later"
         print(f"warning: {' '.join(str(error).split())}; nothing is lost: {hint}", file=sys.stderr)
     return outcome, uri
-
-
-def subject_of(settings: SubjectSettings) -> Subject:
-    """What a campaign evaluates."""
-    from fewstep.tasks.work import Subject
-
-    s = settings
-    runtime: Any = "integer" if s.integer else "reference"
-    return Subject(
-        s.model, s.features, s.reference, s.conditions, s.statistics, s.quantized, runtime, s.judge, loading=s.loading
-    )
-
-
-def teacher_of(settings: MeasuredSettings) -> SolverSchedule | None:
-    """The teacher, where a metric compares with one."""
-    from fewstep.tasks.sampling.grids import parse_schedule
-
-    if not settings.is_taught:
-        return None
-    return parse_schedule(settings.teacher or TEACHER, settings.files.noise)
 
 
 def evaluate_subject(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -15,12 +15,14 @@ from fewstep.dashboards.grid_page import write_grid_page
 from fewstep.dashboards.heat_map import save_heat_map
 from fewstep.files import write_text
 from fewstep.pipeline.grid import tables
-from fewstep.pipeline.grid.grid import Grid
 from fewstep.pipeline.grid.settings import AXES, ReportSettings
 from fewstep.pipeline.reports.csv import frame_csv
 from fewstep.pipeline.reports.provenance import made_by
 from fewstep.storage.store import Store
 from fewstep.storage.tracking import sync
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.grid.grid import Grid
 
 # A rung that no record has: a grid's cells are in its tables, not a run each.
 NO_RUNG = "none"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewstep.pipeline.executors.base import IN_PROCESS, ExecutionSettings
-from fewstep.pipeline.grid.grid import Grid, Planned
 from fewstep.search_spaces.point import quantization_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.metrics.metric import metric_class
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.grid.grid import Grid, Planned
 
 
 def forecast(grid: Grid, retry: bool = False) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.faults import may_succeed
 
-SHARDS = "shards"
+SHARDS, LOCK = "shards", "grid.lock"
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,12 @@ class Grid:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """LeaseError while the whole grid is being made beside a shard, or shards beside it or of another cut."""
+        beside = [folder for folder in (self.folder / SHARDS).glob("*-of-*") if folder != self.root]
         with ExitStack() as held:
-            for folder in self._shards():
+            held.enter_context(Lease(self.root, LOCK))
+            for folder in beside:
                 if self.shard is None:
-                    held.enter_context(Lease(folder))
+                    held.enter_context(Lease(folder, LOCK))
                 elif not folder.name.endswith(f"-of-{self.shard.count}"):
                     _look(folder)
             if self.shard is not None:
@@ -168,8 +170,8 @@ class Grid:
 
 
 def _look(folder: Path) -> None:
-    """LeaseError where somebody works in a folder."""
-    with Lease(folder):
+    """LeaseError where somebody makes the grid in a folder."""
+    with Lease(folder, LOCK):
         pass
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from fewstep.errors import ConfigurationError, FewstepError
 from fewstep.pipeline.grid.cells import Value, shown
-from fewstep.pipeline.grid.grid import Grid, Planned
 from fewstep.pipeline.grid.settings import AXES, NO_QUANTIZATION, check_pivot
 from fewstep.pipeline.reports.rows import metric_name
 from fewstep.storage.records import EvaluationRecord
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.grid.grid import Grid, Planned
 
 # Values are compared within one of these only.
 SPACE = ("measured", "reference")

@@ -20,7 +20,7 @@ from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.grid.cells import cells_of
 from fewstep.pipeline.grid.choose import Shard
 from fewstep.pipeline.grid.forecast import forecast
-from fewstep.pipeline.grid.grid import Grid
+from fewstep.pipeline.grid.grid import LOCK, Grid
 from fewstep.pipeline.grid.settings import GridSettings, grid_settings
 from fewstep.pipeline.grid.tables import pivot
 from fewstep.pipeline.recipes import FOLDER as RECIPES
@@ -185,8 +185,12 @@ def test_killed_sharded_and_merged_it_is_the_same_grid_and_nothing_is_made_twice
     again: list[str] = []
     for part in parts[:2]:
         part.run(on_record=lambda r: again.append(r.key))
-    with Lease(parts[0].root), pytest.raises(LeaseError):
-        Grid(settings, tmp_path / "parts", HERE).run()
+    with Lease(parts[0].root, LOCK):
+        for other in (None, Shard(1, 2), Shard(1, 3)):
+            with pytest.raises(LeaseError, match="1-of-3 is in use"):
+                Grid(settings, tmp_path / "parts", HERE, shard=other).run()
+    with Lease(tmp_path / "parts", LOCK), pytest.raises(LeaseError, match="parts is in use"):
+        parts[2].run()
     # Elsewhere, of another cut, and the rest of it all at once.
     away = HERE.model_copy(update={"known": (str(tmp_path / "parts" / "shards" / "*"),)})
     Grid(settings, tmp_path / "away", away).run(on_record=lambda r: again.append(r.key))
