@@ -80,6 +80,11 @@ class Known:
                     found.setdefault(keys[i], (number, scanned.part, int(i)))
         return found
 
+    @cached_property
+    def _bases(self) -> set[str]:
+        """Addresses of all parts."""
+        return {base for store in self._others for base in store.moments.read(["base"]).column("base").to_pylist()}
+
     def _loaded(self, keys: Sequence[str]) -> dict[str, EvaluationRecord]:
         by_part: dict[tuple[int, Part], list[tuple[int, str]]] = {}
         for key in keys:
@@ -114,8 +119,8 @@ class Known:
 
     def _parts(self, bases: set[str]) -> Iterator[list[MomentsRecord]]:
         """Parts of these evaluations, file by file: those of many may not fit into memory."""
-        wanted = pa.array(sorted(bases), pa.string())
-        for store in self._others if bases else ():
+        wanted = pa.array(sorted(bases & self._bases) if bases else [], pa.string())
+        for store in self._others if len(wanted) else ():
             for scanned in _scanned(store.moments, ("base",)):
                 chosen = pc.and_(pc.is_in(scanned.rows.column("base"), wanted), pa.array(scanned.keep))
                 if pc.any(chosen).as_py():

@@ -18,7 +18,6 @@ from fewstep.pipeline.settings import (
     REPORT_SEED_OFFSET,
     MeasuredSettings,
     Metrics,
-    SearchSettings,
     StudyName,
     parse_nfes,
     taught,
@@ -92,7 +91,9 @@ class GridSettings(Checked):
     metrics: Metrics = Field((FRECHET,), description=MeasuredSettings.model_fields["metric"].description)
     images: int = Field(1000, ge=2, le=MOST_IMAGES, description="images of each cell")
     calibration: str = Field(
-        "", description=str(SearchSettings.model_fields["base_schedule"].description).replace("keeps and joint ", "")
+        "",
+        description="schedule that configs are calibrated along, as PRESET/GRID@CALLS or a file [default: "
+        "unipc-2-bh2/karras-zero at the most calls]",
     )
     features: str = _same("features")
     reference: str = _same("reference")
