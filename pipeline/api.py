@@ -79,7 +79,9 @@ def search(
     elif model is not None:
         settings["model"] = str(model)
     chosen = search_settings(*layers, resolved(nested(SearchSettings, settings)))
-    execution = execution_of(executor, workers, address, device, timeout, known)
+    execution = execution_of(
+        executor=executor, workers=workers, address=address, device=device, timeout=timeout, known=known
+    )
 
     from fewstep.pipeline.display import SearchDisplay
 
@@ -126,7 +128,9 @@ def evaluate(
     Raises ConfigurationError for a choice that cannot be, EvaluationError where the images have no distance.
     """
     asked = built(MeasuredSettings, {**nested(MeasuredSettings, settings), "model": str(model)})
-    execution = execution_of(executor, workers, address, device, timeout, known)
+    execution = execution_of(
+        executor=executor, workers=workers, address=address, device=device, timeout=timeout, known=known
+    )
     return evaluate_subject(asked, chosen_sampler(asked, schedule, ode, rtol, atol), images, seed, Path(out), execution)
 
 
@@ -263,18 +267,11 @@ def _recipe(recipe: str | Path) -> dict[str, Any]:
     return read_study_file(path) if path.suffix == ".toml" else recipe_fields(str(recipe))
 
 
-def execution_of(
-    executor: str | None,
-    workers: int | None,
-    address: str | None,
-    device: str | None,
-    timeout: float | None,
-    known: Sequence[str | Path] = (),
-) -> ExecutionSettings:
-    """The settings of the arguments that are given."""
-    given = {"executor": executor, "workers": workers, "address": address, "device": device, "timeout": timeout}
-    folders = tuple(map(str, known))
-    return built(ExecutionSettings, {"known": folders, **{n: value for n, value in given.items() if value is not None}})
+def execution_of(**given: Any) -> ExecutionSettings:
+    """The settings of the arguments that are given; `known` may be paths, or one."""
+    known = given.get("known") or ()
+    given["known"] = (str(known),) if isinstance(known, str | Path) else tuple(map(str, known))
+    return built(ExecutionSettings, {name: value for name, value in given.items() if value is not None})
 
 
 def _called(s: SearchSettings, root: Path) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.api import execution_of, nested
+from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.grid.choose import Shard
 from fewstep.pipeline.grid.settings import GridSettings, grid_fields, grid_settings, read_grid_file
 
@@ -26,12 +27,6 @@ def grid(
     shard: str | None = None,
     retry: bool = False,
     compute: bool = True,
-    executor: str | None = None,
-    workers: int | None = None,
-    address: str | None = None,
-    device: str | None = None,
-    timeout: float | None = None,
-    known: Sequence[str | Path] = (),
     on_record: Callable[[EvaluationRecord], None] | None = None,
     **settings: Any,
 ) -> GridView:
@@ -40,15 +35,17 @@ def grid(
     `file` is a TOML file; `settings` are the fields of GridSettings, before those of the file: models, schedules, nfes,
     quantization, guidance, seeds, metrics, images, and the conditions' labels, prompts... `only` are patterns of cells'
     names or AXIS=VALUE; `shard` is a part, as 3/8; `retry` tries failed cells again; without `compute` nothing is
-    evaluated. `known` are folders whose evaluations are taken.
+    evaluated. `settings` are the fields of ExecutionSettings too: executor, workers, device, and `known`, folders whose
+    evaluations are taken.
 
     Raises ConfigurationError for settings that cannot be.
     """
     layers = [read_grid_file(Path(file))] if file is not None else []
     if isinstance(nfes := settings.get("nfes"), range):
         settings["nfes"] = tuple(nfes)
+    asked_of = {name: settings.pop(name) for name in ExecutionSettings.model_fields if name in settings}
+    execution = execution_of(**asked_of)
     chosen = grid_settings(*layers, grid_fields(nested(GridSettings, settings)))
-    execution = execution_of(executor, workers, address, device, timeout, known)
     asked = (only,) if isinstance(only, str) else tuple(only)
 
     from fewstep.pipeline.grid.grid import Grid

@@ -214,13 +214,13 @@ def grid_fields(fields: Mapping[str, Any], folder: Path = Path()) -> dict[str, A
 
 def _placed(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     made = {name: value for name, value in fields.items() if value is not None}
-    texts = ("models", "schedules", "quantization", "metrics", "calibration", *SHARED)
-    for name in texts:
+    for name in ("models", "schedules", "quantization", "metrics", "calibration", *SHARED):
         value = made.get(name)
         if isinstance(value, str):
             made[name] = placed(value, folder)
         elif isinstance(value, list | tuple):
-            made[name] = tuple(placed(each, folder) if isinstance(each, str) else each for each in value)
+            texts = [str(each) if isinstance(each, Path) else each for each in value]
+            made[name] = tuple(placed(each, folder) if isinstance(each, str) else each for each in texts)
     if isinstance(asked := made.get("conditions"), Mapping) and "prompts" in asked:
         made["conditions"] = {**asked, "prompts": prompts_of(asked["prompts"], folder)}
     return made

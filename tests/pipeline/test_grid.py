@@ -216,7 +216,7 @@ def test_grids_searches_and_evaluations_share_what_they_have_made(toy: Path, tmp
     evaluate(Subject(str(toy)), [preset_on_grid("heun/karras-zero", Subject(str(toy)).files.noise, 3)], 250, 0,
              tmp_path / "grid", HERE)  # fmt: skip
     grid = fewstep.grid(
-        models=str(toy), schedules=[str(tmp_path / "judged.json"), "heun/karras-zero"], nfes=[3], seeds=0, images=250,
+        models=str(toy), schedules=[tmp_path / "judged.json", "heun/karras-zero"], nfes=[3], seeds=0, images=250,
         out=tmp_path / "grid", known=[tmp_path / "first"], on_record=lambda r: pytest.fail("made again"),
     )  # fmt: skip
     cells = grid.cells()
