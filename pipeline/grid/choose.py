@@ -31,9 +31,10 @@ class Shard:
         """Where its tables lie, beneath the grid's folder."""
         return f"{self.number}-of-{self.count}"
 
-    def keys(self, every: Sequence[str]) -> set[str]:
-        """Its evaluations of all of the grid's, in the grid's order: every `count`-th one, so that parts cost alike."""
-        return set(list(dict.fromkeys(every))[self.number - 1 :: self.count])
+    def keys(self, calls: Mapping[str, int]) -> set[str]:
+        """Its evaluations of all of the grid's, whose denoiser calls are given: dealt out by them, so that parts cost
+        alike."""
+        return set(sorted(calls, key=lambda key: calls[key])[self.number - 1 :: self.count])
 
 
 def chosen(cells: Cells, only: Sequence[str]) -> Cells:

@@ -93,7 +93,7 @@ class Grid:
             for i, (group, evaluator) in enumerate(zip(self.groups, self.evaluators, strict=True))
             for cell in group.cells
         ]
-        ours = self.shard.keys([planned.key for planned in every]) if self.shard else None
+        ours = self.shard.keys({p.key: p.cell.point.nfe for p in every}) if self.shard else None
         return [p for p in every if p.cell.values in self._selected and (ours is None or p.key in ours)]
 
     def history(self) -> list[EvaluationRecord]:
