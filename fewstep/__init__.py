@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fewstep.pipeline.api import evaluate, load_study, search
+    from fewstep.pipeline.grid.api import GridView, grid
     from fewstep.pipeline.view import Evaluation, Found, StudyView
     from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
     from fewstep.tasks.quantization.storage import load_quantized
@@ -19,7 +20,9 @@ _HOMES = {
     "Evaluation": "pipeline.view",
     "Found": "pipeline.view",
     "StudyView": "pipeline.view",
+    "GridView": "pipeline.grid.api",
     "evaluate": "pipeline.api",
+    "grid": "pipeline.grid.api",
     "load_study": "pipeline.api",
     "search": "pipeline.api",
     "SolverSchedule": "search_spaces.schedule",
@@ -34,10 +37,12 @@ __all__ = [
     "Evaluation",
     "FewStepScheduler",
     "Found",
+    "GridView",
     "SolverSchedule",
     "StudyView",
     "__version__",
     "evaluate",
+    "grid",
     "load_quantized",
     "load_schedule",
     "load_study",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,9 @@ from pydantic import BaseModel
 
 from fewstep.errors import ConfigurationError, StorageError, TrackingError
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import TEACHER, MeasuredSettings, SearchSettings, SubjectSettings
+from fewstep.pipeline.settings import MeasuredSettings, SearchSettings, SubjectSettings
 from fewstep.pipeline.study_file import NESTED, read_study_file, resolved, search_settings
+from fewstep.pipeline.subjects import subject_of, teacher_of
 from fewstep.pipeline.values import built, find_field
 from fewstep.pipeline.view import Evaluation, StudyView
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from fewstep.pipeline.study import Outcome, Study
     from fewstep.search_spaces.ode import Sampler
     from fewstep.storage.records import EvaluationRecord
-    from fewstep.tasks.work import Subject
 
 MODEL_FOLDER = "model"
 ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
@@ -47,6 +47,7 @@ def search(
     address: str | None = None,
     device: str | None = None,
     timeout: float | None = None,
+    known: Sequence[str | Path] = (),
     tracking_uri: str | None = None,
     optuna_storage: str | None = None,
     progress: bool = True,
@@ -59,8 +60,9 @@ def search(
     folder [default: runs/NAME]: a study in it with equal settings is gone on with, or, where it is finished, read.
     `recipe` is a recipe's name or a TOML study file; arguments go before what it says. `settings` are the other
     fields of SearchSettings; those of the conditions (labels, guidance, prompts...) can be given as they are.
-    `executor`, `workers`, `address` and `device` say where it runs, `timeout` after how many seconds a task hangs;
-    `tracking_uri` logs to that MLflow server; Optuna's study is kept in `optuna_storage`, by default in the folder.
+    `executor`, `workers`, `address` and `device` say where it runs, `timeout` after how many seconds a task hangs,
+    `known` which folders' evaluations are taken; `tracking_uri` logs to that MLflow server, and Optuna's study is kept
+    in `optuna_storage`, by default in the folder.
 
     Raises ConfigurationError for settings that cannot be, or where `out` holds a study with others.
     """
@@ -78,8 +80,10 @@ def search(
         settings["model"] = _saved(model, Path(out) / MODEL_FOLDER)
     elif model is not None:
         settings["model"] = str(model)
-    chosen = search_settings(*layers, resolved(_nested(SearchSettings, settings)))
-    execution = _execution(executor, workers, address, device, timeout)
+    chosen = search_settings(*layers, resolved(nested(SearchSettings, settings)))
+    execution = execution_of(
+        executor=executor, workers=workers, address=address, device=device, timeout=timeout, known=known
+    )
 
     from fewstep.pipeline.display import SearchDisplay
 
@@ -119,6 +123,7 @@ def evaluate(
     address: str | None = None,
     device: str | None = None,
     timeout: float | None = None,
+    known: Sequence[str | Path] = (),
     **settings: Any,
 ) -> Evaluation:
     """The Frechet distance of a schedule (or its file, or PRESET/GRID@CALLS), or of an ODE solver, with its interval.
@@ -130,8 +135,10 @@ def evaluate(
 
     Raises ConfigurationError for a choice that cannot be, EvaluationError where the images have no distance.
     """
-    asked = built(MeasuredSettings, {**_nested(MeasuredSettings, settings), "model": str(model)})
-    execution = _execution(executor, workers, address, device, timeout)
+    asked = built(MeasuredSettings, {**nested(MeasuredSettings, settings), "model": str(model)})
+    execution = execution_of(
+        executor=executor, workers=workers, address=address, device=device, timeout=timeout, known=known
+    )
     return evaluate_subject(asked, chosen_sampler(asked, schedule, ode, rtol, atol), images, seed, Path(out), execution)
 
 
@@ -186,26 +193,6 @@ def run_study(
             hint += f" (with --optuna {masked_argument(optuna_storage)})"
         print(f"warning: {' '.join(str(error).split())}; nothing is lost: {hint}", file=sys.stderr)
     return outcome, uri
-
-
-def subject_of(settings: SubjectSettings) -> Subject:
-    """What a campaign evaluates."""
-    from fewstep.tasks.work import Subject
-
-    s = settings
-    runtime: Any = "integer" if s.integer else "reference"
-    return Subject(
-        s.model, s.features, s.reference, s.conditions, s.statistics, s.quantized, runtime, s.judge, loading=s.loading
-    )
-
-
-def teacher_of(settings: MeasuredSettings) -> SolverSchedule | None:
-    """The teacher, where a metric compares with one."""
-    from fewstep.tasks.sampling.grids import parse_schedule
-
-    if not settings.is_taught:
-        return None
-    return parse_schedule(settings.teacher or TEACHER, settings.files.noise)
 
 
 def evaluate_subject(
@@ -268,7 +255,7 @@ def chosen_sampler(
 # -- arguments ------------------------------------------------------------------------------------------
 
 
-def _nested(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def nested(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments as the settings nest them: `labels` goes into `conditions`. ConfigurationError for an unknown name."""
     found: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
@@ -295,10 +282,10 @@ def _recipe(recipe: str | Path) -> dict[str, Any]:
     return read_study_file(path) if path.suffix == ".toml" else recipe_fields(str(recipe))
 
 
-def _execution(
-    executor: str | None, workers: int | None, address: str | None, device: str | None, timeout: float | None
-) -> ExecutionSettings:
-    given = {"executor": executor, "workers": workers, "address": address, "device": device, "timeout": timeout}
+def execution_of(**given: Any) -> ExecutionSettings:
+    """The settings of the arguments that are given; `known` may be paths, or one."""
+    known = given.get("known") or ()
+    given["known"] = (str(known),) if isinstance(known, str | Path) else tuple(map(str, known))
     return built(ExecutionSettings, {name: value for name, value in given.items() if value is not None})
 
 

@@ -10,10 +10,11 @@ import platform
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -22,6 +23,7 @@ from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.pipeline.dependencies import check_folder, dependencies
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
+from fewstep.pipeline.known import Known
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all
 from fewstep.pipeline.reports.rows import Row, row_of
 from fewstep.pipeline.trial import Candidate, Rung, Work
@@ -47,9 +49,16 @@ def opened(
     """A driver that goes on after what a study has, its workers set up; close its executor in the end."""
     worker = WorkerSettings(evaluator.subject, execution.device, cache=cache)
     where = {"study": evaluator.study}
-    order = max((r.order for r in evaluator.store.evaluations.records(where)), default=-1) + 1
     events = max((e.order for e in evaluator.store.events.records(where)), default=-1) + 1
-    return Driver(evaluator, make_executor(execution, worker), evaluator.store, order, events, on_record)
+    known = Known(evaluator.store, evaluator.study, execution.known) if execution.known else None
+    order = _next(evaluator, "order")
+    return Driver(evaluator, make_executor(execution, worker), evaluator.store, order, events, on_record, known)
+
+
+def _next(evaluator: Evaluator, column: str) -> int:
+    """The number behind those that a study has in a column."""
+    numbers = evaluator.store.evaluations.read([column], {"study": evaluator.study}).column(column).to_pylist()
+    return max(numbers, default=-1) + 1
 
 
 def completed(evaluator: Evaluator) -> dict[str, EvaluationRecord]:
@@ -79,7 +88,9 @@ def register(
     past = store.studies.records()
     others = [r.study for r in past if r.study != study]
     if others:
-        raise ConfigurationError(f"{root} holds the study {others[-1]!r}: choose another --out")
+        raise ConfigurationError(
+            f"{root} holds the study {others[-1]!r}: choose another --out, and --known {root} takes what it has"
+        )
     text = settings.model_dump_json()
     known = past[-1].hashes if past else {}
     if past and past[-1].settings_json == text:
@@ -97,7 +108,8 @@ class Campaign:
     """Evaluations of one subject, kept in `root` under the name `study`.
 
     Distances are to the `teacher`'s samples; `cache` is the folder of what workers make and keep. With `parts`, an
-    evaluation whose stored parts were lost is not taken for done.
+    evaluation whose stored parts were lost is not taken for done. `elsewhere` is what others have evaluated, by
+    default beneath the folders that `execution` names.
     """
 
     subject: Subject
@@ -108,10 +120,12 @@ class Campaign:
     cache: str = ""
     on_record: OnRecord | None = None
     parts: bool = False
+    elsewhere: Known | None = None
+    loaded: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     def evaluator(self) -> Evaluator:
         """Plans evaluations and reads them from the store; ConfigurationError where the subject cannot be asked so."""
-        evaluator = Evaluator(self.study, self.subject, Store(self.root), self.teacher)
+        evaluator = Evaluator(self.study, self.subject, Store(self.root), self.teacher, self.loaded)
         files = evaluator.files
         self.subject.conditions.check(files)
         return evaluator
@@ -123,7 +137,7 @@ class Campaign:
             self.check(evaluator, [rung.metric for *_, rung in cells])
             work = self._work(evaluator, cells)
             failed: dict[str, EvaluationRecord] = {}
-            todo = missing(evaluator, work)
+            todo = self._taken(evaluator, missing(evaluator, work))
             if self.parts:
                 todo += [
                     (c, rung) for c, rung in work if (c, rung) not in todo and not evaluator.has_parts(c.point, rung)
@@ -133,6 +147,20 @@ class Campaign:
                     failed = {r.key: r for r in evaluate_all(todo, driver)}
             known = failed | completed(evaluator)
             return [known[evaluator.key(candidate.point, rung)] for candidate, rung in work]
+
+    def take(self, cells: Sequence[Cell]) -> None:
+        """Copy what is known elsewhere of the cells into the own tables; nothing is computed."""
+        with Lease(self.root):
+            evaluator = self.evaluator()
+            self._taken(evaluator, missing(evaluator, self._work(evaluator, cells)))
+
+    def _taken(self, evaluator: Evaluator, todo: list[Work]) -> list[Work]:
+        """What is left to evaluate when what is known from elsewhere is in the own tables."""
+        known = self.elsewhere or Known(evaluator.store, self.study, self.execution.known)
+        records, left = known.take(evaluator, todo)
+        order = _next(evaluator, "order")
+        evaluator.store.evaluations.append([replace(r, order=order + i) for i, r in enumerate(records)])
+        return left
 
     def check(self, evaluator: Evaluator, metrics: Iterable[str]) -> dict[str, str]:
         """What values of these metrics depend on; refused where they cannot be measured, or the folder's are of others.
@@ -153,8 +181,7 @@ class Campaign:
 
     @staticmethod
     def _work(evaluator: Evaluator, cells: Sequence[Cell]) -> list[Work]:
-        numbers = evaluator.store.evaluations.read(["trial"], {"study": evaluator.study}).column("trial").to_pylist()
-        first = max(numbers, default=-1) + 1
+        first = _next(evaluator, "trial")
         return [(Candidate(first + i, as_point(what), origin), rung) for i, (what, origin, rung) in enumerate(cells)]
 
 

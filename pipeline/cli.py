@@ -28,6 +28,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "measure": {
         "evaluate": "Frechet distance of a schedule or an ODE solver, with its interval.",
+        "grid": "Evaluate a grid of models, schedules, calls, bits, guidance, seeds and metrics.",
         "compare": "Difference of two schedules or two fronts on the same noise.",
         "explain": "Which decision of a schedule bought what.",
     },

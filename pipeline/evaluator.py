@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, EvaluationError
@@ -51,15 +52,22 @@ class _Pending:
 
 
 class Evaluator:
-    """Plans evaluations of one subject, and scores them."""
+    """Plans evaluations of one subject, and scores them; `loaded` is what it shares with others, see `Setting`."""
 
-    def __init__(self, study: str, subject: Subject, store: Store, teacher: SolverSchedule | None = None) -> None:
+    def __init__(
+        self,
+        study: str,
+        subject: Subject,
+        store: Store,
+        teacher: SolverSchedule | None = None,
+        loaded: dict[tuple[str, ...], Any] | None = None,
+    ) -> None:
         self.study, self.subject, self.store, self.teacher = study, subject, store, teacher
         self.files = subject.files
         self.statistics_hash = (
             ModelStatistics.load_for(Path(subject.statistics), self.files).hash if subject.statistics else ""
         )
-        self._setting = Setting(subject, self.files)
+        self._setting = Setting(subject, self.files, loaded=loaded)
         self._metrics: dict[str, Metric] = {}
         self._pending: dict[str, _Pending] = {}
         self._parts: dict[str, dict[int, Part]] = {}
@@ -146,13 +154,8 @@ class Evaluator:
         Never empty: where every image is known already, the last group is run again.
         """
         key, text = self.key(candidate.point, rung), candidate.point.to_json()
-        base, runs = "", [(0, rung.images)]
-        if self.metric(rung.metric).grows:
-            base = self.base(candidate.point, rung)
-            known = self._known(base)
-            starts = [s for s in range(0, rung.images, GROUP) if not _covers(known, s, rung.images)]
-            starts = starts or [(rung.images - 1) // GROUP * GROUP]
-            runs = [(a, min(b + GROUP, rung.images) - a) for a, b in _runs(starts, IMAGES_PER_TASK)]
+        base = self.base(candidate.point, rung) if self.metric(rung.metric).grows else ""
+        runs = self._runs(base, rung)
         if self.metric(rung.metric).taught and not self._teacher_json:
             raise ConfigurationError(f"metric {rung.metric} compares with a teacher, and there is none here")
         taught = {"teacher": self._teacher_json} if self.metric(rung.metric).taught else {}
@@ -160,6 +163,20 @@ class Evaluator:
         tasks = [Task(key, rung.metric, text, rung.seed, first, count, arguments) for first, count in runs]
         self._pending[key] = _Pending(candidate, rung, base, {t.start for t in tasks})
         return tasks
+
+    def images_of(self, point: Point, rung: Rung) -> int:
+        """Images that an evaluation would make: those that are not kept from a smaller one."""
+        base = self.base(point, rung) if self.metric(rung.metric).grows else ""
+        return sum(count for _, count in self._runs(base, rung))
+
+    def _runs(self, base: str, rung: Rung) -> list[tuple[int, int]]:
+        """(first, count) of the images to make; `base` is that of the parts, where those are kept."""
+        if not base:
+            return [(0, rung.images)]
+        known = self._known(base)
+        starts = [s for s in range(0, rung.images, GROUP) if not _covers(known, s, rung.images)]
+        starts = starts or [(rung.images - 1) // GROUP * GROUP]
+        return [(a, min(b + GROUP, rung.images) - a) for a, b in _runs(starts, IMAGES_PER_TASK)]
 
     def parts(self, point: Point, rung: Rung) -> list[Part]:
         """The stored parts of a whole evaluation, in order; KeyError where one is missing."""
@@ -172,6 +189,14 @@ class Evaluator:
             return True
         known = self._known(self.base(point, rung))
         return all(start in known for start in range(0, rung.images - GROUP + 1, GROUP))
+
+    def adopt(self, rows: Sequence[MomentsRecord]) -> list[MomentsRecord]:
+        """Parts that were made elsewhere, for the caller to write: those that are not stored here yet."""
+        new = [row for row in rows if row.start not in self._known(row.base)]
+        for row in new:
+            self._stored.add(row.base)
+            self._known(row.base)[row.start] = _part(row)
+        return new
 
     def _known(self, base: str) -> dict[int, Part]:
         if base not in self._parts:

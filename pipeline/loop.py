@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import Executor
 from fewstep.pipeline.failures import FailureWatch
+from fewstep.pipeline.known import Known
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.trial import Candidate, Rung
 from fewstep.storage.records import EvaluationRecord, EventRecord
@@ -46,7 +48,9 @@ class Driver:
         order: int = 0,
         event_order: int = 0,
         on_record: OnRecord | None = None,
+        known: Known | None = None,
     ) -> None:
+        self._known, self._taken = known, deque[EvaluationRecord]()
         self.evaluator, self.executor, self.store = evaluator, executor, store
         self.order, self.event_order, self.clock = order, event_order, Clock()
         self._on_record = on_record
@@ -57,8 +61,17 @@ class Driver:
         statuses: list[str] = found.to_pylist()
         return statuses
 
+    @property
+    def in_flight(self) -> int:
+        """What `next_record` has still to wait for."""
+        return self.executor.in_flight + len(self._taken)
+
     def submit(self, candidate: Candidate, rung: Rung) -> None:
-        """Start an evaluation: its tasks go to the executor."""
+        """Start an evaluation: its tasks go to the executor, unless it is known from elsewhere."""
+        taken = self._known.take(self.evaluator, [(candidate, rung)])[0] if self._known else ()
+        self._taken.extend(taken)
+        if taken:
+            return
         for task in self.evaluator.plan(candidate, rung):
             self.executor.submit(task)
 
@@ -67,6 +80,8 @@ class Driver:
 
         EvaluationError where so many failed that the others would.
         """
+        if self._taken:
+            return self._recorded(replace(self._taken.popleft(), order=self.order))
         begun = time.perf_counter()
         try:
             result = self.executor.next()
@@ -79,8 +94,9 @@ class Driver:
         # is killed goes on where it was.
         if moments:
             self.store.moments.append(moments)
-        if record is None:
-            return None
+        return None if record is None else self._recorded(record)
+
+    def _recorded(self, record: EvaluationRecord) -> EvaluationRecord:
         self.store.evaluations.append([record])
         self.order += 1
         if self._on_record:
@@ -112,9 +128,9 @@ def search(state: Search, driver: Driver) -> None:
     begun = time.perf_counter()
     executor = driver.executor
     while True:
-        while executor.in_flight < executor.capacity and (work := state.next_work()):
+        while driver.in_flight < executor.capacity and (work := state.next_work()):
             driver.submit(*work)
-        if not executor.in_flight:
+        if not driver.in_flight:
             driver.tell(state.news)
             if not state.enter_finals():
                 break
@@ -133,8 +149,8 @@ def evaluate_all(work: Iterable[tuple[Candidate, Rung]], driver: Driver) -> list
     begun = time.perf_counter()
     waiting = list(work)[::-1]
     records = []
-    while waiting or driver.executor.in_flight:
-        while waiting and driver.executor.in_flight < driver.executor.capacity:
+    while waiting or driver.in_flight:
+        while waiting and driver.in_flight < driver.executor.capacity:
             driver.submit(*waiting.pop())
         record = driver.next_record()
         if record is not None:

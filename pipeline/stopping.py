@@ -80,7 +80,8 @@ def typed() -> str:
 
 def spelled(words: Sequence[str], options: Mapping[str, Any]) -> str:
     """A command with its options, to be typed; those without a value are left out."""
-    given = [(f"--{name.replace('_', '-')}", value) for name, value in options.items()]
+    texts = {name: ",".join(map(str, v)) if isinstance(v, tuple) else v for name, v in options.items()}
+    given = [(f"--{name.replace('_', '-')}", value) for name, value in texts.items()]
     flags = [[flag] if value is True else [flag, str(value)] for flag, value in given if value not in (None, False)]
     return shlex.join(["fewstep", *words, *(masked_argument(word) for pair in flags for word in pair)])
 

@@ -42,7 +42,7 @@ def resolved(fields: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]
     `nfes` may be text as 3-6, `guidance` a range as 1:8. ConfigurationError for a name that is no setting.
     """
     made: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
-    _check_names(SearchSettings, made)
+    check_names(SearchSettings, made)
     if isinstance(made.get("conditions"), BaseModel):
         made["conditions"] = made["conditions"].model_dump()
     for name in PLACES:
@@ -50,10 +50,10 @@ def resolved(fields: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]
         if isinstance(value, str) and value and _is_there(folder / value):
             made[name] = str(folder / value)
     if isinstance(features := made.get("features"), str):
-        made["features"] = _placed(features, folder)
+        made["features"] = placed(features, folder)
     if "metric" in made:
         named = made["metric"]
-        made["metric"] = tuple(_placed(m, folder) for m in ([named] if isinstance(named, str) else named))
+        made["metric"] = tuple(placed(m, folder) for m in ([named] if isinstance(named, str) else named))
     if isinstance(made.get("nfes"), str):
         made["nfes"] = parse_nfes(made["nfes"])
     if "warm_start" in made:
@@ -66,7 +66,7 @@ def resolved(fields: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]
     return made
 
 
-def _placed(text: str, folder: Path) -> str:
+def placed(text: str, folder: Path) -> str:
     """A name that may hold a place, as kid:FOLDER, FILE.py:CALLABLE or both, with that place found from `folder`."""
     pieces = text.split(":")
     for i, piece in enumerate(pieces):
@@ -79,18 +79,24 @@ def _placed(text: str, folder: Path) -> str:
 def _condition(made: dict[str, Any], folder: Path) -> None:
     """Read the prompts' file, and a range of guidance; a scale alone searches none."""
     conditions = made["conditions"]
-    prompts = conditions.get("prompts")
-    if isinstance(prompts, list | tuple):
-        conditions["prompts"] = join_prompts(prompts)
-    elif isinstance(prompts, Path) or (isinstance(prompts, str) and "\n" not in prompts and prompts):
-        path = folder / prompts
-        if isinstance(prompts, Path) or prompts.endswith(".txt") or _is_there(path):
-            conditions["prompts"] = read_prompts(path)
+    if "prompts" in conditions:
+        conditions["prompts"] = prompts_of(conditions["prompts"], folder)
     if "guidance" in conditions:
         scale, ends = guidance_range(str(conditions["guidance"]))
         conditions["guidance"] = scale
         if ends is not None or "guidance_range" not in made:
             made["guidance_range"] = ends
+
+
+def prompts_of(given: Any, folder: Path) -> Any:
+    """Prompts as conditions keep them, of a list, of a file's name, or as they are."""
+    if isinstance(given, list | tuple):
+        return join_prompts(given)
+    if isinstance(given, Path) or (isinstance(given, str) and "\n" not in given and given):
+        path = folder / given
+        if isinstance(given, Path) or given.endswith(".txt") or _is_there(path):
+            return read_prompts(path)
+    return given
 
 
 def guidance_range(text: str) -> tuple[float, tuple[float, float] | None]:
@@ -129,7 +135,7 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _check_names(settings: type[BaseModel], fields: Mapping[str, Any], within: str = "") -> None:
+def check_names(settings: type[BaseModel], fields: Mapping[str, Any], within: str = "") -> None:
     for name, value in fields.items():
         if name not in settings.model_fields:
             raise ConfigurationError(f"unknown setting {within + name!r}: choose from {listed(settings)}")
@@ -137,7 +143,7 @@ def _check_names(settings: type[BaseModel], fields: Mapping[str, Any], within: s
         if isinstance(kind, type) and issubclass(kind, BaseModel) and not isinstance(value, BaseModel):
             if not isinstance(value, Mapping):
                 raise ConfigurationError(f"{name} is a table: write [{name}] and {', '.join(kind.model_fields)} below")
-            _check_names(kind, value, f"{name}.")
+            check_names(kind, value, f"{name}.")
 
 
 def _model_settings(fields: Mapping[str, Any]) -> ModelSettings:

@@ -18,7 +18,7 @@ from fewstep.storage.masking import masked_argument, told_text, without_home, wi
 from fewstep.storage.names import wrong_path
 from fewstep.storage.store import Store
 from fewstep.storage.tracking_client import artifact_location, connect, default_tracking_uri, follow, is_locked
-from fewstep.storage.tracking_plan import CANDIDATE_TAG, RunPlan, StudyPlan, plan_study
+from fewstep.storage.tracking_plan import CANDIDATE_TAG, RunPlan, StudyPlan, plan_study, with_figures
 from fewstep.storage.tracking_runs import PARAM_LENGTH, PARENT_TAG, runs_of
 
 if TYPE_CHECKING:
@@ -44,11 +44,13 @@ def sync(
     experiment: str = "fewstep",
     timeout: float = 5.0,
     front_rung: str | None = None,
+    figures: Mapping[str, float] | None = None,
 ) -> str:
     """Bring MLflow's runs of one study up to date with the tables; returns the study's run id.
 
     The curve is of `rung`, the nested runs are the front of `front_rung`, by default the same.
-    `artifacts` are files by the name (slashes make folders) to show them under in the study's run,
+    `figures` are further metrics of the study's run. `artifacts` are files by the name (slashes make
+    folders) to show them under in the study's run,
     `candidate_artifacts` the same for members of the front, by candidate hash. Requests wait at most
     `timeout` seconds and are tried twice. Parameters keep their first value, as MLflow demands; the
     artifact settings.json is always the latest. Raises StorageError for an unknown study or an
@@ -57,7 +59,7 @@ def sync(
     shown: dict[str | None, Files] = {None: artifacts or {}}
     shown.update(candidate_artifacts or {})
     _check_files([entry for files in shown.values() for entry in files.items()])
-    plan = plan_study(store, study, rung, front_rung)
+    plan = with_figures(plan_study(store, study, rung, front_rung), figures or {})
     deadline = time.monotonic() + PATIENCE
     while True:
         try:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -102,6 +102,14 @@ def plan_study(store: Store, study: str, rung: str = "frechet", front_rung: str 
     parent = _plan_parent(study, tags, settings, rows, events, rung)
     shown = [*_surrogate_points(events), *(point for row in rows for point in _figures(row))]
     return StudyPlan(study_id, parent, members, frozenset((point.value, point.time) for point in shown))
+
+
+def with_figures(plan: StudyPlan, figures: Mapping[str, float]) -> StudyPlan:
+    """The plan with metrics of the study's run that its tables do not name, as of its end."""
+    parent, ends = plan.parent, plan.parent.end
+    points = [Point(_NOT_IN_A_PARAM.sub("_", name), value, 0, ends) for name, value in figures.items()]
+    values = plan.values | {(point.value, point.time) for point in points}
+    return replace(plan, parent=replace(parent, points=[*parent.points, *points]), values=values)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -41,9 +41,9 @@ def command(
     An interval that leaves out 0 says that one of them is better, often where their own intervals overlap.
     """
     from fewstep.files import write_text
-    from fewstep.pipeline.api import subject_of, teacher_of
     from fewstep.pipeline.campaign import check_groups, check_paired, compare, evaluate, pairs_by_nfe
     from fewstep.pipeline.reports.csv import results_csv
+    from fewstep.pipeline.subjects import subject_of, teacher_of
 
     files, asked = subject.files, subject_of(subject)
     teacher = teacher_of(subject)

@@ -39,9 +39,9 @@ def command(
     """
     from fewstep.dashboards.drawings import save_schedules
     from fewstep.files import write_text
-    from fewstep.pipeline.api import subject_of, teacher_of
     from fewstep.pipeline.explain import explain
     from fewstep.pipeline.reports.csv import results_csv
+    from fewstep.pipeline.subjects import subject_of, teacher_of
     from fewstep.tasks.sampling.grids import parse_schedule
 
     if len(subject.metric) > 1:

@@ -49,9 +49,9 @@ def command(
     with the distance that the images move by, and for a study or --features the Frechet distances.
     """
     from fewstep.files import write_text
-    from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.plain import lines, measured_plain
     from fewstep.pipeline.projection import measured_loss, measured_projection
+    from fewstep.pipeline.subjects import subject_of
     from fewstep.search_spaces.schedule import load_schedule
     from fewstep.tasks.models.statistics import ModelStatistics
     from fewstep.tasks.sampling.scheduler import FewStepScheduler

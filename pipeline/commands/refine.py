@@ -72,8 +72,8 @@ def command(
     A backward pass through a denoiser call counts as two calls. Killed, the same command goes on.
     """
     from fewstep.files import write_text
-    from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.refinement import KINDS, published, refine, select
+    from fewstep.pipeline.subjects import subject_of
     from fewstep.tasks.metrics.metric import Setting
     from fewstep.tasks.refinement.features import check_tunable
     from fewstep.tasks.refinement.moment_plan import MomentPlan

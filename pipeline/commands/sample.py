@@ -30,8 +30,8 @@ def command(
     from PIL import Image
 
     from fewstep.files import write_whole
-    from fewstep.pipeline.api import subject_of
     from fewstep.pipeline.reports.pictures import to_pixels
+    from fewstep.pipeline.subjects import subject_of
     from fewstep.search_spaces.point import as_point
     from fewstep.tasks.sampling.grids import parse_schedule
     from fewstep.tasks.work import WorkerSettings

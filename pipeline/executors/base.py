@@ -56,6 +56,12 @@ class ExecutionSettings(Checked):
         description="cpu, cuda or, in-process, cuda:1; on Ray every worker gets a GPU of its own, whatever the index",
     )
 
+    known: tuple[str, ...] = Field(
+        (),
+        description="folders of searches, grids or evaluations whose results are taken, not computed again; patterns, "
+        "as 'runs/*'",
+    )
+
     @field_validator("executor")
     @classmethod
     def _exists(cls, name: str) -> str:

@@ -7,11 +7,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewstep.pipeline.reports.provenance import made_by, provenance
 from fewstep.pipeline.reports.rows import Row
 from fewstep.storage.records import EvaluationRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def results_csv(
@@ -39,6 +42,12 @@ def results_csv(
     writer.writerow(columns)
     writer.writerows([_cell(getattr(row, name)) for name in columns] for row in rows)
     return out.getvalue()
+
+
+def frame_csv(table: pd.DataFrame, head: Mapping[str, str]) -> str:
+    """A table as CSV under the same kind of lines."""
+    lines = "".join(f"# {name}: {' '.join(value.split())}\n" for name, value in head.items())
+    return lines + str(table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
 def _cell(value: object) -> object:

@@ -9,11 +9,11 @@ as `kid:dinov2`, or whatever else it measures with.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from fewstep.errors import ConfigurationError
 from fewstep.plugins import Registry
@@ -28,6 +28,8 @@ from fewstep.tasks.work import Measured, Part, Subject, Task
 
 if TYPE_CHECKING:
     from fewstep.tasks.worker import Worker
+
+T = TypeVar("T")
 
 METRICS = Registry(
     "metric",
@@ -50,10 +52,16 @@ METRICS = Registry(
 
 
 class Setting:
-    """What all metrics of a process share: the subject, its model's files, and features loaded once, when asked for."""
+    """What all metrics of a process share: the subject, its model's files, and features loaded once, when asked for.
 
-    def __init__(self, subject: Subject, files: ModelFiles, device: str = "cpu") -> None:
+    Settings of several subjects that are given one `loaded` share what they load, where it is of the same places.
+    """
+
+    def __init__(
+        self, subject: Subject, files: ModelFiles, device: str = "cpu", loaded: dict[tuple[str, ...], Any] | None = None
+    ) -> None:
         self.subject, self.files, self.device = subject, files, device
+        self.loaded = {} if loaded is None else loaded
         self._others: dict[str, Setting] = {}
 
     def of(self, features: str) -> Setting:
@@ -61,23 +69,34 @@ class Setting:
         if features == self.subject.features:
             return self
         if features not in self._others:
-            self._others[features] = Setting(replace(self.subject, features=features), self.files, self.device)
+            self._others[features] = Setting(
+                replace(self.subject, features=features), self.files, self.device, self.loaded
+            )
         return self._others[features]
 
     @cached_property
     def extractor(self) -> FeatureExtractor:
         """The subject's feature space."""
-        return make_extractor(self.subject.features, self.files, self.device)
+        return self._once("extractor", lambda: make_extractor(self.subject.features, self.files, self.device))
 
     @cached_property
     def reference(self) -> tuple[ReferenceMoments, str]:
         """Moments of the subject's reference in that space, and their content address."""
-        return load_reference(self.subject.reference, self.files, self.subject.features, self.extractor)
+        reference, features = self.subject.reference, self.subject.features
+        return self._once("reference", lambda: load_reference(reference, self.files, features, self.extractor))
 
     @cached_property
     def samples(self) -> tuple[Array, str]:
         """Features (M, D) of the images of the subject's reference, and their content address."""
-        return load_reference_features(self.subject.reference, self.files, self.extractor)
+        reference = self.subject.reference
+        return self._once("samples", lambda: load_reference_features(reference, self.files, self.extractor))
+
+    def _once(self, what: str, load: Callable[[], T]) -> T:
+        key = (what, str(self.files.root), self.subject.features, self.subject.reference, self.device)
+        if key not in self.loaded:
+            self.loaded[key] = load()
+        found: T = self.loaded[key]
+        return found
 
 
 @dataclass(frozen=True)

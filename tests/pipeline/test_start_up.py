@@ -11,7 +11,10 @@ LIGHT = [
     ["--help"],
     ["zoo"],
     ["search", "--model", "digits-ddpm", "--print"],
-    *([*command, "--help"] for command in (["search"], ["report"], ["baseline"], ["export"], ["edit", "search"])),
+    *(
+        [*command, "--help"]
+        for command in (["search"], ["grid"], ["report"], ["baseline"], ["export"], ["edit", "search"])
+    ),
 ]
 CODE = """
 import json, sys
