@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from fewstep.errors import ModelError
 from fewstep.search_spaces.schedule import Threshold
-from fewstep.tasks.models.noise_schedule import OutputMap, check_start, check_time, standard_output_map
+from fewstep.tasks.models.noise_schedule import (
+    DiscreteVP,
+    NoiseSchedule,
+    OutputMap,
+    check_start,
+    check_time,
+    standard_output_map,
+)
 
 if TYPE_CHECKING:
     from fewstep.tasks.models.stock_times import StockTimes
@@ -207,6 +214,18 @@ class FlowMatching:
         if output == "v_prediction":
             raise ModelError("a flow's velocity is called flow_prediction: set prediction_type")
         return standard_output_map(output, alpha, sigma)
+
+
+def lambda_of_strength(noise: NoiseSchedule, strength: float) -> float:
+    """Where a pipeline begins that puts noise of a `strength` (0 to 1) on an image: at that part of the times.
+
+    ModelError for noise that no such pipeline has.
+    """
+    if isinstance(noise, FlowMatching):
+        return noise.lambda_at(noise.shifted(strength * noise.scale))
+    if isinstance(noise, DiscreteVP):
+        return noise.lambda_at(strength * noise.time(noise.lambda_start))
+    raise ModelError(f"strength {strength:g} is not known for the noise of a {type(noise).__name__}")
 
 
 def _sigmoid(value: float) -> float:

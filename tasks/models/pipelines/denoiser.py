@@ -24,6 +24,11 @@ from fewstep.tasks.models.pipelines.files import PipelineFiles
 from fewstep.tasks.models.pipelines.loading import load_pipeline
 from fewstep.tasks.models.pipelines.puppet import MANY, Ears, Interrupted, Puppet
 
+# Of noise: hardly any is left out.
+LESS = 1 - 1 / MANY
+# Of the norm: so much does rounding change noise that is scaled.
+SAME = 1e-5
+
 
 class PipelineDenoiser(Denoiser):
     """A pipeline under fixed conditions; `calls` counts one call an image, guided or not.
@@ -49,8 +54,9 @@ class PipelineDenoiser(Denoiser):
         remembered_prompts(self.pipe)
         self.pipe.scheduler = self._puppet
         self.calls, self._scale = 0, self.conditions.guidance
-        # Of pipelines that put noise on the known part of an image at every step: it is that which they begin with.
-        self._noise: dict[tuple[int, ...], Tensor] = {}
+        # Of pipelines that put noise on the known part of an image at every step: each image's, and where it begins.
+        self._noise: dict[int, Tensor] = {}
+        self._begun: dict[int, Tensor] = {}
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -68,7 +74,8 @@ class PipelineDenoiser(Denoiser):
     ) -> Callable[[Tensor, float | Tensor], Tensor]:
         """The denoiser for the images `indices`; `guidance` goes before the conditions' own scale.
 
-        Where a pipeline puts back the known part of an image between steps, a call does so in its x.
+        Where a pipeline puts back the known part of an image between steps, a call does so in its x; but not where
+        it begins, as the pipeline does not.
         """
         scale = self.conditions.guidance if guidance is None else guidance
         if skips:
@@ -82,11 +89,12 @@ class PipelineDenoiser(Denoiser):
             if isinstance(time, Tensor) and time.ndim:
                 raise ConfigurationError("a pipeline has one time for the whole batch: use a schedule, or a fixed step")
             self.calls += len(x)
-            self._puppet.ask(float(time), x)
             self._scale = scale
-            caught = self._called(indices, scale)
+            first = self._is_start(x, indices)
+            self._puppet.ask(float(time), None if first else x)
+            caught = self._called(indices, scale, begun=x if first else None)
             assert isinstance(caught, Interrupted)
-            if "mask_image" in self.files.takes:
+            if "mask_image" in self.files.takes and not first:
                 # Between steps such a pipeline puts back what is known: whoever goes on has to go on from there.
                 x.copy_(caught.sample)
             return caught.output[:, : x.shape[1]].to(x.dtype)
@@ -98,6 +106,21 @@ class PipelineDenoiser(Denoiser):
         files = self.files
         return files.strength is not None and (files.strength < 1 or "mask_image" not in files.takes)
 
+    def _is_start(self, x: Tensor, indices: Sequence[int]) -> bool:
+        """Whether x is what its images began with, in another scale maybe, in a pipeline that puts back what is known.
+
+        To the pipeline it is then its own start.
+        """
+        if not self._puts_back(indices):
+            return False
+        flat, told = x.flatten().double(), torch.stack([self._begun[i] for i in indices]).to(x).flatten().double()
+        scale = (flat @ told) / (told @ told)
+        return float((flat - scale * told).norm()) <= SAME * float(flat.norm())
+
+    def _puts_back(self, indices: Sequence[int]) -> bool:
+        """Whether the pipeline knows a part of these images, which began here."""
+        return "latents" in self.files.takes and all(i in self._noise for i in indices)
+
     def fitted(self, schedule: SolverSchedule) -> SolverSchedule:
         """What begins with an image needs no first step that guesses it: such a schedule begins a node later."""
         if schedule.first_call == "model" or not self._begins_with_image:
@@ -108,16 +131,18 @@ class PipelineDenoiser(Denoiser):
     def begin(self, noise: Tensor, indices: Sequence[int], lambda_: float) -> Tensor:
         """Noise alone, or on the image that the pipeline begins with."""
         files = self.files
-        self._noise.pop(tuple(indices), None)
+        for i in indices:
+            self._noise.pop(i, None)
         begun = super().begin(noise, indices, lambda_)
         if self._begins_with_image:
             self._puppet.ask_image(files.noise.time(lambda_))
-            caught = self._called(indices, self.conditions.guidance, strength=1 - 1 / MANY)
+            caught = self._called(indices, self.conditions.guidance, strength=LESS)
             assert isinstance(caught, Interrupted)
             alpha, sigma = files.noise.alpha_sigma(lambda_)
             begun = alpha * caught.output.to(noise) + sigma * noise
         if "mask_image" in files.takes:
-            self._noise[tuple(indices)] = noise
+            self._noise.update(zip(indices, noise, strict=True))
+            self._begun.update(zip(indices, begun, strict=True))
         return begun
 
     def finish(self, points: Tensor, indices: Sequence[int]) -> Tensor:
@@ -135,13 +160,23 @@ class PipelineDenoiser(Denoiser):
         self._check_size(found)
         return found.to(points.device)
 
-    def _called(self, indices: Sequence[int], guidance: float, strength: float = 1.0) -> Any:
-        """Interrupted where the network was asked, images where the point was to be decoded."""
+    def _called(
+        self, indices: Sequence[int], guidance: float, strength: float = 1.0, begun: Tensor | None = None
+    ) -> Any:
+        """Interrupted where the network was asked, images where the point was to be decoded.
+
+        The pipeline begins with `begun`, or with the noise of these images, or with what it draws.
+        """
         arguments = call_arguments(self.files, self.conditions, indices, guidance)
+        puts_back, puppet = self._puts_back(indices), self._puppet
+        noise = torch.stack([self._noise[i] for i in indices]) if puts_back else None
+        # An inpainting pipeline that begins with an image draws its noise before other things, and ours is put in.
+        within = puts_back and self._begins_with_image and puppet.calls_network
+        puppet.known_by(noise if within else None, begun)
         if "strength" in self.files.takes:
-            arguments["strength"] = strength
-        noise = self._noise.get(tuple(indices))
-        if noise is not None and "latents" in self.files.takes:
+            arguments["strength"] = LESS if within else strength
+        noise = None if within else noise if begun is None else begun
+        if noise is not None:
             arguments["latents"] = noise.to(self.files.loading.torch_dtype)
         try:
             with self._ears.during():

@@ -54,6 +54,8 @@ class Puppet:
         self.point: Tensor | None = None
         self.time, self.calls_network = 0.0, True
         self.steps, self.wants_image = 0, False
+        self._known: Tensor | None = None
+        self._begun: Tensor | None = None
         self.timesteps = torch.empty(0)
 
     def __getattr__(self, name: str) -> Any:
@@ -69,6 +71,10 @@ class Puppet:
         self.ask(time, None)
         self.wants_image = True
 
+    def known_by(self, noise: Tensor | None, begun: Tensor | None) -> None:
+        """The noise (B, ...) that the next call puts on an image instead of its own, and the point it begins with."""
+        self._known, self._begun = noise, begun
+
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -80,6 +86,8 @@ class Puppet:
     ) -> None:
         """The time, once for each step that is to be taken: what the pipeline wants instead is not asked."""
         count = MANY if self.wants_image else 1 if self.point is None or not self.calls_network else 2
+        # One more for a pipeline that leaves out the first.
+        count += self._known is not None
         self.timesteps = torch.full((count,), self.time, dtype=torch.float32, device=device)
         self.num_inference_steps, self.steps = count, 0
 
@@ -105,6 +113,10 @@ class Puppet:
         """alpha x0 + sigma noise (B, ...) at the model's time, which is one for all."""
         if self.wants_image:
             raise Interrupted(original_samples, original_samples)
+        if self._known is not None:
+            if self._begun is not None and self.steps == 0:
+                return self._begun.to(noise)
+            noise = self._known.to(noise)
         alpha, sigma = self._noise.alpha_sigma(self._noise.lambda_at(float(timesteps.flatten()[0])))
         return alpha * original_samples + sigma * noise
 

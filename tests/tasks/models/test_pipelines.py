@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from fewstep.errors import ConfigurationError, FewstepError, ModelError
+from fewstep.errors import ConfigurationError, FewstepError, ModelError, ScheduleError
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule, Step
+from fewstep.search_spaces.schedule.corrections import Corrections
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ZOO, find_model
 from fewstep.tasks.models.loading import Loading
@@ -23,6 +25,7 @@ from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.grids import parse_schedule
 from fewstep.tasks.sampling.noise import starting_noise
 from fewstep.tasks.sampling.own_schedule import own_schedule
+from fewstep.tasks.sampling.scheduler import FewStepScheduler
 from fewstep.tasks.work import Subject, WorkerSettings
 from fewstep.tasks.worker import Worker
 
@@ -201,3 +204,35 @@ def test_a_first_step_that_guesses_the_image_is_left_out_where_there_is_one(
     assert (fitted.first_call == "model") == begins_later
     assert fitted.lambdas[0] == analytic.lambdas[int(begins_later)]
     assert fitted.nfe == analytic.nfe
+
+
+@pytest.mark.usefixtures("unlogged")
+@pytest.mark.parametrize(
+    ("name", "strength"),
+    [("sd_inpaint_plain", 1.0), ("sd_inpaint_plain", 0.6), ("sd_inpaint", 0.6), ("sd_img2img", 0.6)],
+)
+def test_what_begins_with_an_image_is_made_again_by_the_pipeline_itself(
+    name: str, strength: float, families: Any, family_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the strength that it was found at, by all of its calls; with told times that are moved, too."""
+    family, pipe, calls = families.FAMILIES[name], families.build(name), []
+    worker = _worker(family_folder(name), families.conditions(family, tmp_path, strength=strength))
+    plain = worker.exact.fitted(parse_schedule("dpmpp-2m/uniform-t@3", worker.files.noise))
+    moved = Corrections(points=((0.01,), (0.01, 0.02), (0.01, 0.02, 0.03)), shifts=(0.02, -0.03, 0.01))
+    schedule = plain.model_copy(update={"corrections": moved})
+    noise = starting_noise(0, 0, 2, worker.shape)
+    pipe.scheduler = FewStepScheduler.from_schedules(schedule, pipe.scheduler)
+    module = sys.modules[type(pipe).__module__]
+    own = module.randn_tensor
+    # Drawn where the pipeline draws it, for what it draws later.
+    monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: own(*a, **k).copy_(noise))
+    pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    draws = [torch.Generator().manual_seed(i) for i in range(2)]
+    latents = {"latents": noise.clone()} if strength == 1 else {}
+    theirs = families.run(family, pipe, 3, strength=strength, generator=draws, **latents)
+    assert len(calls) == 3
+    np.testing.assert_allclose((_images(worker, schedule).permute(0, 2, 3, 1) + 1) / 2, theirs, atol=1e-6)
+    if strength < 1:
+        pipe.scheduler.set_timesteps(3)
+        with pytest.raises(ScheduleError, match="call it with the strength that"):
+            pipe.scheduler.scale_model_input(noise, pipe.scheduler.timesteps[0])
