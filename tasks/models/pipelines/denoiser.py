@@ -17,6 +17,7 @@ from torch import Tensor
 from fewstep.errors import ConfigurationError, EvaluationError, FewstepError, ModelError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.restart import restarted
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.pipelines.arguments import call_arguments, check_arguments, remembered_prompts
@@ -186,8 +187,7 @@ class PipelineDenoiser(Denoiser):
         except (FewstepError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise EvaluationError(f"{self.files.pipeline.__name__} failed: {reason}") from error
+            raise EvaluationError(f"{self.files.pipeline.__name__} failed: {first_line(error)}") from error
 
     def _check_size(self, images: Tensor) -> None:
         """EvaluationError where the pipeline makes other images than its configuration lets expect."""
