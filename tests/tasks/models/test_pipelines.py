@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
 
-from fewstep.errors import ConfigurationError, FewstepError, ModelError, ScheduleError
+from fewstep.errors import ConfigurationError, DataError, FewstepError, ModelError, ScheduleError
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule, Step
 from fewstep.search_spaces.schedule.corrections import Corrections
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ZOO, find_model
 from fewstep.tasks.models.loading import Loading
+from fewstep.tasks.models.pipelines.arguments import shown_image
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.grids import parse_schedule
@@ -236,3 +238,19 @@ def test_what_begins_with_an_image_is_made_again_by_the_pipeline_itself(
         pipe.scheduler.set_timesteps(3)
         with pytest.raises(ScheduleError, match="call it with the strength that"):
             pipe.scheduler.scale_model_input(noise, pipe.scheduler.timesteps[0])
+
+
+def test_images_for_a_call_are_those_that_are_read_everywhere(tmp_path: Path) -> None:
+    """Of any format and depth, in folders of folders; what has no one meaning is refused."""
+    given = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    (tmp_path / "deep").mkdir()
+    Image.fromarray(given.astype(np.uint16) * 257).save(tmp_path / "deep" / "a.tif")
+    Image.fromarray(given).save(tmp_path / "b.pgm")
+    (tmp_path / "._b.png").write_bytes(b"\x00\x05\x16\x07" + bytes(8))
+    asked = Conditions(prompts="a cat", call=(f"image={tmp_path}", f"mask_image={tmp_path / 'deep' / 'a.tif'}"))
+    assert set(asked.shown_files) == {"image", "mask_image"}
+    for index in range(3):
+        np.testing.assert_array_equal(np.asarray(shown_image(tmp_path, index)), np.repeat(given[:, :, None], 3, 2))
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(tmp_path / "clear.png")
+    with pytest.raises(DataError, match=r"clear\.png"):
+        shown_image(tmp_path / "clear.png", 0)
