@@ -122,6 +122,8 @@ class FlowMatching:
     """
 
     start_time, end_time = 0.999, 1e-3
+    # Where grids begin.
+    first_time, strength = 1.0, 1.0
     threshold: Threshold | None = None
     stock: StockTimes | None = None
 
@@ -149,8 +151,9 @@ class FlowMatching:
         """Lambda at t = 0.001."""
         return self.lambda_at(self.end_time * self.scale)
 
-    def start_at(self, lambda_: float) -> None:
-        """Have samplers start no noisier than there."""
+    def start_at(self, lambda_: float, strength: float) -> None:
+        """Have samplers start no noisier than there, which is where noise of that strength is put on an image."""
+        self.first_time, self.strength = self.time(lambda_) / self.scale, strength
         self.start_time = min(self.start_time, self.time(lambda_) / self.scale)
 
     @property
@@ -164,9 +167,9 @@ class FlowMatching:
 
     @property
     def shaped_ends(self) -> tuple[float, float]:
-        """First and last t of the calls of shaped grids, bent: 1, and what becomes of the smallest."""
+        """First and last t of the calls of shaped grids, bent: 1 or the start, and what becomes of the smallest."""
         default = self.shifted(self.end_time * self.scale) / self.scale
-        return 1.0, self.bent([1.0, default if self._smallest is None else self._smallest])[-1]
+        return self.first_time, self.bent([1.0, default if self._smallest is None else self._smallest])[-1]
 
     def bent(self, times: Sequence[float]) -> list[float]:
         """t of calls that are at these falling `times` before the shift, the stretch to `terminal` included."""

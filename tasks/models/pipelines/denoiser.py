@@ -58,6 +58,7 @@ class PipelineDenoiser(Denoiser):
         # Of pipelines that put noise on the known part of an image at every step: each image's, and where it begins.
         self._noise: dict[int, Tensor] = {}
         self._begun: dict[int, Tensor] = {}
+        self._images: dict[tuple[int, ...], Tensor] = {}
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -92,7 +93,7 @@ class PipelineDenoiser(Denoiser):
             self.calls += len(x)
             self._scale = scale
             first = self._is_start(x, indices)
-            self._puppet.ask(float(time), None if first else x)
+            self._puppet.ask(float(time), x)
             caught = self._called(indices, scale, begun=x if first else None)
             assert isinstance(caught, Interrupted)
             if "mask_image" in self.files.takes and not first:
@@ -136,15 +137,27 @@ class PipelineDenoiser(Denoiser):
             self._noise.pop(i, None)
         begun = super().begin(noise, indices, lambda_)
         if self._begins_with_image:
-            self._puppet.ask_image(files.noise.time(lambda_))
-            caught = self._called(indices, self.conditions.guidance, strength=LESS)
-            assert isinstance(caught, Interrupted)
             alpha, sigma = files.noise.alpha_sigma(lambda_)
-            begun = alpha * caught.output.to(noise) + sigma * noise
+            begun = alpha * self._image(indices, noise, files.noise.time(lambda_)) + sigma * noise
         if "mask_image" in files.takes:
             self._noise.update(zip(indices, noise, strict=True))
             self._begun.update(zip(indices, begun, strict=True))
         return begun
+
+    def _image(self, indices: Sequence[int], noise: Tensor, time: float) -> Tensor:
+        """What the pipeline puts its noise on, of the noise's shape and type."""
+        key = tuple(indices)
+        if key not in self._images:
+            for whole in (False, True):
+                self._puppet.ask_image(time, whole)
+                caught = self._called(indices, self.conditions.guidance, strength=LESS)
+                assert isinstance(caught, Interrupted)
+                found = caught.sample.to(noise)
+                # Some pack their latents after that: of these the loop tells.
+                if found.shape == noise.shape:
+                    break
+            self._images[key] = found
+        return self._images[key]
 
     def finish(self, points: Tensor, indices: Sequence[int]) -> Tensor:
         """Images (B, C, H, W) of the last points, as the pipeline decodes them; of a video one frame.
@@ -166,18 +179,17 @@ class PipelineDenoiser(Denoiser):
     ) -> Any:
         """Interrupted where the network was asked, images where the point was to be decoded.
 
-        The pipeline begins with `begun`, or with the noise of these images, or with what it draws.
+        What the pipeline knows of the images gets their own noise; but it puts nothing back into `begun`.
         """
         arguments = call_arguments(self.files, self.conditions, indices, guidance)
         puts_back, puppet = self._puts_back(indices), self._puppet
         noise = torch.stack([self._noise[i] for i in indices]) if puts_back else None
-        # An inpainting pipeline that begins with an image draws its noise before other things, and ours is put in.
-        within = puts_back and self._begins_with_image and puppet.calls_network
-        puppet.known_by(noise if within else None, begun)
+        # An inpainting pipeline that begins with an image draws its noise, and then other things: it has to draw it.
+        draws = puts_back and self._begins_with_image and puppet.calls_network
+        puppet.known_by(noise, begun, draws)
         if "strength" in self.files.takes:
-            arguments["strength"] = LESS if within else strength
-        noise = None if within else noise if begun is None else begun
-        if noise is not None:
+            arguments["strength"] = LESS if draws else strength
+        if noise is not None and not draws:
             arguments["latents"] = noise.to(self.files.loading.torch_dtype)
         try:
             with self._ears.during():

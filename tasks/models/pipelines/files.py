@@ -140,7 +140,7 @@ class PipelineFiles(ModelFiles):
             return noise
         begin = lambda_of_strength(noise, self.strength)
         if isinstance(noise, FlowMatching | DiscreteVP):
-            noise.start_at(begin)
+            noise.start_at(begin, self.strength)
         return noise
 
     @property
