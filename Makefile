@@ -78,6 +78,7 @@ train-zoo: setup  ## train the bundled models again (long)
 	$(BIN)/fewstep train digits-edm --out $(ZOO)/digits-edm
 	$(BIN)/fewstep train fashion-ddpm --out $(ZOO)/fashion-ddpm
 	$(BIN)/fewstep train fashion-lfm --out $(ZOO)/fashion-lfm
+	$(BIN)/fewstep train fashion-lfm-dit --out $(ZOO)/fashion-lfm-dit
 	$(BIN)/fewstep train fashion-lfm-inpaint --from $(ZOO)/fashion-lfm --out $(ZOO)/fashion-lfm-inpaint
 	$(BIN)/fewstep train fashion-lfm-layout --from $(ZOO)/fashion-lfm --out $(ZOO)/fashion-lfm-layout
 

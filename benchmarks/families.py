@@ -1,10 +1,10 @@
 """Every family of diffusers pipelines: loaded, searched, exported, and sampled by the pipeline itself.
 
-    python -m benchmarks.families [NAME ...] [--csv docs/results]
+    python -m benchmarks.families [NAME[@STRENGTH] ...] [--csv docs/results]
 
-Each is a tiny pipeline of diffusers' own classes with random weights. A search with nothing but smaller sizes finds a
-schedule; the exported scheduler goes into a fresh pipeline, which is called with the noise of `fewstep sample`. The
-last column is the largest difference of a pixel, of 0 to 1. The weights are random, so distances say nothing.
+Each is a tiny pipeline of diffusers' own classes with random weights. A search with smaller sizes finds a
+schedule; the exported scheduler goes into a fresh pipeline, which is called with the noise of `fewstep sample`.
+Compared are the images: the largest difference of a pixel, of 0 to 1. The weights are random, so distances say nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from fewstep.tasks.worker import Worker
 TINY = Path(__file__).parents[1] / "tests" / "tasks" / "models" / "families.py"
 NFE, SEED, IMAGES = 3, 0, 2
 SIZES = {"frechet_images": 40, "look_images": 8, "report_images": 40, "finalist_images": 40, "refine": 0.2}
-BUDGET = 5_000
+BUDGET = 1_500
+# Of pipelines that begin with an image, besides all noise.
+STRENGTH = 0.6
 REFERENCE_IMAGES = 64
 
 
@@ -73,21 +75,29 @@ def judged_by(root: Path, channels: int, size: int) -> dict[str, str]:
 
 @contextmanager
 def drawing(pipe: Any, noise: torch.Tensor) -> Iterator[None]:
-    """While a pipeline that takes no `latents` draws its starting noise: this one."""
+    """While a pipeline draws its starting noise: this one."""
     module = sys.modules[type(pipe).__module__]
-    with patch.object(module, "randn_tensor", lambda *_, **__: noise.clone()):
+    own = module.randn_tensor
+
+    def drawn(*arguments: Any, **named: Any) -> torch.Tensor:
+        own(*arguments, **named)
+        return noise.clone()
+
+    with patch.object(module, "randn_tensor", drawn):
         yield
 
 
-def own_images(family: Any, pipe: Any, noise: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def own_images(
+    family: Any, pipe: Any, noise: torch.Tensor, said: dict[str, float]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """What a pipeline makes of the noise by its own call; of videos frame i mod F of video i."""
     takes = inspect.signature(pipe.__call__).parameters
-    more: dict[str, Any] = {"generator": [torch.Generator().manual_seed(i) for i in range(IMAGES)]}
+    more: dict[str, Any] = {"generator": [torch.Generator().manual_seed(i) for i in range(IMAGES)], **said}
     if "class_labels" in takes:
         more["class_labels"] = list(range(IMAGES))
     if "guidance_scale" in takes and "guidance_scale" not in family.arguments():
         more["guidance_scale"] = 1.0
-    if family.latents is not None:
+    if "latents" in takes and not said:
         made = families().run(family, pipe, NFE, latents=noise.clone(), **more)
     else:
         with drawing(pipe, noise):
@@ -100,11 +110,14 @@ def own_images(family: Any, pipe: Any, noise: torch.Tensor) -> np.ndarray[tuple[
 def row(name: str, root: Path) -> dict[str, Any]:
     """One family: what happened to it."""
     tiny = families()
-    family, pipe, folder = tiny.FAMILIES[name], tiny.build(name), root / name
-    found: dict[str, Any] = {"family": name, "pipeline": type(pipe).__name__, "sampled_by": "", "found": ""}
+    name, _, strength = name.partition("@")
+    said = {"strength": float(strength)} if strength else {}
+    family, pipe, folder = tiny.FAMILIES[name], tiny.build(name), root / f"{name}{strength}"
+    found: dict[str, Any] = {"family": name, "pipeline": type(pipe).__name__, "strength": strength}
+    found |= dict.fromkeys(("sampled_by", "found", "exported", "largest_difference", "refused"), "")
     pipe.save_pretrained(folder)
     try:
-        asked = tiny.conditions(family, root)
+        asked = tiny.conditions(family, root, **said)
         worker = Worker(WorkerSettings(fewstep_subject(folder, asked)))
         files = worker.files
         found["sampled_by"] = "pipeline" if files.piped else "executor"
@@ -114,11 +127,12 @@ def row(name: str, root: Path) -> dict[str, Any]:
         ours = worker.render(as_point(best.schedule), SEED, 0, IMAGES)
         fresh = DiffusionPipeline.from_pretrained(str(folder))
         fresh.scheduler = best.scheduler(fresh.scheduler)
-        theirs = own_images(family, fresh, starting_noise(SEED, 0, IMAGES, worker.shape))
-        difference = float(np.abs((ours.permute(0, 2, 3, 1).numpy() + 1) / 2 - theirs).max())
-        return {**found, "largest_difference": difference, "refused": ""}
+        found["exported"] = best.schedule.nfe
+        theirs = own_images(family, fresh, starting_noise(SEED, 0, IMAGES, worker.shape), said)
+        found["largest_difference"] = float(np.abs((ours.permute(0, 2, 3, 1).numpy() + 1) / 2 - theirs).max())
     except FewstepError as error:
-        return {**found, "largest_difference": "", "refused": str(error)}
+        found["refused"] = str(error)
+    return found
 
 
 def fewstep_subject(folder: Path, asked: Any) -> Any:
@@ -152,7 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as root:
-        for name in given.names or list(families().FAMILIES):
+        known = families().FAMILIES
+        every = [*known, *(f"{name}@{STRENGTH}" for name, family in known.items() if family.strength)]
+        for name in given.names or every:
             rows.append(row(name, Path(root)))
             print(rows[-1], flush=True)
     if given.csv:

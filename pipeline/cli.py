@@ -45,6 +45,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "more": {
         "statistics": "Measure what some schedules need to know of a model.",
         "train": "Train a bundled model from its recipe.",
+        "convert": "Turn a published checkpoint into a model directory.",
         "zoo": "List the bundled models.",
         "doctor": "Check what is installed.",
     },

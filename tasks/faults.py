@@ -83,6 +83,11 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """What somebody else's error begins with, for a line of ours; its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def given_up(what: str, tries: int, reason: str) -> str:
     """The error of a task that the machine failed at every time it ran alone."""
     return f"{GAVE_UP}: the {what} {tries} time{'s' * (tries != 1)} at this task ({reason})"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.search_spaces.point import Point, parse_point
-from fewstep.tasks.faults import is_machines, told
+from fewstep.tasks.faults import first_line, is_machines, told
 from fewstep.tasks.jobs import JOBS
 from fewstep.tasks.metrics.features import FeatureExtractor
 from fewstep.tasks.metrics.metric import Setting, make_metric
@@ -48,8 +48,9 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, NotImplementedError, AssertionError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ConfigurationError(f"device {device!r} cannot be used: {reason}; use cpu, cuda or cuda:0") from None
+        raise ConfigurationError(
+            f"device {device!r} cannot be used: {first_line(error)}; use cpu, cuda or cuda:0"
+        ) from None
 
 
 def machine_class() -> str:

@@ -1,7 +1,8 @@
-"""`fewstep statistics`: measure what some schedules need to know of a model, resuming where a killed run stopped."""
+"""`fewstep statistics`: what some schedules need to know of a model, or what its images are compared with."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +11,14 @@ import typer
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import DEVICE, Fields, options
-from fewstep.pipeline.commands.options import AsJson, Seed, into, print_json, writable
+from fewstep.pipeline.commands.options import AsJson, into, print_json, writable
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SubjectSettings
+from fewstep.search_spaces.checked import LARGEST_SEED
+from fewstep.tasks.models.conditions import Conditions
 
 NAME = "statistics"
-
+DEFAULTS = {"points": 64, "trajectories": 256, "steps": 4, "seed": 2_000_003, "batch": 32}
 
 SUBJECT = Fields(
     SubjectSettings, without=("features", "reference", "metric", "statistics", "quantized", "integer", "judge")
@@ -26,19 +29,92 @@ SUBJECT = Fields(
 def command(
     subject: SubjectSettings,
     execution: ExecutionSettings,
-    out: Annotated[Path, into(help="the file to write, NAME.safetensors", check=writable)],
-    points: Annotated[int, typer.Option(min=3, help="lambdas on a uniform grid over the model's range")] = 64,
-    trajectories: Annotated[int, typer.Option(min=1, help="images to sample; the error falls with their root")] = 256,
-    steps: Annotated[int, typer.Option(min=1, help="solver steps from one grid point to the next")] = 4,
-    batch: Annotated[int, typer.Option(min=1, help="images at once; a kill loses at most one batch")] = 32,
+    out: Annotated[Path, into(help="the file to write: NAME.safetensors, with --data NAME.npz", check=writable)],
+    data: Annotated[
+        str | None,
+        typer.Option(help="measure these images instead: a folder, Parquet, datasets on disk, tars, LMDB, .npz"),
+    ] = None,
+    features: Annotated[str | None, typer.Option(help="what images of --data are compared by [default: auto]")] = None,
+    points: Annotated[
+        int | None, typer.Option(min=3, help="lambdas on a uniform grid over the model's range [default: 64]")
+    ] = None,
+    trajectories: Annotated[
+        int | None, typer.Option(min=1, help="images to sample; the error falls with their root [default: 256]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="solver steps from one grid point to the next [default: 4]")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="images at once; a kill loses at most one batch [default: 32]")
+    ] = None,
     mean_only: Annotated[bool, typer.Option("--mean-only", help="only the mean image, without l, s and b")] = False,
-    seed: Seed = 2_000_003,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=LARGEST_SEED, help="seed of the starting noise [default: 2000003]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure DPM-Solver-v3's statistics and the mean image from the model's own samples.
 
-    The same command again goes on where a killed one stopped, from OUT.partial.
+    The same command again goes on where a killed one stopped, from OUT.partial. With --data it measures the moments of
+    images' features at the model's size, for --reference OUT.npz, pytorch-fid and others.
     """
+    said = {"--points": points, "--trajectories": trajectories, "--steps": steps, "--batch": batch, "--seed": seed}
+    if data is not None:
+        said["--mean-only"] = mean_only or None
+        _of_data(subject, execution.device, data, features or "auto", out, said, as_json)
+        return
+    if features is not None:
+        raise ConfigurationError("--features is for the images of --data: leave it out, or give --data")
+    chosen = {"points": points, "trajectories": trajectories, "steps": steps, "seed": seed, "batch": batch}
+    _of_model(
+        subject,
+        execution.device,
+        out,
+        DEFAULTS | {k: v for k, v in chosen.items() if v is not None},
+        mean_only,
+        as_json,
+    )
+
+
+def _of_data(
+    subject: SubjectSettings,
+    device: str,
+    data: str,
+    features: str,
+    out: Path,
+    said: Mapping[str, int | None],
+    as_json: bool,
+) -> None:
+    """Write the moments of images' features."""
+    from fewstep.tasks.data import open_source
+    from fewstep.tasks.metrics.extractor import make_extractor
+    from fewstep.tasks.metrics.moments import save_reference_npz
+    from fewstep.tasks.metrics.reference import measured
+    from fewstep.tasks.worker import check_device
+
+    if strays := [name for name, value in said.items() if value is not None]:
+        raise ConfigurationError(f"{strays[0]} is for samples of the model: leave it out beside --data")
+    if subject.conditions.model_copy(update={"height": None, "width": None}) != Conditions():
+        raise ConfigurationError("nothing is sampled of --data: leave labels, prompts and guidance out")
+    if out.suffix != ".npz":
+        raise ConfigurationError(f"--out {out}: moments of images are an .npz file, name it so")
+    check_device(device)
+    files = subject.files
+    extractor = make_extractor(features, files, device)
+    moments = measured(open_source(data), files.channels, files.size, extractor)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_reference_npz(out, moments)
+    facts = {"file": out, "features": extractor.name, "dimensions": extractor.dim, "images": moments.count}
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo(f"{out}: moments of {extractor.dim} features ({extractor.name}) of {moments.count:,} images")
+
+
+def _of_model(
+    subject: SubjectSettings, device: str, out: Path, chosen: Mapping[str, int], mean_only: bool, as_json: bool
+) -> None:
+    """Write what schedules need to know of a model."""
     from fewstep.tasks.models.denoiser import Denoiser
     from fewstep.tasks.models.statistics import ModelStatistics
     from fewstep.tasks.sampling import empirical
@@ -46,10 +122,10 @@ def command(
 
     if out.exists():
         raise ConfigurationError(f"--out {out} is there already: choose another name, or delete it to measure again")
-    device, asked = execution.device, subject.conditions
+    asked, points, trajectories = subject.conditions, chosen["points"], chosen["trajectories"]
     check_device(device)
     files = subject.files
-    plan = empirical.MeasurePlan(points, trajectories, steps, seed, batch, mean_only)
+    plan = empirical.MeasurePlan(**chosen, mean_only=mean_only)
     denoiser = Denoiser(files, device, asked)
     identity = f"{files.hash} {asked.hash}"
     measured = empirical.Subject(denoiser.on, files.noise, files.prediction_type, files.shape, device, identity)

@@ -118,8 +118,9 @@ def command(
     if steps is not None:
         chosen = chosen.model_copy(update={"steps": steps})
     if autoencoder_steps is not None:
-        if chosen.autoencoder is None or chosen.starts_from is not None:
+        if not chosen.trains_autoencoder:
             raise ConfigurationError(f"{recipe} trains no autoencoder: leave --autoencoder-steps out")
+        assert chosen.autoencoder is not None
         fewer = chosen.autoencoder.model_copy(update={"steps": autoencoder_steps})
         chosen = chosen.model_copy(update={"autoencoder": fewer})
     if seed:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from fewstep.errors import DataError
 from fewstep.tasks.data.shards import part
 from fewstep.tasks.data.source import Record
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.image_file import Stored
 
 IMAGES = ("image", "img", "images", "jpg", "png", "webp", "pixel_values")
@@ -75,8 +76,7 @@ def named(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"cannot read {path}: {reason}; replace it") from error
+        raise DataError(f"cannot read {path}: {first_line(error)}; replace it") from error
 
 
 def columns_of(schema: pa.Schema, place: str, features: Mapping[str, Any] | None = None) -> Columns:

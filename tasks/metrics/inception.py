@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import ConfigurationError, DataError
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.metrics._network import in_slices, weights_hash
 from fewstep.tasks.metrics._rebind import rebound
 from fewstep.tasks.metrics.moments import Array
@@ -83,9 +84,9 @@ def _weights(path: Path | str | None) -> dict[str, Any]:
         raise DataError(f"no Inception weights at {file}: {_advice(cached)}") from error
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         if given or cached.is_file():
-            reason = f"{file} does not hold Inception weights ({_first_line(error)})"
+            reason = f"{file} does not hold Inception weights ({first_line(error)})"
         else:
-            reason = f"no Inception weights in {cached}, and their download failed ({_first_line(error)})"
+            reason = f"no Inception weights in {cached}, and their download failed ({first_line(error)})"
         raise DataError(f"{reason}: {_advice(cached)}") from error
     if not isinstance(state, dict):
         raise DataError(f"{file} does not hold a dictionary of weights: {_advice(cached)}")
@@ -102,7 +103,7 @@ def _network(state: dict[str, Any]) -> nn.Module:
         rebound(inception.InceptionV3.__init__, fid_inception_v3=build)(network)
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         raise DataError(
-            f"the weights do not fit pytorch-fid's Inception ({_first_line(error)}): use {WEIGHTS_FILE}"
+            f"the weights do not fit pytorch-fid's Inception ({first_line(error)}): use {WEIGHTS_FILE}"
         ) from error
     check_finite(network, WEIGHTS_FILE, DataError)
     return network.eval()
@@ -112,7 +113,3 @@ def _advice(cached: Path) -> str:
     return (
         f"download {WEIGHTS_URL} to {cached} or set {WEIGHTS_VARIABLE} to the file, or choose a bundled feature space"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ computing sample variances", equation 1.5, for matrices.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,14 +141,27 @@ class ReferenceMoments:
 
 def save_npz(path: Path | str, moments: Moments) -> None:
     """Write `moments` to `path` at once: a reader sees the old file or the new one."""
+    _save(path, _own(moments))
+
+
+def _own(moments: Moments) -> dict[str, Any]:
+    return {"count": moments.count, "mean": moments.mean, "scatter": _packed(moments.scatter)}
+
+
+def _save(path: Path | str, arrays: Mapping[str, Any]) -> None:
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
-            np.savez(file, count=moments.count, mean=moments.mean, scatter=_packed(moments.scatter))
+            np.savez(file, **arrays)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def save_reference_npz(path: Path | str, moments: Moments) -> None:
+    """The same with pytorch-fid's `mu` (D,) and `sigma` (D, D) besides, for other programs."""
+    _save(path, {**_own(moments), "mu": moments.mean, "sigma": moments.covariance})
 
 
 def load_npz(path: Path | str) -> Moments:
@@ -183,7 +196,7 @@ def load_reference_npz(path: Path | str) -> ReferenceMoments:
 
 
 # What is read of a file, the first of these that is all there.
-KINDS = (("mu", "sigma"), ("count", "mean", "scatter"))
+KINDS = (("count", "mean", "scatter"), ("mu", "sigma"))
 
 
 def _read(path: Path | str) -> dict[str, NDArray[Any]]:

@@ -83,6 +83,12 @@ def _own_dataset(files: ModelFiles) -> str:
 
 
 def moments_of(source: Source, channels: int, size: int, extractor: FeatureExtractor) -> ReferenceMoments:
+    """What `measured` gives, as a reference."""
+    moments = measured(source, channels, size, extractor)
+    return ReferenceMoments(moments.mean, moments.covariance, moments.count)
+
+
+def measured(source: Source, channels: int, size: int, extractor: FeatureExtractor) -> Moments:
     """Moments of a source's images at a size, which are read one batch after the other.
 
     Raises DataError where there are fewer than 2.
@@ -99,7 +105,7 @@ def moments_of(source: Source, channels: int, size: int, extractor: FeatureExtra
     moments = merge_all(groups)
     if moments.count < 2:
         raise DataError(f"the reference {source.place} holds fewer than 2 images: give more")
-    return ReferenceMoments(moments.mean, moments.covariance, moments.count)
+    return moments
 
 
 def _holds_moments(reference: str) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.metrics.grouped import MeanMetric
 from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.metrics.moments import Array
@@ -56,8 +57,9 @@ class Scorer(MeanMetric):
         except Exception as error:
             if isinstance(error, ConfigurationError):
                 raise
-            reason = (str(error).splitlines() or [""])[0]
-            raise ConfigurationError(f"scorer {self.argument} fails: {type(error).__name__}: {reason}") from None
+            raise ConfigurationError(
+                f"scorer {self.argument} fails: {type(error).__name__}: {first_line(error)}"
+            ) from None
         if found.shape != (2,):
             raise ConfigurationError(f"scorer {self.argument} gives {found.shape} for 2 images: one score each is due")
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from fewstep.errors import ConfigurationError, DataError
 from fewstep.files import lines_of, read_text
+from fewstep.tasks.image_folder import SUFFIXES
 
 NO_LABEL, BALANCED = "none", "balanced"
 NO_NULL_LABEL = (
@@ -21,7 +22,6 @@ NO_NULL_LABEL = (
 )
 # What is left out of conditions that do not use it.
 UNUSED_LEFT_OUT = ("height", "width", "call", "image", "mask", "map")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 Split = Literal["", "train", "test"]
 
 
@@ -230,7 +230,7 @@ def join_prompts(prompts: Sequence[object]) -> str:
 
 
 def _is_shown(path: Path) -> bool:
-    return path.is_dir() or (path.suffix.lower() in IMAGES and path.is_file())
+    return path.is_dir() or (path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def _content(path: Path) -> str:

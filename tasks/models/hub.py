@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from fewstep.errors import ModelError
+from fewstep.tasks.faults import first_line
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -30,5 +31,4 @@ def hub_folder(model: str, variant: str = "") -> Path:
     try:
         return Path(DiffusionPipeline.download(model, **asked))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"no model {model!r}: it is no folder, and the hub gave none: {reason}") from error
+        raise ModelError(f"no model {model!r}: it is no folder, and the hub gave none: {first_line(error)}") from error

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.errors import ModelError
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.models.condition_config import CONFIG_FILE, WEIGHTS_FILE, ConditionConfig, read_condition
 from fewstep.tasks.models.finite import check_finite
 
@@ -114,6 +115,6 @@ def load_condition(folder: Path, device: str = "cpu") -> ImageCondition:
         try:
             condition.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except (OSError, RuntimeError, ValueError) as error:
-            raise ModelError(f"{folder}: the weights do not load: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"{folder}: the weights do not load: {first_line(error)}") from error
     check_finite(condition, folder)
     return condition.eval().requires_grad_(False).to(device)

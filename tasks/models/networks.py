@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, ModelError
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.models.conditions import NO_NULL_LABEL, Conditions
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.finite import check_finite
@@ -47,8 +48,7 @@ def _loaded(loader: Any, folder: Path, **arguments: Any) -> Any:
     try:
         return loader.from_pretrained(str(folder), **arguments)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{folder} does not load: {first}") from error
+        raise ModelError(f"{folder} does not load: {first_line(error)}") from error
 
 
 def load_part(loader: Any, folder: Path, **arguments: Any) -> Any:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from fewstep.errors import ModelError
 from fewstep.search_spaces.schedule import Threshold
-from fewstep.tasks.models.noise_schedule import OutputMap, check_start, check_time, standard_output_map
+from fewstep.tasks.models.noise_schedule import (
+    DiscreteVP,
+    NoiseSchedule,
+    OutputMap,
+    check_start,
+    check_time,
+    standard_output_map,
+)
 
 if TYPE_CHECKING:
     from fewstep.tasks.models.stock_times import StockTimes
@@ -115,6 +122,8 @@ class FlowMatching:
     """
 
     start_time, end_time = 0.999, 1e-3
+    # Where grids begin.
+    first_time, strength = 1.0, 1.0
     threshold: Threshold | None = None
     stock: StockTimes | None = None
 
@@ -142,8 +151,9 @@ class FlowMatching:
         """Lambda at t = 0.001."""
         return self.lambda_at(self.end_time * self.scale)
 
-    def start_at(self, lambda_: float) -> None:
-        """Have samplers start no noisier than there."""
+    def start_at(self, lambda_: float, strength: float) -> None:
+        """Have samplers start no noisier than there, which is where noise of that strength is put on an image."""
+        self.first_time, self.strength = self.time(lambda_) / self.scale, strength
         self.start_time = min(self.start_time, self.time(lambda_) / self.scale)
 
     @property
@@ -157,9 +167,9 @@ class FlowMatching:
 
     @property
     def shaped_ends(self) -> tuple[float, float]:
-        """First and last t of the calls of shaped grids, bent: 1, and what becomes of the smallest."""
+        """First and last t of the calls of shaped grids, bent: 1 or the start, and what becomes of the smallest."""
         default = self.shifted(self.end_time * self.scale) / self.scale
-        return 1.0, self.bent([1.0, default if self._smallest is None else self._smallest])[-1]
+        return self.first_time, self.bent([1.0, default if self._smallest is None else self._smallest])[-1]
 
     def bent(self, times: Sequence[float]) -> list[float]:
         """t of calls that are at these falling `times` before the shift, the stretch to `terminal` included."""
@@ -207,6 +217,18 @@ class FlowMatching:
         if output == "v_prediction":
             raise ModelError("a flow's velocity is called flow_prediction: set prediction_type")
         return standard_output_map(output, alpha, sigma)
+
+
+def lambda_of_strength(noise: NoiseSchedule, strength: float) -> float:
+    """Where a pipeline begins that puts noise of a `strength` (0 to 1) on an image: at that part of the times.
+
+    ModelError for noise that no such pipeline has.
+    """
+    if isinstance(noise, FlowMatching):
+        return noise.lambda_at(noise.shifted(strength * noise.scale))
+    if isinstance(noise, DiscreteVP):
+        return noise.lambda_at(strength * noise.time(noise.lambda_start))
+    raise ModelError(f"strength {strength:g} is not known for the noise of a {type(noise).__name__}")
 
 
 def _sigmoid(value: float) -> float:

@@ -130,16 +130,16 @@ class DiscreteVP(VariancePreserving):
         self._lambdas = 0.5 * (np.log(values) - np.log1p(-values))
         if not start < self.lambda_end:
             raise ModelError(f"a start clipped at lambda = {start:g} leaves nothing before {self.lambda_end:g}")
-        self._start = start
+        self._start, self.strength = start, 1.0
 
     @property
     def lambda_start(self) -> float:
         """Lambda at the last training step, or where samplers are to start."""
         return max(float(self._lambdas[-1]), self._start)
 
-    def start_at(self, lambda_: float) -> None:
-        """Have samplers start no noisier than there."""
-        self._start = lambda_
+    def start_at(self, lambda_: float, strength: float) -> None:
+        """Have samplers start no noisier than there, which is where noise of that strength is put on an image."""
+        self._start, self.strength = lambda_, strength
 
     @property
     def lambda_end(self) -> float:

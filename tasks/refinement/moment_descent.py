@@ -159,6 +159,9 @@ class MomentDescent:
         for indices in _pieces(images):
             past = known.held[indices.start // AT_ONCE].items()
             held = {i: tensor for i, tensor in past if i <= 2 * row or (i == 2 * row + 1 and not again)}
+            if again:
+                # A call may change its input, see PipelineDenoiser.
+                held[2 * row] = held[2 * row].clone()
             parts.append(self.judge(self._run(program, held, row, again, indices), indices))
             pieces.append(held)
         return pieces, self._finite(torch.cat(parts))

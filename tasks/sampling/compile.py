@@ -285,6 +285,11 @@ def _is_before(lambda_: float, noise: NoiseSchedule) -> bool:
     return False
 
 
+def is_late(schedule: SolverSchedule, noise: NoiseSchedule) -> bool:
+    """Whether a schedule begins where a model's noise is no longer all that there is."""
+    return schedule.lambdas[0] > noise.lambda_start + START_RANGE
+
+
 def compile_schedule(
     schedule: SolverSchedule,
     noise: NoiseSchedule,
@@ -297,8 +302,7 @@ def compile_schedule(
     statistics that are not given.
     """
     first = schedule.lambdas[0]
-    late = first > noise.lambda_start + START_RANGE
-    if late or _is_before(first, noise):
+    if is_late(schedule, noise) or _is_before(first, noise):
         raise ScheduleError(
             f"the schedule starts at lambda = {first:.6g}, this model's noise at "
             f"{noise.lambda_start:.6g}: fit the schedule to this model's range first"

@@ -7,9 +7,10 @@ schedule needs another input there. For these the network gets a hook for the ru
 
 from __future__ import annotations
 
+import inspect
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
@@ -31,10 +32,28 @@ DEPTH = 24
 
 @dataclass(frozen=True)
 class Caller:
-    """A pipeline in the middle of a call, and the names of that call's parameters."""
+    """A pipeline in the middle of a call, the names of that call's parameters, and its strength where it has one."""
 
     pipeline: Any
     parameters: frozenset[str]
+    strength: float | None = None
+
+    def left_out(self, steps: int) -> int:
+        """How many of so many times it leaves out at the start for its strength, 0 where it does not say.
+
+        Its scheduler has to have that many `timesteps`.
+        """
+        cut = getattr(self.pipeline, "get_timesteps", None)
+        if cut is None or self.strength is None or not self.strength < 1:
+            return 0
+        known = {"num_inference_steps": steps, "strength": self.strength, "device": None}
+        known["timesteps"] = self.pipeline.scheduler.timesteps
+        takes = inspect.signature(cut).parameters
+        if any(p.default is p.empty and name not in known for name, p in takes.items()):
+            return 0
+        found = cut(**{name: value for name, value in known.items() if name in takes})
+        kept = found[0] if isinstance(found, tuple) else found
+        return steps - len(kept) if isinstance(kept, Tensor) else 0
 
 
 def calling_pipeline() -> Caller | None:
@@ -43,7 +62,7 @@ def calling_pipeline() -> Caller | None:
         if frame.f_code.co_name == "__call__":
             pipeline = frame.f_locals.get("self")
             if isinstance(pipeline, diffusers.DiffusionPipeline):
-                return Caller(pipeline, _parameters(frame.f_code))
+                return Caller(pipeline, _parameters(frame.f_code), _strength(frame.f_locals))
     return None
 
 
@@ -120,6 +139,12 @@ def _sample_of(pipeline: Any) -> Tensor | None:
             there = frame.f_locals
             return next((there[name] for name in SAMPLES if isinstance(there.get(name), Tensor)), None)
     return None
+
+
+def _strength(there: Mapping[str, Any]) -> float | None:
+    """None too where something else says where the call begins."""
+    given = there.get("strength")
+    return float(given) if isinstance(given, int | float) and there.get("denoising_start") is None else None
 
 
 def _parameters(code: CodeType) -> frozenset[str]:

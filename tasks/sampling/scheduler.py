@@ -21,18 +21,21 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from fewstep.errors import ConfigurationError, ScheduleError
+from fewstep.errors import ConfigurationError, ModelError, ScheduleError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.from_diffusers import config_of, from_diffusers, prediction_type
+from fewstep.tasks.models.noise_families import lambda_of_strength
 from fewstep.tasks.models.scheduler_settings import CLASSES, build_scheduler
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.sampling.asked_steps import StepsAsked, check_mu
-from fewstep.tasks.sampling.pipeline_frames import calling_pipeline, prepare_input
+from fewstep.tasks.sampling.pipeline_frames import Caller, calling_pipeline, prepare_input
 from fewstep.tasks.sampling.walk import Walk, wide
 
 STATISTICS_FILE = "statistics.safetensors"
 # What pipelines and training scripts read off a scheduler about the model's noise; the model's own answers.
 OF_THE_MODEL = ("alphas", "alphas_cumprod", "betas", "final_alpha_cumprod", "shift", "sigma_max", "sigma_min")
+# Lambdas that are meant to be one.
+NEAR = 1e-3
 
 
 @dataclass
@@ -86,6 +89,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self._walk: Walk | None = None
         self._begin_index: int | None = None
+        # Times that stand before the first one, for a pipeline to leave them out.
+        self._fillers = 0
         self._scale_was_read = False
 
     @classmethod
@@ -151,7 +156,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         """Get ready for one run of that many network calls.
 
         `timesteps` and `sigmas` can only say how many, see `asked_steps`. `mu` moves nothing: it says where a stock
-        scheduler would bend its own grid to, and the noise levels of a found schedule are its own.
+        scheduler would bend its own grid to, and the noise levels of a found schedule are its own. A pipeline with a
+        `strength` below 1 takes all of a schedule that begins there or later: the times that it leaves out are then
+        put before it.
         Raises ConfigurationError where there is no schedule for that number.
         """
         check_mu(mu)
@@ -170,6 +177,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor(walk.times, dtype=torch.float32, device=device)
         self.sigmas = torch.tensor(walk.sigmas, dtype=torch.float32)
         caller = calling_pipeline()
+        self._fillers = self._left_out(walk, caller, mu) if caller is not None else 0
+        if self._fillers:
+            self.timesteps = torch.cat([self.timesteps[:1].expand(self._fillers), self.timesteps])
+            self.sigmas = torch.cat([self.sigmas[:1].expand(self._fillers), self.sigmas])
         if walk.changes_inputs and caller is not None and getattr(caller.pipeline, "scheduler", None) is self:
             prepare_input(caller.pipeline, self, self._prepared(walk), walk.spare)
 
@@ -189,12 +200,13 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     @property
     def begin_index(self) -> int | None:
         """Where in `timesteps` the run begins, if that was said."""
-        return self._begin_index
+        return None if self._begin_index is None else self._fillers + self._begin_index
 
     @property
     def step_index(self) -> int | None:
         """The next step's place in `timesteps`; None before the first."""
-        return None if self._walk is None else self._walk.place
+        place = None if self._walk is None else self._walk.place
+        return None if place is None else self._fillers + place
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at that place of `timesteps` (`strength` below 1), with a sample that `add_noise` made there.
@@ -203,7 +215,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         """
         if not 0 <= begin_index <= len(self.timesteps):
             raise ConfigurationError(f"begin_index={begin_index}: there are {len(self.timesteps)} timesteps")
-        self._begin_index = begin_index
+        self._begin_index = max(0, begin_index - self._fillers)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """What the network is given in place of `sample` (B, ...); B may be doubled for guidance."""
@@ -284,6 +296,21 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         self._scale_was_read = False
         return self._walk
 
+    def _left_out(self, walk: Walk, caller: Caller, mu: float | None) -> int:
+        """How many times a pipeline that begins with an image leaves out, of a schedule that is to be taken whole."""
+        if caller.strength is None or getattr(caller.pipeline, "scheduler", None) is not self:
+            return 0
+        try:
+            noise = self.noise if mu is None else from_diffusers(self._stock, mu=mu)
+            begin = lambda_of_strength(noise, caller.strength)
+        except ModelError:
+            return 0
+        if walk.lambdas[0] < begin - NEAR * max(1.0, abs(begin)):
+            return 0
+        found = caller.left_out(len(walk.times))
+        self._begin_index = None
+        return found
+
     def _prepared(self, walk: Walk) -> Callable[[Tensor], Tensor | None]:
         """What a pipeline's network is given, see `prepare_input`: None once this run asks for nothing."""
         ours = weakref.ref(self)
@@ -322,6 +349,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         here = walk.place if walk.place is not None else self._begin_index
         if walk.place is None and there[0] == 0:
             walk.noised = True
+        if walk.place is not None and not walk.is_over:
+            # Between steps a pipeline puts noise on what it knows of an image, as its network is told the time.
+            return self.noise.lambda_at(time)
         return walk.lambdas[here if here in there else there[0]]
 
 

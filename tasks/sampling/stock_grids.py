@@ -8,6 +8,7 @@ sigma = 0, or at its least noisy time.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 from fewstep.errors import ConfigurationError, ScheduleError
@@ -26,6 +27,8 @@ _OTHER_TIMES = {
     "use_lu_lambdas": False,
     "interpolation_type": "linear",
 }
+# Lambdas, and numbers of steps, that are meant to be one.
+NEAR = 1e-3
 # Steps that are shorter in lambda lead nowhere.
 _NOWHERE = 1e-5
 
@@ -46,9 +49,8 @@ def stock_grid(name: str, noise: NoiseSchedule, steps: int) -> tuple[float, ...]
                 f"grid {name!r}: {stock.name} has no timestep_spacing: its own times are grid {OWN!r}"
             )
         settings = {"timestep_spacing": name} | {k: v for k, v in _OTHER_TIMES.items() if k in stock.config}
-    scheduler = stock.asked(steps, **settings)
     try:
-        lambdas = WALKS.get(stock.name, Ddim).ends(scheduler, noise)
+        lambdas = _ends(noise, steps, settings)
     except ScheduleError as error:
         raise ConfigurationError(f"grid {name!r} in {steps} steps of {stock.name}: {error}") from None
     if len(lambdas) != steps + 1 or any(not b - a > _NOWHERE for a, b in itertools.pairwise(lambdas)):
@@ -57,3 +59,22 @@ def stock_grid(name: str, noise: NoiseSchedule, steps: int) -> tuple[float, ...]
             f"over lambda = {', '.join(f'{value:.4g}' for value in lambdas)}"
         )
     return tuple(lambdas)
+
+
+def _ends(noise: NoiseSchedule, steps: int, settings: dict[str, Any]) -> list[float]:
+    """Lambdas of the scheduler's times and of its end; where noise begins late, the last of those of more steps.
+
+    So many more as a pipeline of that strength has to be asked for to make `steps` of them.
+    """
+    stock = noise.stock
+    assert stock is not None
+    walk, strength = WALKS.get(stock.name, Ddim), getattr(noise, "strength", 1.0)
+    if strength == 1:
+        return list(walk.ends(stock.asked(steps, **settings), noise))
+    begin = noise.lambda_start - NEAR * max(1.0, abs(noise.lambda_start))
+    for more in range(steps, math.ceil((steps + 1) / strength) + 1):
+        if int(more * strength + NEAR) == steps:
+            kept = walk.ends(stock.asked(more, **settings), noise)[-steps - 1 :]
+            if kept[0] >= begin:
+                return list(kept)
+    raise ScheduleError(f"no number of steps leaves {steps} from lambda = {noise.lambda_start:.4g} on")

@@ -18,7 +18,7 @@ from fewstep.search_spaces.schedule.restart import nodes, restarted
 from fewstep.tasks.models.noise_families import FlowMatching
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.models.statistics import ModelStatistics
-from fewstep.tasks.sampling.compile import Compiler, SolverTables, compile_schedule
+from fewstep.tasks.sampling.compile import Compiler, SolverTables, compile_schedule, is_late
 from fewstep.tasks.sampling.execute import Program
 
 TIME_TOLERANCE = 1e-3
@@ -38,7 +38,10 @@ class Walk:
         self, schedule: SolverSchedule, noise: NoiseSchedule, output: str, statistics: ModelStatistics | None
     ) -> None:
         self.schedule, self._noise, self._output, self._statistics = schedule, noise, output, statistics
-        self._tables = compile_schedule(schedule, noise, output, statistics)
+        # Of an image with noise on it: for noise alone it is refused where a run begins.
+        self._late = is_late(schedule, noise)
+        tables = Compiler(schedule, noise, output, statistics).run if self._late else None
+        self._tables = tables() if tables else compile_schedule(schedule, noise, output, statistics)
         self._first = 0 if self._tables.called[0] else 1
         self.times = self._tables.times[self._first :]
         self.lambdas = [node.lambda_ for node in nodes(schedule)][self._first :]
@@ -153,6 +156,12 @@ class Walk:
         self.place, self._held, self._node, self._idle = place, {}, 0, 0
         tables: SolverTables | None = self._tables
         pure = place == 0 and not self.noised
+        if pure and self._late:
+            raise ScheduleError(
+                f"the schedule starts at lambda = {self.schedule.lambdas[0]:.6g}, this model's noise at "
+                f"{self._noise.lambda_start:.6g}: it was found for an image with noise on it, call it with the "
+                "strength that it was found at"
+            )
         self._factor = self._tables.prior_scale if pure and not is_scaled else 1.0
         self._analytic = pure and self._first > 0
         if self._analytic:

@@ -76,11 +76,15 @@ side is the latents' times two for each halving. `scaling_factor` in its config 
 | autoencoder | |
 |---|---|
 | parameters | {figures["autoencoder_parameters"]:,} |
-| trained on | {figures["autoencoder_trained_images"]:,} draws |
+{_taken(figures)}| trained on | {figures["autoencoder_trained_images"]:,} draws |
 | scaling factor | {figures["scaling_factor"]:.4f} |
 | reconstruction, root mean square in [-1, 1] | {figures["reconstruction_rms"]:.4f} on {figures["reconstructed"]} |
 | fid-{recipe.dataset} of the reconstructions, against the same images | {figures["reconstruction_fid"]:.3f} |
 """
+
+
+def _taken(figures: dict[str, Any]) -> str:
+    return f"| taken from | {figures['autoencoder_of']} |\n" if "autoencoder_of" in figures else ""
 
 
 def _meaning(recipe: TrainingRecipe) -> str:

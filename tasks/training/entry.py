@@ -1,7 +1,7 @@
 """From a recipe to a zoo entry: network, scheduler, classifier, reference moments, recipe and model card.
 
-With latents the autoencoder is trained first, and the data are encoded by it once. A recipe that starts from another
-entry takes that one's autoencoder and first weights instead.
+With latents the autoencoder is trained first, or taken from another entry, and the data are encoded by it once. A
+recipe that starts from another entry takes that one's autoencoder and first weights.
 """
 
 from __future__ import annotations
@@ -56,21 +56,22 @@ def train_entry(
     """
     if start is not None and recipe.starts_from is None:
         raise ConfigurationError(f"{recipe.name} is trained from scratch: leave --from out")
-    begun = _start(recipe, start) if recipe.starts_from is not None else None
+    begun = _entry(recipe, recipe.starts_from, start)
+    given = begun or _entry(recipe, recipe.autoencoder_of)
     data, held_out = load_dataset(recipe.dataset), load_dataset(recipe.dataset, "test")
     check_latents(recipe, data)
     tell = {s: partial(progress, s) if progress else None for s in ("autoencoder", "network")}
     examples: Examples = Pixels(torch.from_numpy(data.images))
     vae = maps = first = None
     if recipe.autoencoder is not None:
-        if begun is not None:
-            vae = _autoencoder_of(begun, str(recipe.starts_from), device)
+        if given is not None:
+            vae = _autoencoder_of(given, str(recipe.starts_from or recipe.autoencoder_of), device)
         else:
             folder = checkpoints / "autoencoder"
             vae = train_autoencoder(recipe.autoencoder, data, folder, device, progress=tell["autoencoder"])
         # Latents of the weights that are stored, not of those before they were rounded.
         vae = vae.to(getattr(torch, recipe.weights)).to(torch.float32)
-        scale = None if begun is None else float(vae.config.scaling_factor)
+        scale = None if given is None else float(vae.config.scaling_factor)
         images = torch.from_numpy(data.images)
         examples = encode_once(vae, images, recipe.flip, device, scale)
         if recipe.condition is not None:
@@ -101,6 +102,8 @@ def train_entry(
     if begun is not None:
         figures["started_from"] = f"{recipe.starts_from} ({begun.hash})"
     if vae is not None:
+        if recipe.autoencoder_of is not None and given is not None:
+            figures["autoencoder_of"] = f"{recipe.autoencoder_of} ({given.hash})"
         figures |= _autoencoder_figures(recipe, vae, extractor, held_out, device)
     (out / "card.json").write_text(json.dumps(figures, indent=2) + "\n")
     (out / "README.md").write_text(model_card(recipe, figures, data))
@@ -138,14 +141,17 @@ def _network_folder(recipe: TrainingRecipe) -> str:
     return "unet" if recipe.transformer is None else "transformer"
 
 
-def _start(recipe: TrainingRecipe, start: str | None) -> ModelFiles:
-    """The entry to start from; ConfigurationError where it makes something else than the recipe's network."""
-    files = find_model(start or str(recipe.starts_from))
+def _entry(recipe: TrainingRecipe, name: str | None, place: str | None = None) -> ModelFiles | None:
+    """The entry of that name that the recipe starts from or takes its autoencoder of, elsewhere where `place` says so.
+
+    None where it names none; ConfigurationError where it makes something else than the recipe's network.
+    """
+    if name is None:
+        return None
+    files = find_model(place or name)
     side = recipe.network["sample_size"]
     if files.shape != (recipe.channels, side, side) or (files.vae_config is None) != (recipe.autoencoder is None):
-        raise ConfigurationError(
-            f"{recipe.name} starts from {recipe.starts_from}, which {files.root} is not: it makes {files.shape}"
-        )
+        raise ConfigurationError(f"{recipe.name} starts from {name}, which {files.root} is not: it makes {files.shape}")
     return files
 
 

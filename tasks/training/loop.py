@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import ConfigurationError, DataError, StorageError
 from fewstep.files import patiently
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.training.processes import Processes
 from fewstep.tasks.training.recipe import Optimisation
 
@@ -131,8 +132,9 @@ def _resume(
         state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
     # A damaged file is answered with whatever breaks first.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"the checkpoint {path} cannot be read ({reason}): remove it to begin anew") from error
+        raise DataError(
+            f"the checkpoint {path} cannot be read ({first_line(error)}): remove it to begin anew"
+        ) from error
     if state.get("source", "") != source:
         raise ConfigurationError(
             f"the checkpoint in {path.parent} was trained on the latents of another autoencoder, or on other data: "

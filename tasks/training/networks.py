@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import ConfigurationError
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.training.recipe import TrainingRecipe
 
 
@@ -44,8 +45,7 @@ def check_network(recipe: TrainingRecipe) -> None:
             found = tuple(network(torch.zeros(shape), torch.zeros(1), label).sample.shape)
     # Layers that do not fit break wherever they first meet.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigurationError(f"{made.__name__} refuses the recipe's arguments: {reason}") from error
+        raise ConfigurationError(f"{made.__name__} refuses the recipe's arguments: {first_line(error)}") from error
     if found != shape:
         raise ConfigurationError(
             f"the network makes {found[1:]} of {shape[1:]}: leave its channels and size to the data"

@@ -30,7 +30,7 @@ from fewstep.tasks.training.recipe import TrainingRecipe
 
 # What says nothing here: a bundled data set's, its classifier's, its autoencoder's.
 UNUSED = (
-    *("dataset", "autoencoder", "condition", "holes", "starts_from"),
+    *("dataset", "autoencoder", "condition", "holes", "starts_from", "autoencoder_of"),
     *("features_of", "classifier_width", "classifier_steps", "feature_dim"),
 )
 COLOURS = 3

@@ -32,7 +32,7 @@ ADM = {
     "ADM-128": Adm(256, (1, 1, 2, 3, 4), 2, (32, 16, 8)),
     "ADM-256": Adm(256, (1, 1, 2, 2, 4, 4), 2, (32, 16, 8)),
 }
-HEAD = 64
+HEAD, GROUPS = 64, 32
 PRESETS = (*(f"DiT-{size}/{patch}" for size in DIT for patch in PATCHES), *ADM)
 
 
@@ -64,5 +64,7 @@ def _adm(adm: Adm, side: int) -> dict[str, Any]:
         "upsample_type": "resnet",
         "resnet_time_scale_shift": "scale_shift",
         "attention_head_dim": HEAD,
+        # Without it the attention in the middle has no norm.
+        "attn_norm_num_groups": GROUPS,
         "dropout": adm.dropout,
     }

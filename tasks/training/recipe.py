@@ -59,6 +59,7 @@ class TrainingRecipe(Optimisation):
     condition: ConditionConfig | None = Field(None, description="what the network is shown besides, in its last inputs")
     holes: PositiveInt = Field(1, description="holes an image, for inpainting")
     starts_from: str | None = Field(None, description="zoo entry that gives the autoencoder and the first weights")
+    autoencoder_of: str | None = Field(None, description="zoo entry whose autoencoder is taken instead of a new one")
     checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
     weights: Literal["float32", "float16"] = "float16"
     features_of: str | None = Field(None, description="zoo entry whose classifier is taken instead of a new one")
@@ -76,12 +77,21 @@ class TrainingRecipe(Optimisation):
             raise ValueError("a condition needs an autoencoder, images of `dataset` itself, and no flips")
         if self.autoencoder and self.autoencoder.vae.get("latent_channels", 4) != self.channels:
             raise ValueError("in_channels of the network must be the autoencoder's latent_channels and the condition's")
+        if self.autoencoder_of and (self.autoencoder is None or self.starts_from is not None):
+            raise ValueError(
+                "`autoencoder_of` names where `autoencoder` is taken from; `starts_from` gives one besides"
+            )
         return self
 
     def reseeded(self, seed: int) -> Self:
         """The same recipe for another checkpoint: other weights and draws, the zoo entry's classifier."""
         kept = self.features_of or self.name
         return self.model_copy(update={"name": f"{self.name}-seed{seed}", "seed": seed, "features_of": kept})
+
+    @property
+    def trains_autoencoder(self) -> bool:
+        """Whether the autoencoder is a new one."""
+        return self.autoencoder is not None and self.starts_from is None and self.autoencoder_of is None
 
     @property
     def command(self) -> str:

@@ -129,10 +129,11 @@ def fashion_lfm() -> TrainingRecipe:
 
 
 def fashion_lfm_dit() -> TrainingRecipe:
-    """The autoencoder of fashion-lfm with a DiT of 4 x 96 on patches of one latent: 49 tokens."""
+    """On the very latents of fashion-lfm, a DiT of 4 x 96 on patches of one latent: 49 tokens, 0.8M parameters."""
     return fashion_lfm().model_copy(
         update={
             "name": "fashion-lfm-dit",
+            "autoencoder_of": "fashion-lfm",
             "unet": None,
             "transformer": {
                 "sample_size": 7,
@@ -144,6 +145,9 @@ def fashion_lfm_dit() -> TrainingRecipe:
                 "attention_head_dim": 24,
                 "num_embeds_ada_norm": 10,
             },
+            "steps": 4_000,
+            "warmup": 300,
+            "ema": 0.999,
         }
     )
 

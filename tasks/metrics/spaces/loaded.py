@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from fewstep.errors import ConfigurationError
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.metrics._network import weights_hash
 
 NAMED = re.compile(r"(?P<place>[^:]+):(?P<name>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)")
@@ -40,7 +41,7 @@ def load(given: str, what: str) -> Any:
             found = getattr(found, part)
     except Exception as error:
         # The code is the user's: it may raise anything when it is imported.
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = first_line(error)
         raise ConfigurationError(f"{what} {given!r} cannot be loaded: {type(error).__name__}: {reason}") from None
     return found
 

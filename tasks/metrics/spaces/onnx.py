@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.metrics.spaces.kind import FeatureKind
 from fewstep.tasks.metrics.spaces.network import NetworkFeatures
 from fewstep.tasks.metrics.spaces.preparation import Preparation, advice, beside, read_preparation
@@ -105,8 +106,9 @@ def _session(path: Path, device: str) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys(providers)))
     except Exception as error:
         # Its errors share no base of their own.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigurationError(f"{path} is no ONNX file that onnxruntime reads ({reason}): export it again") from None
+        raise ConfigurationError(
+            f"{path} is no ONNX file that onnxruntime reads ({first_line(error)}): export it again"
+        ) from None
 
 
 def _content(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fewstep.errors import ConfigurationError
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.metrics.spaces.kind import FeatureKind
 from fewstep.tasks.metrics.spaces.network import NetworkFeatures
 from fewstep.tasks.metrics.spaces.preparation import advice, read_preparation
@@ -38,10 +39,9 @@ def make(given: str, files: ModelFiles, device: str) -> NetworkFeatures:
         for parameter in network.parameters():
             parameter.requires_grad_(False)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(
-            f"{path} is no TorchScript file ({reason}): make one with torch.jit.script(network).save(FILE), or give "
-            "MODULE:CALLABLE"
+            f"{path} is no TorchScript file ({first_line(error)}): make one with torch.jit.script(network).save(FILE), "
+            "or give MODULE:CALLABLE"
         ) from None
     check_finite(network, path, ConfigurationError)
     with path.open("rb") as file:

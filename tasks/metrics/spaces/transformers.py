@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import ConfigurationError
 from fewstep.files import read_json
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.metrics._network import weights_hash
 from fewstep.tasks.metrics.spaces.kind import FeatureKind
 from fewstep.tasks.metrics.spaces.network import NetworkFeatures
@@ -73,7 +74,7 @@ def load_pretrained(folder: Path, device: str, ending: str = PROJECTED) -> tuple
             )
         except Exception as error:
             # From a missing file to a library that a model of this kind needs.
-            raise ConfigurationError(f"{folder} is no model that transformers loads ({_reason(error)})") from None
+            raise ConfigurationError(f"{folder} is no model that transformers loads ({first_line(error)})") from None
     check_finite(model, folder, ConfigurationError)
     if wrong := sorted(map(str, told.get("mismatched_keys", ()))):
         raise ConfigurationError(f"{folder}: weights do not fit its config.json: {', '.join(wrong[:3])}")
@@ -88,7 +89,7 @@ def image_preparation(folder: Path) -> Preparation:
             processor = transformers.AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:
             raise ConfigurationError(
-                f"{folder} has no image processor ({_reason(error)}): save it there with processor.save_pretrained"
+                f"{folder} has no image processor ({first_line(error)}): save it there with processor.save_pretrained"
             ) from None
     factor = getattr(processor, "rescale_factor", 1 / 255) if getattr(processor, "do_rescale", True) else 1 / 255
     if abs(factor * 255 - 1) > 1e-3:
@@ -147,7 +148,7 @@ def load_tokenizer(folder: Path) -> Any:
             return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:
             raise ConfigurationError(
-                f"{folder} has no tokenizer ({_reason(error)}): save it there with tokenizer.save_pretrained"
+                f"{folder} has no tokenizer ({first_line(error)}): save it there with tokenizer.save_pretrained"
             ) from None
 
 
@@ -172,10 +173,6 @@ def _quiet() -> Iterator[Any]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 KIND = FeatureKind(make, takes, gradients=True)

@@ -9,15 +9,19 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from fewstep.errors import ConfigurationError, DataError
-from fewstep.tasks.models.conditions import IMAGES, Conditions
+from fewstep.tasks.image_file import read_levels
+from fewstep.tasks.image_folder import SUFFIXES, find_images
+from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.pipelines.files import PipelineFiles
 
 # Batches of prompts whose embeddings are kept.
 KEPT = 64
+COLOURS = 3
 
 
 def call_arguments(
@@ -48,7 +52,7 @@ def call_arguments(
         found["guidance_scale"] = guidance
     shown = conditions.shown_files
     for name, value in conditions.arguments.items():
-        found[name] = [_shown(shown[name], i) for i in indices] if name in shown else value
+        found[name] = [shown_image(shown[name], i) for i in indices] if name in shown else value
     return {name: value for name, value in found.items() if name in takes}
 
 
@@ -63,25 +67,22 @@ def check_arguments(files: PipelineFiles, conditions: Conditions) -> None:
             raise ConfigurationError(f"{name} needs {argument}: give it as --call {argument}=VALUE (a file or folder)")
 
 
-def _shown(path: Path, index: int) -> Image.Image:
+def shown_image(path: Path, index: int) -> Image.Image:
     """The image of a file; of a folder that of `index`, modulo their number."""
     return _opened(path if path.is_file() else _listed(path)[index % len(_listed(path))])
 
 
 @cache
 def _listed(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES)
+    found = find_images(folder).images
     if not found:
-        raise DataError(f"no image in {folder}: put {', '.join(IMAGES)} files there")
+        raise DataError(f"no image in {folder}: put {', '.join(SUFFIXES)} files there")
     return found
 
 
 @lru_cache(maxsize=256)
 def _opened(path: Path) -> Image.Image:
-    try:
-        return Image.open(path).convert("RGB")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no image that can be read: {error}") from None
+    return Image.fromarray(read_levels(path, COLOURS).round().astype(np.uint8))
 
 
 def remembered_prompts(pipe: Any) -> None:

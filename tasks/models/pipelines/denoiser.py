@@ -17,12 +17,18 @@ from torch import Tensor
 from fewstep.errors import ConfigurationError, EvaluationError, FewstepError, ModelError
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.restart import restarted
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.pipelines.arguments import call_arguments, check_arguments, remembered_prompts
 from fewstep.tasks.models.pipelines.files import PipelineFiles
 from fewstep.tasks.models.pipelines.loading import load_pipeline
 from fewstep.tasks.models.pipelines.puppet import MANY, Ears, Interrupted, Puppet
+
+# Of noise: hardly any is left out.
+LESS = 1 - 1 / MANY
+# Of the norm: so much does rounding change noise that is scaled.
+SAME = 1e-5
 
 
 class PipelineDenoiser(Denoiser):
@@ -49,8 +55,10 @@ class PipelineDenoiser(Denoiser):
         remembered_prompts(self.pipe)
         self.pipe.scheduler = self._puppet
         self.calls, self._scale = 0, self.conditions.guidance
-        # Of pipelines that put noise on the known part of an image at every step: it is that which they begin with.
-        self._noise: dict[tuple[int, ...], Tensor] = {}
+        # Of pipelines that put noise on the known part of an image at every step: each image's, and where it begins.
+        self._noise: dict[int, Tensor] = {}
+        self._begun: dict[int, Tensor] = {}
+        self._images: dict[tuple[int, ...], Tensor] = {}
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -68,7 +76,8 @@ class PipelineDenoiser(Denoiser):
     ) -> Callable[[Tensor, float | Tensor], Tensor]:
         """The denoiser for the images `indices`; `guidance` goes before the conditions' own scale.
 
-        Where a pipeline puts back the known part of an image between steps, a call does so in its x.
+        Where a pipeline puts back the known part of an image between steps, a call does so in its x; but not where
+        it begins, as the pipeline does not.
         """
         scale = self.conditions.guidance if guidance is None else guidance
         if skips:
@@ -82,11 +91,12 @@ class PipelineDenoiser(Denoiser):
             if isinstance(time, Tensor) and time.ndim:
                 raise ConfigurationError("a pipeline has one time for the whole batch: use a schedule, or a fixed step")
             self.calls += len(x)
-            self._puppet.ask(float(time), x)
             self._scale = scale
-            caught = self._called(indices, scale)
+            first = self._is_start(x, indices)
+            self._puppet.ask(float(time), x)
+            caught = self._called(indices, scale, begun=x if first else None)
             assert isinstance(caught, Interrupted)
-            if "mask_image" in self.files.takes:
+            if "mask_image" in self.files.takes and not first:
                 # Between steps such a pipeline puts back what is known: whoever goes on has to go on from there.
                 x.copy_(caught.sample)
             return caught.output[:, : x.shape[1]].to(x.dtype)
@@ -98,6 +108,21 @@ class PipelineDenoiser(Denoiser):
         files = self.files
         return files.strength is not None and (files.strength < 1 or "mask_image" not in files.takes)
 
+    def _is_start(self, x: Tensor, indices: Sequence[int]) -> bool:
+        """Whether x is what its images began with, in another scale maybe, in a pipeline that puts back what is known.
+
+        To the pipeline it is then its own start.
+        """
+        if not self._puts_back(indices):
+            return False
+        flat, told = x.flatten().double(), torch.stack([self._begun[i] for i in indices]).to(x).flatten().double()
+        scale = (flat @ told) / (told @ told)
+        return float((flat - scale * told).norm()) <= SAME * float(flat.norm())
+
+    def _puts_back(self, indices: Sequence[int]) -> bool:
+        """Whether the pipeline knows a part of these images, which began here."""
+        return "latents" in self.files.takes and all(i in self._noise for i in indices)
+
     def fitted(self, schedule: SolverSchedule) -> SolverSchedule:
         """What begins with an image needs no first step that guesses it: such a schedule begins a node later."""
         if schedule.first_call == "model" or not self._begins_with_image:
@@ -108,17 +133,31 @@ class PipelineDenoiser(Denoiser):
     def begin(self, noise: Tensor, indices: Sequence[int], lambda_: float) -> Tensor:
         """Noise alone, or on the image that the pipeline begins with."""
         files = self.files
-        self._noise.pop(tuple(indices), None)
+        for i in indices:
+            self._noise.pop(i, None)
         begun = super().begin(noise, indices, lambda_)
         if self._begins_with_image:
-            self._puppet.ask_image(files.noise.time(lambda_))
-            caught = self._called(indices, self.conditions.guidance, strength=1 - 1 / MANY)
-            assert isinstance(caught, Interrupted)
             alpha, sigma = files.noise.alpha_sigma(lambda_)
-            begun = alpha * caught.output.to(noise) + sigma * noise
+            begun = alpha * self._image(indices, noise, files.noise.time(lambda_)) + sigma * noise
         if "mask_image" in files.takes:
-            self._noise[tuple(indices)] = noise
+            self._noise.update(zip(indices, noise, strict=True))
+            self._begun.update(zip(indices, begun, strict=True))
         return begun
+
+    def _image(self, indices: Sequence[int], noise: Tensor, time: float) -> Tensor:
+        """What the pipeline puts its noise on, of the noise's shape and type."""
+        key = tuple(indices)
+        if key not in self._images:
+            for whole in (False, True):
+                self._puppet.ask_image(time, whole)
+                caught = self._called(indices, self.conditions.guidance, strength=LESS)
+                assert isinstance(caught, Interrupted)
+                found = caught.sample.to(noise)
+                # Some pack their latents after that: of these the loop tells.
+                if found.shape == noise.shape:
+                    break
+            self._images[key] = found
+        return self._images[key]
 
     def finish(self, points: Tensor, indices: Sequence[int]) -> Tensor:
         """Images (B, C, H, W) of the last points, as the pipeline decodes them; of a video one frame.
@@ -135,13 +174,22 @@ class PipelineDenoiser(Denoiser):
         self._check_size(found)
         return found.to(points.device)
 
-    def _called(self, indices: Sequence[int], guidance: float, strength: float = 1.0) -> Any:
-        """Interrupted where the network was asked, images where the point was to be decoded."""
+    def _called(
+        self, indices: Sequence[int], guidance: float, strength: float = 1.0, begun: Tensor | None = None
+    ) -> Any:
+        """Interrupted where the network was asked, images where the point was to be decoded.
+
+        What the pipeline knows of the images gets their own noise; but it puts nothing back into `begun`.
+        """
         arguments = call_arguments(self.files, self.conditions, indices, guidance)
+        puts_back, puppet = self._puts_back(indices), self._puppet
+        noise = torch.stack([self._noise[i] for i in indices]) if puts_back else None
+        # An inpainting pipeline that begins with an image draws its noise, and then other things: it has to draw it.
+        draws = puts_back and self._begins_with_image and puppet.calls_network
+        puppet.known_by(noise, begun, draws)
         if "strength" in self.files.takes:
-            arguments["strength"] = strength
-        noise = self._noise.get(tuple(indices))
-        if noise is not None and "latents" in self.files.takes:
+            arguments["strength"] = LESS if draws else strength
+        if noise is not None and not draws:
             arguments["latents"] = noise.to(self.files.loading.torch_dtype)
         try:
             with self._ears.during():
@@ -151,8 +199,7 @@ class PipelineDenoiser(Denoiser):
         except (FewstepError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise EvaluationError(f"{self.files.pipeline.__name__} failed: {reason}") from error
+            raise EvaluationError(f"{self.files.pipeline.__name__} failed: {first_line(error)}") from error
 
     def _check_size(self, images: Tensor) -> None:
         """EvaluationError where the pipeline makes other images than its configuration lets expect."""

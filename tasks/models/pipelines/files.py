@@ -19,7 +19,7 @@ from fewstep.errors import ModelError
 from fewstep.tasks.models.checks import AFTERWARDS, check_meaning, json_object, parts_of
 from fewstep.tasks.models.loading import Loading
 from fewstep.tasks.models.model_files import FOLDERS, ModelFiles
-from fewstep.tasks.models.noise_families import FlowMatching
+from fewstep.tasks.models.noise_families import FlowMatching, lambda_of_strength
 from fewstep.tasks.models.noise_schedule import DiscreteVP, NoiseSchedule
 
 INDEX = "model_index.json"
@@ -138,12 +138,9 @@ class PipelineFiles(ModelFiles):
         noise = super().noise
         if self.strength is None or self.strength == 1:
             return noise
-        if isinstance(noise, FlowMatching):
-            noise.start_at(noise.lambda_at(noise.shifted(self.strength * noise.scale)))
-        elif isinstance(noise, DiscreteVP):
-            noise.start_at(noise.lambda_at(self.strength * noise.time(noise.lambda_start)))
-        else:
-            raise ModelError(f"{self.pipeline.__name__}: strength {self.strength:g} is not known for such noise")
+        begin = lambda_of_strength(noise, self.strength)
+        if isinstance(noise, FlowMatching | DiscreteVP):
+            noise.start_at(begin, self.strength)
         return noise
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fewstep.errors import ModelError
+from fewstep.tasks.faults import first_line
 from fewstep.tasks.models.checks import AFTERWARDS
 from fewstep.tasks.models.finite import check_finite
 from fewstep.tasks.models.loading import ENABLE, Loading
@@ -22,8 +23,7 @@ def load_pipeline(files: PipelineFiles, device: str) -> Any:
     try:
         pipe = files.pipeline.from_pretrained(str(files.root), torch_dtype=how.torch_dtype, **how.files, **left_out)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{files.root} does not load: {first}") from error
+        raise ModelError(f"{files.root} does not load: {first_line(error)}") from error
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)

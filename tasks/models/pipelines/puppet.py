@@ -54,6 +54,9 @@ class Puppet:
         self.point: Tensor | None = None
         self.time, self.calls_network = 0.0, True
         self.steps, self.wants_image = 0, False
+        self._known: Tensor | None = None
+        self._begun: Tensor | None = None
+        self._leaves_out = self._in_loop = False
         self.timesteps = torch.empty(0)
 
     def __getattr__(self, name: str) -> Any:
@@ -64,10 +67,17 @@ class Puppet:
         self.time, self.point, self.calls_network, self.steps = time, point, calls_network, 0
         self.wants_image = False
 
-    def ask_image(self, time: float) -> None:
-        """The next call of the pipeline is for the image that it begins with."""
+    def ask_image(self, time: float, in_loop: bool = False) -> None:
+        """The next call of the pipeline is for the image that it begins with; `in_loop`: as its loop sees it."""
         self.ask(time, None)
-        self.wants_image = True
+        self.wants_image, self._in_loop = True, in_loop
+
+    def known_by(self, noise: Tensor | None, begun: Tensor | None, leaves_out: bool) -> None:
+        """The noise (B, ...) that the next call puts on what it knows, and the point into which it puts nothing.
+
+        `leaves_out`: it may leave out a first step.
+        """
+        self._known, self._begun, self._leaves_out = noise, begun, leaves_out
 
     def set_timesteps(
         self,
@@ -80,6 +90,7 @@ class Puppet:
     ) -> None:
         """The time, once for each step that is to be taken: what the pipeline wants instead is not asked."""
         count = MANY if self.wants_image else 1 if self.point is None or not self.calls_network else 2
+        count += self._leaves_out
         self.timesteps = torch.full((count,), self.time, dtype=torch.float32, device=device)
         self.num_inference_steps, self.steps = count, 0
 
@@ -104,7 +115,13 @@ class Puppet:
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma noise (B, ...) at the model's time, which is one for all."""
         if self.wants_image:
+            if self._in_loop:
+                return original_samples
             raise Interrupted(original_samples, original_samples)
+        if self.steps and self._begun is not None:
+            return self._begun.to(noise)
+        if self.steps and self._known is not None:
+            noise = self._known.to(noise)
         alpha, sigma = self._noise.alpha_sigma(self._noise.lambda_at(float(timesteps.flatten()[0])))
         return alpha * original_samples + sigma * noise
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as Pillow
 
 from fewstep.errors import DataError
+from fewstep.pipeline import cli
 from fewstep.tasks.data import SOURCES, kind_of_place, load_images, open_source
 from fewstep.tasks.data.source import UNLABELLED
+from fewstep.tasks.metrics.extractor import make_extractor
+from fewstep.tasks.metrics.reference import load_reference
+from fewstep.tasks.models.files import find_model
 
 COUNT, SIDE = 7, 6
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), np.uint8)
@@ -141,6 +147,34 @@ def test_the_same_images_are_read_from_every_kind_of_place(name: str, tmp_path: 
         else:
             assert not parts
     assert open_source(place).fingerprint == source.fingerprint
+
+
+def test_statistics_of_every_kind_of_place_are_the_reference_that_the_place_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In two spaces, and for pytorch-fid, which reads `mu` and `sigma`."""
+    (tmp_path / "squares.py").write_text(
+        "import torch\n\ndef make():\n    return lambda x: torch.cat([x.flatten(1).mean(1, True), x[:, 0, 2, :2]], 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    places = [make(tmp_path / name, encoded) for name, (make, *_) in KINDS.items()]
+    model, out = find_model("digits-ddpm"), tmp_path / "moments.npz"
+    for features in ("auto", "squares:make"):
+        extractor = make_extractor(features, model, "cpu")
+        seen = extractor(torch.from_numpy(load_images(open_source(places[0]), 1, 8).images))
+        for place in places if features == "auto" else places[1:2]:
+            asked = ["--model", "digits-ddpm", "--data", place, "--features", features, "--out", str(out), "--json"]
+            monkeypatch.setattr(sys, "argv", ["fewstep", "statistics", *asked])
+            monkeypatch.setattr(cli.app, "registered_commands", [])
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+            assert ended.value.code in (0, None)
+            assert json.loads(capsys.readouterr().out)["images"] == COUNT
+            written = np.load(out)
+            np.testing.assert_allclose(written["mu"], seen.mean(0), atol=1e-6)
+            np.testing.assert_allclose(written["sigma"], np.cov(seen.T), atol=1e-6)
+            same = [load_reference(reference, model, features, extractor)[1] for reference in (str(out), place)]
+            assert same[0] == same[1]
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "npz"])

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
 
-from fewstep.errors import ConfigurationError, FewstepError, ModelError
+from fewstep.errors import ConfigurationError, DataError, FewstepError, ModelError, ScheduleError
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule, Step
+from fewstep.search_spaces.schedule.corrections import Corrections
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ZOO, find_model
+from fewstep.tasks.models.from_diffusers import config_of, from_diffusers, prediction_type
 from fewstep.tasks.models.loading import Loading
+from fewstep.tasks.models.noise_families import FlowMatching, lambda_of_strength
+from fewstep.tasks.models.noise_schedule import DiscreteVP
+from fewstep.tasks.models.pipelines.arguments import shown_image
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
-from fewstep.tasks.sampling.grids import parse_schedule
+from fewstep.tasks.sampling.grids import parse_schedule, preset_on_grid
 from fewstep.tasks.sampling.noise import starting_noise
 from fewstep.tasks.sampling.own_schedule import own_schedule
+from fewstep.tasks.sampling.scheduler import FewStepScheduler
 from fewstep.tasks.work import Subject, WorkerSettings
 from fewstep.tasks.worker import Worker
 
@@ -201,3 +211,94 @@ def test_a_first_step_that_guesses_the_image_is_left_out_where_there_is_one(
     assert (fitted.first_call == "model") == begins_later
     assert fitted.lambdas[0] == analytic.lambdas[int(begins_later)]
     assert fitted.nfe == analytic.nfe
+
+
+@pytest.mark.usefixtures("unlogged")
+@pytest.mark.parametrize(
+    ("name", "strength"),
+    [
+        ("sd_inpaint_plain", 1.0),
+        ("sd_inpaint_plain", 0.6),
+        ("sd_inpaint", 0.6),
+        ("sd_img2img", 0.6),
+        ("StableDiffusion3Img2ImgPipeline", 0.6),
+        ("FluxInpaintPipeline", 0.6),
+    ],
+)
+def test_what_begins_with_an_image_is_made_again_by_the_pipeline_itself(
+    name: str, strength: float, families: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the strength that it was found at, by all of its calls; with told times that are moved, too."""
+    family, pipe = _that_begins_with_an_image(name, families)
+    pipe.save_pretrained(tmp_path / "model")
+    worker = _worker(tmp_path / "model", families.conditions(family, tmp_path, strength=strength))
+    plain = worker.exact.fitted(parse_schedule("dpmpp-2m/uniform-t@3", worker.files.noise))
+    moved = Corrections(points=((0.01,), (0.01, 0.02), (0.01, 0.02, 0.03)), shifts=(0.02, -0.03, 0.01))
+    schedule = plain.model_copy(update={"corrections": moved})
+    noise, calls = starting_noise(0, 0, 2, worker.shape), []
+    stock, pipe.scheduler = pipe.scheduler, FewStepScheduler.from_schedules(schedule, pipe.scheduler)
+    module = sys.modules[type(pipe).__module__]
+    own = module.randn_tensor
+    drawn = noise.unflatten(1, (4, 4)).unflatten(3, (4, 2, 2)).permute(0, 3, 1, 4, 2, 5) if noise.ndim == 3 else noise
+    # Drawn where the pipeline draws it, for what it draws later.
+    monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: own(*a, **k).copy_(drawn.reshape(2, 4, 8, 8)))
+    getattr(pipe, family.network).register_forward_hook(lambda *_: calls.append(1))
+    draws = [torch.Generator().manual_seed(i) for i in range(2)]
+    latents = {"latents": noise.clone()} if strength == 1 else {}
+    theirs = families.run(family, pipe, 3, strength=strength, generator=draws, **latents)
+    assert len(calls) == 3
+    np.testing.assert_allclose((_images(worker, schedule).permute(0, 2, 3, 1) + 1) / 2, theirs, atol=2e-6)
+    if strength < 1:
+        assert worker.files.noise.lambda_start == pytest.approx(lambda_of_strength(from_diffusers(stock), 0.6))
+        pipe.scheduler.set_timesteps(3)
+        with pytest.raises(ScheduleError, match="call it with the strength that"):
+            pipe.scheduler.scale_model_input(noise, pipe.scheduler.timesteps[0])
+
+
+def _that_begins_with_an_image(name: str, families: Any) -> tuple[Any, Any]:
+    """A family by its name, or another pipeline of the parts of one."""
+    if name in families.FAMILIES:
+        return families.FAMILIES[name], families.build(name)
+    base = "flux" if name.startswith("Flux") else "sd3"
+    made, pipe = getattr(diffusers, name), families.build(base)
+    asked = families.FAMILIES["sd_inpaint_plain" if "Inpaint" in name else "sd_img2img"].arguments()
+    asked |= {"height": 16, "width": 16, "max_sequence_length": families.PROMPT_LENGTH}
+    parts = {k: v for k, v in pipe.components.items() if k in inspect.signature(made.__init__).parameters}
+    if base == "flux":
+        parts["scheduler"] = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    network = families.FAMILIES[base].network
+    return families.Family(name, lambda: None, lambda: asked, network, None, True), made(**parts)
+
+
+@pytest.mark.parametrize(("base", "grid"), [("sd", "trailing"), ("sd", "own"), ("sd3", "own"), ("sd3", "uniform-t")])
+def test_grids_begin_where_the_image_gets_its_noise(base: str, grid: str, families: Any) -> None:
+    """A stock scheduler's are those that it makes for as many more steps as its pipeline then leaves out."""
+    stock = families.build(base).scheduler
+    noise = from_diffusers(stock)
+    begin = lambda_of_strength(noise, 0.6)
+    assert isinstance(noise, DiscreteVP | FlowMatching)
+    noise.start_at(begin, 0.6)
+    schedule = preset_on_grid(f"ddim/{grid}", noise, 3)
+    assert schedule.nfe == 3
+    called = schedule.lambdas[int(schedule.first_call != "model")]
+    assert called >= begin - 1e-3
+    compile_schedule(schedule, noise, prediction_type(config_of(stock)))
+    if grid in ("own", "trailing"):
+        times = parse_schedule(f"ddim/{grid}@5", from_diffusers(stock)).lambdas
+        assert schedule.lambdas[-3:] == pytest.approx(times[-3:])
+
+
+def test_images_for_a_call_are_those_that_are_read_everywhere(tmp_path: Path) -> None:
+    """Of any format and depth, in folders of folders; what has no one meaning is refused."""
+    given = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    (tmp_path / "deep").mkdir()
+    Image.fromarray(given.astype(np.uint16) * 257).save(tmp_path / "deep" / "a.tif")
+    Image.fromarray(given).save(tmp_path / "b.pgm")
+    (tmp_path / "._b.png").write_bytes(b"\x00\x05\x16\x07" + bytes(8))
+    asked = Conditions(prompts="a cat", call=(f"image={tmp_path}", f"mask_image={tmp_path / 'deep' / 'a.tif'}"))
+    assert set(asked.shown_files) == {"image", "mask_image"}
+    for index in range(3):
+        np.testing.assert_array_equal(np.asarray(shown_image(tmp_path, index)), np.repeat(given[:, :, None], 3, 2))
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(tmp_path / "clear.png")
+    with pytest.raises(DataError, match=r"clear\.png"):
+        shown_image(tmp_path / "clear.png", 0)

@@ -389,6 +389,24 @@ def test_diffusers_pipeline_of_transformers_samples_an_entry_with_our_scheduler(
     torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), torch.as_tensor(theirs), rtol=0, atol=1e-5)
 
 
+def test_an_entry_works_on_the_very_latents_of_another(tmp_path: Path) -> None:
+    first, second, few = tmp_path / "first", tmp_path / "second", {"steps": 2, "classifier_steps": 2}
+    train_entry(_tiny(autoencoder=_autoencoder(steps=2), **few), first, tmp_path / "a")
+    recipe = _tiny("transformer", autoencoder_of=str(first), **few)
+    assert not recipe.trains_autoencoder
+    figures = train_entry(recipe, second, tmp_path / "b")
+    assert not (tmp_path / "b" / "autoencoder").exists()
+    weights = [(place / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() for place in (first, second)]
+    assert weights[0] == weights[1]
+    factors = [find_model(str(place)).vae_config["scaling_factor"] for place in (first, second)]
+    assert factors[0] == factors[1]
+    assert figures["autoencoder_of"].endswith(f"({find_model(str(first)).hash})")
+    with pytest.raises(ConfigurationError, match="starts from digits-ddpm, which"):
+        train_entry(_tiny(autoencoder_of="digits-ddpm"), tmp_path / "c", tmp_path / "d")
+    with pytest.raises(ValidationError, match="autoencoder_of"):
+        _tiny(autoencoder_of="fashion-lfm", starts_from="fashion-lfm")
+
+
 def test_networks_that_do_not_fit_are_refused_before_anything_is_trained(digits: Dataset) -> None:
     check_latents(_tiny(), digits)
     with pytest.raises(ConfigurationError, match="the network takes 7x7"):
