@@ -1,14 +1,19 @@
-"""How long a task may take before its worker counts as hung: many times what the slowest of its kind took."""
+"""How long a task may take before its worker counts as slow, and as hung: by what the slowest of its kind took."""
 
 from __future__ import annotations
+
+from math import inf
 
 from fewstep.errors import FewstepError
 from fewstep.search_spaces.point import parse_point
 from fewstep.tasks.work import Task
 
 # The least, in seconds; as much for what nothing is known of, such as the first task or the calibration of a network.
-LEAST, UNKNOWN = 60.0, 3600.0
+LEAST, UNKNOWN = 90.0, 3600.0
 MANY = 20.0
+# A task that takes so many times as long as the slowest of its kind, and at least so long, is given to a second worker
+# that has nothing to do.
+SLOW, SLOW_LEAST = 3.0, 10.0
 
 
 class Pace:
@@ -32,6 +37,13 @@ class Pace:
         rate = self._rates.get(task.metric, max(self._rates.values(), default=0.0))
         known = told and task.metric in self._rates
         return max(LEAST if known else UNKNOWN, MANY * self._slowest, MANY * rate * work)
+
+    def slow(self, task: Task) -> float:
+        """Seconds after which a second worker may try it too; never where nothing is known of its kind."""
+        work, told = _work(task)
+        if not told or task.metric not in self._rates:
+            return inf
+        return max(SLOW_LEAST, SLOW * self._rates[task.metric] * work)
 
 
 def _work(task: Task) -> tuple[int, bool]:

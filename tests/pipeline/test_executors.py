@@ -21,6 +21,7 @@ from fewstep.pipeline.executors import ray as on_ray_module
 from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings, Executor
 from fewstep.pipeline.executors.in_process import InProcessExecutor
 from fewstep.pipeline.executors.ray import RayExecutor
+from fewstep.pipeline.executors.ray_pool import Pool
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.storage.records import EvaluationRecord
@@ -227,7 +228,7 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_not(
 ) -> None:
     fragile: Any = FragileActor
     monkeypatch.setattr(on_ray_module, "MAX_TRIES", 2)  # an actor less to start
-    monkeypatch.setattr(RayExecutor, "_new_actor", lambda self: fragile.remote(self._settings))
+    monkeypatch.setattr(Pool, "new_actor", lambda self: fragile.remote(self._given))
     executor = RayExecutor(WorkerSettings(Subject("none")), ExecutionSettings(workers=1))
     try:
         names = ["first", "deadly", "odd", "last"]
