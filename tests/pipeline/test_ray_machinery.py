@@ -19,7 +19,7 @@ from ray import exceptions
 
 from fewstep.errors import ConfigurationError, EvaluationError, FewstepError
 from fewstep.pipeline.executors import ray as on_ray
-from fewstep.pipeline.executors import ray_cluster, ray_errors, ray_pool
+from fewstep.pipeline.executors import ray_cluster, ray_errors, ray_metrics, ray_pool
 from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings
 from fewstep.pipeline.executors.pace import LEAST, MANY, UNKNOWN, Pace
 from fewstep.pipeline.executors.ray import DEPTH, RayExecutor
@@ -735,3 +735,38 @@ def test_a_worker_that_was_given_a_gpu_uses_that_one() -> None:
     assert [own_device(name, ["0"]) for name in ("cuda", "cuda:0", "cuda:3")] == ["cuda"] * 3
     assert own_device("cpu", ["0"]) == "cpu"
     assert own_device("cuda:1", []) == "cuda:1"
+
+
+# -- what is measured ------------------------------------------------------------------------------------
+
+
+class Number:
+    """A metric of Ray's that keeps what it was told."""
+
+    def __init__(self, name: str, told: str) -> None:
+        self.value = 0.0
+
+    def inc(self, value: float = 1.0) -> None:
+        self.value += value
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+
+def test_an_evaluation_counts_once_whatever_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Counter", "Gauge"):
+        monkeypatch.setattr(ray_metrics, name, Number)
+    play(monkeypatch, PlayedRay())
+    executor = make(2)
+    tasks = [Task(key, "frechet", "", 0, start, 1, {"how": ""}) for key in ("good 1", "raises 2") for start in range(3)]
+    for each in [*tasks, task("good 3")]:
+        executor.submit(each)
+    while executor.in_flight:
+        executor.next()
+    metrics = executor._metrics
+    numbers = {name: metric.value for name, metric in (*metrics._counters.items(), *metrics._gauges.items())}
+    assert numbers["fewstep_evaluations"] == 3
+    assert numbers["fewstep_failed_evaluations"] == 1
+    assert numbers["fewstep_queue_length"] == 0
+    assert numbers["fewstep_workers"] == 2
+    assert 0 <= numbers["fewstep_busy_share"] <= 1
