@@ -47,6 +47,8 @@ def search(
     address: str | None = None,
     device: str | None = None,
     timeout: float | None = None,
+    cpus: int | None = None,
+    gpus: float | None = None,
     tracking_uri: str | None = None,
     progress: bool = True,
     **settings: Any,
@@ -58,7 +60,8 @@ def search(
     folder [default: runs/NAME]: a study in it with equal settings is gone on with, or, where it is finished, read.
     `recipe` is a recipe's name or a TOML study file; arguments go before what it says. `settings` are the other
     fields of SearchSettings; those of the conditions (labels, guidance, prompts...) can be given as they are.
-    `executor`, `workers`, `address` and `device` say where it runs, `timeout` after how many seconds a task hangs;
+    `executor`, `workers`, `address` and `device` say where it runs, `timeout` after how many seconds a task hangs,
+    `cpus` and `gpus` what a worker on Ray takes;
     `tracking_uri` logs to that MLflow server.
 
     Raises ConfigurationError for settings that cannot be, or where `out` holds a study with others.
@@ -78,7 +81,9 @@ def search(
     elif model is not None:
         settings["model"] = str(model)
     chosen = search_settings(*layers, resolved(_nested(SearchSettings, settings)))
-    execution = _execution(executor, workers, address, device, timeout)
+    execution = _execution(
+        executor=executor, workers=workers, address=address, device=device, timeout=timeout, cpus=cpus, gpus=gpus
+    )
 
     from fewstep.pipeline.display import SearchDisplay
 
@@ -112,6 +117,8 @@ def evaluate(
     address: str | None = None,
     device: str | None = None,
     timeout: float | None = None,
+    cpus: int | None = None,
+    gpus: float | None = None,
     **settings: Any,
 ) -> Evaluation:
     """The Frechet distance of a schedule (or its file, or PRESET/GRID@CALLS), or of an ODE solver, with its interval.
@@ -124,7 +131,9 @@ def evaluate(
     Raises ConfigurationError for a choice that cannot be, EvaluationError where the images have no distance.
     """
     asked = built(MeasuredSettings, {**_nested(MeasuredSettings, settings), "model": str(model)})
-    execution = _execution(executor, workers, address, device, timeout)
+    execution = _execution(
+        executor=executor, workers=workers, address=address, device=device, timeout=timeout, cpus=cpus, gpus=gpus
+    )
     return evaluate_subject(asked, chosen_sampler(asked, schedule, ode, rtol, atol), images, seed, Path(out), execution)
 
 
@@ -281,10 +290,7 @@ def _recipe(recipe: str | Path) -> dict[str, Any]:
     return read_study_file(path) if path.suffix == ".toml" else recipe_fields(str(recipe))
 
 
-def _execution(
-    executor: str | None, workers: int | None, address: str | None, device: str | None, timeout: float | None
-) -> ExecutionSettings:
-    given = {"executor": executor, "workers": workers, "address": address, "device": device, "timeout": timeout}
+def _execution(**given: Any) -> ExecutionSettings:
     return built(ExecutionSettings, {name: value for name, value in given.items() if value is not None})
 
 
