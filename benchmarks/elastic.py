@@ -2,11 +2,12 @@
 
     python -m benchmarks.elastic [--seed 0] [--only PART ...] >> docs/results/elastic.jsonl
 
-`storm`: a fixed list of evaluations (digits-ddpm) on a head without workers and two nodes of one. A third node joins
-after a quarter of the rows, the first is killed (kill -9) after half, the driver after three fifths, and is started
-again; an actor is killed every few seconds. Every row's key, value and interval is compared, bit for bit. `search`: the
-same for a whole search, whose rows are counted: what was once on disk and is not at the end is lost. `autoscaling`: the
-list on a head that has no workers, with Ray's fake nodes in the place of those of `ray_cluster.yaml`.
+`growth`: evaluations a second before and after a second node joins. `storm`: a fixed list of evaluations (digits-ddpm)
+on a head without workers and two nodes of one. A third node joins after a quarter of the rows, the first is killed
+(kill -9) after half, the driver after three fifths, and is started again; an actor is killed every few seconds. Every
+row's key, value and interval is compared, bit for bit. `search`: the same for a whole search, whose rows are counted:
+what was once on disk and is not at the end is lost. `autoscaling`: the list on a head that has no workers, with Ray's
+fake nodes in the place of those of `ray_cluster.yaml`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ray.cluster_utils import Cluster
 from ray.util import get_node_ip_address
 
 from benchmarks._line import emit
-from benchmarks.reliability import EVALUATIONS, HERE, ROOT, Storm, Table, Tally, beside, campaign, strike, table
+from benchmarks.reliability import EVALUATIONS, HERE, ROOT, Storm, Table, Tally, beside, campaign, psutil, strike, table
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
@@ -42,6 +43,7 @@ from fewstep.storage.store import Store
 KILL_EVERY, PATIENT = 6.0, 30.0
 PORT, FAKE_WORKERS, IDLE_MINUTES = 6399, 2, 0.25
 BUDGET = 60_000
+MANY, RATE_SECONDS = 2000, 45.0
 
 
 @dataclass
@@ -116,20 +118,48 @@ def under_storm(code: list[str], again: list[str], watch: Watch, expected: int, 
         if driver.returncode:
             raise SystemExit(f"the driver ended with {driver.returncode}")
     watch.look()
-    before = [t for t in watch.times if t < joined]
-    after = [t for t in watch.times if joined <= t < lost]
-    return {
-        "actors_killed": len(kills),
-        "nodes_joined": int(joined > 0),
-        "nodes_killed": int(lost > 0),
-        "drivers_killed": int(killed > 0),
-        "evaluations_a_second_before_a_node_joined": _rate(before, joined),
-        "evaluations_a_second_after": _rate(after, lost),
-    }
+    struck = {"nodes_joined": joined, "nodes_killed": lost, "drivers_killed": killed}
+    return {"actors_killed": len(kills), **{name: int(at > 0) for name, at in struck.items()}}
 
 
-def _rate(times: list[float], end: float) -> float | None:
-    return round((len(times) - 1) / (end - times[0]), 3) if len(times) > 2 else None
+def growth(seed: int, scratch: Path, calm: Table) -> tuple[Tally, dict[str, Any]]:
+    """Evaluations a second on one node, and on two, once the second's worker is up; one of the list each time."""
+    watch = Watch(scratch / "growth")
+    code = [sys.executable, "-m", "benchmarks.elastic", "--go-on", str(watch.root), "--seed", str(seed)]
+    with nodes(1) as (cluster, _):
+        driver = subprocess.Popen(
+            [*code, "--address", cluster.address, "--count", str(MANY)], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        before = _rate(watch, driver)
+        cluster.add_node(num_cpus=1)
+        joined = time.monotonic()
+        while len(Storm._actors()) < 2 or any("init" in name for name in _titles()):
+            time.sleep(0.5)
+        up = time.monotonic() - joined
+        after = _rate(watch, driver)
+        driver.send_signal(signal.SIGINT)
+        driver.wait(60)
+    watch.look()
+    keys = [record.key for record in watch.records()]
+    tally = Tally(rows=len(watch.seen), same=len(watch.seen & set(keys)), lost=len(watch.seen - set(keys)))
+    tally.twice = Store(watch.root).evaluations.row_count() - len(set(keys))
+    rates = {"evaluations_a_second_before": before, "evaluations_a_second_after": after, "risen": after / before}
+    return tally, {**{name: round(rate, 3) for name, rate in rates.items()}, "seconds_until_it_worked": round(up, 1)}
+
+
+def _titles() -> list[str]:
+    return [psutil.Process(pid).cmdline()[0] for pid in Storm._actors()]
+
+
+def _rate(watch: Watch, driver: subprocess.Popen[bytes]) -> float:
+    """Evaluations a second over RATE_SECONDS, from a row on."""
+    begun = watch.look()
+    while watch.look() <= begun and driver.poll() is None:
+        time.sleep(0.1)
+    first, since = watch.look(), time.monotonic()
+    while time.monotonic() - since < RATE_SECONDS or watch.look() == first:
+        time.sleep(0.1)
+    return (watch.look() - first) / (time.monotonic() - since)
 
 
 def storm(seed: int, scratch: Path, calm: Table) -> tuple[Tally, dict[str, Any]]:
@@ -234,7 +264,7 @@ def _workers() -> int:
     return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
 
 
-PARTS = {"storm": storm, "search": searched, "autoscaling": autoscaling}
+PARTS = {"growth": growth, "storm": storm, "search": searched, "autoscaling": autoscaling}
 
 
 def main() -> None:
@@ -243,14 +273,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=sorted(PARTS), default=list(PARTS))
     parser.add_argument("--go-on", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--count", type=int, default=EVALUATIONS, help=argparse.SUPPRESS)
     parser.add_argument("--address", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.go_on:
-        campaign(given.go_on, given.seed, ExecutionSettings(executor="ray", address=given.address))
+        campaign(given.go_on, given.seed, ExecutionSettings(executor="ray", address=given.address), count=given.count)
         return
     with tempfile.TemporaryDirectory() as folder:
         rows: Table = {}
-        if set(given.only) != {"search"}:
+        if set(given.only) & {"storm", "autoscaling"}:
             campaign(Path(folder) / "calm", given.seed, HERE)
             rows = table(Store(Path(folder) / "calm").evaluations.records())
         for name in given.only:
@@ -258,7 +289,7 @@ def main() -> None:
             tally, found = PARTS[name](given.seed, Path(folder) / name, rows)
             counted = {"lost": tally.lost, "twice": tally.twice, "innocent_failed": tally.failed}
             more = {"events": dict(tally.events), "seconds": round(time.monotonic() - began, 1), "seed": given.seed}
-            peer = "rows once seen on disk" if name == "search" else "a calm run in one process"
+            peer = "rows once seen on disk" if name in ("search", "growth") else "a calm run in one process"
             emit(
                 f"elastic_{name}", peer, "rows that are the same", tally.same, tally.rows, {**found, **counted, **more}
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -214,6 +215,7 @@ class FragileActor:
     def run(self, task: Task) -> TaskResult:
         if task.key == "deadly":
             time.sleep(0.5)  # the answer before is on its way
+            faulthandler.dump_traceback()
             os._exit(1)
         if task.key == "odd":
             raise LookupError("first line\nwhat happened")
@@ -239,8 +241,14 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_not(
     assert results["deadly", 0].error == "gave up: the worker died 2 times at this task (ActorDiedError)"
     assert MAX_TRIES == 3
     assert "what happened" in results["odd", 0].error
+    events = executor.events()
     # Once beside another task, which says nothing, then alone.
-    assert [e.kind for e in executor.events()] == ["actor_died"] * 3
+    assert [e.kind for e in events if e.kind != "quarantined"] == ["actor_died"] * 3
+    (event,) = [e for e in events if e.kind == "quarantined"]
+    assert event.data["key"] == "deadly"
+    # What the process said when it ended, and no folder of anybody's.
+    assert "in run" in str(event.data["traceback"])
+    assert str(Path(__file__).parent) not in str(event.data["traceback"])
 
 
 # -- Ray: whole searches ---------------------------------------------------------------------------------
