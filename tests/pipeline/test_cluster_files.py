@@ -47,6 +47,20 @@ def test_the_cluster_grows_by_gpu_and_cpu_workers_and_shrinks() -> None:
     assert f":{VERSIONS['ray']}-py311" in config["docker"]["image"]
 
 
+def test_the_clusters_autoscaling_can_be_played_with_rays_fake_nodes() -> None:
+    """What is left of the file is what decides how it grows and shrinks."""
+    from benchmarks.elastic import fake_config
+
+    given, config = (
+        yaml.safe_load((ROOT / "ray_cluster.yaml").read_text()),
+        fake_config(ROOT / "ray_cluster.yaml", "a:1"),
+    )
+    assert config["provider"]["type"] == "fake_multinode"
+    assert (config["max_workers"], config["upscaling_speed"]) == (given["max_workers"], given["upscaling_speed"])
+    assert config["available_node_types"][config["head_node_type"]]["resources"] == {"CPU": 0}
+    assert config["available_node_types"]["cpu"]["min_workers"] == 0
+
+
 def test_kubernetes_runs_the_tested_version() -> None:
     text = (ROOT / "ray_cluster_kuberay.yaml").read_text()
     parts: dict[str, Any] = {part["kind"]: part for part in yaml.safe_load_all(text)}

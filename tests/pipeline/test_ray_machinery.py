@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import random
 import re
 from collections import Counter
@@ -675,6 +676,29 @@ def test_an_autoscaler_is_asked_for_as_much_again_as_there_is(monkeypatch: pytes
     empty.scales = True
     play(monkeypatch, empty)
     assert len(make(3).pids) == 3
+
+
+@pytest.mark.parametrize(
+    ("kinds", "config", "scales"),
+    [
+        (None, None, False),
+        ({}, None, False),
+        ({"aa": "node_aa", "bb": "node_bb"}, None, False),  # as Ray reports a cluster that nothing scales
+        ({"aa": "head"}, None, True),
+        ({"aa": "node_aa", "bb": "gpu"}, None, True),
+        (None, "groups", True),
+    ],
+)
+def test_an_autoscaler_is_known_by_the_kinds_of_nodes_it_has(
+    monkeypatch: pytest.MonkeyPatch, kinds: dict[str, str] | None, config: str | None, scales: bool
+) -> None:
+    status = json.dumps({"autoscaler_report": {"node_type_mapping": kinds}}).encode() if kinds is not None else None
+    asked = SimpleNamespace(_internal_kv_get=lambda key: status)
+    monkeypatch.setattr(ray_cluster, "internal_kv", asked)
+    monkeypatch.setattr(
+        ray_cluster, "ray_state", SimpleNamespace(state=SimpleNamespace(get_cluster_config=lambda: config))
+    )
+    assert ray_cluster._has_autoscaler() is scales
 
 
 # -- tasks that are slow, and tasks that are given up -----------------------------------------------------
