@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import inf
 
 from fewstep.errors import FewstepError
@@ -48,9 +49,14 @@ class Pace:
 
 def _work(task: Task) -> tuple[int, bool]:
     """Images x NFE of a task, and whether they tell its cost: not where calls are counted or a network is made."""
-    images = max(1, task.count)
+    calls, told = _calls(task.point)
+    return max(1, task.count) * calls, told
+
+
+@lru_cache(maxsize=4096)
+def _calls(point: str) -> tuple[int, bool]:
     try:
-        point = parse_point(task.point)
+        parsed = parse_point(point)
     except (FewstepError, ValueError):
-        return images, True
-    return images * max(1, point.nfe), point.nfe > 0 and not any(part.changes_network for part in point.parts)
+        return 1, True
+    return max(1, parsed.nfe), parsed.nfe > 0 and not any(part.changes_network for part in parsed.parts)
