@@ -339,7 +339,12 @@ class Storm:
         ]
         # A group of its own, as a shell gives every command: the terminal's signal reaches all of it.
         search = subprocess.Popen(
-            [*program, *what], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+            [*program, *what],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         while len(store.evaluations.records()) < 20 and search.poll() is None:
             time.sleep(0.3)
