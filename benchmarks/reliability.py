@@ -69,9 +69,15 @@ def cells(seed: int, count: int = EVALUATIONS) -> list[Cell]:
     return [(as_point(point), "random", rung) for point in points]
 
 
-def campaign(root: Path, seed: int, where: ExecutionSettings, on_record: Callable[[Any], None] | None = None) -> None:
+def campaign(
+    root: Path,
+    seed: int,
+    where: ExecutionSettings,
+    on_record: Callable[[Any], None] | None = None,
+    count: int = EVALUATIONS,
+) -> None:
     """Evaluate what of the list is missing in a folder."""
-    Campaign(Subject(MODEL), root, where, on_record=on_record).run(cells(seed))
+    Campaign(Subject(MODEL), root, where, on_record=on_record).run(cells(seed, count))
 
 
 # -- what is left ---------------------------------------------------------------------------------------
@@ -291,22 +297,80 @@ class Storm:
 
     def pause(self) -> dict[str, Any]:
         """All workers are stopped for a while, three times, and go on."""
+        return self._paused("pause", 3, 3.0)
+
+    def pause_of_a_minute(self) -> dict[str, Any]:
+        """All workers are stopped for a minute, and go on."""
+        return self._paused("minute", 1, 60.0)
+
+    def _paused(self, name: str, times: int, seconds: float) -> dict[str, Any]:
         paused = 0
 
         def pause(over: threading.Event) -> None:
             nonlocal paused
-            while paused < 3 and not over.wait(2.0):
+            while paused < times and not over.wait(2.0):
                 if pids := self._actors():
                     for pid in pids:
                         strike(pid, signal.SIGSTOP)
-                    over.wait(3.0)
+                    over.wait(seconds)
                     for pid in pids:
                         strike(pid, signal.SIGCONT)
                     paused += 1
 
         with beside(pause):
-            self.run("pause")
-        return {"struck": paused, "seconds_each": 3}
+            self.run(name)
+        return {"struck": paused, "seconds_each": seconds}
+
+    def ctrl_c(self) -> dict[str, Any]:
+        """Ctrl-C in the terminal of a search on Ray, which is then gone on with; what it says, leaves, and how soon."""
+        root, store = self.scratch / "ctrl-c", Store(self.scratch / "ctrl-c")
+        program = [sys.executable, "-m", "fewstep.pipeline.cli", "search", "--out", str(root), "--executor", "ray"]
+        what = [
+            "--model",
+            MODEL,
+            "--nfe",
+            "3",
+            "--budget",
+            "40000",
+            "--report-images",
+            "500",
+            "--workers",
+            str(WORKERS),
+        ]
+        # A group of its own, as a shell gives every command: the terminal's signal reaches all of it.
+        search = subprocess.Popen(
+            [*program, *what],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        while len(store.evaluations.records()) < 20 and search.poll() is None:
+            time.sleep(0.3)
+        beneath = psutil.Process(search.pid).children(recursive=True)
+        told, before = time.monotonic(), {r.key for r in store.evaluations.records()}
+        os.killpg(search.pid, signal.SIGINT)
+        _, said = search.communicate(timeout=120)
+        seconds = time.monotonic() - told
+        _, left = psutil.wait_procs(beneath, timeout=10)
+        again = subprocess.run([*program, "--resume", "--json"], cwd=ROOT, capture_output=True, check=False)
+        records = store.evaluations.records()
+        self.tally = Tally(rows=len(before), same=len(before & {r.key for r in records}))
+        self.tally.lost, self.tally.twice = (
+            self.tally.rows - self.tally.same,
+            store.evaluations.row_count() - len(records),
+        )
+        line = said.strip().splitlines()[-1] if said.strip() else ""
+        return {
+            "struck": 1,
+            "seconds_to_end": round(seconds, 1),
+            "exit_code": search.returncode,
+            "says_how_to_resume": line.startswith("stopped, resume with: fewstep search"),
+            "processes_left": len(left),
+            "exit_code_of_the_resumed": again.returncode,
+            "rows_in_the_end": len(records),
+        }
 
     @staticmethod
     def _actors() -> list[int]:
@@ -374,6 +438,8 @@ FAULTS: Mapping[str, Callable[[Storm], dict[str, Any]]] = {
     "raylet_kill": Storm.raylet_kill,
     "hang": Storm.hang,
     "pause": Storm.pause,
+    "pause_of_a_minute": Storm.pause_of_a_minute,
+    "ctrl_c": Storm.ctrl_c,
 }
 
 

@@ -47,6 +47,8 @@ def search(
     address: str | None = None,
     device: str | None = None,
     timeout: float | None = None,
+    cpus: int | None = None,
+    gpus: float | None = None,
     known: Sequence[str | Path] = (),
     tracking_uri: str | None = None,
     optuna_storage: str | None = None,
@@ -61,8 +63,8 @@ def search(
     `recipe` is a recipe's name or a TOML study file; arguments go before what it says. `settings` are the other
     fields of SearchSettings; those of the conditions (labels, guidance, prompts...) can be given as they are.
     `executor`, `workers`, `address` and `device` say where it runs, `timeout` after how many seconds a task hangs,
-    `known` which folders' evaluations are taken; `tracking_uri` logs to that MLflow server, and Optuna's study is kept
-    in `optuna_storage`, by default in the folder.
+    `cpus` and `gpus` what a worker on Ray takes, `known` which folders' evaluations are taken; `tracking_uri` logs to
+    that MLflow server, and Optuna's study is kept in `optuna_storage`, by default in the folder.
 
     Raises ConfigurationError for settings that cannot be, or where `out` holds a study with others.
     """
@@ -82,7 +84,14 @@ def search(
         settings["model"] = str(model)
     chosen = search_settings(*layers, resolved(nested(SearchSettings, settings)))
     execution = execution_of(
-        executor=executor, workers=workers, address=address, device=device, timeout=timeout, known=known
+        executor=executor,
+        workers=workers,
+        address=address,
+        device=device,
+        timeout=timeout,
+        cpus=cpus,
+        gpus=gpus,
+        known=known,
     )
 
     from fewstep.pipeline.display import SearchDisplay
@@ -123,6 +132,8 @@ def evaluate(
     address: str | None = None,
     device: str | None = None,
     timeout: float | None = None,
+    cpus: int | None = None,
+    gpus: float | None = None,
     known: Sequence[str | Path] = (),
     **settings: Any,
 ) -> Evaluation:
@@ -137,7 +148,14 @@ def evaluate(
     """
     asked = built(MeasuredSettings, {**nested(MeasuredSettings, settings), "model": str(model)})
     execution = execution_of(
-        executor=executor, workers=workers, address=address, device=device, timeout=timeout, known=known
+        executor=executor,
+        workers=workers,
+        address=address,
+        device=device,
+        timeout=timeout,
+        cpus=cpus,
+        gpus=gpus,
+        known=known,
     )
     return evaluate_subject(asked, chosen_sampler(asked, schedule, ode, rtol, atol), images, seed, Path(out), execution)
 

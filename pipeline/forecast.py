@@ -89,9 +89,9 @@ def _calibrations(s: SearchSettings, problem: NetworkProblem) -> dict[str, int]:
 def _workers(execution: ExecutionSettings) -> int:
     if execution.resolved == IN_PROCESS:
         return 1
-    from fewstep.pipeline.executors.ray_cluster import default_workers
+    from fewstep.pipeline.executors.ray_cluster import cluster_workers
 
-    return execution.workers or default_workers(execution.device) or 1
+    return cluster_workers(execution, execution.device)
 
 
 def measured_rate(study: Study, execution: ExecutionSettings) -> float:

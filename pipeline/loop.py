@@ -88,7 +88,7 @@ class Driver:
         finally:
             self.clock.waiting += time.perf_counter() - begun
             for event in self.executor.events():
-                self.event(event.kind, event.message)
+                self.event(event.kind, event.message, dict(event.data))
         record, moments = self.evaluator.absorb(result, self.order)
         # Moments first, and at once: a record whose moments are lost could never grow, and a long evaluation that
         # is killed goes on where it was.

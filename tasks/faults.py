@@ -7,9 +7,13 @@ candidate's. What was the machine's is tried again, and given up with a reason t
 from __future__ import annotations
 
 import errno
+import re
+import traceback
 from collections.abc import Iterator
 
 GAVE_UP = "gave up"
+# What is kept of a traceback: frames, and characters of one that was printed.
+FRAMES, LONGEST = 20, 4000
 # As failures of the machine were once stored, under the name of what Ray raised.
 _ONCE_STORED = (
     "OutOfMemoryError:",
@@ -36,11 +40,9 @@ _TYPES = (MemoryError, ConnectionError, TimeoutError)
 # torch's, by name: to tell them apart must not import it.
 _NAMES = {"OutOfMemoryError", "AcceleratorError", "OutOfMemory"}
 # What libraries raise as a plain RuntimeError.
+_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "unable to allocate")
 _WORDS = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "unable to allocate",
+    *_MEMORY,
     "no space left on device",
     "too many open files",
     "can't start new thread",
@@ -68,6 +70,14 @@ def _is_machines(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(words in text for words in _WORDS)
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether memory gave out, of the machine or the GPU: less at a time may fit."""
+    kinds = {"OutOfMemoryError", "OutOfMemory", "MemoryError"}
+    named = any(kind.__name__ in kinds for kind in type(error).__mro__)
+    text = str(error).lower()
+    return named or (isinstance(error, RuntimeError) and any(words in text for words in _MEMORY))
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     link: BaseException | None = error
@@ -86,6 +96,25 @@ def told(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """What somebody else's error begins with, for a line of ours; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def traced(error: BaseException) -> str:
+    """Where a failure was raised, a line a frame, the innermost last; files without the folders they lie in."""
+    frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
+    lines = [f"{short_file(frame.filename)}:{frame.lineno} in {frame.name}" for frame in frames]
+    return "\n".join([*lines, told(error)])
+
+
+def short_file(path: str) -> str:
+    """A source file from its package on, else its name: where somebody keeps it is nobody's business."""
+    found = re.search(r"(?:site-packages|python3\.\d+)/(.+)$|/(fewstep/.+)$", path)
+    return next(filter(None, found.groups())) if found else path.rpartition("/")[2]
+
+
+def without_folders(text: str) -> str:
+    """A traceback as somebody else printed it, its end, with its files as `short_file` says."""
+    shown = re.sub(r'File "([^"\n]+)"', lambda found: f'File "{short_file(found[1])}"', text)
+    return shown.strip()[-LONGEST:]
 
 
 def given_up(what: str, tries: int, reason: str) -> str:

@@ -92,7 +92,8 @@ class TaskResult:
     """What came of a task. Denoiser calls include those of anything that had to be sampled first.
 
     `figures` are numbers about the point as a whole, such as the size of its network; `images` (N, C, H, W) and `point`
-    (JSON) are there where a job makes them. `transient`: it is the machine that failed, see `tasks/faults.py`.
+    (JSON) are there where a job makes them. `transient`: it is the machine that failed, see `tasks/faults.py`;
+    `trace` says where.
     """
 
     task: Task
@@ -105,6 +106,7 @@ class TaskResult:
     device: str = "cpu"
     error: str = ""
     transient: bool = False
+    trace: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import platform
 import time
+import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.search_spaces.point import Point, parse_point
-from fewstep.tasks.faults import first_line, is_machines, told
+from fewstep.search_spaces.point import Point, as_point, parse_point
+from fewstep.tasks.faults import first_line, is_machines, is_memory, told, traced
 from fewstep.tasks.jobs import JOBS
 from fewstep.tasks.metrics.features import FeatureExtractor
 from fewstep.tasks.metrics.metric import Setting, make_metric
@@ -26,6 +28,7 @@ from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.load import load_denoiser
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.rendering import Changed, renderer, sampling_part
+from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.sampling.noise import starting_noise
 from fewstep.tasks.work import GROUP, Measured, Task, TaskResult, WorkerSettings
 
@@ -86,11 +89,11 @@ class Worker:
     def run(self, task: Task) -> TaskResult:
         """Run a task. Whatever is raised comes back as a result with `error` set; only what ends a process does not."""
         begun, calls = time.perf_counter(), self.calls
-        error, transient, measured = "", False, Measured()
+        error, transient, trace, measured = "", False, "", Measured()
         try:
             measured = self._tool(task.metric).measure(self, task)
         except Exception as problem:
-            error, transient = told(problem), is_machines(problem)
+            error, transient, trace = told(problem), is_machines(problem), traced(problem)
         return TaskResult(
             task,
             parts=measured.parts,
@@ -102,8 +105,18 @@ class Worker:
             device=self.device,
             error=error,
             transient=transient,
+            trace=trace,
             versions={"torch": torch.__version__, "machine": machine_class()},
         )
+
+    def warm_up(self) -> None:
+        """Make a few images of the model itself on a GPU, whose first calls take long for reasons of their own."""
+        if not self.device.startswith("cuda"):
+            return
+        # What keeps a model from it, its first task says.
+        with suppress(Exception):
+            point = as_point(preset_on_grid("ddim/uniform-lambda", self.files.noise, 1))
+            self._rendered(point, 0, 0, min(self.batch, 8), self.exact)
 
     @property
     def extractor(self) -> FeatureExtractor:
@@ -170,16 +183,34 @@ class Worker:
         parsed = parse_point(point) if isinstance(point, str) else point
         return self._rendered(parsed, seed, start, count, denoiser or self.network(parsed).denoiser)
 
+    def _take_less(self, error: Exception, count: int) -> None:
+        """Half as many images at a time from now on, since memory gave out at `count`."""
+        self.batch = count // 2
+        # The frames of the error hold on to memory, and torch to what it freed.
+        traceback.clear_frames(error.__traceback__)
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
     @torch.inference_mode()
     def _rendered(self, point: Point, seed: int, start: int, count: int, denoiser: Denoiser) -> Tensor:
         part = sampling_part(point)
         make = renderer(part.kind)(self).make(part, denoiser)
-        batches = []
-        for first in range(start, start + count, self.batch):
-            size = min(self.batch, start + count - first)
-            noise = starting_noise(seed, first, size, self.shape, self.device)
-            indices = range(first, first + size)
-            batches.append(denoiser.finish(self.decode(make(noise, indices)), indices))
+        batches: list[Tensor] = []
+        first, end = start, start + count
+        while first < end:
+            indices = range(first, min(first + self.batch, end))
+            calls = denoiser.calls
+            try:
+                noise = starting_noise(seed, first, len(indices), self.shape, self.device)
+                batches.append(denoiser.finish(self.decode(make(noise, indices)), indices))
+            except Exception as error:
+                if len(indices) == 1 or not is_memory(error):
+                    raise
+                # Calls that came to nothing are not the candidate's.
+                denoiser.calls = calls
+                self._take_less(error, len(indices))
+            else:
+                first = indices.stop
         images = torch.cat(batches)
         if not bool(torch.isfinite(images).all()):
             raise EvaluationError(f"{part.kind} {part.name} made values that are not finite: its steps explode")

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from fewstep.errors import ConfigurationError
 from fewstep.plugins import Registry
@@ -40,7 +49,13 @@ class ExecutionSettings(Checked):
         description="what runs evaluations: ray, in-process, or auto: ray where --workers or --address is given",
     )
     workers: NonNegativeInt = Field(
-        0, description="workers on Ray; 0: one a core (a GPU, with --device cuda) of this machine or of the cluster"
+        0,
+        description="workers on Ray, on a cluster as many of them as it has room for; 0: one a core (a GPU, with "
+        "--device cuda) of this machine or of the cluster, however it grows and shrinks",
+    )
+    cpus: PositiveInt = Field(1, description="CPU cores, and threads, of a worker on Ray")
+    gpus: float = Field(
+        1.0, gt=0, le=1, allow_inf_nan=False, description="share of a GPU of a worker on Ray, with --device cuda"
     )
     address: str | None = Field(
         None, min_length=1, description="join the Ray cluster at this address; auto: the one on this machine"
@@ -85,6 +100,12 @@ class ExecutionSettings(Checked):
             raise ConfigurationError(
                 "a task in-process cannot be ended when it hangs: give --executor ray, or no --timeout"
             )
+        if self.resolved == IN_PROCESS and self.cpus != 1:
+            raise ConfigurationError("cores are given to workers on Ray: give --executor ray, or no --cpus")
+        if self.gpus != 1 and (self.resolved == IN_PROCESS or not self.device.startswith("cuda")):
+            raise ConfigurationError(
+                "shares of a GPU are given to workers on Ray: give --executor ray and --device cuda, or no --gpus"
+            )
         return self
 
     @property
@@ -101,18 +122,26 @@ class ExecutorEvent:
 
     kind: str
     message: str
+    data: Mapping[str, object] = field(default_factory=dict)
+
+
+def quarantined(result: TaskResult, tries: int, trace: str) -> ExecutorEvent:
+    """The event of a task that is given up: what it was, and where what it met was raised."""
+    task = result.task
+    what = {"key": task.key, "metric": task.metric, "point": task.point, "start": task.start, "count": task.count}
+    return ExecutorEvent("quarantined", result.error, {**what, "tries": tries, "traceback": trace})
 
 
 class Executor(Protocol):
     """Takes tasks, gives back results in the order in which they finish.
 
-    A task may run more than once (a worker died); its result is delivered once. A task that the machine failed at is
-    tried MAX_TRIES times, and given up with an error of `fewstep.tasks.faults.given_up`.
+    A task may run more than once (a worker died, or is slow); its result is delivered once. A task that the machine
+    failed at is tried MAX_TRIES times, and given up with an error of `fewstep.tasks.faults.given_up`.
     """
 
     @property
     def capacity(self) -> int:
-        """How many tasks to keep in flight so that no worker waits."""
+        """How many tasks to keep in flight so that no worker waits, and none piles up; it may change at any time."""
 
     @property
     def in_flight(self) -> int:

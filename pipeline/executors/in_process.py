@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import replace
 
 from fewstep.errors import ConfigurationError, FewstepError
-from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings, ExecutorEvent
+from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings, ExecutorEvent, quarantined
 from fewstep.tasks.faults import given_up, told
 from fewstep.tasks.work import Task, TaskResult, WorkerSettings
 from fewstep.tasks.worker import Worker
@@ -45,7 +45,9 @@ class InProcessExecutor:
                 break
             self._events.append(ExecutorEvent("task_failed", f"{result.error} (try {tries} of {MAX_TRIES})"))
         else:
-            return replace(result, error=given_up("machine failed", MAX_TRIES, result.error))
+            given = replace(result, error=given_up("machine failed", MAX_TRIES, result.error))
+            self._events.append(quarantined(given, MAX_TRIES, result.trace))
+            return given
         return result
 
     def events(self) -> list[ExecutorEvent]:

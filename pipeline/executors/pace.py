@@ -1,14 +1,20 @@
-"""How long a task may take before its worker counts as hung: many times what the slowest of its kind took."""
+"""How long a task may take before its worker counts as slow, and as hung: by what the slowest of its kind took."""
 
 from __future__ import annotations
+
+from functools import lru_cache
+from math import inf
 
 from fewstep.errors import FewstepError
 from fewstep.search_spaces.point import parse_point
 from fewstep.tasks.work import Task
 
 # The least, in seconds; as much for what nothing is known of, such as the first task or the calibration of a network.
-LEAST, UNKNOWN = 60.0, 3600.0
+LEAST, UNKNOWN = 90.0, 3600.0
 MANY = 20.0
+# A task that takes so many times as long as the slowest of its kind, and at least so long, is given to a second worker
+# that has nothing to do.
+SLOW, SLOW_LEAST = 3.0, 10.0
 
 
 class Pace:
@@ -33,12 +39,24 @@ class Pace:
         known = told and task.metric in self._rates
         return max(LEAST if known else UNKNOWN, MANY * self._slowest, MANY * rate * work)
 
+    def slow(self, task: Task) -> float:
+        """Seconds after which a second worker may try it too; never where nothing is known of its kind."""
+        work, told = _work(task)
+        if not told or task.metric not in self._rates:
+            return inf
+        return max(SLOW_LEAST, SLOW * self._rates[task.metric] * work)
+
 
 def _work(task: Task) -> tuple[int, bool]:
     """Images x NFE of a task, and whether they tell its cost: not where calls are counted or a network is made."""
-    images = max(1, task.count)
+    calls, told = _calls(task.point)
+    return max(1, task.count) * calls, told
+
+
+@lru_cache(maxsize=4096)
+def _calls(point: str) -> tuple[int, bool]:
     try:
-        point = parse_point(task.point)
+        parsed = parse_point(point)
     except (FewstepError, ValueError):
-        return images, True
-    return images * max(1, point.nfe), point.nfe > 0 and not any(part.changes_network for part in point.parts)
+        return 1, True
+    return max(1, parsed.nfe), parsed.nfe > 0 and not any(part.changes_network for part in parsed.parts)

@@ -10,16 +10,20 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from fewstep.tasks.faults import is_machines, told
+from fewstep.tasks.faults import is_machines, told, without_folders
 from fewstep.tasks.work import Task, TaskResult
 
 LONGEST = 300
 
 
 class MachineError(RayError):  # type: ignore[misc]
-    """A task came back, and what it failed at is the machine's."""
+    """A task came back, and what it failed at is the machine's; `trace` says where it was raised."""
 
     event, subject, verb = "actor_failed", "machine", "failed"
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace
 
 
 class HungError(MachineError):
@@ -47,10 +51,10 @@ def outcome(reference: Any, task: Task) -> TaskResult:
         result: TaskResult = ray.get(reference)
     except RayTaskError as error:
         if _is_machines(error):
-            raise MachineError(_raised(error)) from None
+            raise MachineError(_raised(error), without_folders(error.traceback_str)) from None
         return TaskResult(task, error=_raised(error))
     if result.transient:
-        raise MachineError(result.error)
+        raise MachineError(result.error, result.trace)
     return result
 
 

@@ -53,5 +53,21 @@ def test_a_time_limit_acts_or_is_refused() -> None:
             ExecutionSettings.build(executor="ray", timeout=wrong)
 
 
+def test_shares_of_a_machine_act_or_are_refused() -> None:
+    assert ExecutionSettings.build(executor="ray", cpus="4").cpus == 4
+    assert ExecutionSettings.build(workers=2, device="cuda", gpus="0.25").gpus == 0.25
+    for fields, option in (
+        ({"cpus": 2}, "cpus"),
+        ({"cpus": 2, "executor": "in-process"}, "cpus"),
+        ({"gpus": 0.5, "workers": 2}, "gpus"),
+        ({"gpus": 0.5, "device": "cuda"}, "gpus"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"--executor ray.*no --{option}"):
+            ExecutionSettings.build(**fields)
+    for option, wrong in itertools.product(("cpus", "gpus"), (0, -1, float("nan"), float("inf"), "many", 1.5)):
+        with pytest.raises(ConfigurationError, match=option):
+            ExecutionSettings.build(executor="ray", device="cuda", **{option: wrong})
+
+
 def test_every_field_says_what_it_does() -> None:
     assert all(field.description for field in ExecutionSettings.model_fields.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from fewstep.pipeline.executors import ray as on_ray_module
 from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings, Executor
 from fewstep.pipeline.executors.in_process import InProcessExecutor
 from fewstep.pipeline.executors.ray import RayExecutor
+from fewstep.pipeline.executors.ray_pool import Pool
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.storage.records import EvaluationRecord
@@ -213,6 +215,7 @@ class FragileActor:
     def run(self, task: Task) -> TaskResult:
         if task.key == "deadly":
             time.sleep(0.5)  # the answer before is on its way
+            faulthandler.dump_traceback()
             os._exit(1)
         if task.key == "odd":
             raise LookupError("first line\nwhat happened")
@@ -227,7 +230,7 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_not(
 ) -> None:
     fragile: Any = FragileActor
     monkeypatch.setattr(on_ray_module, "MAX_TRIES", 2)  # an actor less to start
-    monkeypatch.setattr(RayExecutor, "_new_actor", lambda self: fragile.remote(self._settings))
+    monkeypatch.setattr(Pool, "new_actor", lambda self: fragile.remote(self._given))
     executor = RayExecutor(WorkerSettings(Subject("none")), ExecutionSettings(workers=1))
     try:
         names = ["first", "deadly", "odd", "last"]
@@ -238,8 +241,14 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_not(
     assert results["deadly", 0].error == "gave up: the worker died 2 times at this task (ActorDiedError)"
     assert MAX_TRIES == 3
     assert "what happened" in results["odd", 0].error
+    events = executor.events()
     # Once beside another task, which says nothing, then alone.
-    assert [e.kind for e in executor.events()] == ["actor_died"] * 3
+    assert [e.kind for e in events if e.kind != "quarantined"] == ["actor_died"] * 3
+    (event,) = [e for e in events if e.kind == "quarantined"]
+    assert event.data["key"] == "deadly"
+    # What the process said when it ended, and no folder of anybody's.
+    assert "in run" in str(event.data["traceback"])
+    assert str(Path(__file__).parent) not in str(event.data["traceback"])
 
 
 # -- Ray: whole searches ---------------------------------------------------------------------------------

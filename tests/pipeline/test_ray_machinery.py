@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import random
 import re
 from collections import Counter
@@ -19,10 +20,12 @@ from ray import exceptions
 
 from fewstep.errors import ConfigurationError, EvaluationError, FewstepError
 from fewstep.pipeline.executors import ray as on_ray
-from fewstep.pipeline.executors import ray_cluster, ray_errors
+from fewstep.pipeline.executors import ray_cluster, ray_errors, ray_metrics, ray_pool
 from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings
 from fewstep.pipeline.executors.pace import LEAST, MANY, UNKNOWN, Pace
-from fewstep.pipeline.executors.ray import DEPTH, GIVE_UP_SECONDS, LOST_SECONDS, START_SECONDS, START_TRIES, RayExecutor
+from fewstep.pipeline.executors.ray import DEPTH, RayExecutor
+from fewstep.pipeline.executors.ray_cluster import Need
+from fewstep.pipeline.executors.ray_pool import GIVE_UP_SECONDS, LOST_SECONDS, START_SECONDS, START_TRIES, Pool
 from fewstep.search_spaces.ode import parse_ode
 from fewstep.search_spaces.point import QuantizationPoint, as_point, joint
 from fewstep.search_spaces.quantization import named
@@ -152,6 +155,7 @@ class PlayedRay:
         self.beside: Counter[str] = Counter()
         self.late: list[int] = []
         self.own_node = True
+        self.scales = False
         self.now = 0.0
 
     def monotonic(self) -> float:
@@ -225,7 +229,7 @@ class PlayedRay:
         if task.key.startswith("meets"):
             return own_error(OF_THE_MACHINE[how]())
         if task.key.startswith("comes back"):
-            return TaskResult(task, error="OutOfMemoryError: CUDA", transient=True)
+            return TaskResult(task, error="OutOfMemoryError: CUDA", transient=True, trace="worker.py:3 in run")
         return TaskResult(task, seconds=1.0)
 
     def kill(self, actor: Actor) -> None:
@@ -235,12 +239,25 @@ class PlayedRay:
         raise AssertionError("the executor did not start it")
 
 
+class Inline:
+    """A thread that runs where it is started."""
+
+    def __init__(self, target: Callable[[], None], daemon: bool) -> None:
+        self.start = target
+
+    def join(self, seconds: float) -> None:
+        pass
+
+
 def play(monkeypatch: pytest.MonkeyPatch, ray: PlayedRay) -> None:
-    for module in (on_ray, ray_cluster, ray_errors):
+    for module in (on_ray, ray_pool, ray_cluster, ray_errors):
         monkeypatch.setattr(module, "ray", ray)
-    monkeypatch.setattr(on_ray, "time", ray)
+    for module in (on_ray, ray_pool):
+        monkeypatch.setattr(module, "time", ray)
+    monkeypatch.setattr(ray_cluster, "Thread", Inline)
+    monkeypatch.setattr(ray_cluster, "_has_autoscaler", lambda: ray.scales)
     monkeypatch.setattr(ray_cluster.atexit, "register", lambda function: None)
-    monkeypatch.setattr(RayExecutor, "_new_actor", lambda self: ray.make())
+    monkeypatch.setattr(Pool, "new_actor", lambda self: ray.make())
 
 
 def make(workers: int = 1, device: str = "cpu", timeout: float = 0.0) -> RayExecutor:
@@ -306,7 +323,7 @@ def test_workers_that_are_killed_at_random_cost_no_task(workers: int, seed: int)
         executor = make(workers)
         errors = drain(executor, [task(f"good {i}") for i in range(30)])
     assert set(errors.values()) == {""}
-    assert all(e.kind in ("actor_died", "actor_failed") for e in executor.events())
+    assert all(e.kind in ("actor_died", "actor_failed", "issued_again") for e in executor.events())
     assert len(executor.pids) == workers
 
 
@@ -411,7 +428,7 @@ def test_a_search_whose_head_is_silent_ends_before_ray_ends_it(monkeypatch: pyte
     def wait(seconds: float) -> None:
         ray.now += seconds
 
-    monkeypatch.setattr(ray_cluster.RayCluster, "trouble", lambda self, seconds, idle: wait(seconds))
+    monkeypatch.setattr(ray_cluster.RayCluster, "trouble", lambda self, seconds: wait(seconds))
     began = ray.now
     with pytest.raises(FewstepError, match=r"head is gone.*--resume"):
         drain(executor, [task(f"good {i}") for i in range(100)])
@@ -442,7 +459,7 @@ def test_what_a_task_meets_of_the_machine_is_tried_again(monkeypatch: pytest.Mon
     assert errors["good 0"] == errors["good 1"] == ""
     assert errors["meets it"].startswith("gave up: the machine failed 3 times at this task (")
     assert may_succeed(errors["meets it"])
-    assert {e.kind for e in executor.events()} == {"actor_failed"}
+    assert {e.kind for e in executor.events()} == {"actor_failed", "quarantined"}
 
 
 @pytest.mark.parametrize("how", sorted(OF_THE_CANDIDATE))
@@ -486,8 +503,13 @@ def test_a_stopped_worker_is_replaced_and_no_task_fails(monkeypatch: pytest.Monk
     ray.actors[0].stopped = True
     began = ray.now
     assert set(drain(executor, [task(f"more {i}") for i in range(8)]).values()) == {""}
-    assert LEAST < ray.now - began < 3 * LEAST
-    assert [e.kind for e in executor.events()] == ["actor_hung"]
+    # What it held went to the other worker.
+    assert ray.now - began < LEAST
+    ray.now += LEAST
+    assert set(drain(executor, [task(f"last {i}") for i in range(8)]).values()) == {""}
+    kinds = [e.kind for e in executor.events()]
+    assert kinds[-1] == "actor_hung"
+    assert set(kinds[:-1]) == {"issued_again"}
     assert ray.actors[0].dead
 
 
@@ -554,11 +576,166 @@ def test_by_default_there_are_as_many_workers_as_the_cluster_has_room_for(
 ) -> None:
     play(monkeypatch, PlayedRay(cpus=cpus, gpus=gpus))
     for device, places in (("cpu", cpu_places), ("cuda", gpu_places), ("cuda:1", gpu_places)):
-        if places:
-            assert len(make(0, device).pids) == places
-            assert len(make(places, device).pids) == places
-        with pytest.raises(ConfigurationError, match=rf"{places + 1} workers need .* cluster has {places}: lower"):
-            make(places + 1, device)
+        if not places:
+            with pytest.raises(ConfigurationError, match=r"1 workers need .* cluster has 0: lower"):
+                make(0, device)
+            continue
+        assert (
+            len(make(0, device).pids) == len(make(places, device).pids) == len(make(places + 1, device).pids) == places
+        )
+        assert len(make(1, device).pids) == 1
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "resources", "places"),
+    [
+        (1, 0.0, {"CPU": 5.0}, 5),
+        (2, 0.0, {"CPU": 5.0}, 2),
+        (6, 0.0, {"CPU": 5.0}, 0),
+        (1, 0.0, {}, 0),
+        (1, 1.0, {"CPU": 5.0, "GPU": 2.0}, 2),
+        (1, 0.5, {"CPU": 5.0, "GPU": 2.0}, 4),
+        (1, 0.3, {"CPU": 64.0, "GPU": 2.0}, 6),  # a tenth of each is left over
+        (4, 0.25, {"CPU": 8.0, "GPU": 2.0}, 2),
+        (1, 0.1, {"CPU": 64.0, "GPU": 1.0}, 10),
+        (1, 0.5, {"CPU": 5.0}, 0),
+    ],
+)
+def test_a_node_has_room_by_its_cores_and_shares_of_its_gpus(
+    cpus: int, gpus: float, resources: dict[str, float], places: int
+) -> None:
+    assert Need(cpus, gpus).places(resources) == places
+
+
+def test_the_pool_follows_nodes_that_join_and_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = PlayedRay(cpus=(2,))
+    play(monkeypatch, ray)
+    executor = make(0)
+    assert len(executor.pids) == 2
+    ray.cpus, ray.gpus = (2, 3), (0, 0)
+    drain(executor, [task(f"good {i}") for i in range(40)])
+    assert len(executor.pids) == 5
+    assert 0 not in executor.pids
+    assert executor.capacity == 5 * DEPTH
+    for i in range(10):
+        executor.submit(task(f"held {i}"))
+    ray.cpus, ray.gpus = (2,), (0,)
+    ray.stillborn = [MACHINERY["NodeDiedError"]] * 100
+    for actor in ray.actors[2:]:
+        actor.end(MACHINERY["NodeDiedError"])
+    assert set(drain(executor, [task(f"more {i}") for i in range(40)], 10).values()) == {""}
+    assert len(executor.pids) == 2
+    kinds = [e.kind for e in executor.events()]
+    assert kinds.count("pool_grew") == 1
+    assert "pool_shrank" in kinds
+
+
+def test_workers_that_are_asked_for_come_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = PlayedRay(cpus=(2,))
+    play(monkeypatch, ray)
+    executor = make(4)
+    assert len(executor.pids) == 2
+    ray.cpus, ray.gpus = (2, 8), (0, 0)
+    drain(executor, [task(f"good {i}") for i in range(40)])
+    assert len(executor.pids) == 4
+
+
+def test_a_search_without_a_node_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = PlayedRay(cpus=(1,))
+    play(monkeypatch, ray)
+    executor = make(0)
+    executor.submit(task("good"))
+    ray.cpus = ray.gpus = ()
+    ray.late = list(range(1, 100))
+    ray.actors[0].end(MACHINERY["NodeDiedError"])
+    began = ray.now
+    while ray.now - began < LOST_SECONDS / 2:
+        executor._step()
+        assert executor.capacity > 0
+        assert executor.in_flight == 1
+    assert executor.pids == []
+    ray.cpus, ray.gpus, ray.late = (3,), (0,), []
+    assert drain(executor, [], 1) == {"good": ""}
+    assert "pool_empty" in [e.kind for e in executor.events()]
+
+
+def test_an_autoscaler_is_asked_for_as_much_again_as_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By actors that wait, for which the search neither waits nor queues tasks."""
+    ray = PlayedRay(cpus=(2,))
+    ray.scales, ray.late = True, list(range(2, 100))
+    play(monkeypatch, ray)
+    executor = make(0)
+    drain(executor, [task(f"good {i}") for i in range(20)])
+    assert executor.pids == [1, 2, 0, 0]
+    assert executor.capacity == 2 * DEPTH
+    ray.now += 2 * START_SECONDS
+    drain(executor, [task(f"more {i}") for i in range(20)])
+    assert len(ray.actors) == 4
+    assert {e.kind for e in executor.events()} == {"pool_grew"}
+    empty = PlayedRay(cpus=())
+    empty.scales = True
+    play(monkeypatch, empty)
+    assert len(make(3).pids) == 3
+
+
+@pytest.mark.parametrize(
+    ("kinds", "config", "scales"),
+    [
+        (None, None, False),
+        ({}, None, False),
+        ({"aa": "node_aa", "bb": "node_bb"}, None, False),  # as Ray reports a cluster that nothing scales
+        ({"aa": "head"}, None, True),
+        ({"aa": "node_aa", "bb": "gpu"}, None, True),
+        (None, "groups", True),
+    ],
+)
+def test_an_autoscaler_is_known_by_the_kinds_of_nodes_it_has(
+    monkeypatch: pytest.MonkeyPatch, kinds: dict[str, str] | None, config: str | None, scales: bool
+) -> None:
+    status = json.dumps({"autoscaler_report": {"node_type_mapping": kinds}}).encode() if kinds is not None else None
+    asked = SimpleNamespace(_internal_kv_get=lambda key: status)
+    monkeypatch.setattr(ray_cluster, "internal_kv", asked)
+    monkeypatch.setattr(
+        ray_cluster, "ray_state", SimpleNamespace(state=SimpleNamespace(get_cluster_config=lambda: config))
+    )
+    assert ray_cluster._has_autoscaler() is scales
+
+
+# -- tasks that are slow, and tasks that are given up -----------------------------------------------------
+
+
+def test_what_a_slow_worker_holds_is_given_to_one_that_is_idle_and_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = PlayedRay()
+    play(monkeypatch, ray)
+    executor = make(2)
+    drain(executor, [task(f"good {i}") for i in range(6)])
+    for i in range(4):
+        executor.submit(task(f"held {i}"))
+    ray.actors[0].stopped_until = began = ray.now + LEAST - 20
+    got = [executor.next().task.key for _ in range(4)]
+    assert sorted(got) == [f"held {i}" for i in range(4)]
+    assert ray.now < began
+    assert executor.in_flight == 0
+    assert {e.kind for e in executor.events()} == {"issued_again"}
+    # The late answers change nothing, and the worker goes on.
+    assert set(drain(executor, [task(f"more {i}") for i in range(60)]).values()) == {""}
+    assert ray.now > began
+    assert executor.pids == [1, 2]
+    assert executor.events() == []
+
+
+@pytest.mark.parametrize("kind", ["poison", "hangs", "comes back"])
+def test_a_task_that_is_given_up_is_quarantined_with_what_it_met(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    play(monkeypatch, PlayedRay())
+    executor = make(2)
+    errors = drain(executor, [task("good 1"), task(f"{kind} 1", "WorkerCrashedError"), task("good 2")])
+    assert errors["good 1"] == errors["good 2"] == ""
+    (event,) = [e for e in executor.events() if e.kind == "quarantined"]
+    assert event.message == errors[f"{kind} 1"]
+    assert event.data["key"] == f"{kind} 1"
+    assert event.data["tries"] == MAX_TRIES
+    wanted = {"poison": "worker", "hangs": "no answer", "comes back": "worker.py:3 in run"}[kind]
+    assert wanted in str(event.data["traceback"])
 
 
 def test_on_this_machine_there_are_no_more_workers_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -582,3 +759,38 @@ def test_a_worker_that_was_given_a_gpu_uses_that_one() -> None:
     assert [own_device(name, ["0"]) for name in ("cuda", "cuda:0", "cuda:3")] == ["cuda"] * 3
     assert own_device("cpu", ["0"]) == "cpu"
     assert own_device("cuda:1", []) == "cuda:1"
+
+
+# -- what is measured ------------------------------------------------------------------------------------
+
+
+class Number:
+    """A metric of Ray's that keeps what it was told."""
+
+    def __init__(self, name: str, told: str) -> None:
+        self.value = 0.0
+
+    def inc(self, value: float = 1.0) -> None:
+        self.value += value
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+
+def test_an_evaluation_counts_once_whatever_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Counter", "Gauge"):
+        monkeypatch.setattr(ray_metrics, name, Number)
+    play(monkeypatch, PlayedRay())
+    executor = make(2)
+    tasks = [Task(key, "frechet", "", 0, start, 1, {"how": ""}) for key in ("good 1", "raises 2") for start in range(3)]
+    for each in [*tasks, task("good 3")]:
+        executor.submit(each)
+    while executor.in_flight:
+        executor.next()
+    metrics = executor._metrics
+    numbers = {name: metric.value for name, metric in (*metrics._counters.items(), *metrics._gauges.items())}
+    assert numbers["fewstep_evaluations"] == 3
+    assert numbers["fewstep_failed_evaluations"] == 1
+    assert numbers["fewstep_queue_length"] == 0
+    assert numbers["fewstep_workers"] == 2
+    assert 0 <= numbers["fewstep_busy_share"] <= 1

@@ -136,6 +136,69 @@ def test_values_that_are_not_finite_are_an_error(schedule: str, monkeypatch: pyt
         worker.render(schedule, 0, 0, 4)
 
 
+def _with_memory_for(worker: Worker, monkeypatch: pytest.MonkeyPatch, most: int, error: Exception) -> list[int]:
+    """The numbers of images that the worker's network is asked for; more than `most` do not fit."""
+    asked: list[int] = []
+    network = worker.exact.network
+    call = type(network).__call__
+
+    def limited(self: object, x: torch.Tensor, *arguments: object, **named: object) -> object:
+        asked.append(len(x))
+        if len(x) > most:
+            raise error
+        return call(network, x, *arguments, **named)
+
+    monkeypatch.setattr(type(network), "__call__", limited)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        MemoryError(),
+    ],
+)
+def test_where_memory_gives_out_fewer_images_at_a_time_are_made(
+    schedule: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    worker = Worker(WorkerSettings(Subject("digits-ddpm")))
+    worker.batch = 16
+    task = Task("k", "images", schedule, 3, 0, 20)
+    whole = worker.run(task)
+    asked = _with_memory_for(worker, monkeypatch, 5, error)
+    halved = worker.run(task)
+    assert halved.error == ""
+    assert halved.denoiser_calls == whole.denoiser_calls == 40
+    assert halved.images is not None
+    assert whole.images is not None
+    assert np.allclose(halved.images, whole.images, atol=1e-3)
+    assert asked[0] == 16
+    assert worker.batch == 4
+    asked.clear()
+    assert worker.run(task).error == ""
+    assert max(asked) == 4
+
+
+def test_where_one_image_does_not_fit_the_machine_is_at_fault(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(WorkerSettings(Subject("digits-ddpm")))
+    _with_memory_for(worker, monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory"))
+    result = worker.run(Task("k", "images", schedule, 3, 0, 4))
+    assert result.transient
+    assert result.error == "OutOfMemoryError: CUDA out of memory"
+    assert result.trace.splitlines()[-1] == result.error
+    assert "fewstep/tasks/worker.py:" in result.trace
+    assert str(Path.home()) not in result.trace
+
+
+def test_another_failure_is_not_taken_for_a_lack_of_memory(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(WorkerSettings(Subject("digits-ddpm")))
+    asked = _with_memory_for(worker, monkeypatch, 0, RuntimeError("shapes do not fit"))
+    assert worker.run(Task("k", "images", schedule, 3, 0, 4)).error == "RuntimeError: shapes do not fit"
+    assert asked == [4]
+
+
 def test_features_are_loaded_when_they_are_asked_for(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*arguments: object) -> None:
         raise ConfigurationError("no extractor may be loaded")

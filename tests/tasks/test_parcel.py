@@ -1,0 +1,93 @@
+"""What workers on other machines are sent: the same files, once, where they do not have them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewstep.tasks.models.conditions import Conditions
+from fewstep.tasks.parcel import packed, unpacked
+from fewstep.tasks.work import Subject, WorkerSettings
+
+
+class Store:
+    """References are numbers."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+        self.gets = 0
+
+    def put(self, value: Any) -> int:
+        self.kept.append(np.array(value))
+        return len(self.kept) - 1
+
+    def get(self, reference: int) -> Any:
+        self.gets += 1
+        return self.kept[reference]
+
+
+def _named(root: Path) -> WorkerSettings:
+    for name in ("my-model/unet/config.json", "my-model/weights.bin", "net/a", "reference.npz", "w.pt", "face.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(os.urandom(100) if name.endswith("bin") else name.encode())
+    (root / "my-model" / "empty").touch()
+    subject = Subject(
+        str(root / "my-model"),
+        features=f"inception:{root / 'w.pt'}",
+        reference=str(root / "reference.npz"),
+        conditions=Conditions(image=str(root / "face.png"), call=(f"other={root / 'w.pt'}", "strength=0.6")),
+        quantized=str(root / "net"),
+        edits=json.dumps({"model": str(root / "my-model"), "data": "digits"}),
+    )
+    return WorkerSettings(subject, cache=str(root / "cache"))
+
+
+def _content(path: Path) -> dict[str, bytes]:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def test_a_machine_without_the_files_gets_the_same_ones_once(tmp_path: Path) -> None:
+    root, cache, store = tmp_path / "here", tmp_path / "there", Store()
+    root.mkdir()
+    asked = _named(root)
+    parcel, before = packed(asked, store.put), _content(root / "my-model")
+    root.rename(tmp_path / "gone")
+    got = unpacked(parcel, store.get, cache)
+    assert Path(got.subject.model).name == "my-model"
+    assert _content(Path(got.subject.model)) == before
+    kind, _, weights = got.subject.features.partition(":")
+    assert (kind, Path(weights).read_bytes()) == ("inception", b"w.pt")
+    assert Path(got.subject.reference).read_bytes() == b"reference.npz"
+    assert Path(got.subject.conditions.image).read_bytes() == b"face.png"
+    assert got.subject.conditions.call == (f"other={weights}", "strength=0.6")
+    assert _content(Path(got.subject.quantized)) == {"a": b"net/a"}
+    assert json.loads(got.subject.edits) == {"model": got.subject.model, "data": "digits"}
+    assert str(root) not in repr(got)
+    gets = store.gets
+    assert unpacked(parcel, store.get, cache) == got
+    assert store.gets == gets
+
+
+def test_where_the_same_files_are_they_are_used(tmp_path: Path) -> None:
+    store = Store()
+    asked = _named(tmp_path)
+    (tmp_path / "cache").mkdir()
+    parcel = packed(asked, store.put)
+    got = unpacked(parcel, store.get, tmp_path / "unused")
+    assert got.subject.model == asked.subject.model
+    assert got.cache == asked.cache
+    assert store.gets == 0
+    # Of the same name, but others.
+    (tmp_path / "my-model" / "weights.bin").write_bytes(b"changed")
+    assert unpacked(parcel, store.get, tmp_path / "unused").subject.model != asked.subject.model
+
+
+def test_bundled_names_are_not_sent(tmp_path: Path) -> None:
+    store = Store()
+    asked = WorkerSettings(Subject("digits-ddpm"))
+    assert unpacked(packed(asked, store.put), store.get, tmp_path) == asked
+    assert store.kept == []
