@@ -42,7 +42,7 @@ from fewstep.storage.store import Store
 
 KILL_EVERY, PATIENT = 6.0, 30.0
 PORT, FAKE_WORKERS, IDLE_MINUTES = 6399, 2, 0.25
-BUDGET = 60_000
+BUDGET, SEARCHED_ROWS = 20_000, 28
 MANY, RATE_SECONDS = 2000, 45.0
 
 
@@ -198,7 +198,7 @@ def searched(seed: int, scratch: Path, calm: Table) -> tuple[Tally, dict[str, An
         "500",
     ]
     watch = Watch(root)
-    found = under_storm([*command, *what], [*command, "--resume"], watch, 80, seed)
+    found = under_storm([*command, *what], [*command, "--resume"], watch, SEARCHED_ROWS, seed)
     records = watch.records()
     keys = {record.key for record in records}
     tally = Tally(rows=len(watch.seen | keys), same=len(keys), lost=len(watch.seen - keys))

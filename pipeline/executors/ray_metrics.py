@@ -10,8 +10,8 @@ from fewstep.tasks.work import Task, TaskResult
 
 # By name, what each says. Ray exports them as `ray_NAME`, a counter with `_total` behind it.
 COUNTERS = {
-    "fewstep_evaluations": "evaluations whose last task came back",
-    "fewstep_failed_evaluations": "evaluations of which a task failed",
+    "fewstep_evaluations": "evaluations, and jobs such as tuning, whose last task came back",
+    "fewstep_failed_evaluations": "those of which a task failed",
     "fewstep_denoiser_calls": "denoiser calls, one an image",
 }
 GAUGES = {
