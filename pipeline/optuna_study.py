@@ -21,9 +21,6 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from fewstep.errors import FewstepError, TrackingError
-from fewstep.pipeline.policies.edit import edit_objectives
-from fewstep.pipeline.problems.edits import EditProblem
-from fewstep.pipeline.problems.networks import NetworkProblem
 from fewstep.pipeline.proposers.options import distributions
 from fewstep.pipeline.proposers.optuna import NOTE
 from fewstep.storage.masking import masked_argument, told_text, without_secrets
@@ -220,7 +217,7 @@ def _trial(
     reported = {i: r.value for i, r in enumerate(steps) if r is not None and r.value is not None}
     last = next(r for r in reversed(steps) if r is not None)
     values = _objectives(problem, own, rungs)
-    single = not isinstance(problem, NetworkProblem | EditProblem)
+    single = not hasattr(problem, "objectives")
     state = TrialState.COMPLETE if values else TrialState.PRUNED if reported and single else TrialState.FAIL
     if last.status != "complete":
         state, values = TrialState.FAIL, None
@@ -249,14 +246,10 @@ def _trial(
 def _objectives(problem: Any, own: dict[str, EvaluationRecord], rungs: tuple[str, str]) -> list[float] | None:
     """What is minimised, in figures as they were measured."""
     screen, main = (own.get(rung) for rung in rungs)
-    found: tuple[float, ...] | None
-    if isinstance(problem, EditProblem):
-        found = edit_objectives(screen)
-    elif isinstance(problem, NetworkProblem):
+    if hasattr(problem, "objectives"):
         found = problem.objectives(main) or problem.objectives(screen)
-    else:
-        found = None if main is None or main.value is None else (main.value,)
-    return list(found) if found else None
+        return list(found) if found else None
+    return None if main is None or main.value is None else [main.value]
 
 
 def _local(time: datetime) -> datetime:

@@ -10,7 +10,7 @@ from pathlib import Path
 from fewstep.errors import ConfigurationError
 from fewstep.files import write_text
 from fewstep.pipeline.editing.settings import EditSettings
-from fewstep.pipeline.policies.edit import EditPolicy
+from fewstep.pipeline.policies.edit import EditPolicy, edit_objectives
 from fewstep.pipeline.problems.base import Publication, found
 from fewstep.pipeline.proposers.base import Proposer
 from fewstep.pipeline.proposers.evolution import ParetoEvolution
@@ -101,6 +101,7 @@ class EditProblem:
     """See the module's docstring."""
 
     teacher: SolverSchedule | None = None
+    objectives = staticmethod(edit_objectives)
 
     def __init__(self, settings: EditSettings) -> None:
         self.settings = settings
