@@ -21,7 +21,6 @@ TABLES = Registry(
     {
         "fashion_guidance": "benchmarks.tables.guidance:FASHION",
         "fashion_flow": "benchmarks.tables.flow:FASHION",
-        "fashion_networks": "benchmarks.tables.networks:FASHION",
         "digits_rungs": "benchmarks.tables.rungs:DIGITS",
         "fashion_rungs": "benchmarks.tables.rungs:FASHION",
         "flow_bound": "benchmarks.tables.bound:MIXTURES",
