@@ -196,7 +196,7 @@ class Worker:
         part = sampling_part(point)
         make = renderer(part.kind)(self).make(part, denoiser)
         batches: list[Tensor] = []
-        first, end = start, start + count
+        first, end, usual = start, start + count, self.batch
         while first < end:
             indices = range(first, min(first + self.batch, end))
             calls = denoiser.calls
@@ -205,6 +205,8 @@ class Worker:
                 batches.append(denoiser.finish(self.decode(make(noise, indices)), indices))
             except Exception as error:
                 if len(indices) == 1 or not is_memory(error):
+                    # Whatever it is that takes the memory, it is not the number of images.
+                    self.batch = usual
                     raise
                 # Calls that came to nothing are not the candidate's.
                 denoiser.calls = calls

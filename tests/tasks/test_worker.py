@@ -183,8 +183,10 @@ def test_where_memory_gives_out_fewer_images_at_a_time_are_made(
 
 def test_where_one_image_does_not_fit_the_machine_is_at_fault(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(WorkerSettings(Subject("digits-ddpm")))
+    usual = worker.batch
     _with_memory_for(worker, monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory"))
     result = worker.run(Task("k", "images", schedule, 3, 0, 4))
+    assert worker.batch == usual
     assert result.transient
     assert result.error == "OutOfMemoryError: CUDA out of memory"
     assert result.trace.splitlines()[-1] == result.error
