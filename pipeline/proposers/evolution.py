@@ -13,7 +13,7 @@ from typing import Any, cast
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.proposers.base import Check, Objectives
 from fewstep.pipeline.proposers.options import OnRefit, S3Options, milestone
-from fewstep.pipeline.proposers.pareto import ordered
+from fewstep.pipeline.proposers.pareto import PARENTS, ordered
 from fewstep.pipeline.proposers.surrogate.encoder import Example
 from fewstep.pipeline.proposers.surrogate.registry import Surrogate, make_surrogate
 from fewstep.pipeline.trial import Candidate, Trial
@@ -21,7 +21,7 @@ from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.space import Space
 
 OWN = "evolution"
-PARENTS, ATTEMPTS = 20, 60
+ATTEMPTS = 60
 EXPLORE, CROSSOVER = 0.1, 0.5
 
 # Trials that may have children, best first, of one NFE or (None) of all; PARENTS of them are enough.
