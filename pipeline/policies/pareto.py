@@ -10,8 +10,7 @@ from itertools import islice
 from optuna.trial import TrialState
 
 from fewstep.pipeline.proposers.base import Check
-from fewstep.pipeline.proposers.options import PARENTS
-from fewstep.pipeline.proposers.pareto import Fronts, front
+from fewstep.pipeline.proposers.pareto import PARENTS, Fronts, front
 from fewstep.pipeline.search import Search, Seed
 from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial
 from fewstep.search_spaces.point import Point

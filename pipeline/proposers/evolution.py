@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.proposers.base import Check, Objectives
-from fewstep.pipeline.proposers.options import PARENTS, OnRefit, S3Options, milestone
-from fewstep.pipeline.proposers.pareto import ordered
+from fewstep.pipeline.proposers.options import OnRefit, S3Options, milestone
+from fewstep.pipeline.proposers.pareto import PARENTS, ordered
 from fewstep.pipeline.proposers.surrogate.encoder import Example
 from fewstep.pipeline.proposers.surrogate.registry import Surrogate, make_surrogate
 from fewstep.pipeline.trial import Candidate, Trial

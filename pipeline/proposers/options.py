@@ -13,8 +13,6 @@ from fewstep.search_spaces.space import Space
 
 # How often a proposer asks again where it is told what is known or impossible.
 ATTEMPTS = 40
-# Of a population on a Pareto front, how many may have children.
-PARENTS = 20
 # Attributes of an Optuna trial.
 POINT_ATTR, CANDIDATE_ATTR, ORIGIN_ATTR = "point", "candidate", "origin"
 # How many examples it was fitted to, the former one's tau on those that came since, and seconds since the last fit.

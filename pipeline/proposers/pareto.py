@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+# So many, best first, may have children.
+PARENTS = 20
+
 Values = Sequence[Sequence[float]] | npt.NDArray[np.float64]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.proposers.s3 import S3Proposer
+from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 
@@ -38,7 +38,7 @@ def _study(toy: Path, root: Path, budget: int, **changes: object) -> Study:
 def test_a_space_with_no_candidate_left_is_said_once(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(S3Proposer, "ask", lambda *arguments: None)
+    monkeypatch.setattr(OptunaProposer, "ask", lambda *arguments: None)
     study = _study(toy, tmp_path / "left", 1_000, finalist_images=50)
     state = study.find(HERE)
     assert state.spent < 1_000

@@ -11,7 +11,7 @@ import pytest
 
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.problems.schedule_report import ScheduleReport
-from fewstep.pipeline.proposers.s3 import S3Proposer
+from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.reports.rows import SearchedRow
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.sizes import rows_at_most
@@ -39,7 +39,7 @@ def stock(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, O
     """A study that found nothing but presets."""
     root = tmp_path_factory.mktemp("searches") / "stock"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(S3Proposer, "ask", lambda *arguments: None)
+        patched.setattr(OptunaProposer, "ask", lambda *arguments: None)
         study = Study(root, _settings(toy, budget=12_000, refine=0.0))
         return study, study.run(HERE, "test")
 

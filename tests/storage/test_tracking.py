@@ -263,10 +263,11 @@ def test_runs_are_found_by_model_space_calls_and_bits(store, study, uri, client)
     sync(store, study, uri)
     experiment = client.get_experiment_by_name("fewstep").experiment_id
     member = store.evaluations.records()[0]
-    query = f"tags.model = '{member.model}' AND tags.nfe = '{member.nfe}' AND tags.`fewstep.study` = '{study}'"
+    mine = f"tags.`{ID_TAG}` = '{store.studies.records()[0].id}'"
+    query = f"{mine} AND tags.model = '{member.model}' AND tags.nfe = '{member.nfe}'"
     (found,) = client.search_runs([experiment], query + " AND tags.space = 'schedule' AND tags.bits = 'full'")
     assert found.data.tags["fewstep.candidate"] == member.candidate
-    (top,) = client.search_runs([experiment], f"tags.`fewstep.study` = '{study}' AND tags.`fewstep.kind` = 'study'")
+    (top,) = client.search_runs([experiment], f"{mine} AND tags.`fewstep.kind` = 'study'")
     assert top.data.tags["nfe"] == ",".join(str(n) for n in sorted({r.nfe for r in store.evaluations.records()}))
 
 
