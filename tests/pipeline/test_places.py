@@ -80,7 +80,16 @@ def test_an_empty_path_is_none(run: Run) -> None:
 
 
 # Options whose paths are read.
-READ = {"study", "boundary", "images", "schedule", "file", ("report", "out")}
+READ = {
+    "study",
+    "boundary",
+    "images",
+    "schedule",
+    "file",
+    ("report", "out"),
+    ("convert", "checkpoint"),
+    ("convert", "vae"),
+}
 
 
 def _paths() -> Iterator[tuple[str, str, Any]]:
