@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from random import Random
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIIISampler, NSGAIISampler
 from optuna.trial import TrialState, create_trial
 
-from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.proposers.base import Check, Objectives, is_outside
 from fewstep.pipeline.proposers.options import ATTEMPTS, CANDIDATE_ATTR, ORIGIN_ATTR, POINT_ATTR, distributions
+from fewstep.pipeline.proposers.random_member import IMPOSSIBLE, new_random_member
 from fewstep.pipeline.trial import Candidate, Trial
 from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.space import Space
@@ -28,7 +27,6 @@ SamplerFor = Callable[[int], BaseSampler]
 NOTE = "sampler_note"
 # States of trials that have objectives.
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-IMPOSSIBLE = (ScheduleError, ConfigurationError)
 
 
 def _attributes(candidate: Candidate) -> dict[str, Any]:
@@ -83,16 +81,8 @@ class OptunaProposer:
         return self._anything_new(nfe, seen, trials)
 
     def _anything_new(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
-        rng = Random(f"{self._seed}/{self._next}")
-        for _ in range(ATTEMPTS):
-            try:
-                point = self.space.point(self.space.random(nfe, rng))
-                self._check(point)
-            except IMPOSSIBLE:
-                continue
-            if point.hash not in seen:
-                return self.enlist(point, "random", trials)
-        return None
+        point = new_random_member(self.space, nfe, f"{self._seed}/{self._next}", self._check, seen)
+        return None if point is None else self.enlist(point, "random", trials)
 
     def enlist(self, point: Point, origin: str, trials: Mapping[int, Trial]) -> Candidate:
         """See Proposer."""

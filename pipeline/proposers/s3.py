@@ -16,11 +16,11 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.proposers.base import Check, Objectives, is_outside
 from fewstep.pipeline.proposers.drawn import Drawn
 from fewstep.pipeline.proposers.members import Member, Members
 from fewstep.pipeline.proposers.options import ATTEMPTS, OnRefit, S3Options, milestone
+from fewstep.pipeline.proposers.random_member import IMPOSSIBLE, new_random_member
 from fewstep.pipeline.proposers.surrogate.encoder import Example
 from fewstep.pipeline.proposers.surrogate.registry import Surrogate, make_surrogate
 from fewstep.pipeline.trial import Candidate, Trial
@@ -29,7 +29,6 @@ from fewstep.search_spaces.space import Space
 
 NEIGHBOURS = 5
 MUTATION_RATES = (0.05, 0.12, 0.25)
-IMPOSSIBLE = (ScheduleError, ConfigurationError)
 
 
 class S3Proposer:
@@ -75,16 +74,8 @@ class S3Proposer:
         return self._anything_new(nfe, seen, trials)
 
     def _anything_new(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
-        rng = Random(f"{self._seed}/{self._next}")
-        for _ in range(ATTEMPTS):
-            try:
-                point = self._space.point(self._space.random(nfe, rng))
-                self._check(point)
-            except IMPOSSIBLE:
-                continue
-            if point.hash not in seen:
-                return self.enlist(point, "random", trials)
-        return None
+        point = new_random_member(self._space, nfe, f"{self._seed}/{self._next}", self._check, seen)
+        return None if point is None else self.enlist(point, "random", trials)
 
     def enlist(self, point: Point, origin: str, trials: Mapping[int, Trial]) -> Candidate:
         """See Proposer."""
