@@ -5,7 +5,8 @@
 One search a checkpoint, budget and seed, over all of NFES, through `fewstep.search` with nothing but what a user has to
 say. What it found is judged on the noise and by the metrics of the yardstick. A search that was killed goes on, one
 whose lines are in RESULTS.jsonl is passed over: several processes may share a selection, a pattern as */50000/* each.
-`results.jsonl` beside this file holds what was measured so far, on the engine before the grid `own` was a preset.
+`results.jsonl` beside this file holds what was measured so far, on an engine without the grid `own` among its presets
+and with another order of looking at them.
 """
 
 from __future__ import annotations
