@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ Get = Callable[[Any], Any]
 
 FIELDS = ("model", "quantized", "statistics", "judge", "features", "reference")
 CONDITIONS = ("classifier", "image", "mask", "map")
-EDITS = ("model", "data", "judge")
+EDITS = ("model", "data", "text_model", "features", "judge", "identity")
+TEXT_CALL = "text_call"
 
 
 @dataclass(frozen=True)
@@ -80,21 +81,32 @@ def unpacked(parcel: Parcel, get: Get, cache: Path) -> WorkerSettings:
 def _named(subject: Subject) -> Iterator[str]:
     yield from (getattr(subject, name) for name in FIELDS)
     yield from (getattr(subject.conditions, name) for name in CONDITIONS)
-    yield from (value for pair in subject.conditions.call if (value := pair.partition("=")[2]))
+    yield from _values(subject.conditions.call)
     if subject.edits:
         edits = json.loads(subject.edits)
         yield from (edits.get(name, "") for name in EDITS)
+        yield from _values(edits.get(TEXT_CALL, ()))
+
+
+def _values(call: Sequence[str]) -> Iterator[str]:
+    """What arguments of a call, as NAME=VALUE, are given."""
+    yield from (value for pair in call if (value := pair.partition("=")[2]))
 
 
 def _with(subject: Subject, found: Mapping[str, str]) -> Subject:
     def to(text: str) -> str:
         return found.get(text, text)
 
+    def called(call: Sequence[str]) -> tuple[str, ...]:
+        return tuple(f"{name}={to(value)}" for name, _, value in (pair.partition("=") for pair in call))
+
     asked = subject.conditions
     changes: dict[str, Any] = {name: to(getattr(asked, name)) for name in CONDITIONS}
-    changes["call"] = tuple(f"{name}={to(value)}" for name, _, value in (pair.partition("=") for pair in asked.call))
+    changes["call"] = called(asked.call)
     edits = json.loads(subject.edits) if subject.edits else {}
     edits |= {name: to(edits[name]) for name in EDITS if name in edits}
+    if TEXT_CALL in edits:
+        edits[TEXT_CALL] = called(edits[TEXT_CALL])
     fields: dict[str, Any] = {name: to(getattr(subject, name)) for name in FIELDS}
     if any(to(text) != text for text in _named(subject)):
         fields["conditions"] = asked.model_copy(update=changes)

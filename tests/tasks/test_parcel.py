@@ -41,7 +41,16 @@ def _named(root: Path) -> WorkerSettings:
         reference=str(root / "reference.npz"),
         conditions=Conditions(image=str(root / "face.png"), call=(f"other={root / 'w.pt'}", "strength=0.6")),
         quantized=str(root / "net"),
-        edits=json.dumps({"model": str(root / "my-model"), "data": "digits"}),
+        edits=json.dumps(
+            {
+                "model": str(root / "my-model"),
+                "data": "digits",
+                "text_model": str(root / "net"),
+                "text_call": [f"other={root / 'w.pt'}", "strength=0.6"],
+                "judge": str(root / "w.pt"),
+                "identity": f"perceptual:{root / 'net'}",
+            }
+        ),
     )
     return WorkerSettings(subject, cache=str(root / "cache"))
 
@@ -65,7 +74,14 @@ def test_a_machine_without_the_files_gets_the_same_ones_once(tmp_path: Path) -> 
     assert Path(got.subject.conditions.image).read_bytes() == b"face.png"
     assert got.subject.conditions.call == (f"other={weights}", "strength=0.6")
     assert _content(Path(got.subject.quantized)) == {"a": b"net/a"}
-    assert json.loads(got.subject.edits) == {"model": got.subject.model, "data": "digits"}
+    assert json.loads(got.subject.edits) == {
+        "model": got.subject.model,
+        "data": "digits",
+        "text_model": got.subject.quantized,
+        "text_call": [f"other={weights}", "strength=0.6"],
+        "judge": weights,
+        "identity": f"perceptual:{got.subject.quantized}",
+    }
     assert str(root) not in repr(got)
     gets = store.gets
     assert unpacked(parcel, store.get, cache) == got
