@@ -16,9 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.pipeline.trial import Candidate, Rung
+from fewstep.pipeline.trial import CONTROL, OF, Candidate, Rung
 from fewstep.search_spaces.point import OdePoint, Point, content_key, parse_point, quantization_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
@@ -28,7 +30,7 @@ from fewstep.tasks.metrics.metric import Metric, Score, Setting, make_metric
 from fewstep.tasks.metrics.moments import Moments
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.rendering import sampling_part
-from fewstep.tasks.work import GROUP, Part, Subject, Task, TaskResult
+from fewstep.tasks.work import FEATURES, GROUP, Part, Subject, Task, TaskResult
 
 IMAGES_PER_TASK = 1000
 # Points whose parts stay in memory, as long as they take no more bytes; others are read back from the store when they
@@ -138,6 +140,9 @@ class Evaluator:
         metric = self.metric(rung.metric)
         if metric.taught and metric.grows:
             parts["teacher"] = self._taught_by(metric)
+        if metric.controlled:
+            # Its parts are no whole groups, which more images could go on from.
+            parts["few"] = rung.images
         if self.subject.runtime != "reference":
             parts["runtime"] = self.subject.runtime
         return parts | {part.kind: part.hash for part in point.parts if part.changes_network}
@@ -202,9 +207,7 @@ class Evaluator:
         if base not in self._parts:
             rows = self.store.moments.records(where={"base": base}) if base in self._stored else []
             self._parts[base] = {row.start: _part(row) for row in rows}
-            sizes = [
-                sum(p.moments.scatter.nbytes for p in parts.values() if p.moments) for parts in self._parts.values()
-            ]
+            sizes = [sum(map(_bytes, parts.values())) for parts in self._parts.values()]
             while len(sizes) > FEWEST_RECENT and (len(sizes) > RECENT or sum(sizes) > RECENT_BYTES):
                 del self._parts[next(iter(self._parts))], sizes[0]
         return self._parts[base]
@@ -242,7 +245,9 @@ class Evaluator:
         known, rows = self._known(base), []
         for part in result.parts:
             # A short last group is not stored: a larger evaluation must be able to replace it.
-            if part.count < GROUP or (part.start in known and known[part.start].count == GROUP):
+            if part.count < GROUP and FEATURES not in part.values:
+                continue
+            if part.start in known and known[part.start].count >= part.count:
                 continue
             self._stored.add(base)
             rows.append(_row(base, part))
@@ -296,10 +301,25 @@ class Evaluator:
         )
 
     def _score(self, metric: Metric, pending: _Pending) -> Score:
-        score = metric.score(self._all_parts(pending), pending.figures)
+        parts = [*self._control(pending.rung), *self._all_parts(pending)]
+        score = metric.score(parts, pending.figures)
         if not math.isfinite(score.value):
             raise EvaluationError(f"its {metric.figure} is {score.value}, which is no figure")
         return score
+
+    def _control(self, rung: Rung) -> list[Part]:
+        """The parts of what controls a rung: those of the metric that is guessed, and those of the rung's own."""
+        metric = self.metric(rung.metric)
+        if not metric.controlled:
+            return []
+        point, name = parse_point(rung.arguments[CONTROL]), metric.controlled
+        asked = f"{name}:{metric.argument}" if metric.argument else name
+        whole = Rung(rung.name, asked, int(rung.arguments[OF]), rung.seed)
+        try:
+            few = self._known(self.base(point, rung))
+            return [*self.parts(point, whole), *(few[start] for start in range(0, rung.images, GROUP))]
+        except KeyError as error:
+            raise EvaluationError("what controls it has lost its parts: search it anew") from error
 
     def _all_parts(self, pending: _Pending) -> Sequence[Part]:
         fresh = {part.start: part for result in pending.results.values() for part in result.parts}
@@ -323,12 +343,22 @@ def _covers(known: Mapping[int, Part], start: int, images: int) -> bool:
     return start in known and known[start].count == min(GROUP, images - start)
 
 
+def _bytes(part: Part) -> int:
+    return sum(v.nbytes for v in part.values.values()) + (part.moments.scatter.nbytes if part.moments else 0)
+
+
 def _part(row: MomentsRecord) -> Part:
+    if row.dim and not row.scatter:
+        features = np.frombuffer(row.mean, "<f8").reshape(row.count, row.dim)
+        return Part(row.start, row.count, None, row.sums, {FEATURES: features})
     moments = Moments.from_bytes(row.mean, row.scatter, row.count, row.dim) if row.dim else None
     return Part(row.start, row.count, moments, row.sums)
 
 
 def _row(base: str, part: Part) -> MomentsRecord:
+    if FEATURES in part.values:
+        features = np.ascontiguousarray(part.values[FEATURES], "<f8")
+        return MomentsRecord(base, part.start, part.count, features.shape[1], features.tobytes(), b"", dict(part.sums))
     if part.moments is None:
         return MomentsRecord(base, part.start, part.count, 0, b"", b"", dict(part.sums))
     mean, scatter = part.moments.to_bytes()

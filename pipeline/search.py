@@ -8,8 +8,10 @@ stages what else is done.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +22,7 @@ from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial, Work, candida
 from fewstep.search_spaces.point import Point
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.faults import may_succeed
+from fewstep.tasks.metrics.metric import metric_class
 
 if TYPE_CHECKING:
     from fewstep.pipeline.proposers.base import Proposer
@@ -85,6 +88,10 @@ class Stage:
         """Denoiser calls of an account that are kept for it, and that nothing else may take."""
         return 0
 
+    def holds(self, search: Search, account: int) -> bool:
+        """Whether nothing is proposed at an account before more is known of it."""
+        return False
+
     def next_work(self, search: Search) -> Work | None:
         """What comes before anything new is proposed, with nothing waiting; None for nothing."""
         return None
@@ -141,6 +148,8 @@ class Search:
         self.news: list[tuple[str, str]] = []
         self._front: dict[int, float] = {}
         self._calls = self._moved_at = 0
+        # By account, the value and number of the trial that controls its screens.
+        self._controls: dict[int, tuple[float, int]] = {}
 
     def replay(self, records: Sequence[EvaluationRecord]) -> Search:
         """Become what it would be after `records`, whatever was under way when they end; for a new search only.
@@ -171,11 +180,13 @@ class Search:
         self._held = {number: held for number, held in self._held.items() if held}
         for number, held in self._held.items():
             if self._below(held[0]) == self.ladder.screen:
-                self.wait_for(self.trials[number].candidate, self.ladder.screen)
+                candidate = self.trials[number].candidate
+                self.wait_for(candidate, self.aimed(candidate, self.ladder.screen))
             else:
                 self._promote_again(self.trials[number])
         self._pending = deque((c, rung) for c, rung in self._pending if rung.name not in self.trials[c.trial].records)
-        self._pending.extend((self.trials[r.trial].candidate, self.ladder.screen) for r in again)
+        renewed = [self.trials[r.trial].candidate for r in again]
+        self._pending.extend((candidate, self.aimed(candidate, self.ladder.screen)) for candidate in renewed)
         self._untold = self.proposer.restore(self.trials, lambda trial: self.policy.objectives(self, trial))
         # Where a lost file held a part of the search, its calls are spent again before any further finals.
         if any(r.rung == self.ladder.finals.name for r in ours) and not self.may_propose and not self._held:
@@ -230,7 +241,29 @@ class Search:
         if candidate is None:
             return None
         self.adopt(candidate)
-        return candidate, self.ladder.screen
+        return candidate, self.aimed(candidate, self.ladder.screen)
+
+    def aimed(self, candidate: Candidate, rung: Rung) -> Rung:
+        """A rung as it is for a candidate: where its metric is controlled, by the best schedule that can.
+
+        That one was judged, and measured on as many images as the rung has. Without one, as after a warm start's first
+        look, it is the main rung's metric on so many.
+        """
+        if not metric_class(rung.metric).controlled:
+            return rung
+        control = self._controls.get(self.policy.account(candidate.point))
+        if control is None:
+            return replace(rung, metric=self.ladder.main.metric)
+        return rung.controlled_by(self.trials[control[1]].candidate.point, self.ladder.main)
+
+    def _consider_control(self, trial: Trial) -> None:
+        main, metric = self.ladder.main, metric_class(self.ladder.screen.metric)
+        value, account = trial.value(main), self.policy.account(trial.candidate.point)
+        if not metric.controlled or value is None or self._controls.get(account, (math.inf, 0)) <= (value, 0):
+            return
+        complete = [r for r in trial.records.values() if r.status == "complete" and r.metric == metric.figure]
+        if any(r.images == self.ladder.screen.images for r in complete):
+            self._controls[account] = (value, trial.number)
 
     def _next_seed(self) -> Candidate | None:
         while self._waiting and self.may_propose:
@@ -312,8 +345,9 @@ class Search:
 
     @property
     def _hungriest(self) -> int | None:
-        """The NFE on which least was spent, among those that can pay a candidate."""
-        return min(self.open, key=lambda n: (self.committed[n], n), default=None)
+        """The NFE on which least was spent, among those that can pay a candidate and wait for nothing."""
+        free = (n for n in self.open if not any(stage.holds(self, n) for stage in self.stages))
+        return min(free, key=lambda n: (self.committed[n], n), default=None)
 
     def best(self, nfe: int, rung: Rung) -> list[Trial]:
         """Trials of an NFE that have a value at a rung, best first."""
@@ -361,6 +395,7 @@ class Search:
             return
         trial.records[record.rung] = record
         self._watch(record)
+        self._consider_control(trial)
         if not any(stage.take(self, trial, record) for stage in self.stages):
             self.policy.decide(self, trial, record)
         if self._held.get(record.trial) and record.rung == self.ladder.screen.name:

@@ -30,7 +30,7 @@ from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.grids import GRIDS, SEARCH_GRIDS
 
 SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes")
-SCREENS = ("auto", "distance", "frechet", "none")
+SCREENS = ("auto", "paired", "distance", "frechet", "none")
 SURROGATES = ("encoder", "ensemble", "forest", "trees", "gp", "none")
 REFINE_TO = ("network", "pixel", "features", "reference", "moments")
 REPORT_SEED_OFFSET, FINALS_SEED_OFFSET = 1_000_003, 500_009
@@ -185,12 +185,18 @@ class SearchSettings(ModelSettings):
         None, ge=0, le=0.9, description="share of the budget that tunes the best [default: 0.45 where it can be tuned]"
     )
     finals: float = Field(0.1, gt=0, le=0.5, description="share of the budget that is kept for the finals")
-    screen: Literal["auto", "distance", "frechet", "none"] = Field(
+    screen: Literal["auto", "paired", "distance", "frechet", "none"] = Field(
         "auto",
-        description="what candidates are screened by: paired distance to the teacher, few images, nothing; auto: "
-        "whichever of the first two orders the presets better",
+        description="what candidates are screened by. paired: the Frechet distance, guessed from what they change on "
+        "few images; distance: to the teacher; frechet: of few images; none: nothing; auto: paired where the budget "
+        "allows it, or else whichever of the other two orders the presets better",
     )
-    preset_images: PositiveInt = Field(64, le=MOST_IMAGES, description="images of a preset's first look")
+    paired_images: NonNegativeInt = Field(
+        32, le=MOST_IMAGES, description="images of a paired screen, and of a preset's first look; 0: neither is paired"
+    )
+    preset_images: PositiveInt = Field(
+        64, le=MOST_IMAGES, description="images of a preset's first look that is not paired"
+    )
     distance_images: int = Field(128, ge=1, le=MOST_IMAGES, description="images of a screen by distance")
     look_images: int | None = Field(
         None, ge=4, le=MOST_IMAGES, description="images of a screen by Frechet distance" + FROM_BUDGET
@@ -200,7 +206,9 @@ class SearchSettings(ModelSettings):
     )
     finalist_images: Images | None = Field(None, description="images of the finals [default: what is left pays]")
     finalists: PositiveInt = Field(3, description="schedules of each NFE in the finals")
-    keep: float = Field(0.25, gt=0, le=1, description="share of candidates that the screen lets through")
+    keep: float | None = Field(
+        None, gt=0, le=1, description="share of candidates that the screen lets through" + FROM_BUDGET
+    )
     grids: tuple[str, ...] = Field(SEARCH_GRIDS, description="grids that presets start on")
     report_images: Images | None = Field(None, description="images of each row of the final table" + FROM_BUDGET)
     report_presets: bool = Field(
@@ -247,8 +255,9 @@ class SearchSettings(ModelSettings):
     @classmethod
     def _of_before(cls, fields: Any, info: ValidationInfo) -> Any:
         # Studies that were stored before presets had a share of the budget name how many of their grids were judged.
+        # Before there were paired looks, nothing was paired.
         if (info.context or {}).get(STORED) and isinstance(fields, dict):
-            return {name: value for name, value in fields.items() if name != "preset_grids"}
+            return {"paired_images": 0} | {name: value for name, value in fields.items() if name != "preset_grids"}
         return fields
 
     @model_validator(mode="after")
@@ -271,6 +280,11 @@ class SearchSettings(ModelSettings):
             )
         if not self.grids or not set(self.grids) <= set(GRIDS):
             raise ValueError(f"grids {', '.join(self.grids)}: choose from {', '.join(GRIDS)}")
+        if self.screen == "paired" and (self.objective.partition(":")[0] != FRECHET or self.paired_images < 2):
+            raise ValueError(
+                f"a paired screen guesses the Frechet distance from two images at least, not {self.objective} from "
+                f"{self.paired_images}: choose another --screen"
+            )
         unknown = [name for name in self.decisions if name not in EXTRA_DECISIONS]
         if unknown:
             raise ValueError(f"unknown decision {unknown[0]!r}: choose from {', '.join(EXTRA_DECISIONS)}")

@@ -17,6 +17,8 @@ LEAST_PROPOSALS, LEAST_PRESETS = 5, 6
 # Of the budget, for the report; the images of a row.
 REPORT = 0.5
 LEAST_REPORTED, MOST_REPORTED = 500, 10_000
+# Of what is screened, at most and at least.
+KEPT, LEAST_KEPT = 0.25, 0.05
 RANDOM_SHARE, MOST_RANDOM = 1 / 6, 24
 MOST_IMAGES_OF_FINALS = 10_000
 
@@ -51,6 +53,14 @@ def sized(s: SearchSettings) -> SearchSettings:
     judged = s.frechet_images or min(MOST_JUDGED, max(1, groups) * GROUP)
     look = s.look_images or min(GROUP, judged)
     screen = s.screen
+    if screen == "auto" and can_pair(s, judged):
+        screen = "paired"
+    elif screen == "paired" and not can_pair(s, judged):
+        raise ConfigurationError(
+            f"a paired screen of {s.paired_images} images needs schedules that are judged on {GROUP} or twice as many "
+            f"at least, not {judged}, and presets whose share of the budget, {s.presets}, pays for that: raise "
+            "--budget, or choose another --screen"
+        )
     if screen == "auto" and (look >= judged or s.space != "schedule"):
         screen = "none" if s.space == "schedule" else "distance"
     reported = REPORT * s.budget / (sum(s.nfes) * rows_at_most(s))
@@ -63,6 +73,7 @@ def sized(s: SearchSettings) -> SearchSettings:
             "frechet_images": judged,
             "report_images": report,
             "random_trials": 0,
+            "keep": s.keep or (most_kept(s.paired_images, judged) if screen == "paired" else KEPT),
         }
     )
     proposals = plan(whole, max(s.nfes)).proposals
@@ -70,9 +81,25 @@ def sized(s: SearchSettings) -> SearchSettings:
     return whole.model_copy(update={"random_trials": random})
 
 
+def most_kept(screened: int, judged: int) -> float:
+    """The share of a paired screen that goes on: judging them takes twice what screening all does, or less."""
+    return min(KEPT, max(LEAST_KEPT, 2 * screened / judged))
+
+
+def can_pair(s: SearchSettings, judged: int) -> bool:
+    """Whether looks are paired: of a Frechet distance of whole groups, and presets pay for a control beside them."""
+    if s.space != "schedule" or s.objective.partition(":")[0] != FRECHET or not 2 <= s.paired_images <= judged // 2:
+        return False
+    images = judged + (1 + LEAST_PRESETS) * s.paired_images
+    return judged >= GROUP and max(s.nfes) * images <= s.presets * s.budget / len(s.nfes)
+
+
 def first_look(s: SearchSettings) -> int:
     """Images of a preset's first look: fewer than those of the screen, which it would be otherwise."""
     assert s.look_images is not None
+    assert s.frechet_images is not None
+    if can_pair(s, s.frechet_images):
+        return s.paired_images
     return max(2, min(s.preset_images, s.look_images // 2))
 
 
@@ -86,9 +113,9 @@ def plan(s: SearchSettings, nfe: int) -> Plan:
     finals = nfe * finalists * s.finalist_images if s.finalist_images else int(s.finals * share)
     tuning, presets = int(s.refine * share), int(s.presets * share) if s.space == "schedule" else 0
     search = share - presets - tuning - finals
-    screened = {"distance": s.distance_images, "none": 0}.get(s.screen, s.look_images)
-    grown = s.frechet_images - (0 if s.screen in ("distance", "none") else screened)
-    keep = 1.0 if s.screen == "none" else s.keep
+    screened = {"paired": s.paired_images, "distance": s.distance_images, "none": 0}.get(s.screen, s.look_images)
+    grown = s.frechet_images - (0 if s.screen in ("paired", "distance", "none") else screened)
+    keep = 1.0 if s.screen == "none" else s.keep or KEPT
     return Plan(presets, search, tuning, finals, max(0, int(search / (nfe * (screened + keep * grown)))))
 
 

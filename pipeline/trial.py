@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -27,6 +27,14 @@ class Rung:
     images: int
     seed: int
     arguments: Mapping[str, str] = field(default_factory=dict)
+
+    def controlled_by(self, point: Point, rung: Rung) -> Rung:
+        """The same, of a controlled metric: guessed from what a point gave at another rung."""
+        return replace(self, arguments={CONTROL: point.to_json(), OF: str(rung.images // GROUP * GROUP)})
+
+
+# Arguments of a rung whose metric is controlled: another point (JSON), and how many of its images were measured.
+CONTROL, OF = "control", "of"
 
 
 class Ladder(NamedTuple):

@@ -326,9 +326,9 @@ class MomentsRecord(Record):
     count: int
     dim: int
     mean: bytes
-    """dim numbers."""
+    """dim numbers; without a scatter count * dim, the features themselves."""
     scatter: bytes
-    """dim * (dim + 1) / 2 numbers: the packed upper triangle."""
+    """dim * (dim + 1) / 2 numbers: the packed upper triangle. Empty where dim is 0, or the features are kept."""
     sums: dict[str, float] = field(default_factory=dict)
     """Further sums over these images by name, such as their denoiser calls; empty in rows of version 1."""
 

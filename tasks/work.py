@@ -16,6 +16,8 @@ from fewstep.tasks.models.loading import Loading
 
 # Images of a group: what is stored of a metric that grows with its images.
 GROUP = 250
+# Of a part's values: features (N, D) of its images, where they are kept as they are.
+FEATURES = "features"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from fewstep.pipeline.proposers.base import WARM, WARM_REFINED
 from fewstep.pipeline.search import Paid, Search, Seed
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.sizes import KEPT
 from fewstep.pipeline.trial import Candidate, Trial, grown, promoted
 from fewstep.search_spaces.point import Point
 from fewstep.storage.records import EvaluationRecord
@@ -66,7 +67,7 @@ class HalvingPolicy:
 
     def _is_good(self, record: EvaluationRecord) -> bool:
         screened = self._screened[record.nfe]
-        return record.value is not None and promoted(record.value, screened, self._settings.keep)
+        return record.value is not None and promoted(record.value, screened, self._settings.keep or KEPT)
 
     def objectives(self, search: Search, trial: Trial) -> tuple[float] | None:
         """Log of the value over that of the first one that was judged at its NFE; None where it is not known.

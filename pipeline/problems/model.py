@@ -21,6 +21,8 @@ from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.grids import parse_schedule
 from fewstep.tasks.work import Subject
 
+# The controlled metric of a Frechet distance.
+PAIRED = "paired"
 # Of the budget, for the teacher's samples by which screens are compared.
 MOST_FOR_TEACHER = 0.03
 
@@ -37,6 +39,7 @@ def ladder(settings: SearchSettings) -> Ladder:
     assert s.report_images
     main = Rung("frechet", s.objective, s.frechet_images, s.noise_seed)
     screens = {
+        "paired": Rung("screen", paired(s.objective), s.paired_images, s.noise_seed),
         "distance": Rung("distance", "distance", s.distance_images, s.noise_seed),
         "frechet": Rung("look", s.objective, s.look_images, s.noise_seed),
         "auto": Rung("screen", s.objective, s.look_images, s.noise_seed),
@@ -48,6 +51,11 @@ def ladder(settings: SearchSettings) -> Ladder:
         Rung("finals", s.objective, s.finalist_images or s.frechet_images, s.finals_seed),
         Rung("report", s.objective, s.report_images, s.report_seed),
     )
+
+
+def paired(objective: str) -> str:
+    """The metric that guesses a Frechet distance."""
+    return PAIRED + objective.removeprefix(FRECHET)
 
 
 def _has_features(metric: str) -> bool:

@@ -31,6 +31,7 @@ from fewstep.pipeline.reports.front import EXACT, publish_front
 from fewstep.pipeline.reports.rows import FOUND, Row, row_of
 from fewstep.pipeline.search import Search, Seed
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.sizes import KEPT
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.trial import Candidate, Trial, Work
 from fewstep.search_spaces.joint import ProductSpace
@@ -187,7 +188,7 @@ class NetworkProblem(ModelProblem):
 
         always = "" if self.moves_schedule else NAMED
         policy = ParetoPolicy(
-            self.ladder, seeds, self.objectives, s.keep, s.front, self.check, always, calibration_calls
+            self.ladder, seeds, self.objectives, s.keep or KEPT, s.front, self.check, always, calibration_calls
         )
         proposer = self._proposer(policy, on_refit)
         return Search(

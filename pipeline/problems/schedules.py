@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.policies.halving import HalvingPolicy
+from fewstep.pipeline.problems.model import paired
 from fewstep.pipeline.problems.schedule_report import ScheduleReport
 from fewstep.pipeline.proposers.base import ANALYTIC, PRESET, WARM, WARM_REFINED, Proposer
 from fewstep.pipeline.proposers.options import OnRefit, S3Options
@@ -14,7 +15,7 @@ from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.proposers.s3 import S3Proposer
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.search import Search, Seed
-from fewstep.pipeline.sizes import first_look
+from fewstep.pipeline.sizes import can_pair, first_look
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.preset_order import Known, of_schedule
 from fewstep.pipeline.stages.presets import FIRST, Presets, Screens
@@ -92,7 +93,8 @@ class ScheduleProblem(ScheduleReport):
         s = self.settings
         assert s.frechet_images
         assert s.look_images
-        first = Rung(FIRST, s.objective, first_look(s), s.noise_seed)
+        pairs = can_pair(s, s.frechet_images)
+        first = Rung(FIRST, paired(s.objective) if pairs else s.objective, first_look(s), s.noise_seed)
         compare = None
         if s.screen == "auto":
             distance = Rung("screen", "distance", s.distance_images, s.noise_seed)

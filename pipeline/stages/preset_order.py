@@ -20,6 +20,7 @@ from fewstep.search_spaces.schedule import SolverSchedule
 RIDGE = 0.3
 # The solver that goes over the grids: of second order it is among the better ones on each of them.
 PIVOT = "unipc-2-bh2"
+CONTROL_GRID = "uniform-lambda"
 # How the name of a grid ends that goes on to t = 0.
 TO_ZERO = "-zero"
 # Beyond this logarithm above the best one's, how bad a preset is says nothing about the good ones.
@@ -58,6 +59,11 @@ def design(known: Sequence[Known]) -> list[str]:
     origins = {(k.solver, k.grid, k.analytic): k.origin for k in known}
     asked = [(solver, grid, analytic) for grid in kept for analytic in (False, True)]
     return [origins[entry] for entry in asked if entry in origins]
+
+
+def is_control(known: Known) -> bool:
+    """Whether it is the one by which first looks are controlled: what is best on many models, or near it."""
+    return (known.solver, known.grid, known.analytic) == (PIVOT, CONTROL_GRID, True)
 
 
 def new_solver(candidates: Sequence[Known], nfe: int, looks: Sequence[Look], tried: Collection[str]) -> Known | None:

@@ -1,9 +1,10 @@
 """Presets: what was known before is looked at first, by successive halving within its share of the budget.
 
 A preset's first look is at a few images of common noise; which one is looked at next, the looks before say. The best
-go on to the screen like any other candidate. Where screens are compared, there is a second look before that, at the
-images of a screen by Frechet distance, and a third by the distance to the teacher: the screen is the one of both that
-ordered them as the second look does. What is known already is not measured again.
+go on to the screen like any other candidate. Where looks are paired, one preset is judged before, by which the others
+are controlled, and those that seem better are judged at once. Where screens are compared, there is a second look before
+that, at the images of a screen by Frechet distance, and a third by the distance to the teacher: the screen is the one
+of both that ordered them as the second look does. What is known already is not measured again.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from optuna.trial import TrialState
 from scipy.stats import kendalltau
 
 from fewstep.pipeline.proposers.base import is_known
-from fewstep.pipeline.search import Search, Stage, enlisted
-from fewstep.pipeline.stages.preset_order import Known, Look, design, new_solver, next_best
+from fewstep.pipeline.search import Paid, Search, Stage, enlisted
+from fewstep.pipeline.stages.preset_order import Known, Look, design, is_control, new_solver, next_best
 from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, grown
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.metrics.metric import metric_class
@@ -42,7 +43,8 @@ class Screens(NamedTuple):
 class Presets(Stage):
     """`known` are the presets by NFE, `share` is what they may take of the budget. See the module's docstring.
 
-    `first` is the rung of the first look; `compare` are the screens to choose among, None where that is settled.
+    `first` is the rung of the first look, paired where its metric is controlled; `compare` are the screens to choose
+    among, None where that is settled.
     """
 
     rungs = (FIRST, SECOND, PAIRED)
@@ -57,8 +59,11 @@ class Presets(Stage):
         self._known, self._share, self._first, self._compare = known, share, first, compare
         self._by_origin = {nfe: {k.origin: k for k in entries} for nfe, entries in known.items()}
         self._designs = {nfe: design(entries) for nfe, entries in known.items()}
+        self._controlled = bool(metric_class(first.metric).controlled)
         self._looked: set[int] = set()
         self._over: set[int] = set()
+        # Trials of controls that were sent to their first look, which comes after they were judged.
+        self._sent: set[int] = set()
 
     # -- what it costs --------------------------------------------------------------------------------
 
@@ -67,23 +72,32 @@ class Presets(Stage):
         return is_known(candidate.origin)
 
     def cost(self, search: Search, candidate: Candidate) -> int:
-        """The first look."""
-        return candidate.nfe * self._first.images
+        """The first look, and judging a control."""
+        nfe, controls = candidate.nfe, False
+        if self._controlled and nfe in self._known and nfe not in self._looked:
+            earlier = [t for t in self._mine(search)[nfe] if t.number < candidate.trial]
+            controls = all(t.state == TrialState.FAIL for t in earlier)
+        return nfe * (self._first.images + controls * search.ladder.main.images)
 
     def _calls(self, search: Search, nfe: int) -> int:
         """What presets of an NFE may take, less what judging the best of them does."""
+        if self._controlled:
+            return int(self._share * search.share) - nfe * search.ladder.main.images
         judged = nfe * grown(self._second(search), search.ladder.main)
         return int(self._share * search.share) - (judged if judged < 0.4 * self._share * search.share else 0)
 
     def looks(self, search: Search, nfe: int) -> int:
         """How many presets of an NFE are looked at."""
-        seconds = FEWEST_SECOND * nfe * self._second(search).images
+        judged = nfe * search.ladder.main.images
+        seconds = judged if self._controlled else FEWEST_SECOND * nfe * self._second(search).images
         calls = min(FIRST_SHARE * self._calls(search, nfe), self._calls(search, nfe) - seconds)
         return min(len(self._known[nfe]), max(FEWEST_LOOKS, int(calls // (nfe * self._first.images))))
 
     def seconds(self, search: Search, nfe: int) -> int:
         """How many of them are looked at again."""
         left = self._calls(search, nfe) - self.looks(search, nfe) * nfe * self._first.images
+        if self._controlled:
+            return max(0, int(left // (nfe * search.ladder.main.images)))
         each = nfe * (self._second(search).images + (self._first.images if self._compare else 0))
         return max(FEWEST_SECOND, int(left // each))
 
@@ -93,6 +107,12 @@ class Presets(Stage):
             return 0
         return max(0, int(self._share * search.share) - search.committed[account])
 
+    def holds(self, search: Search, account: int) -> bool:
+        """Until a control was judged there is nothing to aim a paired screen by."""
+        if not self._controlled or account in self._over:
+            return False
+        return all(t.value(search.ladder.main) is None for t in self._mine(search)[account])
+
     # -- what it does ---------------------------------------------------------------------------------
 
     def next_work(self, search: Search) -> Work | None:
@@ -101,15 +121,39 @@ class Presets(Stage):
         for nfe in sorted(mine, key=lambda n: (len(mine[n]), n)):
             if nfe in self._looked:
                 continue
+            if self._controlled and (begun := next((t for t in mine[nfe] if t.state != TrialState.FAIL), None)):
+                if begun.value(search.ladder.main) is None:
+                    # Nothing is looked at before its control was judged.
+                    continue
+                if FIRST not in begun.records and begun.number not in self._sent:
+                    self._sent.add(begun.number)
+                    return begun.candidate, self._look(search, mine[nfe])
+            elif self._controlled and (control := self._first_control(search, nfe)) is not None:
+                return self._adopted(search, control), search.ladder.main
             if len(mine[nfe]) < self.looks(search, nfe) and (known := self._next(search, nfe, mine)) is not None:
-                candidate = enlisted(search.proposer, known.point, known.origin, search.trials, outsiders=True)
-                assert candidate is not None
-                search.adopt(candidate)
-                return candidate, self._first
+                return self._adopted(search, known), self._look(search, mine[nfe])
         # Where nothing could be looked at, nothing calls back.
         for nfe in mine:
             self._halve(search, nfe, mine[nfe])
         return None
+
+    @staticmethod
+    def _adopted(search: Search, known: Known) -> Candidate:
+        candidate = enlisted(search.proposer, known.point, known.origin, search.trials, outsiders=True)
+        assert candidate is not None
+        search.adopt(candidate)
+        return candidate
+
+    def _first_control(self, search: Search, nfe: int) -> Known | None:
+        left = [k for k in self._known[nfe] if k.point.hash not in search.by_hash]
+        return min(left, key=lambda k: not is_control(k), default=None)
+
+    def _look(self, search: Search, trials: Sequence[Trial]) -> Rung:
+        """The first look, controlled by the first trial that can."""
+        if not self._controlled:
+            return self._first
+        control = next(t for t in trials if t.state != TrialState.FAIL)
+        return self._first.controlled_by(control.candidate.point, search.ladder.main)
 
     def _next(self, search: Search, nfe: int, mine: Mapping[int, Sequence[Trial]]) -> Known | None:
         left = [k for k in self._known[nfe] if k.point.hash not in search.by_hash]
@@ -133,7 +177,7 @@ class Presets(Stage):
         """See Stage."""
         if record.rung not in self.rungs:
             return False
-        if record.status != "complete" and record.rung != PAIRED:
+        if record.status != "complete" and record.rung != PAIRED and trial.state == TrialState.RUNNING:
             search.finish(trial, TrialState.FAIL)
         nfe = trial.candidate.nfe
         if nfe not in self._known or nfe in self._over:
@@ -162,6 +206,9 @@ class Presets(Stage):
         self._looked.add(nfe)
         ranked = sorted((v, t.number, t) for t in trials if (v := t.value(self._first)) is not None)
         count = self.seconds(search, nfe)
+        if self._controlled:
+            self._judge(search, nfe, [t for _, _, t in ranked if t.state == TrialState.RUNNING], count)
+            return
         for place, (_, _, trial) in enumerate(ranked):
             if place >= count:
                 search.finish(trial, TrialState.PRUNED)
@@ -176,6 +223,17 @@ class Presets(Stage):
             self._over.add(nfe)
         else:
             self._settle(search, self._compare)
+
+    def _judge(self, search: Search, nfe: int, ranked: Sequence[Trial], count: int) -> None:
+        """Of paired looks, the best that seem better than what controls them are judged."""
+        controls = [v for t in self._mine(search)[nfe] if (v := t.value(search.ladder.main)) is not None]
+        self._over.add(nfe)
+        for place, trial in enumerate(ranked):
+            value = trial.value(self._first)
+            if place < count and controls and value is not None and value < min(controls):
+                search.promote(trial, Paid.RESERVED)
+            else:
+                search.finish(trial, TrialState.PRUNED)
 
     def _second(self, search: Search) -> Rung:
         """Where those go on to that did best at the first look."""

@@ -43,6 +43,7 @@ METRICS = Registry(
         "scorer": "fewstep.tasks.metrics.scorer:Scorer",
         "perceptual": "fewstep.tasks.metrics.perceptual:Perceptual",
         "distance": "fewstep.tasks.metrics.teacher_distance:TeacherDistance",
+        "paired": "fewstep.tasks.metrics.paired:PairedFrechet",
         "holes": "fewstep.tasks.metrics.holes:HiddenError",
         "layouts": "fewstep.tasks.metrics.layouts:LayoutDisagreement",
         "edit": "fewstep.tasks.editing.metric:EditMetric",
@@ -115,7 +116,9 @@ class Metric(ABC):
     `figure` names what is measured, as tables say it. A metric that `grows` is measured group by group of GROUP images;
     its parts are stored, so that more images compute only the new ones. One that is not `standalone` takes
     arguments that only a search gives it. One that is `taught` compares with what the teacher makes, whose schedule
-    (JSON) is the task's argument `teacher`. A figure that is `signed` may be 0 or below, and ratios of it say nothing.
+    (JSON) is the task's argument `teacher`. One that is `controlled` guesses the metric of that name from what another
+    point, the argument `control` (JSON), gave on the argument `of` images. A figure that is `signed` may be 0 or below,
+    and ratios of it say nothing.
     `interval` says in words what kind its is.
     """
 
@@ -123,6 +126,7 @@ class Metric(ABC):
     grows: ClassVar[bool] = False
     standalone: ClassVar[bool] = True
     taught: ClassVar[bool] = False
+    controlled: ClassVar[str] = ""
     signed: ClassVar[bool] = False
     interval: ClassVar[str] = ""
 

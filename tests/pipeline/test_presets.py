@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 
+from fewstep.errors import ConfigurationError
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.sizes import sized
 from fewstep.pipeline.stages.preset_order import PIVOT, Known, Look, design, new_solver, next_best
 from fewstep.pipeline.stages.presets import FIRST, PAIRED, SECOND, Presets
 from fewstep.pipeline.stages.refine import RUNG as REFINE
-from fewstep.search_spaces.point import as_point
+from fewstep.pipeline.trial import CONTROL, OF
+from fewstep.search_spaces.point import as_point, parse_point
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.metrics.metric import metric_class
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
 
@@ -96,6 +100,7 @@ def test_looks_that_failed_or_are_not_positive_teach_nothing() -> None:
 def _run(value: Value, make_evaluation: Callable[..., EvaluationRecord], **changes: Any) -> Search:
     """A whole search; what it records is `value` of the rung and the record."""
     fields = {"model": "digits-ddpm", "nfes": (3, 4), "budget": 300_000, "sampler": "random", "refine": 0.3}
+    fields |= {"paired_images": 0}
     state = ScheduleProblem(SearchSettings.build(**(fields | changes))).search()
     order = itertools.count()
     while True:
@@ -113,7 +118,7 @@ def _run(value: Value, make_evaluation: Callable[..., EvaluationRecord], **chang
             nfe=candidate.nfe,
             rung=rung.name,
             origin=candidate.origin,
-            metric=rung.metric,
+            metric=metric_class(rung.metric).figure,
             images=rung.images,
             parameters=candidate.parameters,
             denoiser_calls=candidate.nfe * rung.images,
@@ -172,3 +177,73 @@ def test_presets_keep_to_their_share_and_the_best_of_them_is_judged(
     assert max(t.records[FIRST].value for t in looked[SECOND]) <= min(
         t.records[FIRST].value for t in looked[FIRST] if t not in looked[SECOND]
     )
+
+
+# -- paired looks ------------------------------------------------------------------------------------------
+
+
+def test_paired_looks_follow_a_judged_control_and_the_best_of_them_are_judged(
+    make_evaluation: Callable[..., EvaluationRecord],
+) -> None:
+    state = _run(lambda rung, record: _quality(record), make_evaluation, paired_images=32)
+    main, screen = state.ladder.main, state.ladder.screen
+    assert (screen.metric, screen.images) == ("paired", 32)
+    for nfe in (3, 4):
+        presets = [t for t in state.trials.values() if FIRST in t.records and t.candidate.nfe == nfe]
+        control, looked = presets[0].records[main.name], [t.records[FIRST] for t in presets]
+        assert control.order < min(record.order for record in looked)
+        judged = [t for t in presets[1:] if main.name in t.records]
+        assert judged
+        assert max(t.records[FIRST].value for t in judged) < control.value
+        calls = sum(r.denoiser_calls for r in (*looked, control, *(t.records[main.name] for t in judged)))
+        assert 0.1 * state.share < calls <= 0.15 * state.share
+        assert len(looked) > 40
+    assert state.spent <= state.budget
+
+
+def test_a_screen_is_controlled_by_the_best_that_was_judged_by_then(
+    make_evaluation: Callable[..., EvaluationRecord],
+) -> None:
+    """And after a failed control by another one."""
+    values: dict[str, float] = {}
+    failed: list[str] = []
+
+    def value(rung: str, record: EvaluationRecord) -> float | None:
+        if rung == "frechet" and not failed:
+            failed.append(record.candidate)
+            return None
+        return values.setdefault(record.candidate, _quality(record))
+
+    state = _run(value, make_evaluation, nfes=(3,), paired_images=16, refine=0.0)
+    trial = max(state.trials.values(), key=lambda t: t.number)
+    aimed = state.aimed(trial.candidate, state.ladder.screen)
+    able = [t for t in state.trials.values() if {"frechet"} < t.records.keys() and t.candidate.hash not in failed]
+    best = min(able, key=lambda t: t.records["frechet"].value)
+    assert parse_point(aimed.arguments[CONTROL]).hash == best.candidate.hash
+    assert int(aimed.arguments[OF]) <= state.ladder.main.images
+
+
+@pytest.mark.parametrize(
+    ("changes", "screen"),
+    [
+        ({}, "paired"),
+        ({"paired_images": 0}, "auto"),
+        ({"frechet_images": 200}, "none"),
+        ({"metric": "kid"}, "auto"),
+        ({"budget": 20_000, "nfes": (8,)}, "none"),
+        ({"screen": "distance"}, "distance"),
+    ],
+)
+def test_screens_are_paired_where_a_frechet_distance_and_the_budget_allow(
+    changes: dict[str, object], screen: str
+) -> None:
+    fields = {"model": "digits-ddpm", "nfes": (3, 4), "budget": 300_000} | changes
+    assert sized(SearchSettings.build(**fields)).screen == screen
+
+
+def test_a_paired_screen_that_cannot_be_is_refused() -> None:
+    asked = SearchSettings.build(model="digits-ddpm", nfes=(8,), budget=20_000, screen="paired")
+    with pytest.raises(ConfigurationError, match="paired screen of 32 images"):
+        sized(asked)
+    with pytest.raises(ConfigurationError, match="not kid"):
+        SearchSettings.build(model="digits-ddpm", screen="paired", metric="kid")

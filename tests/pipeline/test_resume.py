@@ -22,6 +22,7 @@ from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.trial import Work
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
+from fewstep.tasks.metrics.metric import metric_class
 
 SCRIPT = Path(__file__).with_name("killed_search.py")
 # In the presets' first and second looks, when their screen is chosen, in the evolution before and after a fit, between
@@ -37,6 +38,9 @@ LIVES = (
     "after:report:0",
 )
 
+# Of a search whose looks are paired: after its control was judged, too.
+PAIRED_LIVES = ("after:frechet:0", "after:presets:0", *LIVES[3:])
+
 
 def _settings(model: object, sampler: str, **changes: object) -> SearchSettings:
     fields: dict[str, object] = {
@@ -45,6 +49,7 @@ def _settings(model: object, sampler: str, **changes: object) -> SearchSettings:
         "surrogate": "encoder",
         "nfes": (3,),
         "budget": 30_000,
+        "paired_images": 0,
         "preset_images": 8,
         "distance_images": 16,
         "look_images": 20,
@@ -63,15 +68,18 @@ def searched(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`NAME-whole` and `NAME-killed`: one search for each sampler, uninterrupted and killed at LIVES."""
     root = tmp_path_factory.mktemp("searches")
     jobs = [
-        (str(root / f"{sampler}-{name}"), _settings(toy, sampler, keep=0.12).model_dump(), rules)
-        for sampler in ("s3", "tpe")
-        for name, rules in (("whole", ()), ("killed", LIVES))
+        (str(root / f"{sampler}-{name}"), _settings(toy, sampler, keep=0.12, **changes).model_dump(), rules)
+        for sampler, changes, lives in (("s3", {"paired_images": 8}, PAIRED_LIVES), ("tpe", {}, LIVES))
+        for name, rules in (("whole", ()), ("killed", lives))
     ]
     command = [sys.executable, "-P", str(SCRIPT)]
     done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
-    assert done.stdout.splitlines() == ["0", "-9 -9 -9 -9 3 -9 -9 -9 0"] * 2
+    ends = {
+        lives: " ".join("3" if life.startswith("raise") else "-9" for life in lives) for lives in (PAIRED_LIVES, LIVES)
+    }
+    assert done.stdout.splitlines() == ["0", f"{ends[PAIRED_LIVES]} 0", "0", f"{ends[LIVES]} 0"]
     return root
 
 
@@ -100,7 +108,7 @@ def test_kill_and_resume_gives_exactly_the_evaluations_of_an_uninterrupted_searc
     assert {_facts(r) for r in records} == {_facts(r) for r in expected}
     assert len(records) == len(expected) == len({r.key for r in records})
     assert [r.order for r in records] == list(range(len(records)))
-    looks = {"presets", "presets-look", "presets-distance"}
+    looks = {"s3": {"presets"}, "tpe": {"presets", "presets-look", "presets-distance"}}[sampler]
     assert {r.rung for r in records} == looks | {"screen", "frechet", "refine", "finals", "report"}
     assert killed.damaged() == []
 
@@ -145,7 +153,7 @@ def _tabulated(work: Work, order: int) -> EvaluationRecord:
         reference="table",
         seed=rung.seed,
         images=rung.images,
-        metric=rung.metric,
+        metric=metric_class(rung.metric).figure,
         value=None if failed else value,
         low=None,
         high=None,
@@ -185,6 +193,7 @@ def quick_surrogate(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("s3", {}),
         ("s3", {"screen": "frechet", "surrogate": "trees"}),
+        ("evolution", {"paired_images": 8, "screen": "auto", "frechet_images": 250, "budget": 36_000}),
         ("evolution", {"screen": "distance"}),
         ("evolution", {"screen": "none", "budget": 60_000}),
         ("tpe", {"refine": 0.0}),
@@ -205,7 +214,7 @@ def test_the_records_alone_decide_what_comes_next(sampler: str, changes: dict[st
     assert len(records) > 110
     rungs = {r.rung for r in records}
     assert rungs >= {"presets", "frechet", "finals"}
-    assert ("presets-look" in rungs) == (settings.screen == "auto")
+    assert ("presets-look" in rungs) == (problem.settings.screen == "auto")
     assert ("refine" in rungs) == (settings.refine is None)
     assert any(r.status == "failed" for r in records)
     assert sum(r.origin == sampler for r in records) > 30
