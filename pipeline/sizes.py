@@ -119,31 +119,36 @@ def plan(s: SearchSettings, nfe: int) -> Plan:
     return Plan(presets, search, tuning, finals, max(0, int(search / (nfe * (screened + keep * grown)))))
 
 
-def check_budget(s: SearchSettings, extra: int = 0) -> None:
-    """ConfigurationError where sized settings leave no search worth the name; `extra` calls go before everything."""
-    if _suffices(s, s.budget - extra):
+def check_budget(asked: SearchSettings, extra: int = 0) -> None:
+    """ConfigurationError where settings leave no search worth the name; `extra` calls of a teacher go before it."""
+    if _suffices(asked, asked.budget, extra):
         return
-    least = least_budget(s, extra)
-    looked = f" and {LEAST_PRESETS} presets" if s.space == "schedule" else ""
+    least = least_budget(asked, extra)
+    looked = f" and {LEAST_PRESETS} presets" if asked.space == "schedule" else ""
     raise ConfigurationError(
-        f"a budget of {s.budget:,} calls is too small for NFE {', '.join(map(str, s.nfes))}: {least:,} would "
+        f"a budget of {asked.budget:,} calls is too small for NFE {', '.join(map(str, asked.nfes))}: {least:,} would "
         f"buy {LEAST_PROPOSALS} proposals{looked} at each; raise --budget, search fewer "
         "numbers of calls, or judge on fewer images (--frechet-images)"
     )
 
 
-def _suffices(s: SearchSettings, budget: int) -> bool:
+def _suffices(asked: SearchSettings, budget: int, extra: int) -> bool:
     """Whether that budget pays the least number of proposals, and of first looks at presets, at each NFE."""
-    plans = {nfe: plan(s.model_copy(update={"budget": max(1, budget)}), nfe) for nfe in s.nfes}
+    try:
+        s = sized(asked.model_copy(update={"budget": max(1, budget)}))
+    except ConfigurationError:
+        return False
+    left = budget if s.screen == "paired" else budget - extra
+    plans = {nfe: plan(s.model_copy(update={"budget": max(1, left)}), nfe) for nfe in s.nfes}
     looked = s.space != "schedule" or all(p.presets // (n * first_look(s)) >= LEAST_PRESETS for n, p in plans.items())
     return looked and all(p.proposals >= LEAST_PROPOSALS for p in plans.values())
 
 
-def least_budget(s: SearchSettings, extra: int = 0) -> int:
+def least_budget(asked: SearchSettings, extra: int = 0) -> int:
     """The smallest budget that is not refused for these settings, rounded up to two digits."""
     low, high = 1, 1 << 50
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if _suffices(s, middle - extra) else (middle + 1, high)
+        low, high = (low, middle) if _suffices(asked, middle, extra) else (middle + 1, high)
     unit = 10 ** max(0, len(str(low)) - 2)
     return int(-(-low // unit) * unit)

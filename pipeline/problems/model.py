@@ -147,7 +147,7 @@ class ModelProblem:
 
     def check_budget(self) -> None:
         """ConfigurationError where the budget is too small for a search; a study that has begun is not asked."""
-        check_budget(self.settings, self.prepaid)
+        check_budget(self.asked, self.prepaid)
 
     @property
     def seeds(self) -> dict[str, int]:
