@@ -10,7 +10,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 
 from fewstep import __version__
 from fewstep.errors import ConfigurationError, EvaluationError
-from fewstep.pipeline.trial import CONTROL, OF, Candidate, Rung
+from fewstep.pipeline.trial import CONTROL, OF, Candidate, Rung, figure_name
 from fewstep.search_spaces.point import OdePoint, Point, content_key, parse_point, quantization_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
@@ -44,6 +44,7 @@ class _Pending:
     rung: Rung
     base: str
     missing: set[int]
+    also: dict[str, str] = field(default_factory=dict)
     calls: int = 0
     seconds: float = 0.0
     device: str = ""
@@ -73,6 +74,7 @@ class Evaluator:
         self._metrics: dict[str, Metric] = {}
         self._pending: dict[str, _Pending] = {}
         self._parts: dict[str, dict[int, Part]] = {}
+        self._made: tuple[str, Mapping[str, str]] | None = None
         self._teacher_json = teacher.to_json() if teacher else ""
 
     def metric(self, name: str) -> Metric:
@@ -97,6 +99,7 @@ class Evaluator:
         # Where parts are kept, the teacher is a part of their address already.
         taught = {} if metric.taught and metric.grows else {"teacher": self._taught_by(metric)}
         rest = {"images": rung.images, **metric.standard, **taught, **rung.arguments}
+        rest |= {name: self.metric(name).standard for name in rung.also}
         return self._addressed(point, rung, rest, lambda: self._stored_keys)
 
     def base(self, point: Point, rung: Rung) -> str:
@@ -160,26 +163,28 @@ class Evaluator:
         """
         key, text = self.key(candidate.point, rung), candidate.point.to_json()
         base = self.base(candidate.point, rung) if self.metric(rung.metric).grows else ""
-        runs = self._runs(base, rung)
+        also = {name: self.base(candidate.point, _by(rung, name)) for name in rung.also}
+        runs = self._runs([base, *also.values()], rung)
         if self.metric(rung.metric).taught and not self._teacher_json:
             raise ConfigurationError(f"metric {rung.metric} compares with a teacher, and there is none here")
         taught = {"teacher": self._teacher_json} if self.metric(rung.metric).taught else {}
         arguments = dict(rung.arguments) | taught
-        tasks = [Task(key, rung.metric, text, rung.seed, first, count, arguments) for first, count in runs]
-        self._pending[key] = _Pending(candidate, rung, base, {t.start for t in tasks})
+        tasks = [Task(key, rung.metric, text, rung.seed, first, count, arguments, rung.also) for first, count in runs]
+        self._pending[key] = _Pending(candidate, rung, base, {t.start for t in tasks}, also)
         return tasks
 
     def images_of(self, point: Point, rung: Rung) -> int:
         """Images that an evaluation would make: those that are not kept from a smaller one."""
         base = self.base(point, rung) if self.metric(rung.metric).grows else ""
-        return sum(count for _, count in self._runs(base, rung))
+        also = [self.base(point, _by(rung, name)) for name in rung.also]
+        return sum(count for _, count in self._runs([base, *also], rung))
 
-    def _runs(self, base: str, rung: Rung) -> list[tuple[int, int]]:
-        """(first, count) of the images to make; `base` is that of the parts, where those are kept."""
-        if not base:
+    def _runs(self, bases: Sequence[str], rung: Rung) -> list[tuple[int, int]]:
+        """(first, count) of the images to make; `bases` are those of the parts, where they are kept."""
+        if not all(bases):
             return [(0, rung.images)]
-        known = self._known(base)
-        starts = [s for s in range(0, rung.images, GROUP) if not _covers(known, s, rung.images)]
+        every = [self._known(base) for base in bases]
+        starts = [s for s in range(0, rung.images, GROUP) if not all(_covers(k, s, rung.images) for k in every)]
         starts = starts or [(rung.images - 1) // GROUP * GROUP]
         return [(a, min(b + GROUP, rung.images) - a) for a, b in _runs(starts, IMAGES_PER_TASK)]
 
@@ -224,11 +229,14 @@ class Evaluator:
             return None, []
         pending.missing.discard(result.task.start)
         pending.results[result.task.start] = result
-        rows = self._new_parts(pending.base, result) if pending.base else []
+        rows = self._new_parts(pending.base, result.parts) if pending.base else []
+        for name, base in pending.also.items():
+            rows += self._new_parts(base, result.also.get(name, ()))
         pending.calls += result.denoiser_calls
         pending.seconds += result.seconds
         pending.device = result.device
         pending.versions |= result.versions
+        self._made = result.device, result.versions
         pending.figures |= result.figures
         error = result.error
         if result.transient and not may_succeed(error):
@@ -241,9 +249,22 @@ class Evaluator:
         del self._pending[result.task.key]
         return self._record(result.task.key, pending, order), rows
 
-    def _new_parts(self, base: str, result: TaskResult) -> list[MomentsRecord]:
+    def scored(self, candidate: Candidate, rung: Rung, order: int) -> EvaluationRecord | None:
+        """The record of an evaluation whose images were all measured by others before it; None where some are missing.
+
+        It costs nothing, and was made by the machine whose results were absorbed last: None before any.
+        """
+        if self._made is None or not self.metric(rung.metric).grows or not self.has_parts(candidate.point, rung):
+            return None
+        if rung.images % GROUP:
+            return None
+        base = self.base(candidate.point, rung)
+        pending = _Pending(candidate, rung, base, set(), device=self._made[0], versions=dict(self._made[1]))
+        return self._record(self.key(candidate.point, rung), pending, order)
+
+    def _new_parts(self, base: str, parts: Sequence[Part]) -> list[MomentsRecord]:
         known, rows = self._known(base), []
-        for part in result.parts:
+        for part in parts:
             # A short last group is not stored: a larger evaluation must be able to replace it.
             if part.count < GROUP and FEATURES not in part.values:
                 continue
@@ -260,6 +281,7 @@ class Evaluator:
         if not pending.error:
             try:
                 score = self._score(metric, pending)
+                pending.figures |= {figure_name(name): self._also(pending, name).value for name in pending.also}
             except EvaluationError as error:
                 pending.error = str(error)
             except Exception as error:
@@ -307,6 +329,12 @@ class Evaluator:
             raise EvaluationError(f"its {metric.figure} is {score.value}, which is no figure")
         return score
 
+    def _also(self, pending: _Pending, name: str) -> Score:
+        """What another metric says of the same images."""
+        fresh = {part.start: part for result in pending.results.values() for part in result.also.get(name, ())}
+        known = self._known(pending.also[name]) | fresh
+        return self.metric(name).score([known[start] for start in range(0, pending.rung.images, GROUP)], {})
+
     def _control(self, rung: Rung) -> list[Part]:
         """The parts of what controls a rung: those of the metric that is guessed, and those of the rung's own."""
         metric = self.metric(rung.metric)
@@ -327,6 +355,11 @@ class Evaluator:
             return [fresh[start] for start in sorted(fresh)]
         known = self._known(pending.base) | fresh
         return [known[start] for start in range(0, pending.rung.images, GROUP)]
+
+
+def _by(rung: Rung, metric: str) -> Rung:
+    """The same images by another metric."""
+    return replace(rung, metric=metric, also=(), arguments={})
 
 
 def _digest(text: str) -> str:

@@ -16,7 +16,7 @@ from fewstep.pipeline.failures import FailureWatch
 from fewstep.pipeline.known import Known
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.trial import Candidate, Rung
-from fewstep.storage.records import EvaluationRecord, EventRecord
+from fewstep.storage.records import MEASURED, EvaluationRecord, EventRecord
 from fewstep.storage.store import Store
 
 # Kinds of events that are no warnings.
@@ -68,7 +68,10 @@ class Driver:
 
     def submit(self, candidate: Candidate, rung: Rung) -> None:
         """Start an evaluation: its tasks go to the executor, unless it is known from elsewhere."""
-        taken = self._known.take(self.evaluator, [(candidate, rung)])[0] if self._known else ()
+        taken = self._known.take(self.evaluator, [(candidate, rung)])[0] if self._known else []
+        if not taken and rung.name.startswith(MEASURED):
+            # The report may have measured it of the same images.
+            taken = [r for r in (self.evaluator.scored(candidate, rung, self.order),) if r is not None]
         self._taken.extend(taken)
         if taken:
             return

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fewstep.pipeline.reports.rows import Row, SearchedRow
-from fewstep.pipeline.trial import Rung
+from fewstep.pipeline.trial import Rung, figure_name
 from fewstep.search_spaces.point import Point
 from fewstep.storage.records import MEASURED, EvaluationRecord
 from fewstep.tasks.metrics.interval import Interval
@@ -30,14 +29,12 @@ class MeasuredRow(SearchedRow):
 
 def measured_rungs(metrics: Sequence[str], report: Rung) -> list[Rung]:
     """The report's images by each of these metrics."""
-    return [replace(report, name=rung_name(metric), metric=metric) for metric in metrics]
+    return [replace(report, name=rung_name(metric), metric=metric, also=()) for metric in metrics]
 
 
 def rung_name(metric: str) -> str:
     """What the rung of a metric is called in tables and on the tracking server."""
-    name, _, argument = metric.partition(":")
-    last = argument.rstrip("/").rpartition("/")[2]
-    return MEASURED + re.sub(r"[^\w.-]+", "-", f"{name}-{last}" if last else name)
+    return MEASURED + figure_name(metric)
 
 
 def measured_rows(

@@ -83,6 +83,14 @@ def _checked_study(name: str, info: ValidationInfo) -> str:
 # Under this name the context of a validation says that settings are read from a study.
 STORED = "stored"
 StudyName = Annotated[str, AfterValidator(_checked_study)]
+
+
+def _checked_guard(name: str) -> str:
+    return name if name in (AUTO, NO_GUARD) else _checked_metric(name)
+
+
+AUTO, NO_GUARD = "auto", "none"
+Metric = Annotated[str, AfterValidator(_checked_guard)]
 Metrics = Annotated[tuple[str, ...], BeforeValidator(_as_several), AfterValidator(_checked_metrics)]
 FRECHET = "frechet"
 TEACHER = "unipc-2-bh2/karras-zero@64"
@@ -241,6 +249,11 @@ class SearchSettings(ModelSettings):
         description="what candidates are compared by, but at a screen by distance; others, repeated, are measured of "
         f"the report: {METRICS_TEXT}",
     )
+    guard: Metric = Field(
+        "auto",
+        description="metric that the search does not see, by which the finals must confirm what beats a preset; auto: "
+        "a judge's features where the model has one; none",
+    )
     space: str = Field(
         "schedule", description="what is searched: schedule, quantization, joint, or a space of another package"
     )
@@ -255,9 +268,11 @@ class SearchSettings(ModelSettings):
     @classmethod
     def _of_before(cls, fields: Any, info: ValidationInfo) -> Any:
         # Studies that were stored before presets had a share of the budget name how many of their grids were judged.
-        # Before there were paired looks, nothing was paired.
+        # Before there were paired looks and guards, there were none.
         if (info.context or {}).get(STORED) and isinstance(fields, dict):
-            return {"paired_images": 0} | {name: value for name, value in fields.items() if name != "preset_grids"}
+            return {"paired_images": 0, "guard": NO_GUARD} | {
+                name: value for name, value in fields.items() if name != "preset_grids"
+            }
         return fields
 
     @model_validator(mode="after")
@@ -303,6 +318,22 @@ class SearchSettings(ModelSettings):
                 f"tuning to {self.refine_to} descends the Frechet distance, and candidates are compared by "
                 f"{self.objective}: leave --refine away, or give --refine-to network, pixel or features"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_guarded(self) -> Self:
+        if self.guard in (AUTO, NO_GUARD):
+            return self
+        from fewstep.tasks.metrics.metric import metric_class
+
+        if self.space != "schedule":
+            raise ValueError(f"space {self.space!r} has no finals by one metric to guard: leave --guard away")
+        if self.guard == self.objective:
+            raise ValueError(f"the search sees {self.guard} already: guard it by another metric, or by none")
+        if not metric_class(self.guard).grows or metric_class(self.guard).taught:
+            raise ValueError(f"{self.guard} does not add up over images as a guard must: give frechet:FEATURES or kid")
+        if self.finalists < 2:
+            raise ValueError("a guard compares the finals' best with a preset: give at least two --set finalists")
         return self
 
     @model_validator(mode="after")

@@ -14,9 +14,9 @@ MOST_JUDGED = 1000
 TUNING = 0.45
 # Proposals of its own that a search makes at least at each NFE, and presets that it looks at.
 LEAST_PROPOSALS, LEAST_PRESETS = 5, 6
-# Of the budget, for the report; the images of a row.
+# Of the budget, for the report; the images of a row, at least as many as an interval needs.
 REPORT = 0.5
-LEAST_REPORTED, MOST_REPORTED = 500, 10_000
+LEAST_REPORTED, MOST_REPORTED = 750, 10_000
 # Of what is screened, at most and at least.
 KEPT, LEAST_KEPT = 0.25, 0.05
 RANDOM_SHARE, MOST_RANDOM = 1 / 6, 24

@@ -173,8 +173,10 @@ class Study:
     @property
     def measured_rungs(self) -> list[Rung]:
         """What is measured of the report besides."""
-        metrics = self.settings.metric[1:] if isinstance(self.settings, SearchSettings) else ()
-        return measured_rungs(metrics, self.problem.ladder.report)
+        if not isinstance(self.problem, ModelProblem):
+            return []
+        others = (*self.problem.settings.metric[1:], *self.problem.ladder.report.also)
+        return measured_rungs(tuple(dict.fromkeys(others)), self.problem.ladder.report)
 
     @property
     def _rungs(self) -> list[Rung]:
@@ -357,7 +359,10 @@ class Study:
         def difference(first: Point, second: Point) -> Interval | None:
             return _paired(evaluator, rung, first, second)
 
-        return problem.verdicts(state, problem.report_rows(state, self.reported()), difference)
+        def guarded(first: Point, second: Point) -> Interval | None:
+            return _paired(evaluator, replace(rung, metric=problem.guard, also=()), first, second)
+
+        return problem.verdicts(state, problem.report_rows(state, self.reported()), difference, guarded)
 
     # -- files ----------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,13 +21,17 @@ from fewstep.tasks.work import GROUP
 
 @dataclass(frozen=True)
 class Rung:
-    """One kind of evaluation: a metric on how many images of which noise; `arguments` are the metric's own."""
+    """One kind of evaluation: a metric on how many images of which noise; `arguments` are the metric's own.
+
+    `also` names metrics that grow and are measured of the same images: what they give is among the record's figures.
+    """
 
     name: str
     metric: str
     images: int
     seed: int
     arguments: Mapping[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
     def controlled_by(self, point: Point, rung: Rung) -> Rung:
         """The same, of a controlled metric: guessed from what a point gave at another rung."""
@@ -35,6 +40,13 @@ class Rung:
 
 # Arguments of a rung whose metric is controlled: another point (JSON), and how many of its images were measured.
 CONTROL, OF = "control", "of"
+
+
+def figure_name(metric: str) -> str:
+    """What a metric of NAME or NAME:ARGUMENT is called where names are letters, digits, points and dashes."""
+    name, _, argument = metric.partition(":")
+    last = argument.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "-", f"{name}-{last}" if last else name)
 
 
 class Ladder(NamedTuple):

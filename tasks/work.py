@@ -18,6 +18,8 @@ from fewstep.tasks.models.loading import Loading
 GROUP = 250
 # Of a part's values: features (N, D) of its images, where they are kept as they are.
 FEATURES = "features"
+# Of its sums: denoiser calls.
+CALLS = "denoiser_calls"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Task:
     """One unit of work: `metric` measures images start .. start + count - 1 of a point (JSON) under `seed`.
 
     Besides metrics there are a few jobs of other kinds, see `tasks/jobs.py`. `arguments` are what the metric or the job
-    takes besides, by name.
+    takes besides, by name. `also` names metrics that grow and measure the same images, which are sampled once.
     """
 
     key: str
@@ -73,6 +75,7 @@ class Task:
     start: int
     count: int
     arguments: Mapping[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,8 @@ class TaskResult:
     """What came of a task. Denoiser calls include those of anything that had to be sampled first.
 
     `figures` are numbers about the point as a whole, such as the size of its network; `images` (N, C, H, W) and `point`
-    (JSON) are there where a job makes them. `transient`: it is the machine that failed, see `tasks/faults.py`;
-    `trace` says where.
+    (JSON) are there where a job makes them, `also` are the parts of the task's other metrics. `transient`: it is the
+    machine that failed, see `tasks/faults.py`; `trace` says where.
     """
 
     task: Task
@@ -110,13 +113,15 @@ class TaskResult:
     transient: bool = False
     trace: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    also: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Measured:
     """What a metric or a job gives back on the worker; the rest of the result is the worker's to add.
 
-    `calls` stands for the denoiser calls that were counted, where those depend on what was kept from before.
+    `calls` stands for the denoiser calls that were counted, where those depend on what was kept from before. `also` are
+    the parts of other metrics of the same images.
     """
 
     parts: tuple[Part, ...] = ()
@@ -124,3 +129,4 @@ class Measured:
     images: npt.NDArray[np.float32] | None = None
     point: str = ""
     calls: int | None = None
+    also: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)

@@ -30,7 +30,7 @@ from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.rendering import Changed, renderer, sampling_part
 from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.sampling.noise import starting_noise
-from fewstep.tasks.work import GROUP, Measured, Task, TaskResult, WorkerSettings
+from fewstep.tasks.work import CALLS, GROUP, Measured, Part, Task, TaskResult, WorkerSettings
 
 PIXELS_PER_BATCH = 50_000
 
@@ -61,6 +61,13 @@ def machine_class() -> str:
     return f"{os.cpu_count()} cores, {platform.machine()}"
 
 
+def _costed(part: Part, first: Part) -> Part:
+    """A part with the denoiser calls of the same images' first one, where it counts them."""
+    if CALLS not in part.sums or CALLS not in first.sums:
+        return part
+    return replace(part, sums={**part.sums, CALLS: first.sums[CALLS]})
+
+
 class Worker:
     """Holds one model, and runs tasks one at a time. Features and judges are loaded when a metric asks for them."""
 
@@ -83,6 +90,8 @@ class Worker:
         self._tools: dict[str, Any] = {}
         self._changed: tuple[str, Changed] | None = None
         self._past_calls = 0
+        # Images of the group that several metrics measure, while they do.
+        self._held: dict[tuple[object, ...], Tensor] | None = None
 
     # -- tasks ----------------------------------------------------------------------------------------
 
@@ -91,12 +100,13 @@ class Worker:
         begun, calls = time.perf_counter(), self.calls
         error, transient, trace, measured = "", False, "", Measured()
         try:
-            measured = self._tool(task.metric).measure(self, task)
+            measured = self._measured(task)
         except Exception as problem:
             error, transient, trace = told(problem), is_machines(problem), traced(problem)
         return TaskResult(
             task,
             parts=measured.parts,
+            also=measured.also,
             figures=measured.figures,
             images=measured.images,
             point=measured.point,
@@ -108,6 +118,26 @@ class Worker:
             trace=trace,
             versions={"torch": torch.__version__, "machine": machine_class()},
         )
+
+    def _measured(self, task: Task) -> Measured:
+        tool = self._tool(task.metric)
+        if not task.also:
+            measured: Measured = tool.measure(self, task)
+            return measured
+        main: list[Measured] = []
+        also: dict[str, list[Part]] = {name: [] for name in task.also}
+        for start in range(task.start, task.start + task.count, GROUP):
+            group = replace(task, start=start, count=min(GROUP, task.start + task.count - start), also=())
+            self._held = {}
+            try:
+                main.append(tool.measure(self, group))
+                for name, found in also.items():
+                    others = self._tool(name).measure(self, replace(group, metric=name)).parts
+                    found.extend(map(_costed, others, main[-1].parts))
+            finally:
+                self._held = None
+        parts = tuple(part for measured in main for part in measured.parts)
+        return replace(main[-1], parts=parts, also={name: tuple(rest) for name, rest in also.items()})
 
     def warm_up(self) -> None:
         """Make a few images of the model itself on a GPU, whose first calls take long for reasons of their own."""
@@ -181,7 +211,13 @@ class Worker:
         Raises EvaluationError where they are not finite.
         """
         parsed = parse_point(point) if isinstance(point, str) else point
-        return self._rendered(parsed, seed, start, count, denoiser or self.network(parsed).denoiser)
+        denoiser = denoiser or self.network(parsed).denoiser
+        if self._held is None:
+            return self._rendered(parsed, seed, start, count, denoiser)
+        key = (parsed.hash, seed, start, count, id(denoiser))
+        if key not in self._held:
+            self._held[key] = self._rendered(parsed, seed, start, count, denoiser)
+        return self._held[key]
 
     def _take_less(self, error: Exception, count: int) -> None:
         """Half as many images at a time from now on, since memory gave out at `count`."""

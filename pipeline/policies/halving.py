@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from optuna.trial import TrialState
 
-from fewstep.pipeline.proposers.base import WARM, WARM_REFINED
+from fewstep.pipeline.proposers.base import WARM, WARM_REFINED, is_known
 from fewstep.pipeline.search import Paid, Search, Seed
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.sizes import KEPT
@@ -81,6 +81,13 @@ class HalvingPolicy:
         return (math.log(max(value, 1e-12) / scale) if scale > 0 and not self._signed else value - scale,)
 
     def finalists(self, search: Search) -> list[Trial]:
-        """The best of the main rung at each NFE."""
-        best = (search.best(nfe, search.ladder.main)[: self._settings.finalists] for nfe in self._settings.nfes)
-        return [trial for trials in best for trial in trials]
+        """The best of the main rung at each NFE, the best preset among them where there are several."""
+        return [trial for nfe in self._settings.nfes for trial in self._finalists(search, nfe)]
+
+    def _finalists(self, search: Search, nfe: int) -> list[Trial]:
+        best = search.best(nfe, search.ladder.main)
+        chosen = best[: self._settings.finalists]
+        known = next((trial for trial in best if is_known(trial.candidate.origin)), None)
+        if len(chosen) > 1 and known is not None and known not in chosen:
+            return [*chosen[:-1], known]
+        return chosen

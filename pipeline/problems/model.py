@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.settings import FRECHET, SearchSettings
+from fewstep.pipeline.settings import AUTO, FRECHET, NO_GUARD, SearchSettings
 from fewstep.pipeline.sizes import check_budget, first_look, sized
 from fewstep.pipeline.trial import Ladder, Rung
 from fewstep.search_spaces.point import Point, schedule_of
@@ -15,6 +15,8 @@ from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.solver_space import Extras
 from fewstep.search_spaces.schedule.space import ScheduleSpace
 from fewstep.tasks.metrics.metric import FeatureMetric, metric_class
+from fewstep.tasks.metrics.spaces.judged import own_judge
+from fewstep.tasks.metrics.spaces.own import own_classifier
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.sampling.compile import compile_schedule
@@ -23,12 +25,15 @@ from fewstep.tasks.work import Subject
 
 # The controlled metric of a Frechet distance.
 PAIRED = "paired"
+JUDGE = "judge"
 # Of the budget, for the teacher's samples by which screens are compared.
 MOST_FOR_TEACHER = 0.03
 
 
-def ladder(settings: SearchSettings) -> Ladder:
+def ladder(settings: SearchSettings, guard: str = "") -> Ladder:
     """Screen, main rung, finals and report, of sized settings. The first two share their noise.
+
+    The last two are measured by the guard too, where there is one.
 
     Without a screen, the main rung stands in its place. Where the screen is chosen by what it does, it is a small
     Frechet distance until then.
@@ -37,6 +42,7 @@ def ladder(settings: SearchSettings) -> Ladder:
     assert s.look_images
     assert s.frechet_images
     assert s.report_images
+    also = (guard,) if guard else ()
     main = Rung("frechet", s.objective, s.frechet_images, s.noise_seed)
     screens = {
         "paired": Rung("screen", paired(s.objective), s.paired_images, s.noise_seed),
@@ -48,8 +54,8 @@ def ladder(settings: SearchSettings) -> Ladder:
     return Ladder(
         screens[s.screen],
         main,
-        Rung("finals", s.objective, s.finalist_images or s.frechet_images, s.finals_seed),
-        Rung("report", s.objective, s.report_images, s.report_seed),
+        Rung("finals", s.objective, s.finalist_images or s.frechet_images, s.finals_seed, also=also),
+        Rung("report", s.objective, s.report_images, s.report_seed, also=also),
     )
 
 
@@ -94,7 +100,16 @@ class ModelProblem:
     @cached_property
     def ladder(self) -> Ladder:
         """See `ladder`."""
-        return ladder(self.settings)
+        return ladder(self.settings, self.guard)
+
+    @cached_property
+    def guard(self) -> str:
+        """The metric by which the finals confirm, empty for none; of `auto` a judge's that knows the model's data."""
+        s = self.settings
+        if s.guard != AUTO:
+            return "" if s.guard == NO_GUARD else s.guard
+        own = s.space == "schedule" and s.finalists > 1 and s.objective == FRECHET and s.features == AUTO
+        return f"{FRECHET}:{JUDGE}" if own and own_classifier(self.files).is_dir() and own_judge(self.files) else ""
 
     @cached_property
     def warm(self) -> list[SolverSchedule]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,12 +11,13 @@ from pathlib import Path
 from fewstep.files import write_text
 from fewstep.pipeline.problems.base import Publication, each_once, found
 from fewstep.pipeline.problems.model import ModelProblem
+from fewstep.pipeline.proposers.base import is_known
 from fewstep.pipeline.reports.pictures import COLUMNS, Picture, write_pictures
 from fewstep.pipeline.reports.rows import FOUND, Row, SearchedRow, row_of
-from fewstep.pipeline.reports.verdict import best_stock, verdict
+from fewstep.pipeline.reports.verdict import best_stock, guard_words, verdict
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.settings import FRECHET
-from fewstep.pipeline.trial import Candidate, Trial, Work
+from fewstep.pipeline.trial import Candidate, Trial, Work, figure_name
 from fewstep.search_spaces.point import Point, as_point
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
@@ -56,8 +58,21 @@ class ScheduleReport(ModelProblem):
         return {nfe: own_schedule(self.files, nfe) for nfe in self.settings.nfes}
 
     def winner(self, search: Search, nfe: int) -> Trial | None:
-        """The trial that did best in the finals, or at the dearest rung where no final was held."""
-        return _best(search, nfe)
+        """The trial that did best in the finals, or at the dearest rung where no final was held.
+
+        Where the finals are guarded, it must be better than the best preset there by the guard too, or the preset wins.
+        """
+        finals = search.best(nfe, search.ladder.finals)
+        return next((t for t in finals if not self._contested(search, finals, t)), None) or _best(search, nfe)
+
+    def _contested(self, search: Search, finals: Sequence[Trial], trial: Trial) -> bool:
+        """Whether the guard does not say that it is better than the best preset of the finals."""
+        rung, known = search.ladder.finals, next((t for t in finals if is_known(t.candidate.origin)), None)
+        if not rung.also or known is None or trial is known:
+            return False
+        name = figure_name(rung.also[0])
+        own, preset = (t.records[rung.name].metrics.get(name, math.inf) for t in (trial, known))
+        return not own < preset
 
     def contenders(self, search: Search, nfe: int) -> list[Contender]:
         """The winner first; then, unless the report leaves them out, what is stock or nearly so.
@@ -133,8 +148,14 @@ class ScheduleReport(ModelProblem):
                 listed.append(Contender(solver, best, f"{PRESET}{grids[best.hash]}"))
         return listed
 
-    def verdicts(self, search: Search, rows: Sequence[SearchedRow], difference: Difference) -> dict[int, str]:
-        """What the search found beyond what is stock, in one line an NFE."""
+    def verdicts(
+        self,
+        search: Search,
+        rows: Sequence[SearchedRow],
+        difference: Difference,
+        guarded: Difference = lambda first, second: None,
+    ) -> dict[int, str]:
+        """What the search found beyond what is stock, in one line an NFE, and whether the guard sees it too."""
         told = {}
         for nfe in self.settings.nfes:
             own = [row for row in rows if row.nfe == nfe]
@@ -142,12 +163,22 @@ class ScheduleReport(ModelProblem):
             if winner is None and self.winner(search, nfe) is not None:
                 told[nfe] = f"NFE {nfe}: the report of what was found failed, --resume tries it again"
                 continue
-            paired = None
+            paired = seen = None
             if winner is not None and stock is not None and winner is not stock:
                 points = {c.method: c.candidate.point for c in self.lines(search, nfe)}
-                paired = difference(points[winner.method], points[stock.method])
+                pair = points[winner.method], points[stock.method]
+                paired, seen = difference(*pair), guarded(*pair) if self.guard else None
             told[nfe] = verdict(nfe, self.settings.budget, winner, stock, paired)
+            told[nfe] += guard_words(figure_name(self.guard), seen) + self._refused(search, nfe)
         return told
+
+    def _refused(self, search: Search, nfe: int) -> str:
+        """What did better in the finals, and was not confirmed."""
+        finals, winner = search.best(nfe, search.ladder.finals), self.winner(search, nfe)
+        if winner not in finals[1:]:
+            return ""
+        told = told_origin(finals[0].candidate.origin, _origins(search))
+        return f". {told} did better in the finals, and {figure_name(self.guard)} does not confirm it"
 
     @property
     def notes(self) -> dict[str, str]:

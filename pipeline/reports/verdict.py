@@ -75,3 +75,15 @@ def _side(first: SearchedRow, second: SearchedRow, difference: Interval | None) 
     ends = (first.low, first.high, second.low, second.high)
     low, high, other_low, other_high = (end if end is not None else float("nan") for end in ends)
     return -1 if high < other_low else 1 if low > other_high else 0
+
+
+def guard_words(guard: str, difference: Interval | None) -> str:
+    """What the metric that the search did not see says of the same pair; nothing where it was not asked."""
+    if difference is None:
+        return ""
+    ends = f"{difference.low:.3g} to {difference.high:.3g}"
+    if difference.high < 0:
+        return f"; {guard} confirms it ({ends})"
+    if difference.low > 0:
+        return f"; {guard}, which the search did not see, says it is worse ({ends})"
+    return f"; {guard}, which the search did not see, tells no difference ({ends})"

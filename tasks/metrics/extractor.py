@@ -16,6 +16,7 @@ FEATURES = Registry(
         "inception": "fewstep.tasks.metrics.spaces.own:INCEPTION",
         "transformers": "fewstep.tasks.metrics.spaces.transformers:KIND",
         "classifier": "fewstep.tasks.metrics.spaces.own:CLASSIFIER",
+        "judge": "fewstep.tasks.metrics.spaces.judged:KIND",
         "torchscript": "fewstep.tasks.metrics.spaces.torchscript:KIND",
         "onnx": "fewstep.tasks.metrics.spaces.onnx:KIND",
         "callable": "fewstep.tasks.metrics.spaces.called:KIND",

@@ -17,13 +17,13 @@ from fewstep.tasks.metrics.metric import FeatureMetric, Score
 from fewstep.tasks.metrics.moments import Moments, merge_all
 from fewstep.tasks.models.conditions import NO_LABEL
 from fewstep.tasks.models.judge import JudgeNetwork, judge_hash, load_judge
-from fewstep.tasks.work import GROUP, Measured, Part, Task
+from fewstep.tasks.work import CALLS, GROUP, Measured, Part, Task
 
 if TYPE_CHECKING:
     from fewstep.tasks.worker import Worker
 
-# Names of a group's sums.
-CALLS, RIGHT = "denoiser_calls", "right"
+# Of a group's sums.
+RIGHT = "right"
 
 
 class FrechetMetric(FeatureMetric):

@@ -18,13 +18,13 @@ from fewstep.search_spaces.point import parse_point
 from fewstep.tasks.metrics.interval import Interval, paired_sums, sums_interval
 from fewstep.tasks.metrics.metric import Metric, Score
 from fewstep.tasks.metrics.moments import Array
-from fewstep.tasks.work import GROUP, Measured, Part, Task
+from fewstep.tasks.work import CALLS, GROUP, Measured, Part, Task
 
 if TYPE_CHECKING:
     from fewstep.tasks.worker import Worker
 
-# Names of sums: denoiser calls, images.
-CALLS, IMAGES = "denoiser_calls", "images"
+# A sum: how many images.
+IMAGES = "images"
 TOTAL, SQUARES = "total", "squares"
 Z = 1.96
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from fewstep.errors import DataError, EvaluationError
 from fewstep.search_spaces.point import parse_point
-from fewstep.tasks.metrics.grouped import CALLS, IMAGES, GroupedMetric
+from fewstep.tasks.metrics.grouped import IMAGES, GroupedMetric
 from fewstep.tasks.metrics.interval import share_interval
 from fewstep.tasks.metrics.metric import SampleMetric, Score
 from fewstep.tasks.metrics.moments import Array
-from fewstep.tasks.work import GROUP, Measured, Part, Task
+from fewstep.tasks.work import CALLS, GROUP, Measured, Part, Task
 
 if TYPE_CHECKING:
     from fewstep.tasks.worker import Worker

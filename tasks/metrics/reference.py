@@ -12,6 +12,7 @@ from fewstep.errors import ConfigurationError, DataError
 from fewstep.files import read_json
 from fewstep.tasks.data import DATASETS, SOURCES, Source, open_source
 from fewstep.tasks.data.arrays import array_names, images_in
+from fewstep.tasks.metrics.extractor import feature_kind
 from fewstep.tasks.metrics.features import FeatureExtractor
 from fewstep.tasks.metrics.moments import KINDS, Array, Moments, ReferenceMoments, load_reference_npz, merge_all
 from fewstep.tasks.models.files import ModelFiles
@@ -29,13 +30,15 @@ def load_reference(
 ) -> tuple[ReferenceMoments, str]:
     """Reference moments (D,), (D, D) and their content address.
 
-    `reference` is `auto` (the model's own reference.npz), an .npz file of moments, or whatever `open_source` opens,
-    whose images are brought to the model's size. Raises DataError or ConfigurationError where it cannot be used.
+    `reference` is `auto` (what the model or the features bring, or the data it was trained on), an .npz file of
+    moments, or whatever `open_source` opens, whose images are brought to the model's size. Raises DataError or
+    ConfigurationError where it cannot be used.
     """
-    own = files.root / "reference.npz"
-    if reference == "auto" and (features != "auto" or not own.is_file()):
+    kind, argument = feature_kind(features, files)
+    own = kind.reference(argument, files) if reference == "auto" else None
+    if reference == "auto" and (own is None or not own.is_file()):
         reference = _own_dataset(files)
-    if reference == "auto":
+    if reference == "auto" and own is not None:
         moments = load_reference_npz(own)
     elif _holds_moments(reference):
         moments = load_reference_npz(Path(reference))

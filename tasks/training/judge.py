@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from fewstep.tasks.data import Dataset, load_dataset
+from fewstep.tasks.metrics.moments import Moments, save_npz
+from fewstep.tasks.metrics.spaces.judged import REFERENCE_FILE, JudgeFeatures
 from fewstep.tasks.models.judge import JudgeNetwork
 
 Show = Callable[[str, int, int, float], None]
@@ -47,8 +49,11 @@ def train_judge(recipe: JudgeRecipe, out: Path, device: str = "cpu", show: Show 
 
     Raises DataError where the data set is not installed.
     """
-    model = fit(recipe, load_dataset(recipe.dataset), device, show)
+    data = load_dataset(recipe.dataset)
+    model = fit(recipe, data, device, show)
     model.save(out)
+    features = JudgeFeatures(str(out), None, device)
+    save_npz(out / REFERENCE_FILE, Moments.of(features(torch.from_numpy(data.images))))
     held_out = load_dataset(recipe.dataset, "test")
     right = float((model.labels(torch.from_numpy(held_out.images).to(device)).numpy() == held_out.labels).mean())
     figures = {

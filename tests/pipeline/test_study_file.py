@@ -62,7 +62,7 @@ def test_what_a_file_points_to_lies_beside_it(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("colour = 1", "'colour'.*keep \\(0.25\\)"),
+        ("colour = 1", "'colour'.*finals \\(0.1\\)"),
         ("[conditions]\nlabel = 1", "'conditions.label'.*labels"),
         ('conditions = "balanced"', "table"),
         ("nfes = ", "no TOML"),

@@ -37,5 +37,9 @@ def _classifier(given: str, files: ModelFiles, device: str) -> ClassifierFeature
     return ClassifierFeatures(classifier, f"fid-{files.name.split('-')[0] if given == AUTO else folder.name}")
 
 
-INCEPTION = FeatureKind(_inception)
-CLASSIFIER = FeatureKind(_classifier, _is_folder, gradients=True)
+def _reference(given: str, files: ModelFiles) -> Path | None:
+    return files.root / "reference.npz" if given == AUTO else None
+
+
+INCEPTION = FeatureKind(_inception, reference=_reference)
+CLASSIFIER = FeatureKind(_classifier, _is_folder, gradients=True, reference=_reference)

@@ -194,7 +194,7 @@ def test_a_search_that_named_no_judge_goes_on_and_says_so(caplog: pytest.LogCapt
 
 
 def test_none_is_trained_that_was_not_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"say what judges success: --judge fashion.*--judge train"):
+    with pytest.raises(ConfigurationError, match=r"say what judges success: --judge digits\|fashion.*--judge train"):
         check_named(subject())
     with pytest.raises(ConfigurationError, match="say what judges success"):
         assert make_bench(subject(), tmp_path).judge
@@ -204,7 +204,7 @@ def test_none_is_trained_that_was_not_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"judge": "nobody"}, "no judge 'nobody': give fashion"),
+        ({"judge": "nobody"}, "no judge 'nobody': give digits, fashion"),
         ({"judge": "missing.pt"}, "no feature network at missing.pt"),
         ({"judge": "os:nothing"}, "'os:nothing' cannot be loaded"),
         ({"judge": "train", "judge_positive": "9"}, "give one that knows them"),
