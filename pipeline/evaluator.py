@@ -281,7 +281,8 @@ class Evaluator:
         if not pending.error:
             try:
                 score = self._score(metric, pending)
-                pending.figures |= {figure_name(name): self._also(pending, name).value for name in pending.also}
+                for name in pending.also:
+                    pending.figures |= _ends(figure_name(name), self._also(pending, name))
             except EvaluationError as error:
                 pending.error = str(error)
             except Exception as error:
@@ -355,6 +356,12 @@ class Evaluator:
             return [fresh[start] for start in sorted(fresh)]
         known = self._known(pending.base) | fresh
         return [known[start] for start in range(0, pending.rung.images, GROUP)]
+
+
+def _ends(name: str, score: Score) -> dict[str, float]:
+    """A score as figures: its value, and the ends of its interval where it has one."""
+    ends = {f"{name}-low": score.low, f"{name}-high": score.high}
+    return {name: score.value} | {end: value for end, value in ends.items() if value is not None}
 
 
 def _by(rung: Rung, metric: str) -> Rung:

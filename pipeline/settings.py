@@ -90,6 +90,8 @@ def _checked_guard(name: str) -> str:
 
 
 AUTO, NO_GUARD = "auto", "none"
+# Optuna's default.
+POPULATION, POPULATIONS = 50, ("nsgaii", "nsgaiii")
 Metric = Annotated[str, AfterValidator(_checked_guard)]
 Metrics = Annotated[tuple[str, ...], BeforeValidator(_as_several), AfterValidator(_checked_metrics)]
 FRECHET = "frechet"
@@ -244,6 +246,9 @@ class SearchSettings(ModelSettings):
     random_trials: NonNegativeInt | None = Field(
         None, description="random members of each NFE before any is bred" + FROM_BUDGET
     )
+    population: PositiveInt | None = Field(
+        None, description="members of a generation of nsgaii and nsgaiii" + FROM_BUDGET
+    )
     metric: Metrics = Field(
         (FRECHET,),
         description="what candidates are compared by, but at a screen by distance; others, repeated, are measured of "
@@ -268,11 +273,12 @@ class SearchSettings(ModelSettings):
     @classmethod
     def _of_before(cls, fields: Any, info: ValidationInfo) -> Any:
         # Studies that were stored before presets had a share of the budget name how many of their grids were judged.
-        # Before there were paired looks and guards, there were none.
+        # What they did before there were paired looks, guards and a population.
         if (info.context or {}).get(STORED) and isinstance(fields, dict):
-            return {"paired_images": 0, "guard": NO_GUARD} | {
-                name: value for name, value in fields.items() if name != "preset_grids"
-            }
+            before: dict[str, Any] = {"paired_images": 0, "guard": NO_GUARD}
+            if fields.get("sampler") in POPULATIONS:
+                before["population"] = POPULATION
+            return before | {name: value for name, value in fields.items() if name != "preset_grids"}
         return fields
 
     @model_validator(mode="after")
@@ -300,6 +306,8 @@ class SearchSettings(ModelSettings):
                 f"a paired screen guesses the Frechet distance from two images at least, not {self.objective} from "
                 f"{self.paired_images}: choose another --screen"
             )
+        if self.population and self.sampler not in POPULATIONS:
+            raise ValueError(f"a population is that of sampler {' or '.join(POPULATIONS)}, not of {self.sampler}")
         unknown = [name for name in self.decisions if name not in EXTRA_DECISIONS]
         if unknown:
             raise ValueError(f"unknown decision {unknown[0]!r}: choose from {', '.join(EXTRA_DECISIONS)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.settings import FRECHET, SearchSettings
+from fewstep.pipeline.settings import FRECHET, POPULATION, SearchSettings
 from fewstep.tasks.work import GROUP
 
 # An NFE's share pays for at least so many evaluations of the main rung, where images are not given.
@@ -17,6 +17,7 @@ LEAST_PROPOSALS, LEAST_PRESETS = 5, 6
 # Of the budget, for the report; the images of a row, at least as many as an interval needs.
 REPORT = 0.5
 LEAST_REPORTED, MOST_REPORTED = 750, 10_000
+GENERATIONS, LEAST_POPULATION = 8, 6
 # Of what is screened, at most and at least.
 KEPT, LEAST_KEPT = 0.25, 0.05
 RANDOM_SHARE, MOST_RANDOM = 1 / 6, 24
@@ -78,7 +79,9 @@ def sized(s: SearchSettings) -> SearchSettings:
     )
     proposals = plan(whole, max(s.nfes)).proposals
     random = min(MOST_RANDOM, round(RANDOM_SHARE * proposals)) if s.random_trials is None else s.random_trials
-    return whole.model_copy(update={"random_trials": random})
+    # Some eight generations, as the published searches have; fewer would be little else than chance.
+    population = s.population or min(POPULATION, max(LEAST_POPULATION, proposals // GENERATIONS))
+    return whole.model_copy(update={"random_trials": random, "population": population})
 
 
 def most_kept(screened: int, judged: int) -> float:

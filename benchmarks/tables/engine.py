@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from fewstep.pipeline.refinement import refine, select
 from fewstep.pipeline.reports.provenance import provenance
 from fewstep.pipeline.settings import REPORT_SEED_OFFSET, SearchSettings
 from fewstep.pipeline.study import Study
-from fewstep.pipeline.trial import Rung
+from fewstep.pipeline.trial import Rung, figure_name
 from fewstep.search_spaces.checked import Checked
 from fewstep.search_spaces.ode import Sampler
 from fewstep.search_spaces.point import Point, as_point, content_key, parse_point, schedule_of
@@ -41,18 +42,18 @@ from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store
-from fewstep.tasks.metrics.frechet_metric import CALLS
 from fewstep.tasks.metrics.moments import Moments
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ModelFiles
+from fewstep.tasks.refinement.moment_plan import MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling import grids
 from fewstep.tasks.sampling.grids import GRIDS, preset_on_grid
-from fewstep.tasks.work import GROUP, Subject, Task, WorkerSettings
+from fewstep.tasks.work import CALLS, GROUP, Subject, Task, WorkerSettings
 
 __all__ = [
-    "CALLS", "GRIDS_TO_ZERO", "GROUP", "Conditions", "EvaluationRecord", "ExecutionSettings", "Rung", "Subject",
-    "known_names",
+    "CALLS", "GRIDS", "GRIDS_TO_ZERO", "GROUP", "Conditions", "EvaluationRecord", "ExecutionSettings", "Rung",
+    "Subject", "known_names",
 ]  # fmt: skip
 
 Row = dict[str, Any]
@@ -155,11 +156,18 @@ def make(
     return list(files)
 
 
-def measured(record: EvaluationRecord, what: str) -> Row:
-    """Feature space, distance and interval of a complete record; EvaluationError, naming `what`, of a failed one."""
+def measured(record: EvaluationRecord, what: str, others: Sequence[str] = ()) -> Row:
+    """Feature space, distance and interval of a complete record, and what its rung's other metrics say.
+
+    EvaluationError, naming `what`, of a failed one.
+    """
     if record.status != "complete" or record.value is None:
         raise EvaluationError(f"{what} has no value at rung {record.rung}: {record.error}")
-    return {"metric": record.features, "value": record.value, "low": record.low, "high": record.high}
+    row: Row = {"metric": record.features, "value": record.value, "low": record.low, "high": record.high}
+    for name in (figure_name(metric) for metric in others):
+        # By a metric that chose nothing, of the same images.
+        row |= {end: record.metrics.get(end, math.nan) for end in (name, f"{name}-low", f"{name}-high")}
+    return row
 
 
 def on_grids(files: ModelFiles, presets: Sequence[str], on: Sequence[str], nfe: int) -> dict[str, SolverSchedule]:
@@ -257,7 +265,13 @@ class Engine:
         self.tell(f"{record.rung:12} NFE {record.nfe:<3} {record.origin:40} {value}")
 
     def refined(
-        self, subject: Subject, start: SolverSchedule, teacher: SolverSchedule, plan: RefinePlan, images: int, seed: int
+        self,
+        subject: Subject,
+        start: SolverSchedule,
+        teacher: SolverSchedule,
+        plan: RefinePlan | MomentPlan,
+        images: int,
+        seed: int,
     ) -> tuple[SolverSchedule, float, int]:
         """What refinement gives (the start itself where that is better), its distance on `images`, and its calls."""
         tuned = refine(subject, start, teacher, plan, self.root, self.execution.device)

@@ -1,16 +1,19 @@
 """Other ways to few steps on one model, each through the same evaluation: screened on search seeds, then reported.
 
-`presets`: stock solvers on every grid. `gits`: times by dynamic programming, under every stock solver. `ld3`: times
-and told times by gradient. `s4s`: coefficients of a window of outputs besides (what S4S alternates is tuned at once).
-`gas`: corrections of all coefficients, from DPM-Solver++ 3M. The learned ones start from the best stock schedule at
-that number of calls and share one teacher, one distance and one plan with our own refinement, so that only what is
-tuned differs. `random`, `tpe`, `nsgaii`, `cmaes` and `evolution` (the published search's operators) are searches by
-the engine of `fewstep search`, with `budget` calls at each NFE, screened as ours are. `found` are schedules from
-elsewhere, `refined` what their refinement gives.
+`presets`: stock solvers on every grid, without and with an analytic first call. `gits`: times by dynamic programming,
+under every stock solver, with an analytic first call from several starts too. `ld3`: times and told times by gradient.
+`s4s`: coefficients of a window of outputs besides (what S4S alternates is tuned at once). `gas`: corrections of all
+coefficients, from DPM-Solver++ 3M. The learned ones start from the best stock schedule at that number of calls and
+share one teacher, one distance and one plan with our own refinement, so that only what is tuned differs. `tuned` is the
+control of a search: the best stock schedule, tuned to moments by as many calls as a search has. `random`, `tpe`,
+`nsgaii`, `cmaes` and `evolution` (the published search's operators) are searches by the engine of `fewstep search`,
+with `budget` calls at each NFE, whose screens and finals are the default ones. `found` are schedules from elsewhere,
+`refined` what their refinement gives. `judges` are metrics that choose nothing and measure the report's images too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +23,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, NonNegativeInt, PositiveInt
 
 from benchmarks.tables.engine import (
+    GRIDS,
     GRIDS_TO_ZERO,
     GROUP,
     Conditions,
@@ -38,11 +42,14 @@ from benchmarks.tables.engine import (
     on_grids,
 )
 from fewstep.errors import ConfigurationError
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS, preset
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.gits import Trajectories
+from fewstep.tasks.refinement.moment_plan import MomentPlan
 from fewstep.tasks.refinement.parameters import PARTS, Part
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.grids import parse_schedule
@@ -53,12 +60,14 @@ LEARNED: dict[str, tuple[tuple[Part, ...], int]] = {
     "gas": (("times", "shifts", "points", "outputs"), 0),
 }
 SEARCHED = ("random", "tpe", "nsgaii", "cmaes", "evolution")
-METHODS = ("presets", "gits", *LEARNED, *SEARCHED)
+METHODS = ("presets", "gits", *LEARNED, "tuned", *SEARCHED)
 GAS_START = "dpmpp-3m/"
 # What searches start from, and the solvers that GITS and DEIS were published with.
 SOLVERS = (*SEARCH_PRESETS, "deis-3", "ipndm-4")
-# Where many compete, all are looked at on such a part of the images first; of the screen so many see the rest.
-LOOK, KEPT = 4, 4
+# Where many compete, so many of them see the images of the screen; the others were looked at, paired, on few.
+KEPT, FEW, CONTROL = 6, 64, "analytic:unipc-2-bh2/uniform-lambda"
+# Noise over signal at which GITS' times begin, where the first call is the noise itself.
+STARTS = (80.0, 40.0, 24.0, 12.0, 6.0)
 
 
 def _methods(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -74,6 +83,7 @@ class Peers(Table):
     model: str
     labels: str = "none"
     methods: Annotated[tuple[str, ...], AfterValidator(_methods)] = ("presets", "gits", *LEARNED)
+    judges: tuple[str, ...] = ()
     nfes: tuple[int, ...] = (3, 4, 5)
     grids: Grids = GRIDS_TO_ZERO
     screen_images: PositiveInt = 2000
@@ -127,12 +137,13 @@ class Contest:
         for choice in choices:
             self.engine.tell(f"{choice.method:10} NFE {nfe:<3} {choice.value:.3f} for {choice.calls:,} calls")
         report, records, best = s.reported_on(s.report_images), dict[str, EvaluationRecord](), choices
+        report = replace(report, also=s.judges)
         if s.report_best:
-            part = replace(report, name="first report", images=max(2, report.images // LOOK))
+            part = replace(report, name="first report", images=max(2, report.images // 4))
             records = self.evaluated(choices, part)
             best = _leaders(choices, records, s.report_best)
         records |= self.evaluated(best, report)
-        return [_row(choice, records[choice.schedule.hash]) for choice in choices]
+        return [_row(choice, records[choice.schedule.hash], s.judges) for choice in choices]
 
     def choice(self, method: str, nfe: int) -> Choice:
         """What a method chooses at one NFE."""
@@ -140,13 +151,26 @@ class Contest:
             return self.stock(nfe)[0]
         if method == "gits":
             return self.gits(nfe)
+        if method == "tuned":
+            return self.tuned(nfe)
         return self.learned(method, nfe) if method in LEARNED else self.by_search(method, nfe)
 
     def stock(self, nfe: int) -> tuple[Choice, list[tuple[float, SolverSchedule]]]:
         """The best of all presets on all grids, chosen by the search seeds, and what was seen of all of them."""
         if nfe not in self._stock:
-            self._stock[nfe] = self.best("presets", on_grids(self.files, SOLVERS, self.asked.grids, nfe).values(), 0)
+            presets = on_grids(self.files, SOLVERS, self.asked.grids, nfe)
+            longer = on_grids(self.files, SOLVERS, self.asked.grids, nfe + 1)
+            freed = [analytic(x) for x in longer.values() if x.first_call == "model"]
+            every = [*presets.values(), *(x for x in freed if x.nfe == nfe)]
+            self._stock[nfe] = self.best("presets", every, 0)
         return self._stock[nfe]
+
+    def tuned(self, nfe: int) -> Choice:
+        """What tuning makes of the best stock schedule with what a search may spend: a search that only tunes."""
+        s, (stock, _) = self.asked, self.stock(nfe)
+        most = s.budget - stock.calls - nfe * s.screen_images
+        plan = SearchSettings.build(model=s.model, nfes=(nfe,), seed=s.seed).refine_plan(nfe, self.teacher.nfe, most)
+        return self.planned("tuned", stock.schedule, plan, stock.calls)
 
     @cached_property
     def trajectories(self) -> Trajectories:
@@ -157,10 +181,19 @@ class Contest:
         return Trajectories(denoiser, seed, path=path.with_suffix(".safetensors"))
 
     def gits(self, nfe: int) -> Choice:
-        """Dynamic programming's times under every stock solver, with and without a last jump to sigma = 0."""
+        """Dynamic programming's times under every stock solver, with and without a last jump to sigma = 0.
+
+        With an analytic first call besides, after which the times begin at one of STARTS.
+        """
         schedules = [
             preset(solver, times).model_copy(update={"name": f"{solver}/{name}"})
             for name, times in self.trajectories.grids(nfe).items()
+            for solver in SOLVERS
+        ]
+        schedules += [
+            analytic(preset(solver, times).model_copy(update={"name": f"{solver}/{name}"}))
+            for ratio in STARTS
+            for name, times in self.trajectories.grids(nfe, -math.log(ratio)).items()
             for solver in SOLVERS
         ]
         # Of those that coincide the first one gives the name.
@@ -181,7 +214,7 @@ class Contest:
         s = self.asked
         found, calls = self.engine.searched(
             sampler, nfe, model=s.model, conditions=self.conditions, sampler=sampler, seed=s.seed, budget=s.budget,
-            teacher=s.teacher, finalist_images=max(s.screen_images, 1001), screen="frechet", keep=0.2, refine=0.0,
+            teacher=s.teacher, refine=0.0, guard="none",
         )  # fmt: skip
         return self.best(sampler, [found], calls)[0]
 
@@ -196,8 +229,11 @@ class Contest:
 
     def refined(self, method: str, start: SolverSchedule, parts: tuple[Part, ...], window: int, calls: int) -> Choice:
         """What tuning these parts gives."""
+        return self.planned(method, start, self.asked.plan.model_copy(update={"parts": parts, "window": window}), calls)
+
+    def planned(self, method: str, start: SolverSchedule, plan: RefinePlan | MomentPlan, calls: int) -> Choice:
+        """What a plan of tuning gives."""
         s = self.asked
-        plan = s.plan.model_copy(update={"parts": parts, "window": window})
         found, value, more = self.engine.refined(self.subject, start, self.teacher, plan, s.screen_images, s.seed)
         name = start.name if found.hash == start.hash else f"{method} from {start.name or start.hash}"
         return Choice(method, found.model_copy(update={"name": name}), value, calls + more)
@@ -206,18 +242,22 @@ class Contest:
         self, method: str, schedules: Iterable[SolverSchedule], calls: int
     ) -> tuple[Choice, list[tuple[float, SolverSchedule]]]:
         """The best by the screen, and what the first look said of all, the best first; calls add to the cost."""
-        s = self.asked
-        look = s.chosen_on("look", max(2, s.screen_images // LOOK))
+        screen = self.asked.chosen_on("search", self.asked.screen_images)
         left = list({x.hash: x for x in schedules}.values())
         looked: list[tuple[float, SolverSchedule]] = []
-        if len(left) > KEPT and look.images >= GROUP:
-            looked = self.ranked(method, left, look)
-            # What was looked at goes on from there.
-            calls += sum(x.nfe for x in left) * look.images - sum(x.nfe for _, x in looked[:KEPT]) * look.images
-            left = [schedule for _, schedule in looked[:KEPT]]
-        seen = self.ranked(method, left, s.chosen_on("search", s.screen_images))
+        if len(left) > KEPT and FEW < GROUP <= screen.images:
+            # One is judged, and what the others change on few of its images orders them.
+            control = min(left, key=lambda x: x.name != CONTROL)
+            look = replace(screen, name="look", metric="paired", images=FEW).controlled_by(as_point(control), screen)
+            self.ranked(method, [control], screen)
+            looked = self.ranked(method, [control], look)
+            looked += self.ranked(method, [x for x in left if x is not control], look)
+            looked.sort(key=lambda pair: pair[0])
+            calls += sum(x.nfe for x in left) * look.images
+            left = list({x.hash: x for x in (control, *(x for _, x in looked[:KEPT]))}.values())
+        seen = self.ranked(method, left, screen)
         value, best = seen[0]
-        calls += sum(x.nfe for x in left) * s.screen_images
+        calls += sum(x.nfe for x in left) * screen.images
         return Choice(method, best, value, calls), looked or seen
 
     def ranked(
@@ -249,11 +289,16 @@ def _leaders(choices: Sequence[Choice], records: dict[str, EvaluationRecord], co
     return [c for c in choices if c.method not in METHODS or c.schedule.hash in leading]
 
 
-def _row(choice: Choice, record: EvaluationRecord) -> Row:
+def analytic(schedule: SolverSchedule) -> SolverSchedule:
+    """The same, whose first call is replaced by the noise itself."""
+    return schedule.model_copy(update={"first_call": "zero_x0", "name": f"analytic:{schedule.name}"})
+
+
+def _row(choice: Choice, record: EvaluationRecord, judges: Sequence[str]) -> Row:
     schedule = choice.schedule.name or choice.schedule.hash
     head = {"model": record.model, "method": choice.method, "nfe": record.nfe}
     tail = {"images": record.images, "schedule": schedule, "searched": choice.value, "calls": choice.calls}
-    return head | measured(record, schedule) | tail
+    return head | measured(record, schedule, judges) | tail
 
 
 DIGITS = Peers(model="digits-ddpm", report_images=2000, found="runs/digits-search")
@@ -265,13 +310,14 @@ ANEW = TRANSFER.model_copy(update={"found": "runs/digits-seed1"})
 FASHION = Peers(
     model="fashion-ddpm",
     labels="balanced",
-    methods=("presets", "gits", *LEARNED, "random", "tpe", "nsgaii", "evolution"),
+    methods=("presets", "gits", *LEARNED, "tuned", "random", "tpe", "nsgaii", "evolution"),
+    judges=("frechet:judge", "kid:judge"),
     nfes=(3, 4, 5, 6, 8, 10),
     screen_images=1000,
-    report_best=2,
     teacher="dpmpp-2m/uniform-t-zero@20",
     plan=RefinePlan(distance="features", iterations=150),
     budget=150_000,
+    grids=GRIDS,
     found="runs/fashion-front-moments",
     refine_found=False,
 )

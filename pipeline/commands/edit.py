@@ -12,6 +12,7 @@ from fewstep.pipeline.commands.fields import DEVICE, EXECUTION, Fields, options
 from fewstep.pipeline.commands.options import AsJson, Device, Tracking, folder, into, print_json, resumed, typed
 from fewstep.pipeline.editing.settings import EditSettings, study_name
 from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.settings import POPULATIONS
 from fewstep.pipeline.values import built
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.tasks.editing.subject import TRAIN, EditSubject
@@ -20,8 +21,6 @@ NAME = "edit"
 # How a search inverts the examples that boundaries are fitted to: in few calls, since it fits many.
 SEARCH_FIT_WAY = "dpm-solver-2m/uniform-t@10"
 STEPS = 12
-# Samplers that have a population of a size.
-POPULATIONS = ("nsgaii", "nsgaiii")
 
 app = typer.Typer(
     name=NAME,

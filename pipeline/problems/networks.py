@@ -30,7 +30,7 @@ from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.reports.front import EXACT, publish_front
 from fewstep.pipeline.reports.rows import FOUND, Row, row_of
 from fewstep.pipeline.search import Search, Seed
-from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.settings import POPULATION, SearchSettings
 from fewstep.pipeline.sizes import KEPT
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.trial import Candidate, Trial, Work
@@ -222,7 +222,7 @@ class NetworkProblem(ModelProblem):
                 self.space, s.seed, self.check, policy.standing, policy.screened, ranked_by, on_refit
             )
         count = 1 + sum(2 if k == "quantization" else len(self._kind(k).objectives) for k in self.networks)
-        sampler = stock_sampler(s.sampler, s.seed, count, self.space.flat)
+        sampler = stock_sampler(s.sampler, s.seed, count, self.space.flat, s.population or POPULATION)
         return OptunaProposer(
             self.space, sampler, s.sampler, s.seed, self.check, [self.ladder.screen.name], count, self.moves_schedule
         )

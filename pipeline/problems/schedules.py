@@ -15,6 +15,7 @@ from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.proposers.s3 import S3Proposer
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.search import Search, Seed
+from fewstep.pipeline.settings import POPULATION
 from fewstep.pipeline.sizes import can_pair, first_look
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.preset_order import Known, of_schedule
@@ -110,7 +111,7 @@ class ScheduleProblem(ScheduleReport):
     def _proposer(self, on_refit: OnRefit | None) -> Proposer:
         s, rungs = self.settings, list(dict.fromkeys((self.ladder.screen.name, self.ladder.main.name)))
         if s.sampler not in OWN:
-            sampler = stock_sampler(s.sampler, s.seed, 1, self.schedules.flat)
+            sampler = stock_sampler(s.sampler, s.seed, 1, self.schedules.flat, s.population or POPULATION)
             return OptunaProposer(self.schedules, sampler, s.sampler, s.seed, self.check, rungs)
         assert s.random_trials is not None
         options = S3Options(random_trials=s.random_trials, surrogate=s.surrogate)

@@ -15,12 +15,11 @@ from optuna.samplers import (
 )
 
 from fewstep.errors import ConfigurationError
+from fewstep.pipeline.settings import POPULATION
 
 # Ours, which are no Optuna samplers in every space, and Optuna's.
 OWN = ("s3", "evolution")
 SAMPLERS = (*OWN, "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes")
-# Optuna's default.
-POPULATION = 50
 
 
 def stock_sampler(

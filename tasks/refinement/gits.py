@@ -125,18 +125,24 @@ class Trajectories:
             points.append(y)
         return jump_costs(torch.stack(points).flatten(2), torch.stack(slopes).flatten(2), times)
 
-    def grids(self, calls: int) -> dict[str, tuple[float, ...]]:
+    def grids(self, calls: int, start: float | None = None) -> dict[str, tuple[float, ...]]:
         """Times for that many calls, by name: `gits-W` ends at the last trained time, `gits-W-zero` at sigma = 0.
+
+        With a `start`, half a log-SNR, a step from the first time to the point nearest to it comes before them, for an
+        analytic first call: its name is told after `gits-W`.
 
         The second calls at the last trained time before it jumps, and so has one step less to place. W are WEIGHTS:
         the published one and its neighbours, since how much it matters differs with the model.
         """
         found = {}
         for weight in WEIGHTS:
-            found[f"gits-{weight:g}"] = self._times(calls, weight)
+            name = f"gits-{weight:g}" + ("" if start is None else f"-from-{start:.3g}")
+            found[name] = self._times(calls, weight, start)
             if calls > 1:
-                found[f"gits-{weight:g}-zero"] = (*self._times(calls - 1, weight), math.inf)
+                found[f"{name}-zero"] = (*self._times(calls - 1, weight, start), math.inf)
         return found
 
-    def _times(self, steps: int, weight: float) -> tuple[float, ...]:
-        return tuple(self.lambdas[i] for i in cheapest_path(self.costs, steps, weight))
+    def _times(self, steps: int, weight: float, start: float | None) -> tuple[float, ...]:
+        first = 0 if start is None else max(1, int(np.abs(np.array(self.lambdas) - start).argmin()))
+        path = [first + i for i in cheapest_path(self.costs[first:, first:], steps, weight)]
+        return tuple(self.lambdas[i] for i in ([0] if first else []) + path)

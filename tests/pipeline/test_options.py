@@ -114,7 +114,9 @@ def test_none_is_a_value_of_what_may_be_none() -> None:
 
 
 def test_an_unknown_setting_is_answered_with_the_valid_ones_and_their_defaults(run: Run) -> None:
-    run("search", "--model", "digits-ddpm", "--set", "color=red").refused("'color'", "finals (0.1)", "conditions.labels")
+    run("search", "--model", "digits-ddpm", "--set", "color=red").refused(
+        "'color'", "finals (0.1)", "conditions.labels"
+    )
     run("search", "--model", "digits-ddpm", "--set", "keep").refused("--set keep=VALUE")
     run("search", "--model", "digits-ddpm", "--set", "keep=much").refused("keep", "much")
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.recipes import RECIPES, search_recipe
-from fewstep.pipeline.settings import SearchSettings, parse_nfes
+from fewstep.pipeline.settings import STORED, SearchSettings, parse_nfes
+from fewstep.pipeline.sizes import plan, sized
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,16 @@ def test_every_recipe_builds_and_an_unknown_one_is_answered_with_their_names() -
         assert search_recipe(name).nfes
     with pytest.raises(ConfigurationError, match="digits-demo"):
         search_recipe("digits-demoo")
+
+
+def test_a_population_is_of_samplers_that_have_one_and_leaves_its_first_generation() -> None:
+    with pytest.raises(ConfigurationError, match="population is that of sampler nsgaii or nsgaiii, not of tpe"):
+        SearchSettings.build(model="digits-ddpm", sampler="tpe", population=8)
+    asked = {"model": "digits-ddpm", "sampler": "nsgaii", "nfes": (4,)}
+    small, large = (sized(SearchSettings.build(**asked, budget=budget)) for budget in (60_000, 2_000_000))
+    assert small.population is not None
+    assert small.population * 2 <= plan(small, 4).proposals
+    assert small.population < (large.population or 0) <= 50
+    assert sized(SearchSettings.build(**asked, population=9)).population == 9
+    stored = SearchSettings.model_validate(asked, context={STORED: True})
+    assert stored.population == 50, "as Optuna has it, and studies that were begun before did"
