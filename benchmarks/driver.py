@@ -153,6 +153,7 @@ def settings(a: argparse.Namespace) -> SearchSettings:
         # Few presets: what is measured is the search after them.
         grids=("karras",),
         random_trials=8,
+        paired_images=0,
         look_images=GROUP,
         frechet_images=4 * GROUP,
         **screen,

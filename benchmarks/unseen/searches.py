@@ -1,12 +1,11 @@
 """Searches with default settings on checkpoints that no setting was tuned on, beside what they have to beat.
 
-    python -m benchmarks.unseen.searches ROOT RESULTS.jsonl [--peer evolution] [--only fashion/250000/0 ...]
+    python -m benchmarks.unseen.searches ROOT RESULTS.jsonl [--peer evolution|tuning] [--only fashion/250000/0 ...]
 
 One search a checkpoint, budget and seed, over all of NFES, through `fewstep.search` with nothing but what a user has to
 say. What it found is judged on the noise and by the metrics of the yardstick. A search that was killed goes on, one
 whose lines are in RESULTS.jsonl is passed over: several processes may share a selection, a pattern as */50000/* each.
-`results.jsonl` beside this file holds what was measured so far, on an engine without the grid `own` among its presets
-and with another order of looking at them.
+`results.jsonl` beside this file holds what was measured so far.
 """
 
 from __future__ import annotations
@@ -30,11 +29,13 @@ from benchmarks.unseen.yardstick import ANALYTIC, IMAGES, NFES, PRESET, REPORT_S
 from fewstep.pipeline.view import StudyView
 
 BUDGETS, SEEDS = (50_000, 150_000, 250_000), (0, 1, 2)
-DEFAULT, EVOLUTION = "default", "evolution"
+DEFAULT, EVOLUTION, TUNING = "default", "evolution", "tuning"
 METHODS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     # The published operators alone: every candidate is judged, none is screened or tuned.
     EVOLUTION: {"sampler": "evolution", "screen": "none", "refine": 0.0},
+    # The control: all but a tenth goes into presets, finals and tuning, so that little is searched.
+    TUNING: {"refine": 0.65},
 }
 # `judged` makes the figures, not the study's own report.
 REPORT = {"report_images": 250}
@@ -140,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("root", type=Path, help="the folder of models.py")
     parser.add_argument("results", type=Path, help="file of JSON lines that results are added to")
-    parser.add_argument("--peer", choices=[EVOLUTION], help="search by this in place of the default")
+    parser.add_argument("--peer", choices=[EVOLUTION, TUNING], help="search by this in place of the default")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME/BUDGET/SEED", help="patterns, as fashion/*/0")
     parser.add_argument("--cache", type=Path, help="what was measured [ROOT/cache]")
     parser.add_argument("--searches", type=Path, help="folder of the studies [ROOT/searches]")
