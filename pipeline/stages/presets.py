@@ -30,6 +30,8 @@ FIRST_SHARE = 0.65
 FEWEST_LOOKS, FEWEST_SECOND = 6, 2
 # Pairs of presets at one NFE by which screens are compared, at least.
 ENOUGH_PAIRS = 6
+# Presets that are judged to control looks by, while they fail.
+MOST_CONTROLS = 3
 
 
 class Screens(NamedTuple):
@@ -75,8 +77,7 @@ class Presets(Stage):
         """The first look, and judging a control."""
         nfe, controls = candidate.nfe, False
         if self._controlled and nfe in self._known and nfe not in self._looked:
-            earlier = [t for t in self._mine(search)[nfe] if t.number < candidate.trial]
-            controls = all(t.state == TrialState.FAIL for t in earlier)
+            controls = self._control(search, self._mine(search)[nfe]) is None
         return nfe * (self._first.images + controls * search.ladder.main.images)
 
     def _calls(self, search: Search, nfe: int) -> int:
@@ -121,15 +122,19 @@ class Presets(Stage):
         for nfe in sorted(mine, key=lambda n: (len(mine[n]), n)):
             if nfe in self._looked:
                 continue
-            if self._controlled and (begun := next((t for t in mine[nfe] if t.state != TrialState.FAIL), None)):
-                if begun.value(search.ladder.main) is None:
-                    # Nothing is looked at before its control was judged.
+            if self._controlled and (control := self._control(search, mine[nfe])) is None:
+                # Nothing is looked at before its control was judged.
+                if any(t.state == TrialState.RUNNING and not t.records for t in mine[nfe]):
                     continue
-                if FIRST not in begun.records and begun.number not in self._sent:
-                    self._sent.add(begun.number)
-                    return begun.candidate, self._look(search, mine[nfe])
-            elif self._controlled and (control := self._first_control(search, nfe)) is not None:
-                return self._adopted(search, control), search.ladder.main
+                first = self._first_control(search, nfe, mine[nfe])
+                if first is not None:
+                    return self._adopted(search, first), search.ladder.main
+                self._looked.add(nfe)
+                self._judge(search, nfe, [t for t in mine[nfe] if t.state == TrialState.RUNNING], 0)
+                continue
+            if self._controlled and control and FIRST not in control.records and control.number not in self._sent:
+                self._sent.add(control.number)
+                return control.candidate, self._look(search, mine[nfe])
             if len(mine[nfe]) < self.looks(search, nfe) and (known := self._next(search, nfe, mine)) is not None:
                 return self._adopted(search, known), self._look(search, mine[nfe])
         # Where nothing could be looked at, nothing calls back.
@@ -138,13 +143,21 @@ class Presets(Stage):
         return None
 
     @staticmethod
+    def _control(search: Search, trials: Sequence[Trial]) -> Trial | None:
+        """What first looks are controlled by: the first that was judged."""
+        return next((trial for trial in trials if trial.value(search.ladder.main) is not None), None)
+
+    @staticmethod
     def _adopted(search: Search, known: Known) -> Candidate:
         candidate = enlisted(search.proposer, known.point, known.origin, search.trials, outsiders=True)
         assert candidate is not None
         search.adopt(candidate)
         return candidate
 
-    def _first_control(self, search: Search, nfe: int) -> Known | None:
+    def _first_control(self, search: Search, nfe: int, trials: Sequence[Trial]) -> Known | None:
+        """What is judged to be a control; None where several failed already."""
+        if sum(search.ladder.main.name in t.records for t in trials) >= MOST_CONTROLS:
+            return None
         left = [k for k in self._known[nfe] if k.point.hash not in search.by_hash]
         return min(left, key=lambda k: not is_control(k), default=None)
 
@@ -152,7 +165,8 @@ class Presets(Stage):
         """The first look, controlled by the first trial that can."""
         if not self._controlled:
             return self._first
-        control = next(t for t in trials if t.state != TrialState.FAIL)
+        control = self._control(search, trials)
+        assert control is not None
         return self._first.controlled_by(control.candidate.point, search.ladder.main)
 
     def _next(self, search: Search, nfe: int, mine: Mapping[int, Sequence[Trial]]) -> Known | None:
@@ -199,6 +213,8 @@ class Presets(Stage):
     def _halve(self, search: Search, nfe: int, trials: Sequence[Trial]) -> None:
         """Once all first looks of an NFE are known, the best go on to the second."""
         if nfe in self._looked or any(not t.records for t in trials):
+            return
+        if self._controlled and ((control := self._control(search, trials)) is None or FIRST not in control.records):
             return
         exhausted = all(k.point.hash in search.by_hash for k in self._known[nfe])
         if len(trials) < self.looks(search, nfe) and not exhausted:
