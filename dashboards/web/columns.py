@@ -1,0 +1,113 @@
+"""The columns of a study's evaluations that a page asks for: read once, read again only when the files change.
+
+A study may have millions of rows. Of those a page reads the few columns that it counts, filters or sorts by, words kept
+as a dictionary; whole rows are read for what is shown alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from fewstep.storage.parts import Part
+from fewstep.storage.records import EvaluationRecord
+from fewstep.storage.store import Store
+
+# Words that few rows share stay as they are.
+_WORDS = ("rung", "origin", "status", "metric", "features", "reference", "model", "error")
+_KEPT = 6
+
+
+class _Read:
+    """One state of a study's files, and the columns read of it so far."""
+
+    def __init__(self, store: Store, study: str, stamp: tuple[Part, ...]) -> None:
+        self.store, self.stamp = store, stamp
+        self.parts: list[tuple[Part, NDArray[np.int64]]] = []
+        for scanned in store.evaluations.scan():
+            own = scanned.keep & pc.equal(scanned.rows["study"], study).to_numpy()
+            places = np.flatnonzero(own)
+            if len(places):
+                self.parts.append((scanned.part, places))
+        self.starts = np.cumsum([0, *(len(places) for _, places in self.parts)])
+        self.columns: dict[str, pa.ChunkedArray] = {}
+
+    def load(self, names: Sequence[str]) -> None:
+        lacking = [name for name in names if name not in self.columns]
+        if not lacking:
+            return
+        found: list[pa.Table] = [pa.schema([EvaluationRecord.schema.field(n) for n in lacking]).empty_table()]
+        for part, places in self.parts:
+            rows = self.store.evaluations.load(part, lacking)
+            found.append(_coded(rows if len(places) == rows.num_rows else rows.take(pa.array(places))))
+        table = pa.concat_tables([_coded(found[0]), *found[1:]]).unify_dictionaries()
+        self.columns |= {name: table[name] for name in lacking}
+
+    def rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        """Whole rows, in the order of `places` among the study's."""
+        wanted = np.asarray(places, dtype=np.int64)
+        piece = np.searchsorted(self.starts, wanted, side="right") - 1
+        found: dict[int, dict[str, Any]] = {}
+        for index in np.unique(piece):
+            part, own = self.parts[int(index)]
+            here = wanted[piece == index]
+            taken = self.store.evaluations.load(part).take(pa.array(own[here - self.starts[index]]))
+            found |= dict(zip(here.tolist(), taken.to_pylist(), strict=True))
+        return [found[int(place)] for place in wanted]
+
+
+class Columns:
+    """Reads columns and rows of studies, keeping what was read of the last few; safe for many threads."""
+
+    def __init__(self) -> None:
+        self._reads: OrderedDict[tuple[str, str], _Read] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def frame(self, store: Store, study: str, names: Sequence[str]) -> pd.DataFrame:
+        """The study's rows, each once, in the order of writing, of these columns; StorageError as in `Table.read`."""
+
+        def read() -> pd.DataFrame:
+            state = self._state(store, study)
+            state.load(names)
+            frame: pd.DataFrame = pa.table({name: state.columns[name] for name in names}).to_pandas()
+            return frame
+
+        with self._lock:
+            return store.evaluations.retry(read)
+
+    def rows(self, store: Store, study: str, places: Sequence[int]) -> list[EvaluationRecord]:
+        """Whole records by their places in `frame`, as long as the files are the same; else those that took them."""
+
+        def read() -> list[dict[str, Any]]:
+            state = self._state(store, study)
+            return state.rows([place for place in places if place < state.starts[-1]])
+
+        with self._lock:
+            return [EvaluationRecord.from_row(row) for row in store.evaluations.retry(read)]
+
+    def _state(self, store: Store, study: str) -> _Read:
+        key, stamp = (store.root, study), tuple(store.evaluations.directory.list())
+        known = self._reads.get(key)
+        if known is None or known.stamp != stamp:
+            known = _Read(store, study, stamp)
+            self._reads[key] = known
+        self._reads.move_to_end(key)
+        while len(self._reads) > _KEPT:
+            self._reads.popitem(last=False)
+        return known
+
+
+def _coded(rows: pa.Table) -> pa.Table:
+    """Words that many rows share, as a dictionary of them."""
+    for index, name in enumerate(rows.column_names):
+        if name in _WORDS:
+            rows = rows.set_column(index, name, rows[name].dictionary_encode())
+    return rows
