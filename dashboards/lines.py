@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from fewstep.dashboards.picture import Span
 from fewstep.dashboards.results import FOUND, methods
 
-# Okabe and Ito's colours, told apart with every colour blindness; without black and yellow, which a dark or a white page
-# swallows. What has more lines than colours is told by its marker too.
+# The colours of Okabe and Ito, told apart with every colour blindness; without black and yellow, which a dark page or
+# a white one swallows. What has more lines than colours is told by its marker too.
 ACCENT = "#d55e00"
 MUTED = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a8f98")
 LEVEL = "#374151"

@@ -17,7 +17,8 @@ MESSAGES = 50
 """Events told one by one; the newest of them where there are more."""
 
 FRECHET = "Fréchet distance"
-_RUNGS = {"distance": "screen: distance to the teacher", "look": f"screen: {FRECHET}"}
+_RUNGS = {"presets": "presets: first look"}
+_RUNGS |= {"distance": "screen: distance to the teacher", "look": f"screen: {FRECHET}"}
 _RUNGS |= {"screen": "screen", JUDGE: f"judge: {FRECHET}", "finals": "finals"}
 _RUNGS |= {"refine": "refinement: passes forward and back", REPORT: "report: fresh noise"}
 

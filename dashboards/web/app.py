@@ -40,6 +40,7 @@ def make_app(folders: Sequence[Path], hosts: Sequence[str] = LOOPBACK) -> FastAP
     places, pages = Places(list(folders)), Pages()
     # The pages of FastAPI's own documentation would load scripts from elsewhere.
     app = FastAPI(title="fewstep dashboard", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.places = places
     app.include_router(routes(places, pages))
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     script = get_plotlyjs().encode()

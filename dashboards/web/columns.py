@@ -23,6 +23,20 @@ from fewstep.storage.store import Store
 
 # Words that few rows share stay as they are.
 _WORDS = ("rung", "origin", "status", "metric", "features", "reference", "model", "error")
+# What every page asks for is read in one go: to open a file costs more than to read a column of it.
+_BASIC = [
+    "order",
+    "trial",
+    "nfe",
+    "rung",
+    "origin",
+    "status",
+    "metric",
+    "value",
+    "denoiser_calls",
+    "seconds",
+    "finished_at",
+]
 _KEPT = 6
 
 
@@ -32,24 +46,28 @@ class _Read:
     def __init__(self, store: Store, study: str, stamp: tuple[Part, ...]) -> None:
         self.store, self.stamp = store, stamp
         self.parts: list[tuple[Part, NDArray[np.int64]]] = []
-        for scanned in store.evaluations.scan():
+        found = [_empty(_BASIC)]
+        for scanned in store.evaluations.scan(_BASIC):
             own = scanned.keep & pc.equal(scanned.rows["study"], study).to_numpy()
             places = np.flatnonzero(own)
             if len(places):
                 self.parts.append((scanned.part, places))
+                found.append(_taken(scanned.rows.select(_BASIC), places))
         self.starts = np.cumsum([0, *(len(places) for _, places in self.parts)])
         self.columns: dict[str, pa.ChunkedArray] = {}
+        self._keep(found)
 
     def load(self, names: Sequence[str]) -> None:
         lacking = [name for name in names if name not in self.columns]
         if not lacking:
             return
-        found: list[pa.Table] = [pa.schema([EvaluationRecord.schema.field(n) for n in lacking]).empty_table()]
-        for part, places in self.parts:
-            rows = self.store.evaluations.load(part, lacking)
-            found.append(_coded(rows if len(places) == rows.num_rows else rows.take(pa.array(places))))
-        table = pa.concat_tables([_coded(found[0]), *found[1:]]).unify_dictionaries()
-        self.columns |= {name: table[name] for name in lacking}
+        loaded = (self.store.evaluations.load(part, lacking) for part, _ in self.parts)
+        taken = [_taken(rows, places) for rows, (_, places) in zip(loaded, self.parts, strict=True)]
+        self._keep([_empty(lacking), *taken])
+
+    def _keep(self, tables: Sequence[pa.Table]) -> None:
+        table = pa.concat_tables(tables).unify_dictionaries()
+        self.columns |= {name: table[name] for name in table.column_names}
 
     def rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
         """Whole rows, in the order of `places` among the study's."""
@@ -103,6 +121,14 @@ class Columns:
         while len(self._reads) > _KEPT:
             self._reads.popitem(last=False)
         return known
+
+
+def _empty(names: Sequence[str]) -> pa.Table:
+    return _coded(pa.schema([EvaluationRecord.schema.field(name) for name in names]).empty_table())
+
+
+def _taken(rows: pa.Table, places: NDArray[np.int64]) -> pa.Table:
+    return _coded(rows if len(places) == rows.num_rows else rows.take(pa.array(places)))
 
 
 def _coded(rows: pa.Table) -> pa.Table:

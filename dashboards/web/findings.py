@@ -63,13 +63,14 @@ class Rung:
 
 def fronts(columns: Columns, entry: Entry) -> list[Front]:
     """The report's, each further metric's of it, and without a report what the search holds best so far."""
-    rows = columns.frame(entry.store, entry.study, ["rung", "candidate", "status", "value", "nfe", "origin"])
+    rows = columns.frame(entry.store, entry.study, ["rung", "status", "value", "nfe", "origin"])
     names = [str(name) for name in rows["rung"].unique()]
     reports = sorted(n for n in names if n == REPORT or n.startswith(MEASURED))
     if not reports:
         return _so_far(columns, entry, rows, names)
+    candidates = columns.frame(entry.store, entry.study, ["candidate"])["candidate"]
     told = rows["rung"].isin(reports)
-    searched = rows["rung"].isin(SEARCHED) & rows["candidate"].isin(rows.loc[told, "candidate"].unique())
+    searched = rows["rung"].isin(SEARCHED) & candidates.isin(candidates[told].unique())
     found = [asdict(r) for r in columns.rows(entry.store, entry.study, np.flatnonzero(told | searched).tolist())]
     tables = [report_of(found, rung=name) for name in sorted(reports, key=lambda n: (n != REPORT, n))]
     return [_front(part, True) for table in tables for part in feature_spaces(table)]

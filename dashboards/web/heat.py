@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ class Pivot:
     """One table: the rows with the lowest values, at most MOST_ROWS; `rest` are left out."""
 
     space: str
+    across: str
     table: pd.DataFrame
     command: str
     rest: int
@@ -44,7 +46,17 @@ def _read(path: Path) -> Pivot:
     values.index = pd.Index([", ".join(row) for row in table[down].itertuples(index=False)])
     kept = values[values.min(axis=1).rank(method="first") <= MOST_ROWS]
     space = path.stem.removeprefix("pivot-")
-    return Pivot(space, kept, command, len(values) - len(kept))
+    return Pivot(space, across_of(command), kept, command, len(values) - len(kept))
+
+
+def across_of(command: str) -> str:
+    """Which axes stand across, as the command says that made the table."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = []
+    named = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--columns"]
+    return "denoiser calls per image (NFE)" if not named or named == ["nfe"] else ", ".join(named)
 
 
 def _is_number(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -28,13 +29,23 @@ def stamps(places: Places) -> dict[str, str]:
     return found
 
 
-async def changes(places: Places, gone: Callable[[], Awaitable[bool]], pause: float = PAUSE) -> AsyncIterator[str]:
+def mark(found: dict[str, str], study: str = "") -> str:
+    """What one study's files are like, or all of them."""
+    return found.get(study, "") if study else hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+async def changes(
+    places: Places, gone: Callable[[], Awaitable[bool]], study: str = "", since: str = "", pause: float = PAUSE
+) -> AsyncIterator[str]:
     """An event `changed` with the slugs of studies that are new or were written to, each time; until the page is gone.
 
-    A comment now and then keeps the line open.
+    A page says by its `mark` what it shows: what was written since then is told at once. A comment now and then keeps
+    the line open.
     """
     known = await run_in_threadpool(stamps, places)
     yield f"retry: 3000\nevent: open\ndata: {len(known)}\n\n"
+    if since and mark(known, study) != since:
+        yield f"event: changed\ndata: {json.dumps([study] if study else sorted(known))}\n\n"
     quiet = 0.0
     while not await gone():
         await asyncio.sleep(pause)

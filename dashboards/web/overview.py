@@ -35,6 +35,12 @@ class Overview:
         return None if self.budget is None else max(0, self.budget - self.spent)
 
     @property
+    def calls(self) -> str:
+        """The NFEs in words: all of a few, the ends of many."""
+        few = len(self.nfes) <= 8
+        return ", ".join(map(str, self.nfes)) if few else f"{self.nfes[0]} to {self.nfes[-1]} ({len(self.nfes)})"
+
+    @property
     def progress(self) -> int | None:
         """Per cent of the budget that is spent; all of it where there is a report."""
         if not self.budget:

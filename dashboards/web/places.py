@@ -58,6 +58,17 @@ class Entry:
         return "/".join(Path(text).parts[-2:]) if text.startswith(("/", "~")) else text
 
     @property
+    def place(self) -> str:
+        """The folder, from where the server was started if it is beneath."""
+        here = Path.cwd()
+        return str(self.folder.relative_to(here) if self.folder.is_relative_to(here) else self.folder)
+
+    @property
+    def title(self) -> str:
+        """The folder's name, and the study's where it says more."""
+        return self.study if self.study == self.folder.name else f"{self.folder.name} · {self.study}"
+
+    @property
     def budget(self) -> int | None:
         """Denoiser calls that the search may spend."""
         value = self.settings.get("budget")

@@ -15,17 +15,19 @@ from fewstep.dashboards.web.findings import Rung
 
 
 def funnel_figure(rungs: Sequence[Rung]) -> go.Figure:
-    """How many candidates came to each rung, and how many evaluations failed there."""
-    figure, names = base_figure(), [escaped(rung.text) for rung in rungs]
-    told = (("candidates", [r.candidates for r in rungs], MUTED[0]), ("failed", [r.failed for r in rungs], ACCENT))
-    for name, values, colour in told:
+    """How many candidates came to each rung, and how many evaluations failed there, where some did."""
+    figure, names = base_figure(), [escaped(rung.name) for rung in rungs]
+    told = [("candidates", [r.candidates for r in rungs], MUTED[0], "")]
+    if any(rung.failed for rung in rungs):
+        told.append(("failed evaluations", [r.failed for r in rungs], ACCENT, "/"))
+    for name, values, colour, shape in told:
         figure.add_trace(
             go.Bar(
                 y=names,
                 x=values,
                 name=name,
                 orientation="h",
-                marker={"color": colour, "pattern": {"shape": "/" if name == "failed" else ""}},
+                marker={"color": colour, "pattern": {"shape": shape}},
                 text=[f"{value:,}" if value else "" for value in values],
                 textposition="outside",
                 cliponaxis=False,
@@ -33,9 +35,9 @@ def funnel_figure(rungs: Sequence[Rung]) -> go.Figure:
             )
         )
     most = max((rung.candidates for rung in rungs), default=1)
-    figure.update_xaxes(title_text="candidates (count)", range=[0, 1.15 * max(most, 1)])
+    figure.update_xaxes(title_text="count", range=[0, 1.3 * max(most, 1)], nticks=5)
     figure.update_yaxes(autorange="reversed", automargin=True)
-    figure.update_layout(height=130 + 58 * len(rungs), barmode="group")
+    figure.update_layout(height=140 + 26 * len(told) * len(rungs), barmode="group")
     return figure
 
 
@@ -75,14 +77,15 @@ def tradeoff_figure(points: pd.DataFrame, x: str, y: str, titles: dict[str, str]
                 hovertemplate=f"%{{hovertext}}<br>{titles[x]}: %{{x:.4g}}<br>{titles[y]}: %{{y:.4g}}<extra></extra>",
             )
         )
-    figure.update_xaxes(title_text=titles[x])
+    places = sorted(set(points[x]))
+    figure.update_xaxes(title_text=titles[x], **({"tickvals": places} if x == "nfe" and len(places) <= 6 else {}))
     log = y == "value" and bool((points[y] > 0).all())
     figure.update_yaxes(title_text=titles[y], **(log_axis() if log else {}))
     figure.update_layout(dragmode="select", height=380, clickmode="event+select")
     return figure
 
 
-def heat_figure(table: pd.DataFrame, title: str) -> go.Figure:
+def heat_figure(table: pd.DataFrame, title: str, across: str) -> go.Figure:
     """A pivot table as colours, on a logarithmic scale where all values are positive; low values are dark."""
     values = table.to_numpy(dtype=np.float64)
     finite = values[np.isfinite(values)]
@@ -110,7 +113,7 @@ def heat_figure(table: pd.DataFrame, title: str) -> go.Figure:
             ygap=1,
         )
     )
-    figure.update_xaxes(title_text=escaped(", ".join(map(str, table.columns.names))), type="category", side="top")
+    figure.update_xaxes(title_text=escaped(across), type="category", side="top")
     figure.update_yaxes(autorange="reversed", type="category", automargin=True)
     figure.update_layout(height=140 + 30 * len(rows), margin={"t": 70})
     return figure

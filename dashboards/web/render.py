@@ -35,10 +35,11 @@ class Pages:
 
 def _plot(figure: go.Figure, name: str, label: str, width: int = 0) -> Markup:
     """A place that the page's script draws a figure into; `label` says to those who cannot see it what it shows."""
-    shape = Markup(' style="min-width:{}px"').format(width) if width else ""
+    wide = Markup(' style="min-width:{}px"').format(width) if width else ""
+    scrolls = Markup(' tabindex="0" role="region" aria-label="{}"').format(label) if width else ""
     return Markup(
-        '<div class="wide"><div class="plot" id="{}" role="img" aria-label="{}"{} data-figure="{}"></div></div>'
-    ).format(name, label, shape, figure.to_json())
+        '<div class="wide"{}><div class="plot" id="{}" role="img" aria-label="{}"{} data-figure="{}"></div></div>'
+    ).format(scrolls, name, label, wide, figure.to_json())
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import FileResponse, StreamingResponse
@@ -15,7 +15,7 @@ from fewstep.dashboards.summary import MESSAGES, count, settings_lines, told
 from fewstep.dashboards.web import findings, heat, pictures
 from fewstep.dashboards.web.candidates import Candidate, candidate, compared, shown, steps
 from fewstep.dashboards.web.columns import Columns
-from fewstep.dashboards.web.live import changes
+from fewstep.dashboards.web.live import changes, mark, stamps
 from fewstep.dashboards.web.overview import Overviews
 from fewstep.dashboards.web.places import Entry, Places, Unread
 from fewstep.dashboards.web.plots import funnel_figure, heat_figure, refit_figure, tradeoff_figure
@@ -42,8 +42,9 @@ def routes(places: Places, pages: Pages) -> APIRouter:
             )
         return entry
 
-    def frame(entry: Entry, tab: str) -> dict[str, object]:
-        """What every page of a study has at its top."""
+    def frame(entry: Entry, tab: str) -> dict[str, Any]:
+        """What every page of a study has at its top; asked for first, so that what is written later is told of."""
+        stamp = entry.stamp()
         tabs = [("", "overview"), ("/trials", "trials"), ("/schedules", "candidates")]
         tabs += [("/fronts", "trade-offs")] if entry.space in PAIRS else []
         tabs += [("/images", "images")] if pictures.pictures(entry) else []
@@ -52,12 +53,14 @@ def routes(places: Places, pages: Pages) -> APIRouter:
             "entry": entry,
             "tabs": tabs,
             "tab": tab,
+            "stamp": stamp,
             "overview": overviews.of(entry),
             "damaged": entry.store.damaged(),
         }
 
     @router.get("/")
     def studies() -> Response:
+        stamp = mark(stamps(places))
         entries, unread = places.find()
         rows = []
         for entry in entries:
@@ -65,11 +68,12 @@ def routes(places: Places, pages: Pages) -> APIRouter:
                 rows.append(overviews.of(entry))
             except FewstepError as error:
                 unread = [*unread, Unread(entry.folder, " ".join(str(error).split()))]
-        return pages.page("studies", rows=rows, unread=unread, folders=places.folders)
+        return pages.page("studies", stamp=stamp, rows=rows, unread=unread, folders=places.folders)
 
     @router.get("/studies/{slug}")
     def overview(slug: str) -> Response:
         entry = study(slug)
+        top = frame(entry, "")
         events = entry.events()
         way = findings.convergence(columns, entry)
         fronts = findings.fronts(columns, entry)
@@ -79,7 +83,7 @@ def routes(places: Places, pages: Pages) -> APIRouter:
         notes = [event for event in events if event.kind != VERDICT]
         return pages.page(
             "study",
-            **frame(entry, ""),
+            **top,
             verdicts=list(told_verdicts(events).values()) if verdicts else [],
             fronts=[(front, front_figure(front.drawn)) for front in fronts],
             convergence=convergence_figure(way) if len(way) else None,
@@ -106,46 +110,50 @@ def routes(places: Places, pages: Pages) -> APIRouter:
         page: Number = "1",
     ) -> Response:
         entry = study(slug)
+        top = frame(entry, "/trials")
         asked = Asked(int(nfe) if nfe else None, rung, origin, status, text.strip(), sort, down, int(page or 1))
         found = trials(columns, entry, asked)
-        return pages.page("trials", **frame(entry, "/trials"), asked=asked, found=found, sorts=SORTS)
+        return pages.page("trials", **top, asked=asked, found=found, sorts=SORTS)
 
     @router.get("/studies/{slug}/schedules")
     def schedules(slug: str) -> Response:
         entry = study(slug)
+        top = frame(entry, "/schedules")
         found = shown(columns, entry)
-        return pages.page("schedules", **frame(entry, "/schedules"), found=_drawn(found))
+        return pages.page("schedules", **top, found=_drawn(found))
 
     @router.get("/studies/{slug}/candidates/{hash_}")
     def one(slug: str, hash_: str) -> Response:
         entry = study(slug)
+        top = frame(entry, "/schedules")
         found = candidate(columns, entry, hash_)
         table = steps(found.schedule) if found.schedule else []
         others = [other for other in shown(columns, entry) if other.hash != hash_]
         drawn = _drawn([found])[0][1:]
-        return pages.page(
-            "candidate", **frame(entry, "/schedules"), found=found, drawn=drawn, steps=table, lanes=LANES, others=others
-        )
+        return pages.page("candidate", **top, found=found, drawn=drawn, steps=table, lanes=LANES, others=others)
 
     @router.get("/compare")
     def compare(a: str = "", b: str = "") -> Response:
         sides = [_named(name) for name in (a, b)]
+        top = frame(study(sides[0][0]), "/schedules")
         both = [candidate(columns, study(slug), hash_) for slug, hash_ in sides]
         lines = compared(*both)
-        return pages.page("compare", **frame(both[0].entry, "/schedules"), drawn=_drawn(both), lines=lines)
+        return pages.page("compare", **top, drawn=_drawn(both), lines=lines)
 
     @router.get("/studies/{slug}/fronts")
     def several_figures(slug: str) -> Response:
         entry = study(slug)
+        top = frame(entry, "/fronts")
         found = tradeoff(columns, entry)
         drawn = [tradeoff_figure(found.points, x, y, found.titles) for x, y in found.pairs] if found else []
-        return pages.page("fronts", **frame(entry, "/fronts"), found=found, drawn=drawn)
+        return pages.page("fronts", **top, found=found, drawn=drawn)
 
     @router.get("/studies/{slug}/images")
     def images(slug: str) -> Response:
         entry = study(slug)
+        top = frame(entry, "/images")
         found = pictures.pictures(entry)
-        return pages.page("images", **frame(entry, "/images"), pictures=found, pairs=pictures.pairs(found))
+        return pages.page("images", **top, pictures=found, pairs=pictures.pairs(found))
 
     @router.get("/studies/{slug}/images/{name}")
     def image(slug: str, name: str) -> Response:
@@ -157,13 +165,15 @@ def routes(places: Places, pages: Pages) -> APIRouter:
     @router.get("/studies/{slug}/grid")
     def grid(slug: str) -> Response:
         entry = study(slug)
+        top = frame(entry, "/grid")
         found = heat.pivots(entry)
-        drawn = [(pivot, heat_figure(pivot.table, f"{pivot.space}, lower is better")) for pivot in found]
-        return pages.page("grid", **frame(entry, "/grid"), drawn=drawn)
+        drawn = [(pivot, heat_figure(pivot.table, f"{pivot.space}, lower is better", pivot.across)) for pivot in found]
+        return pages.page("grid", **top, drawn=drawn)
 
     @router.get("/events")
-    async def events(request: Request) -> Response:
-        return StreamingResponse(changes(places, request.is_disconnected), media_type="text/event-stream")
+    async def events(request: Request, study: str = "", since: str = "") -> Response:
+        told = changes(places, request.is_disconnected, study, since)
+        return StreamingResponse(told, media_type="text/event-stream")
 
     return router
 

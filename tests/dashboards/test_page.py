@@ -265,5 +265,6 @@ def test_a_browser_draws_the_page(page, tmp_path):
 
 
 def test_pages_need_neither_torch_nor_ray():
-    code = "import sys, fewstep.dashboards.page; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    modules = "fewstep.dashboards.page, fewstep.dashboards.web.server"
+    code = f"import sys, {modules}; sys.exit(bool({{'torch', 'ray'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-P", "-c", code], timeout=120).returncode == 0

@@ -5,10 +5,22 @@ const SETTINGS = { displayModeBar: false, responsive: true, displaylogo: false }
 function draw(root) {
   for (const place of root.querySelectorAll(".plot")) {
     const figure = JSON.parse(place.dataset.figure);
+    if (place.clientWidth < 560) narrow(figure);
     Plotly.newPlot(place, figure.data, figure.layout, SETTINGS);
   }
   brush(root);
   slide(root);
+}
+
+// On a phone's width long titles break, long names end early (the table has them whole), and a tall legend gets room.
+function narrow(figure) {
+  for (const axis of [figure.layout.xaxis, figure.layout.yaxis]) {
+    if (axis && axis.title && axis.title.text) axis.title.text = axis.title.text.replace(/, (?=lower|higher)/, ",<br>");
+  }
+  const named = figure.layout.showlegend === false ? [] : figure.data.filter((trace) => trace.name && trace.showlegend !== false);
+  const longest = Math.max(0, ...named.map((trace) => trace.name.length));
+  for (const trace of named) if (trace.name.length > 32) trace.name = `${trace.name.slice(0, 31)}…`;
+  figure.layout.height = (figure.layout.height || 420) + 21 * Math.ceil(named.length / (longest > 16 ? 1 : 2));
 }
 
 // -- fronts of several figures: what is marked in one picture, or in the table, is marked in all ------------
@@ -80,9 +92,9 @@ async function refresh() {
 }
 
 function listen() {
-  const own = document.body.dataset.study;
+  const { study: own = "", stamp = "" } = document.body.dataset;
   let waits = false;
-  new EventSource("/events").addEventListener("changed", (event) => {
+  new EventSource(`/events?${new URLSearchParams({ study: own, since: stamp })}`).addEventListener("changed", (event) => {
     if (waits || (own && !JSON.parse(event.data).includes(own))) return;
     waits = true;
     setTimeout(() => { waits = false; refresh().catch(() => {}); }, 500);
