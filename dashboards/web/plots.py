@@ -93,7 +93,13 @@ def heat_figure(table: pd.DataFrame, title: str, across: str) -> go.Figure:
     shown = np.log10(values) if log else values
     rows, columns = [escaped(str(n)) for n in table.index], [escaped(str(n)) for n in table.columns]
     figure = base_figure()
-    bar: dict[str, Any] = {"title": {"text": title, "side": "right"}, "thickness": 14}
+    bar: dict[str, Any] = {
+        "title": {"text": title, "side": "right"},
+        "thickness": 14,
+        "lenmode": "pixels",
+        "len": min(360, 60 + 30 * len(rows)),
+    }
+    bar |= {"y": 1, "yanchor": "top"}
     if log:
         low, high = float(np.log10(finite.min())), float(np.log10(finite.max()))
         ticks = np.linspace(low, high, 5)

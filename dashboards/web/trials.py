@@ -96,7 +96,8 @@ def _matching(rows: pd.DataFrame, asked: Asked) -> NDArray[np.bool_]:
         match &= _in_words(rows["origin"], lambda text: _family(text) == asked.origin)
     if asked.text:
         part = asked.text.lower()
-        anywhere = rows["candidate"].str.contains(part, case=False, regex=False).to_numpy(dtype=np.bool_)
+        # Hashes have no capitals.
+        anywhere = rows["candidate"].str.contains(part, regex=False).to_numpy(dtype=np.bool_)
         for name in ("origin", "error"):
             anywhere = anywhere | _in_words(rows[name], lambda text: part in text.lower())
         match &= anywhere

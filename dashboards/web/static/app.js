@@ -15,7 +15,10 @@ function draw(root) {
 // On a phone's width long titles break, long names end early (the table has them whole), and a tall legend gets room.
 function narrow(figure) {
   for (const axis of [figure.layout.xaxis, figure.layout.yaxis]) {
-    if (axis && axis.title && axis.title.text) axis.title.text = axis.title.text.replace(/, (?=lower|higher)/, ",<br>");
+    if (!axis || !axis.title || !axis.title.text) continue;
+    axis.title.text = axis.title.text.replace(/, (?=lower|higher)/, ",<br>");
+    axis.title.standoff = 18;
+    axis.automargin = true;
   }
   const named = figure.layout.showlegend === false ? [] : figure.data.filter((trace) => trace.name && trace.showlegend !== false);
   const longest = Math.max(0, ...named.map((trace) => trace.name.length));
