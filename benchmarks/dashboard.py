@@ -4,7 +4,8 @@
 
 Generates the evaluations in files as compaction leaves them, opens the study's page and its trial table in a process
 that has read nothing (cold), and again (warm), as a browser would. `ours` is the slower of the cold pages, `theirs` the
-goal. On a machine that is busy the seconds of this process's own work say more: `_cpu`. `mib` is the most memory that the process took.
+goal. On a machine that is busy the seconds of this process's own work say more: `_cpu`. `mib` is the most memory that
+the process took.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def front_figure(table: pd.DataFrame) -> go.Figure:
         )
     figure.update_xaxes(title_text="denoiser calls per image (NFE)", tickvals=sorted(set(rows["nfe"])))
     log = bool((rows["value"] > 0).all())
-    figure.update_yaxes(title_text=value_title(rows), **(log_axis() if log else {}))
+    figure.update_yaxes(title_text=value_title(rows), **(log_axis(rows["value"]) if log else {}))
     return figure
 
 
@@ -82,7 +82,7 @@ def convergence_figure(df: pd.DataFrame) -> go.Figure:
         )
     figure.update_xaxes(title_text="denoiser calls of the search", rangemode="tozero", tickformat="~s")
     log = bool((df["best"] > 0).all())
-    figure.update_yaxes(title_text="best so far", **(log_axis() if log else {}))
+    figure.update_yaxes(title_text="best so far", **(log_axis(df["best"]) if log else {}))
     return figure
 
 
@@ -212,9 +212,10 @@ def _quiet(**settings: Any) -> go.Scatter:
     return go.Scatter(hoverinfo="skip", showlegend=False, cliponaxis=False, **settings)
 
 
-def log_axis() -> dict[str, Any]:
-    """What makes an axis logarithmic."""
-    return {"type": "log", "dtick": "D2", "exponentformat": "none", "tickformat": "~g"}
+def log_axis(values: pd.Series) -> dict[str, Any]:
+    """What makes an axis of these values logarithmic, with every digit told where there are few decades."""
+    every = values.max() / values.min() < 10
+    return {"type": "log", "dtick": "D1" if every else "D2", "exponentformat": "none", "tickformat": "~g"}
 
 
 def escaped(text: str) -> str:

@@ -61,6 +61,11 @@ def make_app(folders: Sequence[Path], hosts: Sequence[str] = LOOPBACK) -> FastAP
         status = 400 if isinstance(error, ConfigurationError) else 503
         return pages.page("error", status, title="This cannot be shown", message=" ".join(str(error).split()))
 
+    @app.exception_handler(OSError)
+    def unreadable(request: Request, error: OSError) -> Response:
+        message = f"cannot read {error.filename or 'a file'}: {error.strerror or error}"
+        return pages.page("error", 503, title="This cannot be read", message=message)
+
     @app.exception_handler(RequestValidationError)
     def misspelled(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]

@@ -18,6 +18,7 @@ from fewstep.dashboards.results import (
     SEARCHED,
     convergence_of,
     feature_spaces,
+    headline,
     report_of,
 )
 from fewstep.dashboards.summary import ladder, rung_text
@@ -74,6 +75,18 @@ def fronts(columns: Columns, entry: Entry) -> list[Front]:
     found = [asdict(r) for r in columns.rows(entry.store, entry.study, np.flatnonzero(told | searched).tolist())]
     tables = [report_of(found, rung=name) for name in sorted(reports, key=lambda n: (n != REPORT, n))]
     return [_front(part, True) for table in tables for part in feature_spaces(table)]
+
+
+def side_by_side(columns: Columns, entries: Sequence[Entry]) -> list[pd.DataFrame]:
+    """What each study found by NFE, as the report judged it: a table each feature space, `method` is the study."""
+    found = []
+    for entry in entries:
+        for front in fronts(columns, entry):
+            if front.judged:
+                rows = headline(front.table)
+                found.append(rows[rows["method"] == FOUND].assign(method=entry.title, grid=""))
+    rows = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    return feature_spaces(rows) if len(rows) else []
 
 
 def convergence(columns: Columns, entry: Entry) -> pd.DataFrame:

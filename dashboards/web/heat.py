@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +36,16 @@ def _read(path: Path) -> Pivot:
     lines = read_text(path).splitlines()
     head, body = [x for x in lines if x.startswith("# ")], [x for x in lines if x and not x.startswith("# ")]
     command = next((x.removeprefix("# command: ") for x in head if x.startswith("# command: ")), "")
-    table = pd.DataFrame([row.split(",") for row in body[1:]], columns=body[0].split(",")) if body else pd.DataFrame()
+    rows = list(csv.reader(body))
+    if len(rows) < 2 or any(len(row) != len(rows[0]) for row in rows):
+        raise DataError(f"{path} is no table of a grid: make it again with `fewstep grid --partial`")
+    table = pd.DataFrame(rows[1:], columns=rows[0])
     # Down stand names, across the values of one field: those are numbers.
     down = [n for n in table.columns if pd.to_numeric(table[n], errors="coerce").isna().any() and not _is_number(n)]
     down = down or list(table.columns[:1])
     across = [name for name in table.columns if name not in down]
-    if not across or table.empty:
-        raise DataError(f"{path} is no table of a grid: make it again with `fewstep grid --partial`")
+    if not across:
+        raise DataError(f"{path} has names alone and no values: make it again with `fewstep grid --partial`")
     values = table[across].apply(pd.to_numeric, errors="coerce")
     values.index = pd.Index([", ".join(row) for row in table[down].itertuples(index=False)])
     kept = values[values.min(axis=1).rank(method="first") <= MOST_ROWS]

@@ -37,7 +37,7 @@ class Overview:
     @property
     def calls(self) -> str:
         """The NFEs in words: all of a few, the ends of many."""
-        few = len(self.nfes) <= 8
+        few = len(self.nfes) <= 5
         return ", ".join(map(str, self.nfes)) if few else f"{self.nfes[0]} to {self.nfes[-1]} ({len(self.nfes)})"
 
     @property

@@ -27,7 +27,12 @@ def pictures(entry: Entry) -> list[Picture]:
     inside = entry.folder / "schedules"
     numbers = sorted((int(m[1]), p) for p in inside.glob("nfe*.png") if (m := _FOUND.fullmatch(p.name)))
     found += [Picture(path.name, f"found, {nfe} calls", path) for nfe, path in numbers]
-    return [picture for picture in found if picture.path.is_file()]
+    return [picture for picture in found if picture.path.is_file() and _is_own(entry, picture.path)]
+
+
+def _is_own(entry: Entry, path: Path) -> bool:
+    """Whether it lies in the study's folder, and no link leads out of it."""
+    return path.resolve().is_relative_to(entry.folder.resolve())
 
 
 def pairs(found: list[Picture]) -> list[Picture]:

@@ -19,8 +19,9 @@ from fewstep.storage.store import Store
 
 _DEEP = 4
 _PAUSE = 1.0
-# Folders that a study fills itself.
-_OWN = ("tables", "schedules", "mlartifacts", "mlruns", "quantized", "edits", "node_modules")
+# Folders in which no study is, and those that a study's folder fills itself.
+_OTHERS = ("mlartifacts", "mlruns", "node_modules")
+_OWN = ("tables", "schedules", "quantized", "edits")
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,13 @@ def _study_folders(folder: Path, deep: int) -> list[Path]:
     found = [folder] if (folder / "tables").is_dir() else []
     if deep == 0:
         return found
+    skipped = (*_OTHERS, *_OWN) if found else _OTHERS
     try:
         inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink())
     except OSError:
         return found
     for child in inside:
-        if child.name not in _OWN and not child.name.startswith("."):
+        if child.name not in skipped and not child.name.startswith("."):
             found += _study_folders(child, deep - 1)
     return found
 

@@ -80,7 +80,7 @@ def tradeoff_figure(points: pd.DataFrame, x: str, y: str, titles: dict[str, str]
     places = sorted(set(points[x]))
     figure.update_xaxes(title_text=titles[x], **({"tickvals": places} if x == "nfe" and len(places) <= 6 else {}))
     log = y == "value" and bool((points[y] > 0).all())
-    figure.update_yaxes(title_text=titles[y], **(log_axis() if log else {}))
+    figure.update_yaxes(title_text=titles[y], **(log_axis(points[y]) if log else {}))
     figure.update_layout(dragmode="select", height=380, clickmode="event+select")
     return figure
 

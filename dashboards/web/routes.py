@@ -15,6 +15,7 @@ from fewstep.dashboards.summary import MESSAGES, count, settings_lines, told
 from fewstep.dashboards.web import findings, heat, pictures
 from fewstep.dashboards.web.candidates import Candidate, candidate, compared, shown, steps
 from fewstep.dashboards.web.columns import Columns
+from fewstep.dashboards.web.findings import Front
 from fewstep.dashboards.web.live import changes, mark, stamps
 from fewstep.dashboards.web.overview import Overviews
 from fewstep.dashboards.web.places import Entry, Places, Unread
@@ -53,6 +54,7 @@ def routes(places: Places, pages: Pages) -> APIRouter:
             "entry": entry,
             "tabs": tabs,
             "tab": tab,
+            "titled": tab.removeprefix("/") or "overview",
             "stamp": stamp,
             "overview": overviews.of(entry),
             "damaged": entry.store.damaged(),
@@ -69,6 +71,20 @@ def routes(places: Places, pages: Pages) -> APIRouter:
             except FewstepError as error:
                 unread = [*unread, Unread(entry.folder, " ".join(str(error).split()))]
         return pages.page("studies", stamp=stamp, rows=rows, unread=unread, folders=places.folders)
+
+    @router.get("/side-by-side")
+    def side_by_side(s: Annotated[list[str] | None, Query()] = None) -> Response:
+        stamp = mark(stamps(places))
+        entries = [study(slug) for slug in dict.fromkeys(s or [])]
+        if len(entries) < 2:
+            raise ConfigurationError(
+                "choose two studies or more in the list of studies, to see their fronts side by side"
+            )
+        tables = findings.side_by_side(columns, entries)
+        drawn = [(Front(table, table, True, 0), front_figure(table)) for table in tables]
+        shown = {str(name) for table in tables for name in table["method"]}
+        lacking = [entry for entry in entries if entry.title not in shown]
+        return pages.page("side_by_side", stamp=stamp, entries=entries, drawn=drawn, lacking=lacking)
 
     @router.get("/studies/{slug}")
     def overview(slug: str) -> Response:
@@ -122,7 +138,7 @@ def routes(places: Places, pages: Pages) -> APIRouter:
         found = shown(columns, entry)
         return pages.page("schedules", **top, found=_drawn(found))
 
-    @router.get("/studies/{slug}/candidates/{hash_}")
+    @router.get("/studies/{slug}/candidates/{hash_:path}")
     def one(slug: str, hash_: str) -> Response:
         entry = study(slug)
         top = frame(entry, "/schedules")

@@ -10,6 +10,7 @@ import pandas as pd
 from fewstep.dashboards.results import FINALS, JUDGE, REPORT, SCREEN
 from fewstep.dashboards.web.columns import Columns
 from fewstep.dashboards.web.places import Entry
+from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.point import edit_of, parse_point, quantization_of
 from fewstep.storage.origins import told_origin
 from fewstep.storage.records import EvaluationRecord
@@ -53,7 +54,8 @@ def tradeoff(columns: Columns, entry: Entry) -> Tradeoff | None:
     if not rung:
         return None
     places = np.flatnonzero((complete & (rows["rung"] == rung)).to_numpy()).tolist()
-    points = pd.DataFrame([_point(row) for row in columns.rows(entry.store, entry.study, places)])
+    told = [_point(row) for row in columns.rows(entry.store, entry.study, places)]
+    points = pd.DataFrame([point for point in told if point is not None])
     needed = [name for pair in pairs for name in pair]
     points = points.dropna(subset=[n for n in needed if n in points]).drop_duplicates(
         "label" if rung == REPORT else "candidate"
@@ -66,8 +68,12 @@ def tradeoff(columns: Columns, entry: Entry) -> Tradeoff | None:
     return Tradeoff(points, rung, {**TITLES, "value": f"{value}, lower is better"}, pairs, listed)
 
 
-def _point(row: EvaluationRecord) -> dict[str, object]:
-    point, figures = parse_point(row.candidate_json), row.metrics
+def _point(row: EvaluationRecord) -> dict[str, object] | None:
+    """Its figures; None where this version cannot read the candidate."""
+    try:
+        point, figures = parse_point(row.candidate_json), row.metrics
+    except ConfigurationError:
+        return None
     config, edit = quantization_of(point), edit_of(point)
     told = told_origin(row.origin, {})
     name = config.name if config is not None else "full precision" if edit is None else told

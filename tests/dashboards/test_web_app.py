@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -22,6 +24,7 @@ from fewstep.dashboards.web.places import Places
 from fewstep.dashboards.web.trials import PAGE, Asked, trials
 from fewstep.errors import ConfigurationError
 from fewstep.storage.lease import Lease
+from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store
 
 STORED = Path(__file__).parent.parent / "fixtures" / "studies"
@@ -125,6 +128,63 @@ def test_further_metrics_of_a_report_have_a_front_each(store: Store, tmp_path: P
     assert "cmmd in the feature space fid-digits on 10,000 images" in page
 
 
+def test_studies_side_by_side_share_a_picture_where_their_values_compare(studies: Path) -> None:
+    from fewstep.dashboards.web.findings import side_by_side
+
+    shutil.copytree(studies / "schedule", studies / "again")
+    shutil.copytree(STORED / "schedule-evolved", studies / "schedule-evolved")
+    client, places = client_of(studies), Places([studies])
+    slugs = {entry.folder.name: entry.slug for entry in places.find()[0]}
+    chosen = [entry for entry in places.find()[0] if entry.folder.name in ("schedule", "again", "edit-nsgaii")]
+    tables = side_by_side(Columns(), chosen)
+    assert sorted(len(set(table["method"])) for table in tables) == [1, 2]
+    page = client.get(f"/side-by-side?s={slugs['schedule']}&s={slugs['again']}&s={slugs['evaluations']}").text
+    assert "again · schedule" in text_of(page)
+    assert "evaluations has no report yet" in text_of(page)
+    assert client.get(f"/side-by-side?s={slugs['schedule']}").status_code == 400
+
+
+def test_whatever_is_stored_is_shown_or_refused_in_a_line(tmp_path: Path, make_evaluation: Callable[..., Any]) -> None:
+    """Odd rows, settings, locks and files: every page answers, and no text of theirs becomes HTML."""
+    evil, now = "<script>alert(1)</script>", make_evaluation(0).finished_at
+    rows = [make_evaluation(i, study="s") for i in range(6)]
+    cases: dict[str, tuple[str | None, list[Any]]] = {
+        "only-settings": ('{"space": "schedule", "nfes": [3], "budget": 9}', []),
+        "no-settings": ("{{{", rows),
+        "odd-settings": ('{"space": 7, "nfes": "3-4", "budget": "much"}', rows),
+        "failed": ('{"budget": 9}', [replace(r, value=None, status="failed", error=evil, origin=evil) for r in rows]),
+        "no-numbers": ('{"budget": 9}', [replace(r, value=[math.nan, math.inf, -1.0][r.order % 3]) for r in rows]),
+        "negative": ('{"budget": 9}', [replace(r, rung="report", origin="found:s3", value=-1.0) for r in rows]),
+        "networks": ('{"space": "joint"}', [replace(r, rung="finals", candidate_json="no JSON") for r in rows]),
+        "edits": ('{"subject": {}}', [replace(r, rung="screen", candidate_json='{"kind":"edit"}') for r in rows]),
+        "hash": ('{"budget": 9}', [make_evaluation(0, study="s", candidate="a/b c?d#é")]),
+        "no-study": (None, [make_evaluation(0, study="../../etc")]),
+    }
+    for name, (settings, records) in cases.items():
+        store = Store(tmp_path / name)
+        if settings is not None:
+            store.studies.append([StudyRecord("s", now, settings, evil, "h")])
+        store.evaluations.append(records)
+        store.events.append([EventRecord("s", 0, "refit", evil, now, "no JSON"), EventRecord("s", 1, evil, evil, now)])
+    (tmp_path / "edits" / "driver.lock").write_text('{"pid": "x", "host": 3}')
+    (tmp_path / "hash" / "images.png").symlink_to("/etc/hostname")
+    (tmp_path / "hash" / "pivot-x.csv").write_text("a,b\n1,2,3\n")
+    client = client_of(tmp_path)
+    addresses = ["/", *re.findall(r'href="(/studies/[^"]+)"', client.get("/").text)]
+    assert len(addresses) == 1 + len(cases)
+    for address in addresses[1:]:
+        addresses += [f"{address}/{tab}" for tab in ("trials?sort=value", "schedules", "fronts", "images", "grid")]
+        addresses += re.findall(r'href="(/studies/[^"]+/candidates/[^"]+)"', client.get(f"{address}/trials").text)[:1]
+    for address in addresses:
+        answer = client.get(address)
+        assert answer.status_code == (503 if "hash" in address and address.endswith("/grid") else 200), address
+        assert evil not in answer.text
+    (linked,) = [
+        address for address in addresses if address.startswith("/studies/hash") and address.endswith("/images")
+    ]
+    assert client.get(f"{linked}/images.png").status_code == 404
+
+
 def test_a_comparison_marks_what_differs_and_nothing_else(studies: Path) -> None:
     from fewstep.dashboards.web.candidates import shown
 
@@ -210,7 +270,7 @@ def test_a_running_search_is_told_by_its_lease(studies: Path) -> None:
     assert not entry.running
 
 
-def test_a_new_record_is_told_and_shown(studies: Path, make_evaluation: Callable[..., object]) -> None:
+def test_a_new_record_is_told_and_shown(studies: Path, make_evaluation: Callable[..., Any]) -> None:
     store = Store(studies / "schedule")
     client = client_of(studies / "schedule")
     (slug,) = re.findall(r'href="/studies/([^"]+)"', client.get("/").text)

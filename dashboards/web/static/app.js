@@ -87,6 +87,10 @@ async function refresh() {
     for (const plot of old.querySelectorAll(".js-plotly-plot")) Plotly.purge(plot);
     const made = document.importNode(fresh, true);
     for (const entry of made.querySelectorAll("details")) entry.open = open.has(entry.id);
+    for (const box of old.querySelectorAll("input[name]:checked")) {
+      const same = made.querySelector(`input[value="${CSS.escape(box.value)}"]`);
+      if (same) same.checked = true;
+    }
     old.replaceWith(made);
     made.classList.add("fresh");
     draw(made);
