@@ -214,7 +214,7 @@ def _quiet(**settings: Any) -> go.Scatter:
 
 def log_axis(values: pd.Series) -> dict[str, Any]:
     """What makes an axis of these values logarithmic, with every digit told where there are few decades."""
-    every = values.max() / values.min() < 10
+    every = values.max() / values.min() < 6
     return {"type": "log", "dtick": "D1" if every else "D2", "exponentformat": "none", "tickformat": "~g"}
 
 

@@ -42,10 +42,8 @@ class Overview:
 
     @property
     def progress(self) -> int | None:
-        """Per cent of the budget that is spent; all of it where there is a report."""
-        if not self.budget:
-            return None
-        return 100 if self.state == FINISHED else min(100, round(100 * self.spent / self.budget))
+        """Per cent of the budget that is spent."""
+        return min(100, round(100 * self.spent / self.budget)) if self.budget else None
 
 
 class Overviews:
