@@ -89,18 +89,14 @@ def test_every_page_in_a_browser(runs: Path, address: str) -> None:
         opened(wide, address, "studies")
         links = {a.inner_text().split(" ")[0]: a.get_attribute("href") for a in wide.locator("tbody th a").all()}
         schedule = address + links["schedule"]
-        for page in (wide, phone):
-            opened(page, schedule, "study" if page is wide else "")
-            opened(page, f"{schedule}/schedules", "schedules" if page is wide else "")
-            opened(page, f"{address}{links['joint']}/fronts", "fronts" if page is wide else "")
+        for place in (schedule, f"{schedule}/schedules", f"{schedule}/grid", address + links["edit-nsgaii"]):
+            opened(phone, place)
         backgrounds = [page.evaluate("getComputedStyle(document.body).backgroundColor") for page in (wide, phone)]
         light, dark = (sum(map(int, re.findall(r"\d+", text)[:3])) for text in backgrounds)
         assert light > 600
         assert dark < 150
-        opened(phone, f"{schedule}/grid")
-        opened(phone, f"{address}{links['edit-nsgaii']}")
 
-        _marks_in_all_pictures(wide)
+        _marks_in_all_pictures(wide, f"{address}{links['joint']}/fronts")
         _compares_by_keyboard(wide, schedule)
         _filters_by_keyboard(wide, schedule)
         _slides(wide, schedule)
@@ -109,7 +105,8 @@ def test_every_page_in_a_browser(runs: Path, address: str) -> None:
     assert complaints == []
 
 
-def _marks_in_all_pictures(page: Any) -> None:
+def _marks_in_all_pictures(page: Any, fronts: str) -> None:
+    opened(page, fronts, "fronts")
     box = page.locator("input[data-candidate]").first
     box.check()
     chosen = "[...document.querySelectorAll('.plot')].map(p => p.data.flatMap(t => t.selectedpoints).length)"
@@ -117,7 +114,7 @@ def _marks_in_all_pictures(page: Any) -> None:
 
 
 def _compares_by_keyboard(page: Any, schedule: str) -> None:
-    opened(page, f"{schedule}/schedules")
+    opened(page, f"{schedule}/schedules", "schedules")
     page.get_by_role("button", name="Compare").press("Enter")
     page.wait_for_url("**/compare?*")
     page.wait_for_selector("html[data-ready]")
@@ -152,7 +149,7 @@ def _slides(page: Any, schedule: str) -> None:
 
 
 def _shows_what_a_search_writes(page: Any, schedule: str, store: Store) -> None:
-    opened(page, schedule)
+    opened(page, schedule, "study")
     assert "208" in page.locator("#facts").inner_text()
     (last,) = store.evaluations.records()[-1:]
     store.evaluations.append([replace(last, order=last.order + 1, key="new")])
