@@ -69,15 +69,15 @@ class _Read:
         table = pa.concat_tables(tables).unify_dictionaries()
         self.columns |= {name: table[name] for name in table.column_names}
 
-    def rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        """Whole rows, in the order of `places` among the study's."""
+    def rows(self, places: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
+        """These columns of rows, in the order of `places` among the study's."""
         wanted = np.asarray(places, dtype=np.int64)
         piece = np.searchsorted(self.starts, wanted, side="right") - 1
         found: dict[int, dict[str, Any]] = {}
         for index in np.unique(piece):
             part, own = self.parts[int(index)]
             here = wanted[piece == index]
-            taken = self.store.evaluations.load(part).take(pa.array(own[here - self.starts[index]]))
+            taken = self.store.evaluations.load(part, names).take(pa.array(own[here - self.starts[index]]))
             found |= dict(zip(here.tolist(), taken.to_pylist(), strict=True))
         return [found[int(place)] for place in wanted]
 
@@ -101,12 +101,18 @@ class Columns:
         with self._lock:
             return store.evaluations.retry(read)
 
-    def rows(self, store: Store, study: str, places: Sequence[int]) -> list[EvaluationRecord]:
-        """Whole records by their places in `frame`, as long as the files are the same; else those that took them."""
+    def rows(
+        self, store: Store, study: str, places: Sequence[int], without: Sequence[str] = ()
+    ) -> list[EvaluationRecord]:
+        """Records by their places in `frame`, as long as the files are the same; else those that took them.
+
+        Columns `without` which they are shown are not read, and have their defaults.
+        """
+        names = [name for name in EvaluationRecord.schema.names if name not in without]
 
         def read() -> list[dict[str, Any]]:
             state = self._state(store, study)
-            return state.rows([place for place in places if place < state.starts[-1]])
+            return state.rows([place for place in places if place < state.starts[-1]], names)
 
         with self._lock:
             return [EvaluationRecord.from_row(row) for row in store.evaluations.retry(read)]

@@ -24,6 +24,8 @@ SORTS = {
     "denoiser_calls": "denoiser calls",
     "finished_at": "time",
 }
+# What a line of the table does not tell.
+_UNTOLD = ("candidate_json", "parameters", "metrics", "versions")
 _TEXT = ("candidate", "origin", "error")
 
 
@@ -80,9 +82,8 @@ def trials(columns: Columns, entry: Entry, asked: Asked) -> Page:
     pages = max(1, -(-len(match) // PAGE))
     page = min(max(1, asked.page), pages)
     shown = _sorted(rows, match, asked)[(page - 1) * PAGE : page * PAGE]
-    return Page(
-        columns.rows(entry.store, entry.study, shown.tolist()), len(match), len(rows), pages, page, _choices(rows)
-    )
+    told = columns.rows(entry.store, entry.study, shown.tolist(), _UNTOLD)
+    return Page(told, len(match), len(rows), pages, page, _choices(rows))
 
 
 def _matching(rows: pd.DataFrame, asked: Asked) -> NDArray[np.bool_]:
