@@ -19,7 +19,7 @@ from fewstep.dashboards.lines import (
     ticks_of,
     value_title,
 )
-from fewstep.dashboards.picture import LANE_TOP, LANES, Span, lay_out
+from fewstep.dashboards.picture import LANE_TOP, LANES, Span, lay_out, words
 from fewstep.dashboards.results import FOUND, headline
 from fewstep.search_spaces.schedule import SolverSchedule
 
@@ -36,14 +36,14 @@ def front_figure(table: pd.DataFrame) -> go.Figure:
     table mixes values that cannot be compared.
     """
     rows = headline(table)
-    figure = _figure()
+    figure = base_figure()
     for line in front_lines(rows):
         found = line.method == FOUND
         figure.add_trace(
             go.Scatter(
                 x=line.x,
                 y=line.values,
-                name=_escaped(line.method),
+                name=escaped(line.method),
                 legendrank=1 if found else 1000,
                 mode="lines+markers",
                 line={"color": line.colour, "width": 3 if found else 1.4},
@@ -56,19 +56,19 @@ def front_figure(table: pd.DataFrame) -> go.Figure:
                     "thickness": 1.6 if found else 1,
                     "width": 4,
                 },
-                hovertext=[_escaped(text) for text in line.hover],
+                hovertext=[escaped(text) for text in line.hover],
                 hoverinfo="text",
             )
         )
     figure.update_xaxes(title_text="denoiser calls per image (NFE)", tickvals=sorted(set(rows["nfe"])))
     log = bool((rows["value"] > 0).all())
-    figure.update_yaxes(title_text=value_title(rows), **(_log_axis() if log else {}))
+    figure.update_yaxes(title_text=value_title(rows), **(log_axis(rows["value"]) if log else {}))
     return figure
 
 
 def convergence_figure(df: pd.DataFrame) -> go.Figure:
     """The best value so far at each NFE over denoiser calls, from a `convergence` table."""
-    figure = _figure()
+    figure = base_figure()
     for nfe, colour, calls, best in convergence_lines(df):
         figure.add_trace(
             go.Scatter(
@@ -82,7 +82,7 @@ def convergence_figure(df: pd.DataFrame) -> go.Figure:
         )
     figure.update_xaxes(title_text="denoiser calls of the search", rangemode="tozero", tickformat="~s")
     log = bool((df["best"] > 0).all())
-    figure.update_yaxes(title_text="best so far", **(_log_axis() if log else {}))
+    figure.update_yaxes(title_text="best so far", **(log_axis(df["best"]) if log else {}))
     return figure
 
 
@@ -93,7 +93,7 @@ def schedule_figure(schedule: SolverSchedule, span: Span | None = None) -> go.Fi
     pictures can be compared.
     """
     picture = lay_out(schedule, span)
-    figure = _figure()
+    figure = base_figure()
     for step in picture.steps:
         colour = PREDICTION_COLOURS[step.prediction]
         figure.add_trace(
@@ -120,9 +120,9 @@ def schedule_figure(schedule: SolverSchedule, span: Span | None = None) -> go.Fi
                 x=[step.column for step in picture.steps],
                 y=[LANE_TOP - k] * len(picture.steps),
                 mode="text",
-                text=[_escaped(step.words[k]) for step in picture.steps],
-                textfont={"size": 12, "color": _INK},
-                hovertext=[_escaped(step.details) for step in picture.steps],
+                text=[escaped(step.words[k]) for step in picture.steps],
+                textfont={"size": 14, "color": _INK},
+                hovertext=[escaped(step.details) for step in picture.steps],
                 hoverinfo="text",
                 cliponaxis=False,
                 showlegend=False,
@@ -169,11 +169,18 @@ def schedule_figure(schedule: SolverSchedule, span: Span | None = None) -> go.Fi
         ticks="",
         fixedrange=True,
     )
-    figure.update_layout(height=250, margin={"l": 82, "r": 12, "t": 6, "b": 44}, showlegend=False)
+    figure.update_layout(height=250, margin={"l": 90, "r": 12, "t": 6, "b": 44}, showlegend=False)
     return figure
 
 
-def _figure() -> go.Figure:
+def width_of(schedule: SolverSchedule) -> int:
+    """The least width, in pixels, at which the words over a schedule's steps do not collide."""
+    longest = max(len(word) for step in schedule.steps for word in words(step))
+    return 110 + max(56, 9 * longest) * len(schedule.steps)
+
+
+def base_figure() -> go.Figure:
+    """An empty figure in the house's style, on no ground of its own."""
     axis = {
         "gridcolor": _GRID,
         "linecolor": _GRID,
@@ -182,14 +189,14 @@ def _figure() -> go.Figure:
         "showline": True,
         "ticks": "outside",
         "ticklen": 4,
-        "title": {"font": {"size": 13}, "standoff": 8},
+        "title": {"font": {"size": 14}, "standoff": 8},
     }
     layout = {
         "template": go.layout.Template(),
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": _FONT, "size": 13, "color": _INK},
-        "margin": {"l": 62, "r": 12, "t": 12, "b": 48},
+        "font": {"family": _FONT, "size": 14, "color": _INK},
+        "margin": {"l": 66, "r": 12, "t": 12, "b": 48},
         "height": 420,
         "showlegend": True,
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0},
@@ -205,10 +212,12 @@ def _quiet(**settings: Any) -> go.Scatter:
     return go.Scatter(hoverinfo="skip", showlegend=False, cliponaxis=False, **settings)
 
 
-def _log_axis() -> dict[str, Any]:
-    return {"type": "log", "dtick": "D2", "exponentformat": "none", "tickformat": "~g"}
+def log_axis(values: pd.Series) -> dict[str, Any]:
+    """What makes an axis of these values logarithmic, with every digit told where there are few decades."""
+    every = values.max() / values.min() < 6
+    return {"type": "log", "dtick": "D1" if every else "D2", "exponentformat": "none", "tickformat": "~g"}
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Plotly reads a little HTML in every text; names are to be shown as they are."""
     return html.escape(text, quote=False)

@@ -11,12 +11,14 @@ from matplotlib.ticker import MaxNLocator
 from fewstep.dashboards.picture import Span
 from fewstep.dashboards.results import FOUND, methods
 
-ACCENT = "#e8590c"
-MUTED = ("#4c78a8", "#3a9d8f", "#9d755d", "#b279a2", "#6f7f3f", "#7d8597", "#c2904d", "#5f6caf")
+# The colours of Okabe and Ito, told apart with every colour blindness; without black and yellow, which a dark page or
+# a white one swallows. What has more lines than colours is told by its marker too.
+ACCENT = "#d55e00"
+MUTED = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a8f98")
 LEVEL = "#374151"
 SYMBOLS = 8
-PREDICTION_COLOURS = {"noise": "#4c78a8", "data": "#3a9d8f", "ems": "#b279a2"}
-SEQUENCE = ("#4c78a8", "#3a9d8f", "#e8590c", "#b279a2", "#9d755d", "#6f7f3f", "#7d8597", "#c2904d")
+PREDICTION_COLOURS = {"noise": "#0072b2", "data": "#009e73", "ems": "#cc79a7"}
+SEQUENCE = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#8a8f98")
 DODGE = 0.06
 LOWEST_SHARE = 0.05
 

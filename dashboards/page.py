@@ -18,7 +18,7 @@ import plotly.io as pio
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure
+from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure, width_of
 from fewstep.dashboards.picture import Span, extras, span_of
 from fewstep.dashboards.results import (
     FINALS,
@@ -297,7 +297,7 @@ def _shown(study: _Study, row: EvaluationRecord, point: Point | None, span: Span
     words += _changes(point, row.metrics) + ([extras(schedule)] if schedule and extras(schedule) else [])
     figure, width = "", 0
     if schedule is not None:
-        figure, width = study.draw(schedule_figure(schedule, span)), 100 + 64 * len(schedule.steps)
+        figure, width = study.draw(schedule_figure(schedule, span)), width_of(schedule)
     if isinstance(point, SchedulePoint):
         text = point.schedule.to_json(indent=2)
     else:

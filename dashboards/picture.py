@@ -122,7 +122,7 @@ def lay_out(schedule: SolverSchedule, span: Span | None = None) -> Picture:
                 low + (i + 0.5) * width,
                 words(step),
                 step.prediction,
-                f"step {i + 1}: {_time(start)} to {_time(end)}, {_story(step)}",
+                f"step {i + 1}: {time_text(start)} to {time_text(end)}, {_story(step)}",
             )
         )
     return Picture(span, tuple(steps), tuple(_marks(schedule, span)))
@@ -160,16 +160,17 @@ def _marks(schedule: SolverSchedule, span: Span) -> list[Mark]:
         called = i < len(schedule.steps) and (i > 0 or schedule.first_call == "model")
         call += called
         if called:
-            details = f"call {call} at {_time(value)}"
+            details = f"call {call} at {time_text(value)}"
         elif i == 0:
-            details = f"no call at {_time(value)}: {_STANDS_IN[schedule.first_call]} stands in"
+            details = f"no call at {time_text(value)}: {_STANDS_IN[schedule.first_call]} stands in"
         else:
-            details = f"end at {_time(value)}"
+            details = f"end at {time_text(value)}"
         marks.append(Mark(span.place(value), called, details))
     return marks
 
 
-def _time(lambda_: float) -> str:
+def time_text(lambda_: float) -> str:
+    """A time on the lambda axis in words."""
     if math.isinf(lambda_):
         return "σ = 0" if lambda_ > 0 else "α = 0"
     return f"λ = {lambda_:.3f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fewstep.errors import ConfigurationError
@@ -23,7 +24,7 @@ SEARCHED = (FINALS, JUDGE, SCREEN)
 COMPARABLE = ("metric", "features", "reference")
 """Values are compared only between rows that agree on these."""
 
-_READ = (
+READ = (
     "order",
     "nfe",
     "rung",
@@ -68,13 +69,20 @@ def report_table(store: Store, study: str, shared: Iterable[tuple[int, str, str]
     What was found and is a preset goes by the preset's name. Empty before the report. Raises StorageError when the
     store cannot be read.
     """
-    rows, evaluations = [], _evaluations(store, study)
+    return report_of(_evaluations(store, study), shared)
+
+
+def report_of(
+    evaluations: list[dict[str, Any]], shared: Iterable[tuple[int, str, str]] = (), rung: str = REPORT
+) -> pd.DataFrame:
+    """The same from rows with the columns READ in their order, of the report or a further metric's rung of it."""
+    rows = []
     searched = {
         row["candidate"]: (place, row["value"])
-        for place, rung in reversed(list(enumerate(SEARCHED)))
-        for row in _finite(evaluations, rung)
+        for place, dearer in reversed(list(enumerate(SEARCHED)))
+        for row in _finite(evaluations, dearer)
     }
-    for row in _finite(evaluations, REPORT):
+    for row in _finite(evaluations, rung):
         method, grid = _method(row["origin"])
         place, value = searched.get(row["candidate"], (len(SEARCHED), float("inf")))
         rows.append({**row, "method": method, "grid": grid, "searched_at": place, "searched": value})
@@ -94,16 +102,17 @@ def convergence(store: Store, study: str) -> pd.DataFrame:
     best (the lowest value so far at that NFE) and origin. Raises StorageError when the store cannot be
     read.
     """
-    calls, best, rows = 0, dict[int, float](), []
-    for row in _evaluations(store, study):
-        if row["rung"] == REPORT:
-            continue
-        calls += row["denoiser_calls"]
-        for judged in _finite([row], JUDGE):
-            nfe = judged["nfe"]
-            best[nfe] = min(best.get(nfe, judged["value"]), judged["value"])
-            rows.append({**judged, "calls": calls, "best": best[nfe]})
-    return _frame(rows, _CONVERGENCE)
+    wanted = ["order", "nfe", "rung", "status", "value", "denoiser_calls", "origin"]
+    return convergence_of(store.evaluations.read(wanted, where={"study": study}).to_pandas())
+
+
+def convergence_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same from the evaluations' columns order, nfe, rung, status, value, denoiser_calls and origin."""
+    rows = rows[rows["rung"] != REPORT].sort_values("order", kind="stable")
+    rows = rows.assign(calls=rows["denoiser_calls"].cumsum())
+    judged = rows[(rows["rung"] == JUDGE) & (rows["status"] == "complete") & np.isfinite(rows["value"].astype(float))]
+    judged = judged.assign(best=judged.groupby("nfe")["value"].cummin())
+    return judged[list(_CONVERGENCE)].astype(dict(_CONVERGENCE)).reset_index(drop=True)
 
 
 def feature_spaces(table: pd.DataFrame) -> list[pd.DataFrame]:
@@ -140,7 +149,7 @@ def methods(table: pd.DataFrame) -> list[str]:
 
 
 def _evaluations(store: Store, study: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = store.evaluations.read(_READ, where={"study": study}).to_pylist()
+    rows: list[dict[str, Any]] = store.evaluations.read(READ, where={"study": study}).to_pylist()
     return sorted(rows, key=lambda row: row["order"])
 
 

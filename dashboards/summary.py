@@ -17,7 +17,8 @@ MESSAGES = 50
 """Events told one by one; the newest of them where there are more."""
 
 FRECHET = "Fréchet distance"
-_RUNGS = {"distance": "screen: distance to the teacher", "look": f"screen: {FRECHET}"}
+_RUNGS = {"presets": "presets: first look"}
+_RUNGS |= {"distance": "screen: distance to the teacher", "look": f"screen: {FRECHET}"}
 _RUNGS |= {"screen": "screen", JUDGE: f"judge: {FRECHET}", "finals": "finals"}
 _RUNGS |= {"refine": "refinement: passes forward and back", REPORT: "report: fresh noise"}
 
@@ -48,31 +49,36 @@ def facts(study: StudyContent) -> list[tuple[str, str]]:
         ("evaluations", f"{len(rows):,}, of {len({row.candidate for row in rows}):,} candidates"),
         ("denoiser calls of the search", f"{sum(row.denoiser_calls for row in searched):,}"),
         ("denoiser calls of the report", f"{sum(row.denoiser_calls for row in reported):,}"),
-        ("time in evaluations", _duration(sum(row.seconds for row in rows))),
+        ("time in evaluations", duration(sum(row.seconds for row in rows))),
         ("devices", ", ".join(sorted({row.device for row in rows if row.device}))),
         ("seeds of the search", _numbers(row.seed for row in searched)),
         ("seeds of the report", _numbers(row.seed for row in reported)),
-        ("begun", _minute(begun)),
-        ("last record", _minute(latest(study))),
+        ("begun", minute(begun)),
+        ("last record", minute(latest(study))),
     ]
     return [(name, value) for name, value in lines if value]
 
 
 def rungs(rows: list[EvaluationRecord]) -> list[tuple[str, int, int, str]]:
     """(rung, evaluations, failed, denoiser calls), up the ladder."""
-    names = sorted({row.rung for row in rows}, key=lambda name: _ladder(name))
+    names = sorted({row.rung for row in rows}, key=ladder)
     found = []
     for name in names:
         own = [row for row in rows if row.rung == name]
         failed = sum(row.status != "complete" for row in own)
-        label, metrics = _RUNGS.get(name, name), sorted({row.metric for row in own})
-        if metrics != ["frechet"]:
-            label = label.replace(FRECHET, ", ".join(metrics))
+        label = rung_text(name, sorted({row.metric for row in own}))
         found.append((label, len(own), failed, f"{sum(r.denoiser_calls for r in own):,}"))
     return found
 
 
-def _ladder(name: str) -> tuple[int, str]:
+def rung_text(name: str, metrics: list[str]) -> str:
+    """A rung in words, with the metrics by which it judged."""
+    label = _RUNGS.get(name, name)
+    return label if metrics == ["frechet"] else label.replace(FRECHET, ", ".join(metrics))
+
+
+def ladder(name: str) -> tuple[int, str]:
+    """A rung's place up the ladder."""
     return (list(_RUNGS).index(name) if name in _RUNGS else len(_RUNGS), name)
 
 
@@ -105,7 +111,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 def told(events: list[EventRecord]) -> list[tuple[str, str, str]]:
     """(time, kind, message) of what happened; refits are routine and only counted."""
     newest = [event for event in events if event.kind != "refit"][-MESSAGES:]
-    return [(_minute(event.at), event.kind, event.message) for event in newest]
+    return [(minute(event.at), event.kind, event.message) for event in newest]
 
 
 def versions(study: StudyContent) -> list[tuple[str, str]]:
@@ -134,14 +140,16 @@ def _numbers(values: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(set(values))))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _minute(time: datetime) -> str:
+def minute(time: datetime) -> str:
+    """A time as text."""
     return time.strftime("%Y-%m-%d %H:%M UTC")
 
 

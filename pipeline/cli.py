@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "look": {
         "report": "What a study found: table, page, tracking server.",
+        "dashboard": "Studies in a browser, while searches write into them.",
         "query": "Ask a study's tables in SQL.",
     },
     "more": {

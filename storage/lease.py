@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from fewstep.errors import LeaseError, StorageError
 
@@ -25,6 +25,25 @@ def _let_go_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def holder(directory: str | Path, name: str = "driver.lock") -> dict[str, Any] | None:
+    """Who holds a directory, told without touching the lock; None where nobody does, or who did is gone.
+
+    Of another host it is only known what the file says.
+    """
+    try:
+        told: dict[str, Any] = json.loads((Path(directory) / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    try:
+        if told["host"] == socket.gethostname():
+            os.kill(int(told["pid"]), 0)
+    except PermissionError:
+        return told  # It lives, as another user's.
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return told
 
 
 class Lease:

@@ -87,6 +87,7 @@ READ = {
     "schedule",
     "file",
     ("report", "out"),
+    ("dashboard", "out"),
     ("convert", "checkpoint"),
     ("convert", "vae"),
 }
