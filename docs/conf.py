@@ -18,6 +18,9 @@ nitpicky = True
 # Headings are anchors by GitHub's rule, so that a link works in both places.
 myst_heading_anchors = 4
 
+# Two dashes begin an option.
+smartquotes = False
+
 html_theme = "furo"
 html_title = f"fewstep {release}"
 html_copy_source = False

@@ -27,10 +27,12 @@ import typer
 import fewstep
 from fewstep.errors import FewstepError
 from fewstep.pipeline import api
-from fewstep.pipeline.cli import app
+from fewstep.pipeline.cli import app, main
 from fewstep.pipeline.editing.settings import EditSettings
+from fewstep.pipeline.forecast import calls_at_most
 from fewstep.pipeline.grid import api as grid_api
 from fewstep.pipeline.grid.settings import GridSettings
+from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.settings import SearchSettings, SubjectSettings
 from fewstep.pipeline.study_file import read_study_file, resolved, search_settings
 from fewstep.pipeline.values import fields_of
@@ -162,6 +164,28 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
         assert (tmp_path / made).is_file(), f"the README's commands did not make {made}"
 
 
+def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "tutorial"}
+    for language, text in _blocks(TUTORIAL, "python", "toml", "sh"):
+        if language == "python":
+            exec(compile(text, "tutorial.md", "exec"), names)
+        elif language == "toml":
+            smaller = text.replace("budget = 60_000 ", "budget = 14_000\nreport_images = 250 ")
+            assert smaller != text, "the budget is replaced by one that takes seconds"
+            Path(_file_of(text)).write_text(smaller)
+        else:
+            for line in _lines(text):
+                program, *arguments = shlex.split(line)
+                assert program in ("fewstep", "pip")
+                if program == "fewstep":
+                    monkeypatch.setattr(sys, "argv", ["fewstep", *arguments])
+                    main()
+    for made in ("report.html", "samples/000015.png", "compared.png", "fast-model/scheduler/scheduler_config.json"):
+        assert (tmp_path / made).is_file(), f"the tutorial did not make {made}"
+    assert names["again"].scheduler.config == names["pipe"].scheduler.config
+
+
 # What is parsed
 
 
@@ -181,8 +205,11 @@ def _root() -> Any:
     return typer.main.get_command(app)
 
 
-def _parse(words: list[str]) -> None:
-    """Let the command line read a command up to the point where it would start; raises what is wrong with it."""
+def _parse(words: list[str]) -> list[tuple[Any, Any]]:
+    """Let the command line read a command up to the point where it would start; raises what is wrong with it.
+
+    Gives each settings type that the command has, with what was given of it.
+    """
     command, name, context = _root(), "fewstep", None
     while hasattr(command, "resolve_command"):
         context = command.make_context(name, [], parent=context, resilient_parsing=True)
@@ -191,10 +218,13 @@ def _parse(words: list[str]) -> None:
     given = command.make_context(name, list(words), parent=context).params
     # Options that may be repeated come as empty lists where they are not given; commands get None.
     given = {key: None if value in ([], ()) else value for key, value in given.items()}
+    taken = []
     for fields in getattr(command.callback, "fields", {}).values():
         values = fields.take(given)
         if fields.partial and fields.settings not in UNFINISHED:
             _checked(fields.settings, values)
+        taken.append((fields.settings, values))
+    return taken
 
 
 def _checked(settings: Any, values: dict[str, Any]) -> None:
@@ -260,6 +290,21 @@ def test_inline_options_of_the_readme_exist() -> None:
     context = _root().make_context("fewstep", [], resilient_parsing=True)
     commands = [_root().get_command(context, name) for name in _root().list_commands(context)]
     assert written <= {option for command in commands for parameter in command.params for option in parameter.opts}
+
+
+def test_the_costs_of_published_models_are_the_forecasts(elsewhere: Path) -> None:
+    """Calls do not depend on the model, so that a bundled one takes the place of each."""
+    page = (ROOT / "docs" / "real_weights.md").read_text()
+    stated = [(row[0], row[1]) for row in re.findall(r"^\| [^|]+ \| ([\d,]+) \| ([\d,]+) \|$", page, re.MULTILINE)]
+    lines = [line for _, text in FENCE.findall(page) for line in _lines(text) if line.startswith("fewstep search ")]
+    told = []
+    for line in lines:
+        given = dict(_parse(shlex.split(line)[1:]))[SearchSettings]
+        sizes = {name: given[name] for name in ("nfes", "budget", "report_images")}
+        metric = tuple(name.partition(":")[0] for name in given.get("metric", ("frechet",)))
+        figures = calls_at_most(ScheduleProblem(search_settings({**sizes, "metric": metric, "model": "digits-ddpm"})))
+        told.append((f"{figures['budget']:,}", f"{figures['total_calls_at_most']:,}"))
+    assert stated == told
 
 
 # Where names of Python come from

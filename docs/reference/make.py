@@ -27,8 +27,8 @@ HEAD = """# Commands
 
 Every command and option, as `fewstep COMMAND --help` has them; `python docs/reference/make.py` writes this page.
 
-A command that fails prints one line that begins with `error:` and exits with 2. A command that was stopped exits with 128 and the
-signal's number. An option that may be repeated takes one value each time.
+A command that fails prints one line that begins with `error:` and exits with 2. A command that was stopped exits
+with 128 and the signal's number. An option that may be repeated takes one value each time.
 """
 
 
