@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results test check format lint types imports bench gpu train-zoo clean
+.PHONY: help setup demo results docs test check format lint types imports bench gpu train-zoo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "  make %-10s %s\n", substr($$1, 3), $$2}'
@@ -46,6 +46,11 @@ results: demo  ## run the demo and write its files into docs/results, and docs/r
 	cp $(DEMO_OUT)/front.png docs/results/digits_demo_front.png
 	cp $(DEMO_OUT)/schedules.png docs/results/digits_demo_schedules.png
 	$(BIN)/python -m benchmarks.tables.page
+
+docs: setup  ## build the documentation into build/docs; a broken link is an error
+	@$(BIN)/python -c 'import furo, myst_parser' 2>/dev/null || $(PIP) install -c constraints.txt --no-build-isolation -e '.[docs]'
+	$(BIN)/python -P -m sphinx -b html -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html"
 
 test: setup  ## run the tests (choose with PYTEST_ARGS="-m 'not slow'")
 	PYTHONSAFEPATH=1 $(BIN)/python -P -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)

@@ -127,7 +127,8 @@ def test_every_dependency_has_a_fixed_version() -> None:
             assert specifier.operator == "==", line
             fixed[canonicalize_name(requirement.name)] = specifier.version
     project = _project()["project"]
-    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+    extras = project["optional-dependencies"]
+    for text in project["dependencies"] + extras["dev"] + extras["docs"]:
         requirement = Requirement(text)
         name = canonicalize_name(requirement.name)
         assert name in fixed, f"{name} has no line in constraints.txt"
@@ -138,7 +139,7 @@ def test_every_dependency_has_a_fixed_version() -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_every_make_target_in_the_help_exists() -> None:
     listed = re.findall(r"^  make ([a-z-]+) ", _run("make", "help", cwd=ROOT).stdout, re.MULTILINE)
-    wanted = {"setup", "demo", "test", "check", "bench", "train-zoo", "clean", "help"}
+    wanted = {"setup", "demo", "docs", "test", "check", "bench", "train-zoo", "clean", "help"}
     assert wanted <= set(listed)
     _run("make", "--dry-run", *listed, cwd=ROOT)
 

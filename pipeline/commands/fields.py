@@ -119,6 +119,8 @@ def options(**groups: Fields) -> Callable[[Command], Command]:
         # A Signature refuses two options of one name.
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
+        # For who reads a command line without running it, as the tests of the documentation do.
+        command.fields = groups  # type: ignore[attr-defined]
         return command
 
     return decorate

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, WithJsonSchema
 from pydantic import model_validator as check
 
 from fewstep.errors import ScheduleError
@@ -40,7 +40,11 @@ def _write_lambda(value: float) -> float | str:
     return str(value) if math.isinf(value) else value
 
 
-Lambda = Annotated[float, Field(allow_inf_nan=True), BeforeValidator(_read_lambda), PlainSerializer(_write_lambda)]
+# JSON has no number for infinity.
+_IN_JSON = WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["inf", "-inf"]}]})
+Lambda = Annotated[
+    float, Field(allow_inf_nan=True), BeforeValidator(_read_lambda), PlainSerializer(_write_lambda), _IN_JSON
+]
 
 
 class Step(Part):
