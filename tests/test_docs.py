@@ -188,6 +188,7 @@ def small_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda name: SimpleNamespace(root={"digits-ddpm": folder}[name])
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_from_top_to_bottom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_digits: Any
 ) -> None:
