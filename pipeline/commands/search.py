@@ -34,6 +34,7 @@ LISTED = (
     "features",
     "reference",
     "metric",
+    "guard",
     "presets",
     "grids",
     "screen",
