@@ -112,7 +112,8 @@ class Presets(Stage):
         """Until a control was judged there is nothing to aim a paired screen by."""
         if not self._controlled or account in self._over:
             return False
-        return all(t.value(search.ladder.main) is None for t in self._mine(search)[account])
+        control = self._control(search, self._mine(search)[account])
+        return control is None or FIRST not in control.records
 
     # -- what it does ---------------------------------------------------------------------------------
 
@@ -132,7 +133,10 @@ class Presets(Stage):
                 self._looked.add(nfe)
                 self._judge(search, nfe, [t for t in mine[nfe] if t.state == TrialState.RUNNING], 0)
                 continue
-            if self._controlled and control and FIRST not in control.records and control.number not in self._sent:
+            if self._controlled and control and FIRST not in control.records:
+                # Nor before its own look is there, which the others are compared with.
+                if control.number in self._sent:
+                    continue
                 self._sent.add(control.number)
                 return control.candidate, self._look(search, mine[nfe])
             if len(mine[nfe]) < self.looks(search, nfe) and (known := self._next(search, nfe, mine)) is not None:

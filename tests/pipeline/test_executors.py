@@ -307,7 +307,7 @@ def test_one_and_two_actors_compute_the_same_bits_though_one_is_killed(
     two = _search(tmp_path / "two", settings, pair, monkeypatch, on_record=kill_one)
     ones, twos = _values(alone), _values(two)
     both = ones.keys() & twos.keys()
-    assert len(both) > 30
+    assert len(both) > 15
     assert {k: ones[k] for k in both} == {k: twos[k] for k in both}
     (died,) = [e for e in two.events.records() if e.kind == "actor_died"]
     assert died.study == settings.study

@@ -69,7 +69,10 @@ def searched(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("searches")
     jobs = [
         (str(root / f"{sampler}-{name}"), _settings(toy, sampler, keep=0.12, **changes).model_dump(), rules)
-        for sampler, changes, lives in (("s3", {"paired_images": 8}, PAIRED_LIVES), ("tpe", {}, LIVES))
+        for sampler, changes, lives in (
+            ("s3", {"paired_images": 8, "budget": 14_000}, PAIRED_LIVES),
+            ("tpe", {}, LIVES),
+        )
         for name, rules in (("whole", ()), ("killed", lives))
     ]
     command = [sys.executable, "-P", str(SCRIPT)]

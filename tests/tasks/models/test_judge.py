@@ -39,7 +39,7 @@ def test_the_bundled_judge_fits_the_fashion_models_and_is_small() -> None:
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="give one of fashion"):
+    with pytest.raises(ConfigurationError, match="give one of digits, fashion"):
         find_judge("nobody")
     with pytest.raises(ConfigurationError, match="10 classes of 1x28"):
         load_judge("fashion", find_model("digits-ddpm"))
