@@ -19,7 +19,7 @@ from fewstep.pipeline.sizes import sized
 from fewstep.pipeline.stages.preset_order import PIVOT, Known, Look, design, new_solver, next_best
 from fewstep.pipeline.stages.presets import FIRST, PAIRED, SECOND, Presets
 from fewstep.pipeline.stages.refine import RUNG as REFINE
-from fewstep.pipeline.trial import CONTROL, OF
+from fewstep.pipeline.trial import CONTROL, OF, Work
 from fewstep.search_spaces.point import as_point, parse_point
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.metrics.metric import metric_class
@@ -97,6 +97,24 @@ def test_looks_that_failed_or_are_not_positive_teach_nothing() -> None:
 # -- a search whose values are made up -------------------------------------------------------------------
 
 
+def _of(work: Work, order: int, make_evaluation: Callable[..., EvaluationRecord]) -> EvaluationRecord:
+    """The record of an evaluation, but for its value."""
+    candidate, rung = work
+    return make_evaluation(
+        order,
+        trial=candidate.trial,
+        candidate=candidate.hash,
+        candidate_json=candidate.point.to_json(),
+        nfe=candidate.nfe,
+        rung=rung.name,
+        origin=candidate.origin,
+        metric=metric_class(rung.metric).figure,
+        images=rung.images,
+        parameters=candidate.parameters,
+        denoiser_calls=candidate.nfe * rung.images,
+    )
+
+
 def _run(value: Value, make_evaluation: Callable[..., EvaluationRecord], **changes: Any) -> Search:
     """A whole search; what it records is `value` of the rung and the record."""
     fields = {"model": "digits-ddpm", "nfes": (3, 4), "budget": 300_000, "sampler": "random", "refine": 0.3}
@@ -109,21 +127,8 @@ def _run(value: Value, make_evaluation: Callable[..., EvaluationRecord], **chang
             if not state.enter_finals():
                 return state
             continue
-        candidate, rung = work
-        record = make_evaluation(
-            next(order),
-            trial=candidate.trial,
-            candidate=candidate.hash,
-            candidate_json=candidate.point.to_json(),
-            nfe=candidate.nfe,
-            rung=rung.name,
-            origin=candidate.origin,
-            metric=metric_class(rung.metric).figure,
-            images=rung.images,
-            parameters=candidate.parameters,
-            denoiser_calls=candidate.nfe * rung.images,
-        )
-        figure = value(rung.name, record)
+        record = _of(work, next(order), make_evaluation)
+        figure = value(record.rung, record)
         failed = {"status": "failed", "error": "it explodes"} if figure is None else {}
         state.learn(replace(record, value=figure, **failed))
 
@@ -255,7 +260,7 @@ def test_nothing_is_compared_with_a_look_that_is_still_in_flight(
     """With several workers: a paired rung asks only for what its control's records have by then."""
     fields = {"model": "digits-ddpm", "nfes": (3, 4), "budget": 160_000, "sampler": "random"}
     state = ScheduleProblem(SearchSettings.build(**fields)).search()
-    flying: list[tuple[Any, Any]] = []
+    flying: list[Work] = []
     done: set[tuple[str, str]] = set()
     for order in range(120):
         while len(flying) < 6 and (work := state.next_work()) is not None:
@@ -266,18 +271,6 @@ def test_nothing_is_compared_with_a_look_that_is_still_in_flight(
                 assert candidate.hash == control or {(control, FIRST), (control, "screen")} & done
             flying.append(work)
         # The newest first, so that the oldest looks are the last to come back.
-        candidate, rung = flying.pop()
-        done.add((candidate.hash, rung.name))
-        record = make_evaluation(
-            order,
-            trial=candidate.trial,
-            candidate=candidate.hash,
-            candidate_json=candidate.point.to_json(),
-            nfe=candidate.nfe,
-            rung=rung.name,
-            origin=candidate.origin,
-            metric=metric_class(rung.metric).figure,
-            images=rung.images,
-            parameters=candidate.parameters,
-        )
+        record = _of(flying.pop(), order, make_evaluation)
+        done.add((record.candidate, record.rung))
         state.learn(replace(record, value=_quality(record)))
