@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -11,13 +10,12 @@ from torch import Tensor
 
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.point import parse_point
-from fewstep.tasks.metrics.frechet import FrechetReference
 from fewstep.tasks.metrics.interval import Interval, frechet_interval, paired_difference, share_interval
-from fewstep.tasks.metrics.metric import FeatureMetric, Score
+from fewstep.tasks.metrics.metric import FeatureMetric, Score, groups
 from fewstep.tasks.metrics.moments import Moments, merge_all
 from fewstep.tasks.models.conditions import NO_LABEL
 from fewstep.tasks.models.judge import JudgeNetwork, judge_hash, load_judge
-from fewstep.tasks.work import CALLS, GROUP, Measured, Part, Task
+from fewstep.tasks.work import CALLS, Measured, Part, Task
 
 if TYPE_CHECKING:
     from fewstep.tasks.worker import Worker
@@ -54,21 +52,12 @@ class FrechetMetric(FeatureMetric):
         """The reference; the name is that of what is stored."""
         return {"kind": "moments", "reference": self.reference}
 
-    @cached_property
-    def frechet(self) -> FrechetReference:
-        """The reference, its square root computed once."""
-        return FrechetReference.of(self.setting.reference[0])
-
     def measure(self, worker: Worker, task: Task) -> Measured:
         """Moments and sums of each group of the task's images."""
-        point, parts = parse_point(task.point), []
-        network = worker.network(point)
-        for start in range(task.start, task.start + task.count, GROUP):
-            count = min(GROUP, task.start + task.count - start)
-            calls = network.denoiser.calls
-            images = worker.render(point, task.seed, start, count, network.denoiser)
-            sums = {CALLS: float(network.denoiser.calls - calls)} | self._judged(worker, images, start)
-            parts.append(Part(start, count, Moments.of(self.setting.extractor(images)), sums))
+        network, parts = worker.network(parse_point(task.point)), []
+        for start, images, calls in groups(worker, task, network):
+            sums = {CALLS: calls} | self._judged(worker, images, start)
+            parts.append(Part(start, len(images), Moments.of(self.setting.extractor(images)), sums))
         return Measured(tuple(parts), network.figures)
 
     def _judge_on(self, device: str) -> JudgeNetwork | None:

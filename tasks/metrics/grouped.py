@@ -16,9 +16,9 @@ from torch import Tensor
 from fewstep.errors import ConfigurationError, EvaluationError
 from fewstep.search_spaces.point import parse_point
 from fewstep.tasks.metrics.interval import Interval, paired_sums, sums_interval
-from fewstep.tasks.metrics.metric import Metric, Score
+from fewstep.tasks.metrics.metric import Metric, Score, groups
 from fewstep.tasks.metrics.moments import Array
-from fewstep.tasks.work import CALLS, GROUP, Measured, Part, Task
+from fewstep.tasks.work import CALLS, Measured, Part, Task
 
 if TYPE_CHECKING:
     from fewstep.tasks.worker import Worker
@@ -53,14 +53,9 @@ class GroupedMetric(Metric):
 
     def measure(self, worker: Worker, task: Task) -> Measured:
         """The sums of each group of the task's images."""
-        point, parts = parse_point(task.point), []
-        network = worker.network(point)
-        for start in range(task.start, task.start + task.count, GROUP):
-            count = min(GROUP, task.start + task.count - start)
-            before = network.denoiser.calls
-            images = worker.render(point, task.seed, start, count, network.denoiser)
-            calls = float(network.denoiser.calls - before)
-            parts.append(Part(start, count, sums={**self.sums(worker, images, task, start), CALLS: calls}))
+        network, parts = worker.network(parse_point(task.point)), []
+        for start, images, calls in groups(worker, task, network):
+            parts.append(Part(start, len(images), sums={**self.sums(worker, images, task, start), CALLS: calls}))
         return Measured(tuple(parts), network.figures)
 
     def score(self, parts: Sequence[Part], figures: Mapping[str, float]) -> Score:

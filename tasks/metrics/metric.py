@@ -9,7 +9,7 @@ as `kid:dinov2`, or whatever else it measures with.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,16 +17,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from fewstep.errors import ConfigurationError
 from fewstep.plugins import Registry
-from fewstep.search_spaces.point import Point
+from fewstep.search_spaces.point import Point, parse_point
 from fewstep.tasks.metrics.extractor import make_extractor
 from fewstep.tasks.metrics.features import FeatureExtractor
+from fewstep.tasks.metrics.frechet import FrechetReference
 from fewstep.tasks.metrics.interval import Interval
 from fewstep.tasks.metrics.moments import Array, ReferenceMoments
 from fewstep.tasks.metrics.reference import load_reference, load_reference_features
 from fewstep.tasks.models.files import ModelFiles
-from fewstep.tasks.work import Measured, Part, Subject, Task
+from fewstep.tasks.work import GROUP, Measured, Part, Subject, Task
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewstep.tasks.rendering import Changed
     from fewstep.tasks.worker import Worker
 
 T = TypeVar("T")
@@ -85,6 +89,11 @@ class Setting:
         """Moments of the subject's reference in that space, and their content address."""
         reference, features = self.subject.reference, self.subject.features
         return self._once("reference", lambda: load_reference(reference, self.files, features, self.extractor))
+
+    @cached_property
+    def frechet(self) -> FrechetReference:
+        """That reference for distances to it, its square root computed once for all metrics."""
+        return self._once("frechet", lambda: FrechetReference.of(self.reference[0]))
 
     @cached_property
     def samples(self) -> tuple[Array, str]:
@@ -211,6 +220,11 @@ class FeatureMetric(Metric):
         """The argument goes before the subject's features."""
         return setting.of(argument) if argument else setting
 
+    @property
+    def frechet(self) -> FrechetReference:
+        """The reference, for distances to it."""
+        return self.setting.frechet
+
     def check(self) -> None:
         """The features and the reference are there, and fit the model."""
         assert self.setting.reference[1]
@@ -255,3 +269,12 @@ class SampleMetric(FeatureMetric):
     def reference(self) -> str:
         """Content address of the images' features."""
         return self.setting.samples[1]
+
+
+def groups(worker: Worker, task: Task, network: Changed) -> Iterator[tuple[int, Tensor, float]]:
+    """Index of the first, images (N, C, H, W) and denoiser calls of each group of a task, N at most GROUP."""
+    point, end = parse_point(task.point), task.start + task.count
+    for start in range(task.start, end, GROUP):
+        before = network.denoiser.calls
+        images = worker.render(point, task.seed, start, min(GROUP, end - start), network.denoiser)
+        yield start, images, float(network.denoiser.calls - before)

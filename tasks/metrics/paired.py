@@ -17,7 +17,6 @@ Ledoit and Wolf (2004, section 3.2) for the difference of two covariances.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -25,10 +24,9 @@ import scipy.linalg
 
 from fewstep.errors import EvaluationError
 from fewstep.search_spaces.point import parse_point
-from fewstep.tasks.metrics.frechet import FrechetReference
-from fewstep.tasks.metrics.metric import FeatureMetric, Score
+from fewstep.tasks.metrics.metric import FeatureMetric, Score, groups
 from fewstep.tasks.metrics.moments import Array, merge_all
-from fewstep.tasks.work import FEATURES, GROUP, Measured, Part, Task
+from fewstep.tasks.work import FEATURES, Measured, Part, Task
 
 if TYPE_CHECKING:
     from fewstep.tasks.worker import Worker
@@ -42,22 +40,14 @@ class PairedFrechet(FeatureMetric):
     standalone: ClassVar[bool] = False
     controlled: ClassVar[str] = "frechet"
 
-    @cached_property
-    def frechet(self) -> FrechetReference:
-        """The reference, its square root computed once."""
-        return FrechetReference.of(self.setting.reference[0])
-
     def measure(self, worker: Worker, task: Task) -> Measured:
         """Features of each group of the task's images."""
-        point, parts = parse_point(task.point), []
-        network = worker.network(point)
-        for start in range(task.start, task.start + task.count, GROUP):
-            count = min(GROUP, task.start + task.count - start)
-            images = worker.render(point, task.seed, start, count, network.denoiser)
+        network, parts = worker.network(parse_point(task.point)), []
+        for start, images, _ in groups(worker, task, network):
             features = np.asarray(self.setting.extractor(images), np.float64)
             if not np.isfinite(features).all():
                 raise EvaluationError("features are not finite: the sampled images diverged")
-            parts.append(Part(start, count, values={FEATURES: features}))
+            parts.append(Part(start, len(images), values={FEATURES: features}))
         return Measured(tuple(parts), network.figures)
 
     def score(self, parts: Sequence[Part], figures: Mapping[str, float]) -> Score:
