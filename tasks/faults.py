@@ -89,6 +89,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def told(error: BaseException) -> str:
     """A failure on one line, with its type."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration):
+        # Python raises this one in its place wherever it leaves a generator.
+        error = error.__cause__
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
