@@ -55,7 +55,7 @@ class _Ranking:
     def best(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The best of the rows that take part."""
         # A stable sort: equal values stay in the order of writing, so both engines break ties alike.
-        ranked = rows.sort_values([*self.group, "value"], kind="stable").drop_duplicates("key")
+        ranked = rows.sort_values([*self.group, "value"], kind="stable").drop_duplicates([*self.group, "key"])
         return ranked.groupby(list(self.group), sort=False).head(self.top)
 
 

@@ -6,7 +6,7 @@ written again after a crash is therefore read once: the row that its record's ru
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fewstep.errors import DamagedFileError, StorageError
 from fewstep.storage.compaction import Piece, choose_all, choose_merge
+from fewstep.storage.held import Held
 from fewstep.storage.parts import VERSION_KEY, Facts, Part, PartDirectory, one_line, open_filesystem
 from fewstep.storage.records import Record
 
@@ -26,8 +27,9 @@ R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
 SMALL_PARTS = 64
-# Rows that this process wrote into small files stay in memory until those are merged, so many bytes at most.
-_HELD_BYTES = 16 * 2**20
+# A larger file is read from disk each time, of it only the columns asked for.
+_SMALL_BYTES = 256 * 2**10
+_HELD = Held(32 * 2**20)
 
 _ATTEMPTS = 10
 _log = logging.getLogger(__name__)
@@ -65,15 +67,13 @@ class Table(Generic[R]):
         self._schema = record.schema.with_metadata({VERSION_KEY: str(record.schema_version)})
         self._facts: dict[Part, Facts] = {}
         self._damaged: dict[Part, str] = {}
-        self._held: dict[Part, pa.Table] = {}
-        self._held_bytes = 0
         self._lock = threading.RLock()
         self._next: int | None = None
         self._small = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """What a reader in another process needs."""
-        return {**vars(self), "_lock": None, "_held": {}, "_held_bytes": 0}
+        return {**vars(self), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """With a lock of its own."""
@@ -168,6 +168,18 @@ class Table(Generic[R]):
         Raises FileNotFoundError when it was compacted away since, DamagedFileError when it is damaged
         (from then on reads skip it) and StorageError when the filesystem refuses.
         """
+        if part.size <= _SMALL_BYTES:
+            whole = _HELD.get(self._held_as(part))
+            if whole is None:
+                whole = self._load(part, None)
+                _HELD.put(self._held_as(part), whole)
+            return whole if columns is None else whole.select(list(columns))
+        return self._load(part, columns)
+
+    def _held_as(self, part: Part) -> Hashable:
+        return self.record, self.directory.path, part
+
+    def _load(self, part: Part, columns: Sequence[str] | None) -> pa.Table:
         try:
             wanted = list(columns if columns is not None else self.record.schema.names)
             needed = [name for column in wanted for name in self.record.needed.get(column, ())]
@@ -326,14 +338,8 @@ class Table(Generic[R]):
         self._small = sum(piece.small for piece in pieces)
 
     def _hold(self, part: Part, table: pa.Table) -> None:
-        if Piece(part, table.num_rows).small and self._held_bytes + table.nbytes <= _HELD_BYTES:
-            self._held[part] = table
-            self._held_bytes += table.nbytes
-
-    def _release(self, parts: Sequence[Part]) -> None:
-        for part in parts:
-            if (table := self._held.pop(part, None)) is not None:
-                self._held_bytes -= table.nbytes
+        if part.size <= _SMALL_BYTES:
+            _HELD.put(self._held_as(part), table.replace_schema_metadata())
 
     def _tidy(self) -> None:
         try:
@@ -349,8 +355,7 @@ class Table(Generic[R]):
             return False
         try:
             bare = self._schema.remove_metadata()
-            loaded = [self._held[p].replace_schema_metadata() if p in self._held else self.load(p) for p in parts]
-            table = pa.concat_tables([each.cast(bare) for each in loaded])
+            table = pa.concat_tables([self.load(part).cast(bare) for part in parts])
         except FileNotFoundError:
             return False  # another process has merged them
         except DamagedFileError:
@@ -362,7 +367,6 @@ class Table(Generic[R]):
         # A preference ranks by what rows hold, and by the place only the equal ones, of which the first counts.
         part = self.directory.publish(merged, parts[-1 if self.record.latest_wins else 0].number)
         self._hold(part, merged)
-        self._release(parts)
         for part in parts:
             self.directory.remove(part)
         return True

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
 from benchmarks.tables.engine import (
     GRIDS,
@@ -31,6 +31,7 @@ from benchmarks.tables.engine import (
     EvaluationRecord,
     Grids,
     Picture,
+    Presets,
     Row,
     Rung,
     Searched,
@@ -76,7 +77,10 @@ def _methods(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Peers(Table):
-    """`found` is a schedule file or the folder of a search; `report_best`: how many peers see all images, 0: all."""
+    """`found` is a schedule file or the folder of a search; `report_best`: how many peers see all images, 0: all.
+
+    `starts`: noise over signal at which GITS' times begin after an analytic first call.
+    """
 
     study: ClassVar[str] = "peers"
 
@@ -86,6 +90,8 @@ class Peers(Table):
     judges: tuple[str, ...] = ()
     nfes: tuple[int, ...] = (3, 4, 5)
     grids: Grids = GRIDS_TO_ZERO
+    presets: Presets = SOLVERS
+    starts: tuple[PositiveFloat, ...] = STARTS
     screen_images: PositiveInt = 2000
     report_images: PositiveInt = 10_000
     report_best: NonNegativeInt = 0
@@ -158,8 +164,8 @@ class Contest:
     def stock(self, nfe: int) -> tuple[Choice, list[tuple[float, SolverSchedule]]]:
         """The best of all presets on all grids, chosen by the search seeds, and what was seen of all of them."""
         if nfe not in self._stock:
-            presets = on_grids(self.files, SOLVERS, self.asked.grids, nfe)
-            longer = on_grids(self.files, SOLVERS, self.asked.grids, nfe + 1)
+            presets = on_grids(self.files, self.asked.presets, self.asked.grids, nfe)
+            longer = on_grids(self.files, self.asked.presets, self.asked.grids, nfe + 1)
             freed = [analytic(x) for x in longer.values() if x.first_call == "model"]
             every = [*presets.values(), *(x for x in freed if x.nfe == nfe)]
             self._stock[nfe] = self.best("presets", every, 0)
@@ -183,18 +189,18 @@ class Contest:
     def gits(self, nfe: int) -> Choice:
         """Dynamic programming's times under every stock solver, with and without a last jump to sigma = 0.
 
-        With an analytic first call besides, after which the times begin at one of STARTS.
+        With an analytic first call besides, after which the times begin at one of the starts.
         """
         schedules = [
             preset(solver, times).model_copy(update={"name": f"{solver}/{name}"})
             for name, times in self.trajectories.grids(nfe).items()
-            for solver in SOLVERS
+            for solver in self.asked.presets
         ]
         schedules += [
             analytic(preset(solver, times).model_copy(update={"name": f"{solver}/{name}"}))
-            for ratio in STARTS
+            for ratio in self.asked.starts
             for name, times in self.trajectories.grids(nfe, -math.log(ratio)).items()
-            for solver in SOLVERS
+            for solver in self.asked.presets
         ]
         # Of those that coincide the first one gives the name.
         return self.best("gits", schedules[::-1], self.trajectories.calls)[0]

@@ -71,8 +71,8 @@ def test_junk_is_named_and_neither_appending_nor_compacting_minds_it(tmp_path, t
 
 def test_loading_a_damaged_file_says_so(tmp_path, three_files):
     table = Table(EventRecord, tmp_path)
-    part = table.directory.list()[0]
     three_files[0].write_bytes(b"")
+    part = table.directory.list()[0]
     with pytest.raises(DamagedFileError, match=part.name):
         table.load(part)
 
