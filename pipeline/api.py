@@ -7,6 +7,7 @@ pipe.scheduler = study.best(nfe=4).scheduler(pipe.scheduler)
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -164,18 +165,27 @@ def evaluate(
 
 
 def open_study(root: Path, settings: SearchSettings) -> Study:
-    """The study in a folder, new or with equal settings; ConfigurationError names the first that differs."""
-    from fewstep.pipeline.study import Study
+    """The study in a folder, new or with equal settings; ConfigurationError names the first that differs.
+
+    A setting that is younger than the study, and that nobody named, stays what it is for such studies.
+    """
+    from fewstep.pipeline.study import Study, read_settings
 
     study = Study(root, settings)
-    if study.exists and (past := Study.load(root).settings) != settings:
-        then, now = past.model_dump(), settings.model_dump()
-        name = next(name for name in now if then.get(name) != now[name])
+    if not study.exists:
+        return study
+    stored = study.store.studies.records()[-1].settings_json
+    past = read_settings(stored)
+    younger = set(type(settings).model_fields) - set(json.loads(stored)) - settings.model_fields_set
+    now = settings.model_copy(update={name: getattr(past, name, None) for name in younger})
+    if past != now:
+        then, given = past.model_dump(), now.model_dump()
+        name = next(name for name in given if then.get(name) != given[name])
         raise ConfigurationError(
-            f"{root} holds a study with {name} = {then.get(name)!r}, not {now[name]!r}: choose another folder (out), "
+            f"{root} holds a study with {name} = {then.get(name)!r}, not {given[name]!r}: choose another folder (out), "
             "or the same settings to go on with it"
         )
-    return study
+    return Study(root, now)
 
 
 def run_study(

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from fewstep.errors import ConfigurationError
+from fewstep.pipeline.api import open_study
 from fewstep.pipeline.campaign import Campaign
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings
@@ -18,6 +20,7 @@ from fewstep.pipeline.problems.edits import EditProblem
 from fewstep.pipeline.problems.networks import NetworkProblem
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.search import Search
+from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.pipeline.trial import Candidate, Rung, candidate_of
 from fewstep.search_spaces.point import parse_point, quantization_of
@@ -331,3 +334,16 @@ def test_stored_tables_are_whole_and_name_no_machine(space: str, root: Path) -> 
     texts += [f"{r.device} {r.error} {r.parameters} {r.candidate_json}" for r in store.evaluations.records()]
     texts += [f"{e.message} {e.data_json}" for e in store.events.records()]
     assert not [text for text in texts for word in ("file:", "/home", "/tmp", "/root") if word in text]
+
+
+def test_the_settings_that_a_study_knows_open_it_again(tmp_path: Path) -> None:
+    """What came since is not asked for; what is asked for otherwise is refused."""
+    root = Path(shutil.copytree(FIXTURES / "schedule", tmp_path / "copy"))
+    known = json.loads(Study.load(root).store.studies.records()[-1].settings_json)
+    known.pop("preset_grids", None)
+    asked = SearchSettings.build(**known)
+    assert asked != Study.load(root).settings, "the fixture is older than a setting with another default"
+    assert open_study(root, asked).settings == Study.load(root).settings
+    younger = SearchSettings.build(**known, paired_images=48)
+    with pytest.raises(ConfigurationError, match="holds a study with paired_images = 0, not 48"):
+        open_study(root, younger)
