@@ -19,12 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from fewstep.errors import ConfigurationError, ModelError
-from fewstep.files import read_text
-from fewstep.search_spaces.checked import first_problem
 from fewstep.tasks.data import DATASETS, Dataset, load_dataset, load_images, open_source
 from fewstep.tasks.flow.bound import W2Bound, profile_latent
 from fewstep.tasks.flow.certificate import decoder_constant, unet_constant
@@ -44,7 +41,6 @@ from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.networks import frozen, load_part
 from fewstep.tasks.training.autoencoder import encode
-from fewstep.tasks.training.recipe import TrainingRecipe
 
 HELD_OUT, TRAINING, ANY = "held-out", "training", "any"
 CERTIFIED, AT_LEAST, AT_MOST, UNBIASED, PLUG_IN = "certified", "at least", "at most", "unbiased", "estimate"
@@ -123,16 +119,12 @@ def find_data(files: ModelFiles, data: str) -> Splits:
     Raises ConfigurationError or DataError where they are not there or do not fit.
     """
     if data == "auto":
-        recipe = files.root / "recipe.json"
-        if not recipe.is_file():
+        if not files.trained_on:
             raise ConfigurationError(
                 f"{files.root} has no recipe.json that says what it was trained on: "
                 f"give --data a folder of images or one of {', '.join(DATASETS)}"
             )
-        try:
-            data = TrainingRecipe.model_validate_json(read_text(recipe)).dataset
-        except ValidationError as error:
-            raise ConfigurationError(f"{recipe} is no training recipe: {first_problem(error)}") from None
+        data = files.trained_on
     if data not in DATASETS:
         images = load_images(open_source(data), files.channels, files.size).images
         return Splits(None, Dataset(data, images, np.full(len(images), -1, np.int64), (), "", data))

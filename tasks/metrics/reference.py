@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from fewstep.errors import ConfigurationError, DataError
-from fewstep.files import read_json
 from fewstep.tasks.data import DATASETS, SOURCES, Source, open_source
 from fewstep.tasks.data.arrays import array_names, images_in
 from fewstep.tasks.metrics.extractor import feature_kind
@@ -74,15 +73,12 @@ def load_reference_features(reference: str, files: ModelFiles, extractor: Featur
 
 def _own_dataset(files: ModelFiles) -> str:
     """The installed data set that a model of ours was trained on; ConfigurationError where nothing says it."""
-    recipe = files.root / "recipe.json"
-    said = read_json(recipe) if recipe.is_file() else None
-    dataset = said.get("dataset") if isinstance(said, dict) else None
-    if dataset not in DATASETS:
+    if files.trained_on not in DATASETS:
         raise ConfigurationError(
             f"model {files.name} brings no reference for these features: "
             "give --reference images (a folder, Parquet, tars, ...), an .npz file or a data set name"
         )
-    return str(dataset)
+    return files.trained_on
 
 
 def moments_of(source: Source, channels: int, size: int, extractor: FeatureExtractor) -> ReferenceMoments:

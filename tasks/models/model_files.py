@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import ModelError
+from fewstep.files import read_json
 from fewstep.tasks.models import condition_config, from_diffusers
 from fewstep.tasks.models.checks import (
     AUTOENCODERS,
@@ -59,6 +60,14 @@ class ModelFiles:
     def transformer(self) -> bool:
         """Whether the network is a DiT."""
         return bool(self.unet_config.get("_class_name") == TRANSFORMER)
+
+    @cached_property
+    def trained_on(self) -> str:
+        """The data set that the model's recipe.json names; empty where there is none."""
+        recipe = self.root / "recipe.json"
+        said = read_json(recipe, error=ModelError) if recipe.is_file() else None
+        name = said.get("dataset") if isinstance(said, dict) else None
+        return name if isinstance(name, str) else ""
 
     @property
     def vae(self) -> Path | None:

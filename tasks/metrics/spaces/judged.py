@@ -47,9 +47,7 @@ class JudgeFeatures:
 
 def own_judge(files: ModelFiles) -> str:
     """The bundled judge of the data set that a zoo model was trained on; empty where none knows such images."""
-    recipe = files.root / "recipe.json"
-    said = read_json(recipe) if recipe.is_file() else None
-    name = str(said.get("dataset")) if isinstance(said, dict) else ""
+    name = files.trained_on
     if name not in bundled_judges():
         return ""
     knows = read_json(find_judge(name) / CONFIG_FILE)
