@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIIISampler, NSGAIISampler
+from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import TrialState, create_trial
 
 from fewstep.pipeline.proposers.base import Check, Objectives, is_outside
@@ -61,6 +62,7 @@ class OptunaProposer:
         self._distributions = distributions(space)
         self._study = optuna.create_study(directions=["minimize"] * objectives)
         self._trials: dict[int, optuna.trial.Trial] = {}
+        self._shared: dict[str, IntersectionSearchSpace] = {}
         self._next = 0
 
     # -- proposals ------------------------------------------------------------------------------------
@@ -97,8 +99,12 @@ class OptunaProposer:
         return Candidate(trial.number, point, origin)
 
     def _ask(self, fixed: dict[str, Any]) -> optuna.trial.Trial:
-        self._study.sampler = self._sampler(self._next)
+        self._study.sampler = sampler = self._sampler(self._next)
         self._next += 1
+        for name, value in list(vars(sampler).items()):
+            if isinstance(value, IntersectionSearchSpace):
+                # It follows from the trials alone, and keeps what it has seen: a new one goes through all of them.
+                setattr(sampler, name, self._shared.setdefault(name, value))
         # What `enqueue_trial` and `ask` do, but for looking through all past trials for one that waits.
         attributes = {"fixed_params": fixed} if fixed else {}
         begun = create_trial(state=TrialState.RUNNING, system_attrs=attributes)

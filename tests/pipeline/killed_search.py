@@ -1,9 +1,11 @@
-"""Run searches in process, killed again and again. Standard input: a JSON list of [root, settings, rules].
+"""Run searches, killed again and again. Standard input: a JSON list of [root, settings, rules, execution].
 
 Every rule is a life of the driver: a forked child opens the study in the root, goes on with it, and dies at
 the first record that the rule names. A rule is `WHERE:RUNG:TRIAL`: the rung's first record of a trial numbered
 TRIAL or higher. WHERE says how: `after` kills when the record is on disk, `between` when its moments are on
-disk and itself is not, `raise` lets an exception through at that point. Last comes a life that ends well.
+disk and itself is not, `raise` lets an exception through at that point. Last comes a life that ends well. Before a
+life ends as `after` says, its tables are copied to `ROOT-before`. `execution` says where they run: in process
+unless it says otherwise.
 Prints the exit codes of a search's lives on one line. One start of the interpreter serves them all.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -36,7 +39,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def one_life(root: Path, settings: SearchSettings, rule: str) -> None:
+def one_life(root: Path, settings: SearchSettings, rule: str, execution: ExecutionSettings) -> None:
     """Go on with the study until the rule strikes, or to its end."""
     study = Study(root, settings)
     where, rung, trial = rule.split(":") if rule else ("", "", "0")
@@ -46,6 +49,8 @@ def one_life(root: Path, settings: SearchSettings, rule: str) -> None:
 
     def on_record(record: EvaluationRecord) -> None:
         if where == "after" and due(record):
+            shutil.rmtree(f"{root}-before", ignore_errors=True)
+            shutil.copytree(root / "tables", f"{root}-before/tables")
             die()
 
     append = study.store.evaluations.append
@@ -58,16 +63,16 @@ def one_life(root: Path, settings: SearchSettings, rule: str) -> None:
         append(records)
 
     study.store.evaluations.append = stumbling  # type: ignore[method-assign]
-    study.run(ExecutionSettings(executor="in-process"), "test", on_record)
+    study.run(execution, "test", on_record)
 
 
-def lives(root: Path, settings: SearchSettings, rules: Sequence[str]) -> Iterator[int]:
+def lives(root: Path, settings: SearchSettings, rules: Sequence[str], execution: ExecutionSettings) -> Iterator[int]:
     """One child a rule, one after the other; their exit codes."""
     for rule in (*rules, ""):
         child = os.fork()
         if child == 0:
             try:
-                one_life(root, settings, rule)
+                one_life(root, settings, rule, execution)
             except OSError as error:
                 os._exit(3 if "disk is full" in str(error) else 1)
             except BaseException:
@@ -79,5 +84,6 @@ def lives(root: Path, settings: SearchSettings, rules: Sequence[str]) -> Iterato
 
 if __name__ == "__main__":
     warm_up()
-    for folder, chosen, ends in json.load(sys.stdin):
-        print(*lives(Path(folder), SearchSettings.model_validate(chosen), ends), flush=True)
+    for folder, chosen, ends, where in json.load(sys.stdin):
+        execution = ExecutionSettings(**({"executor": "in-process"} | where))
+        print(*lives(Path(folder), SearchSettings.model_validate(chosen), ends, execution), flush=True)

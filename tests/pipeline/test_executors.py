@@ -21,6 +21,7 @@ import ray
 from fewstep.pipeline.executors import ray as on_ray_module
 from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings, Executor
 from fewstep.pipeline.executors.in_process import InProcessExecutor
+from fewstep.pipeline.executors.pace import Pace
 from fewstep.pipeline.executors.ray import RayExecutor
 from fewstep.pipeline.executors.ray_pool import Pool
 from fewstep.pipeline.settings import SearchSettings
@@ -37,14 +38,14 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A Ray of this module's own; its address."""
-    context = ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    context = ray.init("local", num_cpus=5, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield context.address_info["address"]
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
 def on_ray(cluster: str, toy: Path) -> Iterator[RayExecutor]:
-    executor = RayExecutor(WorkerSettings(Subject(str(toy))), ExecutionSettings(workers=2))
+    executor = RayExecutor(WorkerSettings(Subject(str(toy)), threads=1), ExecutionSettings(workers=2))
     yield executor
     executor.close()
 
@@ -110,10 +111,10 @@ import ray
 import psutil  # Ray brings it
 from pathlib import Path
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.executors.ray import RayExecutor
-from fewstep.tasks.work import Subject, WorkerSettings
+from fewstep.pipeline.executors.ray_cluster import Need, RayCluster
 
-executor = RayExecutor(WorkerSettings(Subject(os.environ["MODEL"])), ExecutionSettings(workers=1))
+cluster = RayCluster(Need())
+cluster.connect(ExecutionSettings(workers=1), "cpu")
 me = psutil.Process()
 ours = [me, *me.children(recursive=True)]
 sockets = [c.laddr.ip for p in ours for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
@@ -124,26 +125,26 @@ said = {
     "sockets": sockets,
     "mode": os.environ["RAY_AUTH_MODE"],
     "folder": [str(folder), folder.stat().st_mode & 0o777],
-    "capacity": executor.capacity,
+    "room": cluster.room,
 }
-executor.close()
+cluster.close()
 print(json.dumps(said | {"left": folder.exists()}))
 """
 
 
-def test_a_ray_of_our_own_is_private(cluster: str, toy: Path, tmp_path: Path) -> None:
+def test_a_ray_of_our_own_is_private(cluster: str, tmp_path: Path) -> None:
     """It joins no cluster, listens to this machine alone, keeps its token off the disk, and finds a short folder."""
     home, temporary = tmp_path / "home", tmp_path / ("a_folder_as_batch_systems_make_them_" + 50 * "x")
     for folder in (home, temporary):
         folder.mkdir()
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_AUTH_MODE", "RAY_TMPDIR")}
-    environment |= {"RAY_ADDRESS": cluster, "HOME": str(home), "TMPDIR": str(temporary), "MODEL": str(toy)}
+    environment |= {"RAY_ADDRESS": cluster, "HOME": str(home), "TMPDIR": str(temporary)}
     code = [sys.executable, "-P", "-c", ALONE]
     done = subprocess.run(code, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["address"] != cluster
-    assert (said["cpus"], said["capacity"]) == (1, 2)
+    assert (said["cpus"], said["room"]) == (1, 1)
     assert len(said["sockets"]) > 3
     assert {ip.removeprefix("::ffff:") for ip in said["sockets"]} == {"127.0.0.1"}
     assert said["mode"] == "token"
@@ -176,33 +177,31 @@ def test_both_executors_give_the_same_bits(on_ray: RayExecutor, toy: Path) -> No
 # -- Ray: workers that die ------------------------------------------------------------------------------
 
 
-def test_a_killed_actor_is_replaced_and_its_tasks_are_redone(on_ray: RayExecutor) -> None:
-    tasks = _tasks(10)
+def _both_up(executor: RayExecutor) -> list[int]:
+    """Process ids, once both actors are there."""
+    while 0 in executor.pids:
+        executor._step()
+    return executor.pids
+
+
+@pytest.mark.parametrize(("how", "kind"), [(signal.SIGKILL, "actor_died"), (signal.SIGSTOP, "actor_hung")])
+def test_an_actor_that_is_killed_or_stopped_is_replaced_and_its_tasks_are_redone(
+    on_ray: RayExecutor, monkeypatch: pytest.MonkeyPatch, how: signal.Signals, kind: str
+) -> None:
+    tasks, before = _tasks(10), _both_up(on_ray)
+    monkeypatch.setattr(on_ray, "_pace", Pace(4))
     for task in tasks:
         on_ray.submit(task)
-    before = on_ray.pids
-    os.kill(before[0], signal.SIGKILL)
+    os.kill(before[0], how)
     results = [on_ray.next() for _ in tasks]
     assert Counter((r.task.key, r.task.start) for r in results) == Counter((t.key, t.start) for t in tasks)
     assert {r.error for r in results} == {""}
     assert on_ray.pids[1:] == before[1:]
     assert on_ray.pids[0] != before[0]
     (event,) = on_ray.events()
-    assert event.kind == "actor_died"
+    assert event.kind == kind
     assert f"pid {before[0]}" in event.message
     assert on_ray.events() == []
-
-
-def test_a_stopped_actor_is_replaced_and_its_tasks_are_redone(cluster: str, toy: Path) -> None:
-    executor = RayExecutor(WorkerSettings(Subject(str(toy))), ExecutionSettings(workers=1, timeout=4))
-    try:
-        stopped = executor.pids[0]
-        os.kill(stopped, signal.SIGSTOP)
-        assert {r.error for r in _drain(executor, _tasks(2)).values()} == {""}
-        assert stopped not in executor.pids
-        assert [e.kind for e in executor.events()] == ["actor_hung"]
-    finally:
-        executor.close()
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -291,20 +290,20 @@ def _values(store: Store) -> dict[str, tuple[str | None, ...]]:
     return {key: tuple(None if v is None else v.hex() for v in values) for key, values in numbers.items()}
 
 
-def test_one_and_two_actors_compute_the_same_bits_though_one_is_killed(
-    cluster: str, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_actors_compute_the_bits_of_one_process_though_one_is_killed(
+    on_ray: RayExecutor, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, worker = _settings(toy), WorkerSettings(Subject(str(toy)), threads=1)
-    alone = _search(tmp_path / "one", settings, RayExecutor(worker, ExecutionSettings(workers=1)), monkeypatch)
-    pair = RayExecutor(worker, ExecutionSettings(workers=2))
-    seen: list[EvaluationRecord] = []
+    alone = _search(tmp_path / "one", settings, InProcessExecutor(worker), monkeypatch)
+    pids, seen = _both_up(on_ray), list[EvaluationRecord]()
+    monkeypatch.setattr(on_ray, "close", lambda: None)
 
     def kill_one(record: EvaluationRecord) -> None:
         seen.append(record)
         if len(seen) == 20:
-            os.kill(pair.pids[0], signal.SIGKILL)
+            os.kill(pids[0], signal.SIGKILL)
 
-    two = _search(tmp_path / "two", settings, pair, monkeypatch, on_record=kill_one)
+    two = _search(tmp_path / "two", settings, on_ray, monkeypatch, on_record=kill_one)
     ones, twos = _values(alone), _values(two)
     both = ones.keys() & twos.keys()
     assert len(both) > 15
@@ -318,24 +317,16 @@ def test_a_killed_driver_on_ray_resumes_without_computing_anything_again(
     cluster: str, toy: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "study"
-    program = [sys.executable, "-P", "-m", "fewstep.pipeline.cli", "search", "--out", str(root)]
-    ours = ["--executor", "ray", "--address", cluster, "--json"]
-    what = ["--model", str(toy), "--nfe", "2", "--budget", "40000", "--sampler", "random", "--report-images", "250"]
-    what += ["--recipe", "digits-demo", "--teacher", "dpmpp-2m/uniform-t-zero@8"]
-    first = subprocess.Popen(
-        [*program, *ours, "--workers", "2", *what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    store, deadline = Store(root), time.monotonic() + 120
-    while len(store.evaluations.records()) < 36 and time.monotonic() < deadline and first.poll() is None:
-        time.sleep(0.2)
-    first.kill()
-    assert first.wait() == -signal.SIGKILL, first.stderr.read() if first.stderr else ""
-    before = {r.key: r for r in store.evaluations.records()}
-    assert len(before) >= 36
-    assert not any(r.rung == "report" for r in before.values())
-    again = subprocess.run([*program, *ours, "--workers", "1", "--resume"], capture_output=True, text=True, timeout=200)
-    assert again.returncode == 0, again.stderr
+    execution = {"executor": "ray", "address": cluster, "workers": 1}
+    jobs = [(str(root), _settings(toy, sampler="random").model_dump(), ["after:distance:12"], execution)]
+    script = [sys.executable, "-P", str(Path(__file__).with_name("killed_search.py"))]
+    done = subprocess.run(script, input=json.dumps(jobs), capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout.split()) == (0, [str(-signal.SIGKILL), "0"]), done.stderr
+    before = {r.key: r for r in Store(f"{root}-before").evaluations.records()}
+    store = Store(root)
     after = store.evaluations.records()
+    assert len(before) >= 10
+    assert not any(r.rung == "report" for r in before.values())
     assert store.evaluations.row_count() == len(after) == len({r.key for r in after}) > len(before)
     assert before.items() <= {r.key: r for r in after}.items()
     assert any(r.rung == "report" for r in after)

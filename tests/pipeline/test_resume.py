@@ -25,21 +25,19 @@ from fewstep.storage.store import Store
 from fewstep.tasks.metrics.metric import metric_class
 
 SCRIPT = Path(__file__).with_name("killed_search.py")
-# In the presets' first and second looks, when their screen is chosen, in the evolution before and after a fit, between
-# two files, after the tuning, in the finals, in the report.
-LIVES = (
-    "after:presets:9",
-    "after:presets-distance:2",
-    "between:frechet:0",
+# In the presets' first and second looks, when their screen is chosen, among the proposals.
+LIVES = ("after:presets:9", "after:presets-distance:2", "between:frechet:0", "after:screen:30")
+# Of a search whose looks are paired: after its control was judged, in the evolution before and after a fit, between two
+# files, after the tuning, in the finals, in the report.
+PAIRED_LIVES = (
+    "after:frechet:0",
+    "after:presets:0",
     "after:screen:30",
     "raise:frechet:9",
     "after:refine:0",
     "between:finals:0",
     "after:report:0",
 )
-
-# Of a search whose looks are paired: after its control was judged, too.
-PAIRED_LIVES = ("after:frechet:0", "after:presets:0", *LIVES[3:])
 
 
 def _settings(model: object, sampler: str, **changes: object) -> SearchSettings:
@@ -68,10 +66,10 @@ def searched(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`NAME-whole` and `NAME-killed`: one search for each sampler, uninterrupted and killed at LIVES."""
     root = tmp_path_factory.mktemp("searches")
     jobs = [
-        (str(root / f"{sampler}-{name}"), _settings(toy, sampler, keep=0.12, **changes).model_dump(), rules)
+        (str(root / f"{sampler}-{name}"), _settings(toy, sampler, keep=0.12, **changes).model_dump(), rules, {})
         for sampler, changes, lives in (
             ("s3", {"paired_images": 8, "budget": 14_000}, PAIRED_LIVES),
-            ("tpe", {}, LIVES),
+            ("tpe", {"budget": 18_000}, LIVES),
         )
         for name, rules in (("whole", ()), ("killed", lives))
     ]
@@ -199,7 +197,7 @@ def quick_surrogate(monkeypatch: pytest.MonkeyPatch) -> None:
         ("evolution", {"paired_images": 8, "screen": "auto", "frechet_images": 250, "budget": 36_000}),
         ("evolution", {"screen": "distance"}),
         ("evolution", {"screen": "none", "budget": 60_000}),
-        ("tpe", {"refine": 0.0}),
+        ("tpe", {"refine": 0.0, "budget": 14_000}),
         ("random", {}),
     ],
 )
