@@ -29,6 +29,7 @@ from fewstep.tasks.work import Subject
 FILES = find_model("digits-ddpm")
 START = preset_on_grid("dpmpp-2m/karras-zero", FILES.noise, 3)
 ANALYTIC = preset_on_grid("unipc-2-bh2/quadratic-zero", FILES.noise, 4).model_copy(update={"first_call": "zero_x0"})
+SHORT = MomentPlan(images=250, look=125, limit=12_000, seed=5)
 PLAN = MomentPlan(images=500, look=125, limit=12_000, seed=5)
 
 
@@ -53,6 +54,13 @@ def _distance(schedule: SolverSchedule, count: int, seed: int) -> float:
         noise = starting_noise(seed, 0, count, FILES.shape) * tables.prior_scale
         judge = _judge(denoiser)
         return float(judge.frechet(judge(Program(tables)(denoiser.on(range(count)), noise), range(count))))
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> tuple[Descended, list[tuple[int, float]]]:
+    """A descent to its end, and what was heard of it on the way."""
+    heard: list[tuple[int, float]] = []
+    return _descend(START, Denoiser(FILES), SHORT, on_calls=lambda *told: heard.append(told)), heard
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +158,10 @@ class _KilledError(Exception):
 
 
 @pytest.mark.parametrize("after", [1, 3])
-def test_a_killed_descent_goes_on_to_the_same_schedule_at_the_same_cost(after: int, tmp_path: Path) -> None:
-    plan = MomentPlan(images=250, look=125, limit=20_000, seed=5)
-    heard: list[tuple[int, float]] = []
-    whole = _descend(START, Denoiser(FILES), plan, on_calls=lambda *told: heard.append(told))
+def test_a_killed_descent_goes_on_to_the_same_schedule_at_the_same_cost(
+    after: int, undisturbed: tuple[Descended, list[tuple[int, float]]], tmp_path: Path
+) -> None:
+    plan, (whole, heard) = SHORT, undisturbed
     assert len(heard) > after
     left = after
 
