@@ -20,6 +20,8 @@ from fewstep.tasks.quantization.clock import Clock
 Mode = Literal["off", "observe", "on"]
 # Values kept of one batch, where a range needs more than extremes.
 KEPT = 4096
+# How far interpolated ends may be off, as a share of the range: a few steps of 8 bits.
+THIN = 0.01
 
 
 class _Range:
@@ -134,6 +136,15 @@ class ActivationQuantizer(nn.Module):
             step, middle = float(scale), float(zero)
             self._single = 1 / step, -middle, 2**self.bits - 1 - middle, step
 
+    def thin(self) -> None:
+        """Leave out the grids of times that interpolation between the others gives within THIN of their range."""
+        if len(self.times) <= 2:
+            return
+        low = -self.zero * self.scale
+        high = low + (2**self.bits - 1) * self.scale
+        kept = knots(self.times, torch.cat([low, high], 1), (high - low).repeat(1, 2) * THIN)
+        self.set_grids(self.scale[kept], self.zero[kept], self.times[kept])
+
     # -- use ------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,10 +169,16 @@ class ActivationQuantizer(nn.Module):
         shape[self.axis] = grid.scale.shape[-1]
         if len(self.times) == 1:
             return Grid(grid.scale.view(shape), grid.zero.view(shape), self.bits)
-        index = rows_of_images(self.clock.nearest(self.times), len(x))
+        index, share = self.clock.place(self.times)
+        if share is None:
+            index = rows_of_images(index, len(x))
+            found = Grid(grid.scale[index], grid.zero[index], self.bits)
+        else:
+            index, share = rows_of_images(index, len(x)), rows_of_images(share, len(x))
+            found = between(grid, index, share)
         if index.ndim:
             shape[0] = len(index)
-        return Grid(grid.scale[index].view(shape), grid.zero[index].view(shape), self.bits)
+        return Grid(found.scale.view(shape), found.zero.view(shape), self.bits)
 
     def _wide(self) -> Grid:
         """All grids, (T, 1), or (T, C) where the channels are split: one for each channel."""
@@ -172,6 +189,35 @@ class ActivationQuantizer(nn.Module):
                 scale, zero = scale.repeat_interleave(sizes, -1), zero.repeat_interleave(sizes, -1)
             self._spread = Grid(scale, zero, self.bits)
         return self._spread
+
+
+def between(grid: Grid, index: Tensor, share: Tensor) -> Grid:
+    """Grids whose ends lie on the way from those of times `index` to the next: scale and zero (..., S).
+
+    Each end is between the two known ones, but for half a step, by which zero comes to be a whole code.
+    """
+    share = share[..., None]
+    scale = torch.lerp(grid.scale[index], grid.scale[index + 1], share)
+    low = torch.lerp(
+        grid.scale[index] * grid.zero[index], grid.scale[index + 1] * grid.zero[index + 1], share
+    )
+    return Grid(scale, (low / scale).round().clamp(0, grid.largest), grid.bits)
+
+
+def knots(times: Tensor, values: Tensor, tolerance: Tensor) -> Tensor:
+    """Indices (K,) of rising `times` (T,) between which linear interpolation gives `values` (T, V) to `tolerance`."""
+    chosen = torch.zeros(len(times), dtype=torch.bool, device=times.device)
+    chosen[0] = chosen[-1] = True
+    while True:
+        kept = chosen.nonzero()[:, 0]
+        after = torch.searchsorted(times[kept], times).clamp(1, len(kept) - 1)
+        first, second = kept[after - 1], kept[after]
+        share = ((times - times[first]) / (times[second] - times[first]))[:, None]
+        missed = ((torch.lerp(values[first], values[second], share) - values).abs() - tolerance).amax(1)
+        worst = int(missed.argmax())
+        if not missed[worst] > 0 or chosen[worst]:
+            return kept
+        chosen[worst] = True
 
 
 def rows_of_images(values: Tensor, rows: int) -> Tensor:

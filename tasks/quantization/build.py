@@ -18,6 +18,7 @@ from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.quantization.calibration import Calibration, Progress
 from fewstep.tasks.quantization.coverage import coverage
+from fewstep.tasks.quantization.domain import block_domain
 from fewstep.tasks.quantization.network import QuantizedNetwork
 from fewstep.tasks.quantization.storage import DESCRIPTION, save_pretrained
 from fewstep.tasks.quantization.trajectories import collect
@@ -83,7 +84,8 @@ def quantize(
     data = collect(denoiser, recipe.schedule, recipe.config, recipe.statistics)
     example = {name: value[:EXAMPLE] for name, value in data.items()}
     network = QuantizedNetwork.wrap(denoiser.network.module, recipe.config, example)
-    Calibration(network, data, work, recipe.data_identity(files), progress).run()
+    domain = block_domain(files, data, recipe.config.seed)
+    Calibration(network, data, work, recipe.data_identity(files), progress, domain).run()
     covered = coverage(network, example)
     cost = Cost(denoiser.calls, time.perf_counter() - begun)
     notes: dict[str, Any] = {
