@@ -2,8 +2,7 @@
 
     python -m benchmarks.quantization_schedules --out runs/schedules.jsonl [--methods w4a8-tfmq-full,...] [--seeds 3]
 
-Every method is calibrated on the bundled `fashion-ddpm` for each schedule of `--calibrated-on` and each of `--seeds`
-noises. Printed is one JSON line for each of these networks, and in the end one for each method and schedule with the
+Every method is calibrated on a bundled model for each schedule of `--calibrated-on` and each of `--seeds` noises. Printed is one JSON line for each of these networks, and in the end one for each method and schedule with the
 mean over the seeds and its 95% interval (Student's t over the seeds, so that it holds the noise of images and of
 calibration). Lines that `--out` holds already are not made again.
 
@@ -44,8 +43,8 @@ from fewstep.tasks.sampling.grids import parse_schedule
 from fewstep.tasks.sampling.noise import starting_noise
 from fewstep.tasks.work import Subject
 
-MODEL, SEED, BATCH = "fashion-ddpm", 1_000_003, 64
-ASKED = Conditions(labels="balanced")
+SEED, BATCH = 1_000_003, 64
+LAST = 999
 OWN = "docs/results/schedules/fashion_nfe8.json"
 STOCK = ("unipc-2-bh2/quadratic-zero@8", "dpmpp-2m/uniform-lambda-zero@8", "unipc-2-bh2/karras-zero@8")
 METHODS = tuple(f"{bits}-{name}-{cover}" for bits in ("w4a8", "w4a32") for cover in ("paper", "full")
@@ -76,10 +75,11 @@ def times_of(schedule: SolverSchedule, files: ModelFiles) -> list[float]:
 class Judge:
     """Full-precision samples and features by schedule, made once."""
 
-    def __init__(self, images: int) -> None:
-        self.files, self.images = find_model(MODEL), images
-        self.exact = Denoiser(self.files, "cpu", ASKED)
-        self.extractor = Setting(Subject(MODEL, conditions=ASKED), self.files).extractor
+    def __init__(self, model: str, images: int) -> None:
+        self.files, self.images = find_model(model), images
+        self.asked = Conditions(labels="balanced") if self.files.classes else Conditions()
+        self.exact = Denoiser(self.files, "cpu", self.asked)
+        self.extractor = Setting(Subject(model, conditions=self.asked), self.files).extractor
         self._made: dict[str, tuple[Tensor, Any]] = {}
 
     def paired(self, denoiser: Denoiser, name: str) -> tuple[float, float]:
@@ -109,20 +109,21 @@ def measured(method: str, calibrated_on: str, seed: int, judge: Judge, work: Pat
     config = parse_config(method)
     config = config.model_copy(update={"seed": config.seed + seed})
     schedule = parse_schedule(calibrated_on, files.noise)
-    recipe, folder, begun = Recipe(config, schedule, ASKED), work / f"{time.time_ns()}", time.process_time()
+    recipe, folder, begun = Recipe(config, schedule, judge.asked), work / f"{time.time_ns()}", time.process_time()
     # Configs that differ in their activations alone share what AdaRound finds: the first of them says what it costs.
     shared = (work / f"rounding-{rounding_key(config, recipe.data_identity(files))}.safetensors").exists()
     network, cost = quantize(files, recipe, folder, work)
     seconds = None if shared else round(time.process_time() - begun, 1)
-    denoiser = Denoiser(files.with_quantized(folder), "cpu", ASKED)
+    denoiser = Denoiser(files.with_quantized(folder), "cpu", judge.asked)
     stock = [told for name in STOCK for told in times_of(parse_schedule(name, files.noise), files)]
     temporal = {
         "own": judge.temporal(network, times_of(schedule, files)),
         "stock": judge.temporal(network, stock),
-        "all": judge.temporal(network, [float(t) for t in range(5, 1000, 15)]),
+        "all": judge.temporal(network, [float(t) for t in range(5, LAST, 15)]),
     }
     pairs = {name: judge.paired(denoiser, name) for name in (calibrated_on, *STOCK)}
     return {
+        "model": files.name,
         "method": method,
         "calibrated_on": calibrated_on,
         "seed": seed,
@@ -161,12 +162,13 @@ def summaries(lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
             half = spread * STUDENT.get(len(values) - 1, 1.96)
             figures[name] = [float(f"{statistics.mean(values):.4g}"), float(f"{half:.3g}")]
-        yield {"method": method, "calibrated_on": schedule, "seeds": len(rows), "figures": figures}
+        yield {"model": lines[0]["model"], "method": method, "calibrated_on": schedule, "seeds": len(rows), "figures": figures}
 
 
 def main() -> int:
     """Measure what is missing, then print the summaries."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="fashion-ddpm", help="a bundled model")
     parser.add_argument("--methods", default=",".join(METHODS), help="configs, separated by commas")
     parser.add_argument("--calibrated-on", default=OWN, help="schedules, separated by commas")
     parser.add_argument("--seeds", type=int, default=3, help="calibrations of each")
@@ -177,11 +179,12 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.is_file() else []
-    judge, lines = Judge(options.images), []
+    judge, lines = Judge(options.model, options.images), []
     for seed in range(options.seeds):
         for schedule in options.calibrated_on.split(","):
             for method in options.methods.split(","):
-                key = {"method": method, "calibrated_on": schedule, "seed": seed, "images": options.images}
+                key = {"model": options.model, "method": method, "calibrated_on": schedule, "seed": seed}
+                key["images"] = options.images
                 line = next((k for k in known if key.items() <= k.items()), None)
                 if line is None:
                     line = measured(method, schedule, seed, judge, options.out.parent / "quantized")

@@ -20,8 +20,8 @@ from fewstep.tasks.quantization.clock import Clock
 Mode = Literal["off", "observe", "on"]
 # Values kept of one batch, where a range needs more than extremes.
 KEPT = 4096
-# How far interpolated ends may be off, as a share of the range: a few steps of 8 bits.
-THIN = 0.01
+# Grids that are kept of more timesteps.
+KNOTS = 33
 
 
 class _Range:
@@ -137,13 +137,20 @@ class ActivationQuantizer(nn.Module):
             self._single = 1 / step, -middle, 2**self.bits - 1 - middle, step
 
     def thin(self) -> None:
-        """Leave out the grids of times that interpolation between the others gives within THIN of their range."""
-        if len(self.times) <= 2:
+        """Keep KNOTS grids of many timesteps, whose interpolation covers what was seen at every one of them.
+
+        An end is the outermost of all timesteps up to the next kept ones, so that nothing is cut off; where ranges
+        change little from one kept timestep to the next, it is little wider than need be.
+        """
+        count = len(self.times)
+        if count <= KNOTS:
             return
-        low = -self.zero * self.scale
-        high = low + (2**self.bits - 1) * self.scale
-        kept = knots(self.times, torch.cat([low, high], 1), (high - low).repeat(1, 2) * THIN)
-        self.set_grids(self.scale[kept], self.zero[kept], self.times[kept])
+        kept = torch.linspace(0, count - 1, KNOTS).round().long().to(self.times.device)
+        low, high = -self.zero * self.scale, (2**self.bits - 1 - self.zero) * self.scale
+        spans = [slice(int(kept[max(0, k - 1)]), int(kept[min(KNOTS - 1, k + 1)]) + 1) for k in range(KNOTS)]
+        low, high = (torch.stack([low[s].amin(0) for s in spans]), torch.stack([high[s].amax(0) for s in spans]))
+        grid = Grid.spanning(low, high, self.bits)
+        self.set_grids(grid.scale, grid.zero, self.times[kept])
 
     # -- use ------------------------------------------------------------------------------------------
 
@@ -202,22 +209,6 @@ def between(grid: Grid, index: Tensor, share: Tensor) -> Grid:
         grid.scale[index] * grid.zero[index], grid.scale[index + 1] * grid.zero[index + 1], share
     )
     return Grid(scale, (low / scale).round().clamp(0, grid.largest), grid.bits)
-
-
-def knots(times: Tensor, values: Tensor, tolerance: Tensor) -> Tensor:
-    """Indices (K,) of rising `times` (T,) between which linear interpolation gives `values` (T, V) to `tolerance`."""
-    chosen = torch.zeros(len(times), dtype=torch.bool, device=times.device)
-    chosen[0] = chosen[-1] = True
-    while True:
-        kept = chosen.nonzero()[:, 0]
-        after = torch.searchsorted(times[kept], times).clamp(1, len(kept) - 1)
-        first, second = kept[after - 1], kept[after]
-        share = ((times - times[first]) / (times[second] - times[first]))[:, None]
-        missed = ((torch.lerp(values[first], values[second], share) - values).abs() - tolerance).amax(1)
-        worst = int(missed.argmax())
-        if not missed[worst] > 0 or chosen[worst]:
-            return kept
-        chosen[worst] = True
 
 
 def rows_of_images(values: Tensor, rows: int) -> Tensor:

@@ -24,6 +24,8 @@ STRETCH = 1.5
 MOVED = 4
 # Inputs of a sweep whose steps are taken together to all later ones.
 BLOCK = 64
+# Columns of a Gram matrix that are added to at a time.
+COLUMNS = 1024
 
 
 @dataclass(frozen=True)
@@ -64,24 +66,23 @@ class MomentSums:
             self._about = about if self._bias else (torch.zeros_like(about[0]), torch.zeros_like(about[1]))
         x, y = x - self._about[0], y - self._about[1]
         weighted = x if rows is None else x * share
-        parts = [
-            weighted.T @ x,
-            weighted.T @ y,
-            (share * y.square()).sum(0),
-            weighted.sum(0),
-            (share * y).sum(0),
-        ]
         self._weight += float(share.double().sum())
         if not self._sums:
-            self._sums = [part.double() for part in parts]
-        else:
-            for total, part in zip(self._sums, parts, strict=True):
-                total += part
+            shapes = (x.shape[1], x.shape[1]), (x.shape[1], y.shape[1]), (y.shape[1],), (x.shape[1],), (y.shape[1],)
+            self._sums = [torch.zeros(shape, dtype=torch.float64, device=x.device) for shape in shapes]
+        gram, cross, power, sum_x, sum_y = self._sums
+        for first in range(0, x.shape[1], COLUMNS):
+            own = slice(first, first + COLUMNS)
+            gram[:, own] += weighted.T @ x[:, own]
+        cross += weighted.T @ y
+        power += (share * y.square()).sum(0)
+        sum_x += weighted.sum(0)
+        sum_y += (share * y).sum(0)
 
     def moments(self) -> Moments:
-        """Of all rows so far."""
+        """Of all rows so far; the sums are turned into them in place, and no more rows may come."""
         assert self._about is not None
-        gram, cross, power, x, y = (total / self._weight for total in self._sums)
+        gram, cross, power, x, y = (total.div_(self._weight) for total in self._sums)
         if not self._bias:
             return Moments(gram, cross, power, torch.zeros_like(x), torch.zeros_like(y))
         gram = gram.addr_(x, x, alpha=-1)
@@ -121,9 +122,6 @@ class LayerProblem:
         squares = moments.gram.diagonal()
         self.ridge = RIDGE * float(squares.mean()) + 1e-12
         self.order = torch.argsort(squares, descending=True)
-        # With the ridge, in the order of a sweep.
-        self._gram = moments.gram[self.order][:, self.order]
-        self._gram.diagonal().add_(self.ridge)
 
     def error(self, weight: Tensor) -> Tensor:
         """The objective of each output (O,)."""
@@ -174,7 +172,10 @@ class LayerProblem:
         # (the lazy batches of GPTQ, 2210.17323): the same steps, most of whose work is products of matrices.
         for first in range(0, len(codes_of), BLOCK):
             own = slice(first, min(first + BLOCK, len(codes_of)))
-            near = self._gram[own, own]
+            # Gathered block by block: a second matrix in the sweep's order may not fit beside the first.
+            far = m.gram[self.order[first:]][:, self.order[own]]
+            near = far[: own.stop - first]
+            near.diagonal().add_(self.ridge)
             here, taken = slope[own], torch.zeros_like(codes_of[own])
             for j in range(len(here)):
                 i = first + j
@@ -184,7 +185,7 @@ class LayerProblem:
                 codes_of[i] = codes
                 weight_of[i] += step
                 here[j:].addr_(near[j:, j], step, alpha=-1)
-            slope[own.stop :].addmm_(self._gram[own.stop :, own], taken, alpha=-1)
+            slope[own.stop :].addmm_(far[own.stop - first :], taken, alpha=-1)
         changed = not torch.equal(codes_of, before)
         fit.codes = torch.empty_like(fit.codes)
         fit.codes[:, self.order] = codes_of.T

@@ -24,6 +24,7 @@ from fewstep.tasks.quantization.descent import Moments, MomentSums, chosen_rows
 from fewstep.tasks.quantization.fitting import check_state, fit_moments, restore, state_of
 from fewstep.tasks.quantization.kept import Kept
 from fewstep.tasks.quantization.layers import QuantizedLayer
+from fewstep.tasks.quantization.memory import BATCH, LEAST_ROWS
 from fewstep.tasks.quantization.network import QuantizedNetwork, caller
 from fewstep.tasks.quantization.shelf import Shelf
 from fewstep.tasks.quantization.sums import Sums
@@ -32,17 +33,16 @@ from fewstep.tasks.quantization.tracing import layer_of
 from fewstep.tasks.quantization.trajectories import Batch, batches
 from fewstep.tasks.quantization.units import Reached
 
-BATCH = 64
-LEAST_ROWS = 16_384
 Done = Callable[[], None]
 
 
 class Sequential:
-    """The fit of all layers of a network on given data; `kept` holds what is finished."""
+    """The fit of all layers of a network on given data, `batch` rows at a time; `kept` holds what is finished."""
 
-    def __init__(self, network: QuantizedNetwork, data: Batch, kept: Kept) -> None:
+    def __init__(self, network: QuantizedNetwork, data: Batch, kept: Kept, batch: int = BATCH) -> None:
         assert network.graph is not None
         self.network, self.data, self.kept, self.config = network, data, kept, network.config
+        self.batch = batch
         self.calls = Counter(layer_of(call) for call in network.graph.order)
         self.order = list(self.calls)
         self.summands = {name for name in network.graph.summands if self.calls[layer_of(name)] == 1}
@@ -83,7 +83,7 @@ class Sequential:
     def _chosen(self, name: str, count: int) -> Tensor:
         """Which outputs (image, position) of a batch are fitted to: the same ones in every pass."""
         inputs = self.network.layers[name].inputs
-        passes = -(-len(self.data["x"]) // BATCH)
+        passes = -(-len(self.data["x"]) // self.batch)
         seed = int(hashlib.sha256(name.encode()).hexdigest()[:6], 16)
         return torch.tensor(list(chosen_rows(count, -(-inputs // passes), seed, -(-LEAST_ROWS // passes))))
 
@@ -115,7 +115,7 @@ class Sequential:
 
         handles = [network.layers[name].register_forward_hook(keep(name)) for name in names]
         try:
-            for batch in batches(self.data, BATCH):
+            for batch in batches(self.data, self.batch):
                 with Sums(put_sum) as sums:
                     caller(network.module)(**batch)
                 # What the trace saw added and the pass did not is fitted to its own output.
@@ -156,7 +156,7 @@ class Sequential:
 
         handles = [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
         try:
-            for batch in batches(self.data, BATCH):
+            for batch in batches(self.data, self.batch):
                 with suppress(Reached), Sums(seen) as sums:
                     caller(self.network.module)(**batch)
                 yield from found
