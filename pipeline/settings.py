@@ -82,6 +82,12 @@ def _checked_study(name: str, info: ValidationInfo) -> str:
 
 # Under this name the context of a validation says that settings are read from a study.
 STORED = "stored"
+# Settings that have no part in what is searched: in spaces with a change of the network, and in that of schedules.
+FOR_SCHEDULES = (
+    *("presets", "preset_images", "paired_images", "look_images", "grids", "finalists", "refined_elites", "refine_to"),
+    "random_trials",
+)
+FOR_NETWORKS = ("front", "calibration_iterations")
 StudyName = Annotated[str, AfterValidator(_checked_study)]
 
 
@@ -383,6 +389,20 @@ class SearchSettings(ModelSettings):
         counts = range(LEAST_ITERATIONS, MOST_ITERATIONS + 1, 25)
         plans = [base.model_copy(update={"iterations": n}) for n in counts]
         return next((p for p in reversed(plans) if p.calls(nfe, teacher_nfe) <= most), plans[0])
+
+    @model_validator(mode="after")
+    def _has_a_part(self, info: ValidationInfo) -> Self:
+        if (info.context or {}).get(STORED):
+            return self
+        if self.surrogate != "none" and self.sampler != "s3":
+            raise ValueError(f"a surrogate ranks the children of sampler s3, not of {self.sampler}: leave it away")
+        idle = FOR_NETWORKS if self.space == "schedule" else FOR_SCHEDULES
+        if self.space not in ("schedule", "joint") and "quantization" not in self.space.split("+"):
+            idle = (*idle, "calibration_iterations")
+        for name in idle:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no part in a search of space {self.space!r}: leave it away")
+        return self
 
     @model_validator(mode="after")
     def _fits_its_space(self) -> Self:

@@ -85,6 +85,10 @@ class ScheduleRenderer:
     def make(self, point: SchedulePoint, denoiser: Denoiser) -> Make:
         """See Samples."""
         schedule, files = denoiser.fitted(point.schedule), self._worker.files
+        if denoiser.files.quantized is not None:
+            from fewstep.tasks.quantization.reach import tell_if_far
+
+            tell_if_far(denoiser.files.quantized, schedule, files.noise)
         tables = compile_schedule(schedule, files.noise, files.prediction_type, self._worker.statistics)
         program = Program(tables, self._worker.device)
 

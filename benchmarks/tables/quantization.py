@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -40,6 +41,8 @@ from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.grids import parse_schedule
 
 FULL = "fp32"
+# Panels of a row of the picture, the share by which lines that are one differ, and a name's share of a panel's height.
+PANELS, SAME, NAME_HEIGHT = 2, 0.02, 0.07
 # A method's name with this behind it runs in integers.
 INTEGER = "@int8"
 GRID = tuple(
@@ -180,23 +183,69 @@ def _row(
 
 
 def draw_temporal(rows: Sequence[Row], path: Path) -> Path:
-    """Relative error and cosine similarity of the temporal features by timestep, a line a method."""
+    """Relative error of the temporal features by timestep: a panel for each pair of bits, a line a method.
+
+    Methods of a panel whose lines are the same, as those are that differ elsewhere alone, share one; it is named once,
+    at its right end.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for k, (name, lines) in enumerate(pd.DataFrame(rows).groupby("method", sort=False)):
-        lines = lines.sort_values("time")
-        ours = "tfmq" in str(name)
-        colour = ACCENT if ours else MUTED[k % len(MUTED)]
-        style = {"color": colour, "marker": "o" if ours else "s", "markersize": 3, "label": str(name)}
-        left.plot(lines["time"], lines["relative_error"], **style)
-        # No error at all is still a place on a logarithmic scale.
-        right.plot(lines["time"], 1 - lines["cosine"].clip(upper=1 - 1e-12), **style)
-    left.set(xlabel="timestep", ylabel="relative error", yscale="log", title="Temporal features")
-    right.set(xlabel="timestep", ylabel="1 − cosine similarity", yscale="log")
-    left.legend(fontsize=6)
+    frame = pd.DataFrame(rows)
+    # No error at all is still a place on a logarithmic scale.
+    smallest = frame["relative_error"][frame["relative_error"] > 0].min() / 2
+    frame["relative_error"] = frame["relative_error"].clip(lower=smallest)
+    frame["bits"] = [str(method).partition("-")[0] for method in frame["method"]]
+    panels = list(frame.groupby("bits", sort=False))
+    figure = Figure(figsize=(10, 3.2 * -(-len(panels) // PANELS)), layout="constrained")
+    axes = figure.subplots(-(-len(panels) // PANELS), min(PANELS, len(panels)), sharey=True, squeeze=False).flatten()
+    for axis, (bits, own) in zip(axes, panels, strict=False):
+        lines = _distinct_lines(own)
+        for k, (names, line) in enumerate(lines):
+            ours = any("tfmq" in name for name in names)
+            style = {"color": ACCENT if ours else MUTED[k % len(MUTED)], "marker": "o" if ours else "s"}
+            axis.plot(line.index, line, markersize=3, **style)
+        axis.set(xlabel="timestep", ylabel="relative error", yscale="log", title=f"Temporal features, {bits}")
+        _name_lines(axis, lines)
+    for axis in axes[len(panels) :]:
+        axis.remove()
     return save_figure(figure, path)
+
+
+def _distinct_lines(own: pd.DataFrame) -> list[tuple[list[str], pd.Series]]:
+    """Names and error by time of a panel's lines, from the lowest at the right end to the highest."""
+    lines: list[tuple[list[str], pd.Series]] = []
+    for name, group in own.groupby("method", sort=False):
+        line = group.set_index("time")["relative_error"].sort_index()
+        short = str(name).partition("-")[2]
+        for names, known in lines:
+            if len(known) == len(line) and bool(((known - line).abs() <= SAME * line.abs()).all()):
+                names.append(short)
+                break
+        else:
+            lines.append(([short], line))
+    return sorted(lines, key=lambda found: float(found[1].iloc[-1]))
+
+
+def _name_lines(axis: Any, lines: Sequence[tuple[list[str], pd.Series]]) -> None:
+    """Write names to the right of the panel, each as near to its line's end as the name below it lets it."""
+    low, high = np.log(axis.get_ylim())
+    wanted = [(np.log(float(line.iloc[-1])) - low) / (high - low) for _, line in lines]
+    places = [float(wanted[0])]
+    for place in wanted[1:]:
+        places.append(max(float(place), places[-1] + NAME_HEIGHT))
+    down = max(0.0, places[-1] - 1)
+    for k, (names, line) in enumerate(lines):
+        shown = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        end, place = (line.index[-1], float(line.iloc[-1])), (1.08, places[k] - down)
+        pointer = {"arrowstyle": "-", "color": MUTED[-1], "linewidth": 0.5, "relpos": (0, 0.5)}
+        axis.annotate(
+            *(shown, end, place),
+            textcoords="axes fraction",
+            fontsize=7,
+            va="center",
+            arrowprops=pointer,
+            annotation_clip=False,
+        )
 
 
 FASHION = Quantization()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from fewstep.pipeline.commands.fields import DEVICE, Fields, options
 from fewstep.pipeline.commands.options import AsJson, folder, into, print_json
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SubjectSettings
+
+if TYPE_CHECKING:
+    from fewstep.tasks.quantization.memory import Forecast
 
 NAME = "quantize"
 Config = Annotated[
@@ -33,6 +36,7 @@ def command(
     out: Annotated[Path, into(help="folder to write", check=folder)],
     config: Config = "w4a8-tfmq-full",
     work: Annotated[Path | None, into(help="keeps what a killed calibration had finished", check=folder)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast memory and disk space, write nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantise a model's network for a schedule: weights packed, temporal features kept (TFMQ-DM).
@@ -43,7 +47,7 @@ def command(
     from fewstep.pipeline.display import QuantizeDisplay, coverage_table
     from fewstep.search_spaces.quantization import parse_config
     from fewstep.tasks.models.statistics import ModelStatistics
-    from fewstep.tasks.quantization.build import Recipe, quantize
+    from fewstep.tasks.quantization.build import Recipe, foresee, quantize
     from fewstep.tasks.quantization.storage import find_quantized
     from fewstep.tasks.sampling.grids import parse_schedule
     from fewstep.tasks.worker import check_device
@@ -56,6 +60,9 @@ def command(
     asked.check(files)
     learned = ModelStatistics.load_for(Path(subject.statistics), files) if subject.statistics else None
     recipe = Recipe(parse_config(config), parse_schedule(schedule, files.noise), asked, learned)
+    if dry_run:
+        _tell(foresee(files, recipe, device), as_json)
+        return
     kept = work or Path.home() / ".cache" / "fewstep" / "calibrations"
     with QuantizeDisplay(quiet=as_json) as display:
         network, cost = quantize(files, recipe, out, kept, device, display.on_progress)
@@ -82,3 +89,20 @@ def command(
         f"{out}: {recipe.config.name}, {stored.bytes / 1024:,.0f} KiB of {full / 1024:,.0f} in full precision "
         f"({stored.bytes / full:.3f}), {cost.denoiser_calls:,} denoiser calls, {cost.seconds:.0f} s"
     )
+
+
+def _tell(found: Forecast, as_json: bool) -> None:
+    """Say what a calibration takes."""
+    mebibytes = {
+        "peak memory": found.peak,
+        "network": found.network,
+        "calibration inputs": found.data,
+        "a pass": found.a_pass,
+        f"fit of {found.largest_layer or 'nothing'}": found.largest_fit,
+        "disk meanwhile": found.disk,
+    }
+    if as_json:
+        print_json({**vars(found), "peak": found.peak})
+        return
+    for name, size in mebibytes.items():
+        typer.echo(f"{name:40} {size / 2**20:12,.1f} MiB")

@@ -20,6 +20,8 @@ from fewstep.tasks.quantization.clock import Clock
 Mode = Literal["off", "observe", "on"]
 # Values kept of one batch, where a range needs more than extremes.
 KEPT = 4096
+# Grids that are kept of more timesteps.
+KNOTS = 33
 
 
 class _Range:
@@ -134,6 +136,22 @@ class ActivationQuantizer(nn.Module):
             step, middle = float(scale), float(zero)
             self._single = 1 / step, -middle, 2**self.bits - 1 - middle, step
 
+    def thin(self) -> None:
+        """Keep KNOTS grids of many timesteps, whose interpolation covers what was seen at every one of them.
+
+        An end is the outermost of all timesteps up to the next kept ones, so that nothing is cut off; where ranges
+        change little from one kept timestep to the next, it is little wider than need be.
+        """
+        count = len(self.times)
+        if count <= KNOTS:
+            return
+        kept = torch.linspace(0, count - 1, KNOTS).round().long().to(self.times.device)
+        low, high = -self.zero * self.scale, (2**self.bits - 1 - self.zero) * self.scale
+        spans = [slice(int(kept[max(0, k - 1)]), int(kept[min(KNOTS - 1, k + 1)]) + 1) for k in range(KNOTS)]
+        low, high = (torch.stack([low[s].amin(0) for s in spans]), torch.stack([high[s].amax(0) for s in spans]))
+        grid = Grid.spanning(low, high, self.bits)
+        self.set_grids(grid.scale, grid.zero, self.times[kept])
+
     # -- use ------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,10 +176,16 @@ class ActivationQuantizer(nn.Module):
         shape[self.axis] = grid.scale.shape[-1]
         if len(self.times) == 1:
             return Grid(grid.scale.view(shape), grid.zero.view(shape), self.bits)
-        index = rows_of_images(self.clock.nearest(self.times), len(x))
+        index, share = self.clock.place(self.times)
+        if share is None:
+            index = rows_of_images(index, len(x))
+            found = Grid(grid.scale[index], grid.zero[index], self.bits)
+        else:
+            index, share = rows_of_images(index, len(x)), rows_of_images(share, len(x))
+            found = between(grid, index, share)
         if index.ndim:
             shape[0] = len(index)
-        return Grid(grid.scale[index].view(shape), grid.zero[index].view(shape), self.bits)
+        return Grid(found.scale.view(shape), found.zero.view(shape), self.bits)
 
     def _wide(self) -> Grid:
         """All grids, (T, 1), or (T, C) where the channels are split: one for each channel."""
@@ -172,6 +196,19 @@ class ActivationQuantizer(nn.Module):
                 scale, zero = scale.repeat_interleave(sizes, -1), zero.repeat_interleave(sizes, -1)
             self._spread = Grid(scale, zero, self.bits)
         return self._spread
+
+
+def between(grid: Grid, index: Tensor, share: Tensor) -> Grid:
+    """Grids whose ends lie on the way from those of times `index` to the next: scale and zero (..., S).
+
+    Each end is between the two known ones, but for half a step, by which zero comes to be a whole code.
+    """
+    share = share[..., None]
+    scale = torch.lerp(grid.scale[index], grid.scale[index + 1], share)
+    low = torch.lerp(
+        grid.scale[index] * grid.zero[index], grid.scale[index + 1] * grid.zero[index + 1], share
+    )
+    return Grid(scale, (low / scale).round().clamp(0, grid.largest), grid.bits)
 
 
 def rows_of_images(values: Tensor, rows: int) -> Tensor:

@@ -18,9 +18,13 @@ from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.quantization.calibration import Calibration, Progress
 from fewstep.tasks.quantization.coverage import coverage
+from fewstep.tasks.quantization.domain import block_domain
+from fewstep.tasks.quantization.memory import Forecast, LivePeak, batch_for, forecast
 from fewstep.tasks.quantization.network import QuantizedNetwork
 from fewstep.tasks.quantization.storage import DESCRIPTION, save_pretrained
-from fewstep.tasks.quantization.trajectories import collect
+from fewstep.tasks.quantization.trajectories import Batch, chosen_steps, collect, recorded
+from fewstep.tasks.sampling.compile import compile_schedule
+from fewstep.tasks.sampling.noise import starting_noise
 
 EXAMPLE = 2
 
@@ -66,6 +70,29 @@ def cached(files: ModelFiles, recipe: Recipe, cache: Path, device: str = "cpu") 
     return folder, cost.denoiser_calls
 
 
+def _probed(denoiser: Denoiser, recipe: Recipe) -> tuple[Batch, int, int]:
+    """What the network is given for a few images, the bytes that a row of it takes, and how many images those are."""
+    files, schedule = denoiser.files, recipe.schedule
+    tables = compile_schedule(schedule, files.noise, files.prediction_type, recipe.statistics)
+    x = starting_noise(recipe.config.seed, 0, EXAMPLE, files.shape, denoiser.device) * tables.prior_scale
+    told = next(told for told, called in zip(tables.times, tables.called, strict=True) if called)
+    call = denoiser.on(range(EXAMPLE), schedule.guidance, schedule.skips)
+    with torch.no_grad(), recorded(denoiser.network.module) as seen, LivePeak() as live:
+        call(x, told)
+    return seen[0], live.peak // len(seen[0]["x"]), EXAMPLE
+
+
+def foresee(files: ModelFiles, recipe: Recipe, device: str = "cpu") -> Forecast:
+    """The most memory that `quantize` takes, and the disk space meanwhile. Runs the network on a few images."""
+    denoiser = Denoiser(files, device, recipe.conditions)
+    example, a_row, images = _probed(denoiser, recipe)
+    network = QuantizedNetwork.wrap(denoiser.network.module, recipe.config, example)
+    used = len(chosen_steps(recipe.schedule.nfe, recipe.config.steps))
+    rows = recipe.config.images * used * len(example["x"]) // images
+    asked = len(block_domain(files, example, recipe.config.seed)["time"])
+    return forecast(network, example, rows, batch_for(a_row), asked)
+
+
 def quantize(
     files: ModelFiles,
     recipe: Recipe,
@@ -80,12 +107,16 @@ def quantize(
     """
     begun = time.perf_counter()
     denoiser = Denoiser(files, device, recipe.conditions)
-    data = collect(denoiser, recipe.schedule, recipe.config, recipe.statistics)
-    example = {name: value[:EXAMPLE] for name, value in data.items()}
+    example, a_row, images = _probed(denoiser, recipe)
+    batch = batch_for(a_row)
+    at_once = max(1, batch * images // len(example["x"]))
+    data = collect(denoiser, recipe.schedule, recipe.config, recipe.statistics, at_once)
+    calls = denoiser.calls - images
     network = QuantizedNetwork.wrap(denoiser.network.module, recipe.config, example)
-    Calibration(network, data, work, recipe.data_identity(files), progress).run()
+    domain = block_domain(files, data, recipe.config.seed)
+    Calibration(network, data, work, recipe.data_identity(files), progress, domain, batch).run()
     covered = coverage(network, example)
-    cost = Cost(denoiser.calls, time.perf_counter() - begun)
+    cost = Cost(calls, time.perf_counter() - begun)
     notes: dict[str, Any] = {
         "schedule": recipe.schedule.model_dump(mode="json"),
         "conditions": recipe.conditions.model_dump(),

@@ -16,17 +16,21 @@ from torch import Tensor
 from fewstep.errors import DataError, EvaluationError, ModelError
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig
 from fewstep.tasks.quantization.kept import Kept
+from fewstep.tasks.quantization.memory import BATCH
 from fewstep.tasks.quantization.network import QuantizedNetwork
 from fewstep.tasks.quantization.rounding import RoundingPlan, learn_rounding
 from fewstep.tasks.quantization.sequential import Sequential
+from fewstep.tasks.quantization.shelf import Shelf
 from fewstep.tasks.quantization.table import TimeTable
+from fewstep.tasks.quantization.time_block import BlockFit
 from fewstep.tasks.quantization.tracing import TimeBlock, layer_of
 from fewstep.tasks.quantization.trajectories import Batch, batches, moments_of_block
-from fewstep.tasks.quantization.units import Unit, find_units, joined, passes, unit_loss
+from fewstep.tasks.quantization.units import Unit, find_units, passes, unit_loss
 
 Progress = Callable[[str, int, int], None]
-BATCH = 64
-SCHEMA_VERSION = 1
+# Rows of TIAR's batches where the domain has more.
+TIAR_ROWS = 256
+SCHEMA_VERSION = 2
 
 
 def rounding_key(config: QuantizationConfig, identity: str) -> str:
@@ -52,6 +56,9 @@ def _key(config: QuantizationConfig, identity: str) -> str:
 class Calibration:
     """The calibration of one network on given data. `folder` keeps what is finished; `identity` names the data.
 
+    `domain` is all that the temporal information block is fitted on, time (R,) and labels (R,) if any; without it, what
+    the data hold. `batch` rows go through the network at a time.
+
     Raises EvaluationError for data that are not finite, DataError where what the folder keeps is damaged.
     """
 
@@ -62,8 +69,11 @@ class Calibration:
         folder: Path | None = None,
         identity: str = "",
         progress: Progress | None = None,
+        domain: Batch | None = None,
+        batch: int = BATCH,
     ) -> None:
-        self.network, self.config, self.data = network, network.config, data
+        self.network, self.config, self.data, self.batch = network, network.config, data, batch
+        self.domain = moments_of_block(data) if domain is None else domain
         self.progress = progress or (lambda _, __, ___: None)
         self.losses: dict[str, float] = {}
         if not all(bool(torch.isfinite(value).all()) for value in data.values()):
@@ -98,7 +108,7 @@ class Calibration:
         network.switch(weights=False, activations="off")
         if config.tib in ("tiar", "table") and network.time_layers:
             if config.solver == "hybrid":
-                Sequential(network, self._mixed(), self._fitted).fit_time_block(moments_of_block(self.data))
+                Sequential(network, self._mixed(), self._fitted, self.batch).fit_time_block(self.domain)
             else:
                 self._tiar()
                 self._keep(network.time_layers)
@@ -123,7 +133,7 @@ class Calibration:
         config, network = self.config, self.network
         network.detach()
         network.switch(weights=False, activations="off")
-        fit, apart = Sequential(network, self._mixed(), self._fitted), config.tib != "layers"
+        fit, apart = Sequential(network, self._mixed(), self._fitted, self.batch), config.tib != "layers"
         rest = [name for name in fit.order if not apart or network.plans[name].role != "time"]
         rest = rest if config.reconstruction != "none" else []
         done, count = 0, len(rest) + 1
@@ -140,7 +150,7 @@ class Calibration:
                 table = network.table
                 network.detach()
             if config.tib != "nearest":
-                fit.fit_time_block(moments_of_block(self.data))
+                fit.fit_time_block(self.domain)
             network.switch(weights=True, names=network.time_layers)
         show()
         fit.fit_layers(rest, show)
@@ -149,19 +159,24 @@ class Calibration:
         network.switch(weights=True)
 
     def _tiar(self) -> None:
-        """TIAR (section 4.2) on every timestep and label of the data, in one full batch."""
-        network, config = self.network, self.config
+        """TIAR (section 4.2) on every timestep and label of the domain, in one batch or in random ones of TIAR_ROWS."""
+        network, config, given = self.network, self.config, self.domain
         assert network.graph is not None
         learned = {n: network.layers[n] for n in network.time_layers if network.plans[n].bits != FULL_PRECISION}
         if not learned or all(name in self._kept for name in learned):
             return
-        block, given = TimeBlock(network.graph, network.layers), moments_of_block(self.data)
+        block, rows = TimeBlock(network.graph, network.layers), len(given["time"])
         target = self.time_features(block, given)
         network.switch(weights=True, names=learned)
 
-        def loss(_: int) -> Tensor:
-            found = block(given)
-            return torch.stack([(found[n] - target[n]).square().sum(1).mean() for n in target]).sum()
+        def loss(iteration: int) -> Tensor:
+            wanted, inputs = target, given
+            if rows > TIAR_ROWS:
+                rng = torch.Generator().manual_seed(config.seed * 1_000_003 + iteration)
+                index = torch.randint(0, rows, (TIAR_ROWS,), generator=rng).to(given["time"].device)
+                wanted, inputs = ({k: v[index] for k, v in found.items()} for found in (target, given))
+            found = block(inputs)
+            return torch.stack([(found[n] - wanted[n]).square().sum(1).mean() for n in wanted]).sum()
 
         plan = RoundingPlan(config.tiar_iterations, config.tiar_rate, config.rounding_weight, config.warmup)
         losses = learn_rounding(list(learned.values()), loss, plan)
@@ -187,29 +202,40 @@ class Calibration:
     def _reconstruct(self, unit: Unit) -> None:
         network, config = self.network, self.config
         states = {name: layer.on for name, layer in network.layers.items()}
-        inputs = joined(list(passes(network, unit, self.data, BATCH, outputs=False)), min(BATCH, len(self.data["x"])))
-        network.switch(weights=False)
-        found = [o[0] if isinstance(o, tuple) else o for o in passes(network, unit, self.data, BATCH, outputs=True)]
-        for name, layer in network.layers.items():
-            layer.on = states[name]
-        for layer in unit.layers:
-            layer.on = True
-        seed = config.seed + int(hashlib.sha256(unit.name.encode()).hexdigest()[:6], 16)
-        loss = unit_loss(network, unit, inputs, torch.cat(found), self.data, config.batch, seed)
-        plan = RoundingPlan(config.iterations, config.rate, config.rounding_weight, config.warmup)
-        losses = learn_rounding(unit.layers, loss, plan)
+        rows = min(self.batch, len(self.data["x"]))
+        with Shelf(None if self._kept.path is None else self._kept.path.parent) as shelf:
+            inputs = shelf.joined("inputs", passes(network, unit, self.data, self.batch, outputs=False), rows)
+            network.switch(weights=False)
+            for output in passes(network, unit, self.data, self.batch, outputs=True):
+                shelf.put("outputs", output[0] if isinstance(output, tuple) else output)
+            for name, layer in network.layers.items():
+                layer.on = states[name]
+            for layer in unit.layers:
+                layer.on = True
+            seed = config.seed + int(hashlib.sha256(unit.name.encode()).hexdigest()[:6], 16)
+            loss = unit_loss(network, unit, inputs, shelf.rows("outputs"), self.data, config.batch, seed)
+            plan = RoundingPlan(config.iterations, config.rate, config.rounding_weight, config.warmup)
+            losses = learn_rounding(unit.layers, loss, plan)
         self.losses[unit.name] = losses[-1] if losses else float("nan")
 
     # -- activations ----------------------------------------------------------------------------------
 
     def ranges(self) -> None:
         """Find all ranges of activations on the network with quantised weights."""
-        if self.network.quantizers:
-            fitted = {name: q for name, q in self.network.quantizers.items() if q.scale.numel()}
+        network, config = self.network, self.config
+        if network.quantizers:
+            fitted = {name: q for name, q in network.quantizers.items() if q.scale.numel()}
             grids = {name: (q.scale, q.zero, q.times) for name, q in fitted.items()}
-            self.network.observe(batches(self._mixed(), BATCH))
+            # Where every grid is one timestep's, that timestep's images are best seen together.
+            network.observe(batches(self.data if config.fsc == "all" else self._mixed(), self.batch))
             for name, quantizer in fitted.items():
                 quantizer.set_grids(*grids[name])
+            if config.fsc != "none" and not fitted.keys() & set(network.time_layers):
+                table = network.table
+                network.detach()
+                BlockFit(network, self.domain).ranges()
+                if table is not None:
+                    network.attach(table)
         self.progress("ranges", 1, 1)
 
     def _mixed(self) -> Batch:

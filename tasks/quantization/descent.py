@@ -22,6 +22,10 @@ RIDGE = 1e-3
 STRETCH = 1.5
 # Codes that a perturbation moves, of one output.
 MOVED = 4
+# Inputs of a sweep whose steps are taken together to all later ones.
+BLOCK = 64
+# Columns of a Gram matrix that are added to at a time.
+COLUMNS = 1024
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,53 @@ class Moments:
     @classmethod
     def of(cls, x: Tensor, y: Tensor, rows: Tensor | None, bias: bool) -> Moments:
         """From rows with these weights (default: equal ones)."""
-        share = torch.full((len(x), 1), 1 / len(x), dtype=x.dtype, device=x.device)
-        if rows is not None:
-            share = (rows / rows.sum()).to(x.dtype)[:, None]
-        mean_x, mean_y = (share * x).sum(0), (share * y).sum(0)
-        if not bias:
-            mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
-        x, y = x - mean_x, y - mean_y
-        weighted = x * share
-        parts = weighted.T @ x, weighted.T @ y, (share * y.square()).sum(0), mean_x, mean_y
-        return cls(*(part.double() for part in parts))
+        sums = MomentSums(bias)
+        sums.add(x, y, rows)
+        return sums.moments()
+
+
+class MomentSums:
+    """Moments of rows that come a few at a time: the rows themselves are not kept."""
+
+    def __init__(self, bias: bool) -> None:
+        self._bias, self._weight = bias, 0.0
+        # Products are taken about the first rows' means, so that what is nearly constant loses no digits.
+        self._about: tuple[Tensor, Tensor] | None = None
+        self._sums: list[Tensor] = []
+
+    def add(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> None:
+        """More rows x (R, I), y (R, O), with weights (R,)."""
+        if not len(x):
+            return
+        share = torch.ones(len(x), 1, device=x.device) if rows is None else rows[:, None]
+        share = share.to(x.dtype)
+        if self._about is None:
+            about = (share * x).sum(0) / share.sum(), (share * y).sum(0) / share.sum()
+            self._about = about if self._bias else (torch.zeros_like(about[0]), torch.zeros_like(about[1]))
+        x, y = x - self._about[0], y - self._about[1]
+        weighted = x if rows is None else x * share
+        self._weight += float(share.double().sum())
+        if not self._sums:
+            shapes = (x.shape[1], x.shape[1]), (x.shape[1], y.shape[1]), (y.shape[1],), (x.shape[1],), (y.shape[1],)
+            self._sums = [torch.zeros(shape, dtype=torch.float64, device=x.device) for shape in shapes]
+        gram, cross, power, sum_x, sum_y = self._sums
+        for first in range(0, x.shape[1], COLUMNS):
+            own = slice(first, first + COLUMNS)
+            gram[:, own] += weighted.T @ x[:, own]
+        cross += weighted.T @ y
+        power += (share * y.square()).sum(0)
+        sum_x += weighted.sum(0)
+        sum_y += (share * y).sum(0)
+
+    def moments(self) -> Moments:
+        """Of all rows so far; the sums are turned into them in place, and no more rows may come."""
+        assert self._about is not None
+        gram, cross, power, x, y = (total.div_(self._weight) for total in self._sums)
+        if not self._bias:
+            return Moments(gram, cross, power, torch.zeros_like(x), torch.zeros_like(y))
+        gram = gram.addr_(x, x, alpha=-1)
+        cross = cross.addr_(x, y, alpha=-1)
+        return Moments(gram, cross, power - y.square(), self._about[0].double() + x, self._about[1].double() + y)
 
 
 @dataclass
@@ -80,7 +121,7 @@ class LayerProblem:
         self.moments, self.exact, self.largest = moments, exact.double(), largest
         squares = moments.gram.diagonal()
         self.ridge = RIDGE * float(squares.mean()) + 1e-12
-        self.order = torch.argsort(squares, descending=True).tolist()
+        self.order = torch.argsort(squares, descending=True)
 
     def error(self, weight: Tensor) -> Tensor:
         """The objective of each output (O,)."""
@@ -120,24 +161,39 @@ class LayerProblem:
 
     def _sweep(self, fit: Fit) -> bool:
         """Each code at its best with the others held; whether any changed."""
-        m, weight, changed = self.moments, fit.weight, False
-        scale, zero = fit.wide(fit.scale), fit.wide(fit.zero)
-        # Held by input, so that one coordinate of all outputs is one row.
-        slope = (m.cross.T - weight @ m.gram + self.ridge * (self.exact - weight)).T.contiguous()
-        weight_of, codes_of = weight.T.contiguous(), fit.codes.T.contiguous()
-        curvature = (m.gram.diagonal() + self.ridge).tolist()
-        for i in self.order:
-            wanted = weight_of[i] + slope[i] / curvature[i]
-            codes = (wanted / scale[:, i] + zero[:, i]).round_().clamp_(0, self.largest)
-            step = (codes - codes_of[i]) * scale[:, i]
-            if bool(step.any()):
-                changed = True
+        m, weight = self.moments, fit.weight
+        scale, zero = self._by_input(fit.wide(fit.scale)), self._by_input(fit.wide(fit.zero))
+        # Held by input, in the order of the sweep, so that one coordinate of all outputs is one row.
+        slope = self._by_input(m.cross.T - weight @ m.gram + self.ridge * (self.exact - weight))
+        weight_of, codes_of = self._by_input(weight), self._by_input(fit.codes)
+        before, inverse = codes_of.clone(), scale.reciprocal()
+        curvature = (m.gram.diagonal() + self.ridge)[self.order].tolist()
+        # What a step changes is made good at once within its block, and for all other inputs when the block is done
+        # (the lazy batches of GPTQ, 2210.17323): the same steps, most of whose work is products of matrices.
+        for first in range(0, len(codes_of), BLOCK):
+            own = slice(first, min(first + BLOCK, len(codes_of)))
+            # Gathered block by block: a second matrix in the sweep's order may not fit beside the first.
+            far = m.gram[self.order[first:]][:, self.order[own]]
+            near = far[: own.stop - first]
+            near.diagonal().add_(self.ridge)
+            here, taken = slope[own], torch.zeros_like(codes_of[own])
+            for j in range(len(here)):
+                i = first + j
+                codes = (weight_of[i] + here[j] / curvature[i]).mul_(inverse[i]).add_(zero[i])
+                codes = codes.round_().clamp_(0, self.largest)
+                step = taken[j] = (codes - codes_of[i]) * scale[i]
                 codes_of[i] = codes
                 weight_of[i] += step
-                slope.addr_(m.gram[i], step, alpha=-1)
-                slope[i] -= self.ridge * step
-        fit.codes = codes_of.T.contiguous()
+                here[j:].addr_(near[j:, j], step, alpha=-1)
+            slope[own.stop :].addmm_(far[own.stop - first :], taken, alpha=-1)
+        changed = not torch.equal(codes_of, before)
+        fit.codes = torch.empty_like(fit.codes)
+        fit.codes[:, self.order] = codes_of.T
         return changed
+
+    def _by_input(self, values: Tensor) -> Tensor:
+        """(O, I) to (I, O), inputs in the order of a sweep."""
+        return values.T.contiguous()[self.order]
 
     def _refit(self, fit: Fit, first: Tensor) -> None:
         """The scale of each part by least squares, codes and the other parts held."""
@@ -155,7 +211,7 @@ class LayerProblem:
             weight[:, own] = fit.scale[:, p : p + 1] * q
 
 
-def chosen_rows(count: int, inputs: int, seed: int, least: int = 16_384, ratio: int = 32) -> Sequence[int]:
+def chosen_rows(count: int, inputs: int, seed: int, least: int = 16_384, ratio: int = 16) -> Sequence[int]:
     """Which of `count` rows a problem with that many inputs is fitted to: all, or enough random ones."""
     wanted = max(least, ratio * inputs)
     if count <= wanted:

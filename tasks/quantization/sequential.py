@@ -2,17 +2,16 @@
 
 For each layer in the order of the forward pass: the inputs that it will see, weights before it quantised; the
 outputs that it should have, in full precision; then its codes, scales and bias. What one layer gets wrong, the next
-ones are fitted to. Activations are not quantised meanwhile: their noise would draw the weights towards zero, and
-layer after layer of that costs more than it gains. The temporal information block comes first and apart. All its
-inputs are known, each with its grid, so there the activations are part of the fit (TIAR in one full batch, TFMQ-DM
-section 4.2; FSC, section 4.3).
+ones are fitted to: a layer whose output is added to a stream is fitted to the sum in full precision, less what the
+stream is by then, as a block's reconstruction would have it. Activations are not quantised meanwhile: their noise
+would draw the weights towards zero, and layer after layer of that costs more than it gains.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -21,162 +20,60 @@ from torch import Tensor, nn
 
 from fewstep.errors import DataError
 from fewstep.search_spaces.quantization import FULL_PRECISION
-from fewstep.tasks.quantization.activations import ActivationQuantizer
-from fewstep.tasks.quantization.descent import Fit, LayerProblem, Moments, chosen_rows
+from fewstep.tasks.quantization.descent import Moments, MomentSums, chosen_rows
+from fewstep.tasks.quantization.fitting import check_state, fit_moments, restore, state_of
 from fewstep.tasks.quantization.kept import Kept
 from fewstep.tasks.quantization.layers import QuantizedLayer
+from fewstep.tasks.quantization.memory import BATCH, LEAST_ROWS
 from fewstep.tasks.quantization.network import QuantizedNetwork, caller
-from fewstep.tasks.quantization.tracing import TimeBlock, layer_of
+from fewstep.tasks.quantization.shelf import Shelf
+from fewstep.tasks.quantization.sums import Sums
+from fewstep.tasks.quantization.time_block import BlockFit
+from fewstep.tasks.quantization.tracing import layer_of
 from fewstep.tasks.quantization.trajectories import Batch, batches
 from fewstep.tasks.quantization.units import Reached
 
-BATCH = 64
-LEAST_ROWS = 16_384
-# What an activation's grids are kept as.
-GRIDS = ("scale", "zero", "times")
 Done = Callable[[], None]
 
 
-def fit_layer(
-    layer: QuantizedLayer, x: Tensor, y: Tensor, sweeps: int, restarts: int = 0, rows: Tensor | None = None
-) -> None:
-    """Fit codes, scales and bias to rows x (R, I k k) -> y (R, O), with weights of the rows (R,)."""
-    assert layer.original is not None
-    sizes = tuple(part.codes[0].numel() for part in layer.parts)
-    fit = Fit(
-        torch.cat([part.codes.flatten(1) for part in layer.parts], 1).double(),
-        torch.stack([part.grid.scale.flatten() for part in layer.parts], 1).double(),
-        torch.stack([part.grid.zero.flatten() for part in layer.parts], 1).double(),
-        sizes,
-    )
-    moments = Moments.of(x, y, rows, layer.bias is not None)
-    problem = LayerProblem(moments, torch.cat([p.flatten(1) for p in layer.pieces()], 1), layer.parts[0].grid.largest)
-    found = problem.solve(fit, sweeps, restarts)
-    codes = [
-        piece.reshape(part.codes.shape).to(torch.uint8)
-        for piece, part in zip(torch.split(found.codes, list(sizes), 1), layer.parts, strict=True)
-    ]
-    bias = None if layer.bias is None else problem.bias(found.weight)
-    layer.set_fit(codes, list(found.scale.T), bias)
-
-
-def state_of(layer: QuantizedLayer) -> dict[str, Tensor]:
-    """What a fit leaves in a layer."""
-    state = {f"codes{i}": part.codes for i, part in enumerate(layer.parts)}
-    state |= {f"scale{i}": part.grid.scale.flatten() for i, part in enumerate(layer.parts)}
-    if layer.bias is not None:
-        state["bias"] = layer.bias
-    if layer.activation is not None and layer.activation.scale.numel():
-        state |= {name: getattr(layer.activation, name) for name in GRIDS}
-    return state
-
-
-def check_state(layer: QuantizedLayer, state: Mapping[str, Tensor]) -> None:
-    """ValueError where this is not what `state_of` gives for such a layer."""
-    for name, value in state_of(layer).items():
-        found = state.get(name)
-        if name not in GRIDS and (found is None or (found.shape, found.dtype) != (value.shape, value.dtype)):
-            raise ValueError(f"no {name} {tuple(value.shape)}")
-    layer.check_codes([state[f"codes{i}"] for i in range(len(layer.parts))])
-    grids = [state[name] for name in GRIDS if name in state]
-    if grids and (len(grids) < len(GRIDS) or grids[0].shape != grids[1].shape or len(grids[0]) != len(grids[2])):
-        raise ValueError("grids of activations that are not whole")
-
-
-def restore(layer: QuantizedLayer, state: Mapping[str, Tensor]) -> None:
-    """Put back what `state_of` gave; an activation with a range is on."""
-    device = layer.original.device if layer.original is not None else "cpu"
-    count = range(len(layer.parts))
-    codes, scales = [state[f"codes{i}"].to(device) for i in count], [state[f"scale{i}"].to(device) for i in count]
-    layer.set_fit(codes, scales, state["bias"].to(device) if "bias" in state else None)
-    if layer.activation is not None and "times" in state:
-        layer.activation.set_grids(*(state[name].to(device) for name in GRIDS))
-        layer.activation.mode = "on"
-
-
-def _ranged(quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
-    """x as the quantiser gives it, once it has found its range on it."""
-    quantizer.mode = "observe"
-    quantizer(x)
-    quantizer.close()
-    quantizer.mode = "on"
-    quantized: Tensor = quantizer(x)
-    return quantized
-
-
 class Sequential:
-    """The fit of all layers of a network on given data; `kept` holds what is finished."""
+    """The fit of all layers of a network on given data, `batch` rows at a time; `kept` holds what is finished."""
 
-    def __init__(self, network: QuantizedNetwork, data: Batch, kept: Kept) -> None:
+    def __init__(self, network: QuantizedNetwork, data: Batch, kept: Kept, batch: int = BATCH) -> None:
         assert network.graph is not None
         self.network, self.data, self.kept, self.config = network, data, kept, network.config
+        self.batch = batch
         self.calls = Counter(layer_of(call) for call in network.graph.order)
         self.order = list(self.calls)
+        self.summands = {name for name in network.graph.summands if self.calls[layer_of(name)] == 1}
         for name in (name for name in self.order if name in kept):
             try:
                 check_state(network.layers[name], kept[name])
             except ValueError as error:
                 raise DataError(f"{kept.path} is damaged ({name}: {error}): delete it to calibrate anew") from error
 
-    @torch.no_grad()
     def fit_time_block(self, given: Batch) -> None:
-        """Every layer of the block on all its inputs `given`; a timestep counts by the inverse of its features' size.
-
-        Features are small at low noise, where a plain sum of squares would not see them.
-        """
-        network, names, seen = self.network, self.network.time_layers, dict[str, tuple[Tensor, Tensor]]()
-        assert network.graph is not None
-        block, count = TimeBlock(network.graph, network.layers), len(given["time"])
-
-        def keep(name: str) -> Callable[..., None]:
-            def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-                seen[name] = arguments[0].clone(), output.clone()
-
-            return hook
-
-        handles = [network.layers[name].register_forward_hook(keep(name)) for name in names]
-        try:
-            network.switch(weights=False, activations="off", names=names)
-            features = block(given)
-            exact = {name: pair[1] for name, pair in seen.items()}
-            rows = torch.stack([f.square().sum(1) for f in features.values()]).sum(0).clamp(min=1e-12).rsqrt()
-            for name in names:
-                layer = network.layers[name]
-                if name in self.kept:
-                    restore(layer, self.kept[name])
-                    if layer.activation is not None:
-                        layer.activation.mode = "on"
-                else:
-                    network.clock.set(given["time"], given.get("labels"))
-                    block(given)
-                    x = seen[name][0]
-                    x = x if layer.activation is None else _ranged(layer.activation, x)
-                    if layer.bits != FULL_PRECISION and len(x) == count and not layer.is_convolution:
-                        fit_layer(layer, x, exact[name], self.config.sweeps * 5, self.config.restarts, rows)
-                    self.kept.keep(name, state_of(layer))
-                layer.on = True
-        finally:
-            for handle in handles:
-                handle.remove()
-            network.switch(activations="off")
+        """Every layer of the temporal information block, on all its inputs `given`."""
+        BlockFit(self.network, given).fit(self.kept)
 
     @torch.no_grad()
     def fit_layers(self, names: Sequence[str], done: Done) -> None:
         """These layers, in this order; afterwards their weights are on. Activations stay as they are, off."""
-        network, targets = self.network, dict[str, Tensor]()
-        missing = [name for name in names if name not in self.kept and self.fits(network.layers[name])]
-        if missing:
-            targets = self._targets(missing)
-        for name in names:
-            layer = network.layers[name]
-            if name in self.kept:
-                restore(layer, self.kept[name])
-            else:
-                if name in targets:
-                    fit_layer(layer, self._rows(name), targets.pop(name), self.config.sweeps)
-                self.kept.keep(name, state_of(layer))
-            layer.on = True
-            done()
+        missing = [name for name in names if name not in self.kept and self.fits(self.network.layers[name])]
+        with Shelf(None if self.kept.path is None else self.kept.path.parent) as shelf:
+            if missing:
+                self._store_targets(missing, shelf)
+            for name in names:
+                layer = self.network.layers[name]
+                if name in self.kept:
+                    restore(layer, self.kept[name])
+                else:
+                    if name in missing:
+                        fit_moments(layer, self._moments(name, shelf), self.config.sweeps)
+                        shelf.drop(name)
+                    self.kept.keep(name, state_of(layer))
+                layer.on = True
+                done()
 
     @staticmethod
     def fits(layer: QuantizedLayer) -> bool:
@@ -186,49 +83,84 @@ class Sequential:
     def _chosen(self, name: str, count: int) -> Tensor:
         """Which outputs (image, position) of a batch are fitted to: the same ones in every pass."""
         inputs = self.network.layers[name].inputs
-        passes = -(-len(self.data["x"]) // BATCH)
+        passes = -(-len(self.data["x"]) // self.batch)
         seed = int(hashlib.sha256(name.encode()).hexdigest()[:6], 16)
         return torch.tensor(list(chosen_rows(count, -(-inputs // passes), seed, -(-LEAST_ROWS // passes))))
 
-    def _targets(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Rows of every layer's output in full precision, from one pass over the data."""
+    def _picked(self, name: str, output: Tensor) -> Tensor:
+        """The chosen rows (R, O) of an output."""
+        flat = output.movedim(1, -1).flatten(0, -2) if output.ndim == 4 else output.flatten(0, -2)
+        return flat[self._chosen(name, len(flat)).to(flat.device)]
+
+    def _store_targets(self, names: Sequence[str], shelf: Shelf) -> None:
+        """Rows of every layer's output in full precision, or of the sum that it goes into, from one pass."""
         network = self.network
-        kept: dict[str, list[Tensor]] = {name: [] for name in names}
         states = {name: layer.on for name, layer in network.layers.items()}
         network.switch(weights=False, activations="off")
+        outputs: dict[str, Tensor] = {}
+
+        def put_sum(name: str, other: Tensor) -> None:
+            shelf.put(name, outputs.pop(name) + self._picked(name, other))
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_: nn.Module, __: object, output: Tensor) -> None:
-                flat = output.movedim(1, -1).flatten(0, -2) if output.ndim == 4 else output.flatten(0, -2)
-                kept[name].append(flat[self._chosen(name, len(flat)).to(flat.device)].clone())
+                rows = self._picked(name, output)
+                if name in self.summands:
+                    outputs[name] = rows
+                    sums.track(name, output)
+                else:
+                    shelf.put(name, rows)
 
             return hook
 
         handles = [network.layers[name].register_forward_hook(keep(name)) for name in names]
         try:
-            for batch in batches(self.data, BATCH):
-                caller(network.module)(**batch)
+            for batch in batches(self.data, self.batch):
+                with Sums(put_sum) as sums:
+                    caller(network.module)(**batch)
+                # What the trace saw added and the pass did not is fitted to its own output.
+                for name in list(outputs):
+                    self.summands.discard(name)
+                    shelf.put(name, outputs.pop(name))
         finally:
             for handle in handles:
                 handle.remove()
         for name, on in states.items():
             network.layers[name].on = on
-        return {name: torch.cat(pieces) for name, pieces in kept.items()}
 
-    def _rows(self, name: str) -> Tensor:
-        """The inputs (R, I k k) of the chosen outputs, of every call where there are several."""
-        layer, rows = self.network.layers[name], list[Tensor]()
+    def _moments(self, name: str, shelf: Shelf) -> Moments:
+        """Of a layer's inputs and of what its output is to be, gathered batch by batch."""
+        sums, target = MomentSums(self.network.layers[name].bias is not None), shelf.read(name)
+        for rows, other in self._passes(name):
+            y = target(len(rows)).to(rows)
+            sums.add(rows, y if other is None else y - other)
+        return sums.moments()
 
-        def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            rows.append(layer.windows(arguments[0], partial(self._chosen, name)))
-            if len(rows) % self.calls[name] == 0:
+    def _passes(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """For each call of the layer on each batch: inputs (R, I k k) of the chosen outputs, what is added to those."""
+        layer, found = self.network.layers[name], list[tuple[Tensor, Tensor | None]]()
+        added = name in self.summands
+
+        def before(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            found.append((layer.windows(arguments[0], partial(self._chosen, name)), None))
+            if not added and len(found) == self.calls[name]:
                 raise Reached
 
-        handle = layer.register_forward_pre_hook(keep)
+        def after(_: nn.Module, __: object, output: Tensor) -> None:
+            if added:
+                sums.track(name, output)
+
+        def seen(_: str, other: Tensor) -> None:
+            found[0] = found[0][0], self._picked(name, other)
+            raise Reached
+
+        handles = [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
         try:
-            for batch in batches(self.data, BATCH):
-                with suppress(Reached):
+            for batch in batches(self.data, self.batch):
+                with suppress(Reached), Sums(seen) as sums:
                     caller(self.network.module)(**batch)
+                yield from found
+                found.clear()
         finally:
-            handle.remove()
-        return torch.cat(rows)
+            for handle in handles:
+                handle.remove()

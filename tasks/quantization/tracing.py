@@ -8,7 +8,7 @@ image at all, and whether it is a concatenation. No module is known by its name.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fewstep.errors import ModelError
+from fewstep.tasks.quantization.clock import Clock
 
 Call = Any
+# Slices of the traced batch that all rows at once are compared with.
+CHECKED = 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class LayerGraph:
 
     A layer that is called again appears again, as NAME#2. `sources` are the layers (and the inputs `x`, `time`,
     `labels`, `condition`) that a layer's input is made from directly; `halves` the channels of the pieces where it
-    is a plain concatenation.
+    is a plain concatenation; `summands` the calls whose output is first of all added to something that it has no
+    part in, as at the end of a residual branch.
     """
 
     order: tuple[str, ...]
@@ -37,6 +41,7 @@ class LayerGraph:
     graph: GraphModule
     inputs: tuple[str, ...]
     batch: int
+    summands: frozenset[str] = frozenset()
 
     @property
     def of_time(self) -> tuple[str, ...]:
@@ -151,64 +156,112 @@ def _read(graph: GraphModule, inputs: tuple[str, ...], order: tuple[str, ...], b
             pieces, axis = node.args[0], node.args[1] if len(node.args) > 1 else 0
             if axis % 4 == 1 and len(pieces) > 1:
                 halves[name] = tuple(int(piece.meta["val"].shape[1]) for piece in pieces)
-    return LayerGraph(order, {name: reaches[node] for name, node in ends.items()}, halves, graph, inputs, batch)
+    sources = {name: reaches[node] for name, node in ends.items()}
+    made_of: dict[str, frozenset[str]] = {}
+    for name in order:
+        made_of[name] = sources[name].union(*(made_of.get(source, frozenset()) for source in sources[name]))
+    summands = set()
+    for node, name in names.items():
+        other = _added_to(node) if name in sources else None
+        if other is not None and not any(name in {call} | made_of.get(call, frozenset()) for call in reaches[other]):
+            summands.add(name)
+    return LayerGraph(order, sources, halves, graph, inputs, batch, frozenset(summands))
+
+
+# What a sum is looked for behind: the same numbers in another shape.
+VIEWS = {
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.permute.default,
+    torch.ops.aten.clone.default,
+}
+
+
+def _added_to(node: Node) -> Node | None:
+    """What a node's value is added to, where that is its first and only use."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if user.target is torch.ops.aten.add.Tensor and not user.kwargs:
+            others = [n for n in user.all_input_nodes if n is not node]
+            return others[0] if len(others) == 1 else None
+        if user.target not in VIEWS:
+            return None
+        node = user
+    return None
 
 
 class TimeBlock:
     """The temporal information block as a function of its own: (time, labels) -> outputs of its projections.
 
     Runs the traced operations between the block's layers and calls `layers`, so it follows whatever stands in
-    their place. Shapes: time (N,), labels (N,); outputs (N, D).
+    their place; `clock`, where there is one, is set to the rows of each pass. Shapes: time (N,), labels (N,);
+    outputs (N, D).
 
     The trace holds the batch it was made with in the sizes of a few operations. All rows are tried at once with
     those sizes replaced; where that does not give what slices of the traced size give, slices are what is run.
     """
 
-    def __init__(self, found: LayerGraph, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, found: LayerGraph, layers: Mapping[str, nn.Module], clock: Clock | None = None) -> None:
         self.names, self.projections = found.of_time, found.projections
-        self._layers, self._batch, self._graph = layers, found.batch, found.graph
+        self._layers, self._batch, self._graph, self._clock = layers, found.batch, found.graph, clock
         nodes = list(found.graph.graph.nodes)
         ends = dict(zip(found.order, nodes[-1].args[0], strict=True))
         self._ends = {name: ends[name] for name in self.names}
         placeholders = [n for n in nodes if n.op == "placeholder"]
-        self._names = dict(zip(placeholders, (*found.inputs, *found.order), strict=True))
+        count = len(found.inputs)
+        self._inputs = dict(zip(placeholders[:count], found.inputs, strict=True))
+        self._calls = dict(zip(placeholders[count:], found.order, strict=True))
         self._wide: dict[int, bool] = {}
 
-    def __call__(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs of the block's projections for the given `time` and, where the network has them, `labels`."""
+    def __call__(self, given: Mapping[str, Tensor], names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Outputs of the named projections (default: all) for the given `time` and, where there are any, `labels`."""
+        return self._computed(given, self.projections if names is None else names, inputs=False)
+
+    def inputs_of(self, layer: str, given: Mapping[str, Tensor]) -> list[Tensor]:
+        """What the layer is given (N, I) at each of its calls; no more of the block is computed than that takes."""
+        calls = tuple(name for name in self.names if layer_of(name) == layer)
+        return list(self._computed(given, calls, inputs=True).values())
+
+    def _computed(self, given: Mapping[str, Tensor], names: Sequence[str], inputs: bool) -> dict[str, Tensor]:
         given = {name: given[name] for name in ("time", "labels") if name in given}
         rows = len(given["time"])
         if rows not in self._wide:
             self._wide[rows] = self._agrees(given, rows)
         if self._wide[rows]:
-            found = self._run(given, rows)
-            return {name: found[name] for name in self.projections}
-        return self._sliced(given, rows)
+            return self._run(given, rows, names, inputs)
+        return self._sliced(given, rows, names, inputs)
 
     @torch.no_grad()
     def _agrees(self, given: Mapping[str, Tensor], rows: int) -> bool:
-        expected = self._sliced(given, rows)
+        # A few slices show whether the sizes are right ones; thousands would show no more.
+        first = min(rows, CHECKED * self._batch + 1)
+        expected = self._sliced({n: v[:first] for n, v in given.items()}, first, self.projections, inputs=False)
         try:
-            found = self._run(given, rows)
+            found = self._run(given, rows, self.projections, inputs=False)
         except (RuntimeError, IndexError, ValueError):
             return False
         return all(
-            found[name].shape == value.shape
-            and torch.allclose(found[name], value, rtol=1e-4, atol=1e-5 * (1 + float(value.abs().max())))
+            found[name].shape == (rows, *value.shape[1:])
+            and torch.allclose(found[name][:first], value, rtol=1e-4, atol=1e-5 * (1 + float(value.abs().max())))
             for name, value in expected.items()
         )
 
-    def _sliced(self, given: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
-        pieces: dict[str, list[Tensor]] = {name: [] for name in self.projections}
+    def _sliced(
+        self, given: Mapping[str, Tensor], rows: int, names: Sequence[str], inputs: bool
+    ) -> dict[str, Tensor]:
+        pieces: dict[str, list[Tensor]] = {name: [] for name in names}
         for first in range(0, rows, self._batch):
             index = torch.arange(first, first + self._batch, device=given["time"].device).clamp(max=rows - 1)
-            found = self._run({name: value[index] for name, value in given.items()}, self._batch)
-            for name in self.projections:
+            found = self._run({name: value[index] for name, value in given.items()}, self._batch, names, inputs)
+            for name in names:
                 pieces[name].append(found[name][: rows - first])
         return {name: torch.cat(parts) for name, parts in pieces.items()}
 
-    def _run(self, given: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
-        known: dict[str, Tensor] = dict(given)
+    def _run(self, given: Mapping[str, Tensor], rows: int, names: Sequence[str], inputs: bool) -> dict[str, Tensor]:
+        if self._clock is not None:
+            self._clock.set(given["time"], given.get("labels"))
+        outputs: dict[str, Tensor] = {}
         values: dict[Node, Any] = {}
 
         def fitted(argument: Any) -> Any:
@@ -216,10 +269,17 @@ class TimeBlock:
                 return argument
             return [rows, *argument[1:]] if argument and argument[0] == self._batch else argument
 
+        def output(name: str) -> Tensor:
+            if name not in outputs:
+                outputs[name] = self._layers[layer_of(name)](value(self._ends[name]))
+            return outputs[name]
+
         def value(node: Node) -> Any:
             if node not in values:
-                if node.op == "placeholder":
-                    values[node] = known[self._names[node]]
+                if node in self._inputs:
+                    values[node] = given[self._inputs[node]]
+                elif node in self._calls:
+                    values[node] = output(self._calls[node])
                 elif node.op == "get_attr":
                     values[node] = operator.attrgetter(str(node.target))(self._graph)
                 else:
@@ -227,6 +287,4 @@ class TimeBlock:
                     values[node] = node.target(*map(fitted, arguments), **named)  # type: ignore[operator]
             return values[node]
 
-        for name in self.names:
-            known[name] = self._layers[layer_of(name)](value(self._ends[name]))
-        return known
+        return {name: value(self._ends[name]) if inputs else output(name) for name in names}

@@ -87,38 +87,32 @@ def passes(network: QuantizedNetwork, unit: Unit, data: Batch, size: int, output
         second.remove()
 
 
-def joined(pieces: list[Any], rows: int) -> Any:
-    """Pieces of equal structure as one, tensors joined along the batch; `rows` is the first piece's batch."""
-    first = pieces[0]
-    if isinstance(first, Tensor):
-        return torch.cat(pieces) if first.ndim and len(first) == rows else first
-    if isinstance(first, tuple | list):
-        return type(first)(joined([p[i] for p in pieces], rows) for i in range(len(first)))
-    if isinstance(first, dict):
-        return {key: joined([p[key] for p in pieces], rows) for key in first}
-    return first
-
-
-def rows_of(tree: Any, index: Tensor, rows: int) -> Any:
-    """The rows `index` of every tensor that has `rows` of them."""
-    return tree_map(lambda v: v[index] if isinstance(v, Tensor) and v.ndim and len(v) == rows else v, tree)
+def rows_of(tree: Any, index: Tensor, rows: int, device: torch.device) -> Any:
+    """The rows `index` of every tensor that has `rows` of them, on a device."""
+    return tree_map(
+        lambda v: v[index.to(v.device)].to(device) if isinstance(v, Tensor) and v.ndim and len(v) == rows else v, tree
+    )
 
 
 def unit_loss(
     network: QuantizedNetwork, unit: Unit, inputs: Any, target: Tensor, data: Batch, size: int, seed: int
 ) -> Callable[[int], Tensor]:
-    """Sum over channels, mean over the rest of the squared error of a unit's output on random rows."""
-    rows = len(target)
+    """Sum over channels, mean over the rest of the squared error of a unit's output on random rows.
+
+    `inputs` and `target` may lie elsewhere than the network: no more than the rows of a batch are brought to it.
+    """
+    rows, device = len(target), data["x"].device
 
     def loss(iteration: int) -> Tensor:
         rng = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
-        index = torch.randint(0, rows, (min(size, rows),), generator=rng).to(target.device)
-        arguments, named = rows_of(inputs, index, rows)
-        network.clock.set(data["time"][index], data["labels"][index] if "labels" in data else None)
+        index = torch.randint(0, rows, (min(size, rows),), generator=rng)
+        arguments, named = rows_of(inputs, index, rows, device)
+        asked = index.to(device)
+        network.clock.set(data["time"][asked], data["labels"][asked] if "labels" in data else None)
         output = unit.module(*arguments, **named)
         output = output[0] if isinstance(output, tuple) else output
         channel = 1 if output.ndim == 4 else -1
-        error: Tensor = (output - target[index]).square().sum(channel).mean()
+        error: Tensor = (output - target[index.to(target.device)].to(device)).square().sum(channel).mean()
         return error
 
     return loss

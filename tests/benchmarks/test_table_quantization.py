@@ -125,20 +125,28 @@ def test_a_method_that_cannot_be_calibrated_is_named(
     assert len(make_table(few, tmp_path)["t"]) == 2
 
 
-def test_each_method_is_a_line_by_rising_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_pair_of_bits_is_a_panel_and_lines_that_are_one_are_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(quantization, "save_figure", lambda figure, path: drawn.append(figure) or path)
+    methods = {"w8a8-naive-paper": 0.1, "w8a8-naive-full": 0.101, "w8a8-tfmq-full": 0.0, "w4a8-tfmq-full": 0.05}
     rows = [
         {"method": method, "time": time, "cosine": 1 - error, "relative_error": error}
-        for error, method in ((0.1, NAIVE), (0.0, COARSE))
+        for method, error in methods.items()
         for time in (999, 0, 500)
     ]
     draw_temporal(rows, tmp_path / "temporal.png")
     left, right = drawn[0].axes
-    for axes in (left, right):
-        assert [line.get_label() for line in axes.lines] == [NAIVE, COARSE]
+    assert [axes.get_title() for axes in (left, right)] == ["Temporal features, w8a8", "Temporal features, w4a8"]
+    for axes, names in ((left, ["tfmq-full", "naive-paper and 1 more"]), (right, ["tfmq-full"])):
+        assert [text.get_text() for text in axes.texts] == names
+        assert len(axes.lines) == len(names)
         assert all(list(line.get_xdata()) == [0, 500, 999] for line in axes.lines)
         assert axes.get_yscale() == "log"
-    assert list(left.lines[0].get_ydata()) == pytest.approx([0.1] * 3)
+        assert axes.get_legend() is None
+    assert list(left.lines[1].get_ydata()) == pytest.approx([0.1] * 3)
     # No error at all is still a place on a logarithmic scale.
-    assert min(right.lines[1].get_ydata()) > 0
+    assert min(left.lines[0].get_ydata()) > 0
+    heights = [text.xyann[1] for text in left.texts]
+    assert heights[1] - heights[0] >= quantization.NAME_HEIGHT

@@ -336,6 +336,14 @@ def test_a_joint_search_begins_with_presets_and_warm_starts_under_every_named_co
         ("quantization", {"decisions": ("threshold",)}, "decisions"),
         ("quantization", {"guidance_range": (1.0, 4.0)}, "guidance_range"),
         ("quantization", {"warm_start": ("{}",)}, "warm_start"),
+        ("joint", {"surrogate": "forest", "sampler": "nsgaii"}, "sampler s3"),
+        ("quantization", {"surrogate": "gp", "sampler": "evolution"}, "sampler s3"),
+        ("joint", {"presets": 0.3}, "presets has no part"),
+        ("joint", {"grids": ("uniform-t",)}, "grids has no part"),
+        ("quantization", {"finalists": 5}, "finalists has no part"),
+        ("quantization", {"look_images": 20}, "look_images has no part"),
+        ("schedule", {"front": 4}, "front has no part"),
+        ("schedule", {"front": 12, "calibration_iterations": 7}, "calibration_iterations has no part"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(space: str, changes: dict[str, Any], word: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.errors import EvaluationError
 from fewstep.search_spaces.quantization import QuantizationConfig
-from fewstep.tasks.quantization.activations import ActivationQuantizer
+from fewstep.tasks.quantization.activations import KNOTS, ActivationQuantizer, between
 from fewstep.tasks.quantization.affine import POWER, Grid
 from fewstep.tasks.quantization.clock import Clock
 
@@ -65,11 +65,45 @@ def test_a_timestep_has_a_grid_of_its_own() -> None:
     assert (found.scale[1:] > 5 * found.scale[:-1]).all()
 
 
-@pytest.mark.parametrize(("time", "nearest"), [(0.0, 0), (49.0, 0), (51.0, 1), (499.0, 1), (501.0, 2), (1e4, 2)])
-def test_a_timestep_that_was_not_seen_takes_the_nearest_ones_grid(time: float, nearest: int) -> None:
+@pytest.mark.parametrize(("time", "place"), [(0.0, 0), (-5.0, 0), (100.0, 1), (900.0, 2), (1e4, 2)])
+def test_a_timestep_that_was_seen_has_its_own_grid_and_one_beyond_them_the_last_ones(time: float, place: int) -> None:
     found, x = keyed(), numbers(9, 8, 4, 3, 3)
     found.clock.set(time)
-    assert torch.equal(found(x), Grid(found.scale[nearest, 0], found.zero[nearest, 0], 8).nearest(x))
+    assert torch.equal(found(x), Grid(found.scale[place, 0], found.zero[place, 0], 8).nearest(x))
+
+
+@given(st.floats(0, 900), st.integers(0, 50))
+def test_a_grid_in_between_has_ends_in_between(time: float, seed: int) -> None:
+    found, x = keyed(), 1e4 * numbers(seed, 8, 4, 3, 3)
+    found.clock.set(time)
+    seen = found(x)
+    low, high = -found.zero[:, 0] * found.scale[:, 0], (255 - found.zero[:, 0]) * found.scale[:, 0]
+    k = 0 if time <= TIMES[1] else 1
+    share = (time - TIMES[k]) / (TIMES[k + 1] - TIMES[k])
+    for reached, ends in ((seen.min(), low), (seen.max(), high)):
+        between = float(ends[k] + share * (ends[k + 1] - ends[k]))
+        # Zero is a whole code, which moves the ends by half a step.
+        assert float(reached) == pytest.approx(between, abs=0.51 * float(found.scale[k + 1, 0]))
+
+
+@given(st.integers(0, 20), st.sampled_from([(), (1, 3)]))
+def test_thinned_grids_cut_nothing_off_and_are_little_wider(seed: int, segments: tuple[int, ...]) -> None:
+    found, times = quantizer(keyed=True, axis=-1, segments=segments), torch.arange(200.0)
+    x, sizes = numbers(seed, 16, 4), 1.5 + torch.sin(times / 40 + seed)
+    observed(found, [(float(t), x * size) for t, size in zip(times, sizes, strict=True)])
+    low, high = -found.zero * found.scale, (255 - found.zero) * found.scale
+    found.thin()
+    assert len(found.times) == KNOTS
+    found.clock.set(times)
+    index, share = found.clock.place(found.times)
+    assert share is not None
+    grid = between(Grid(found.scale, found.zero, 8), index, share)
+    step = 0.51 * grid.scale
+    assert ((-grid.zero * grid.scale) <= low + step).all()
+    assert (((255 - grid.zero) * grid.scale) >= high - step).all()
+    # Of what changes by at most so much from one kept timestep to the next but one.
+    most = 2 * (200 / (KNOTS - 1) + 1) / 40
+    assert (255 * grid.scale <= (high - low) + most * (x.amax() - x.amin()) + 2 * step).all()
 
 
 @given(st.lists(st.sampled_from([*TIMES, 40.0, 600.0]), min_size=1, max_size=6), st.integers(0, 100))

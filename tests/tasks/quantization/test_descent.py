@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from fewstep.tasks.quantization.affine import channel_grid
 from fewstep.tasks.quantization.descent import RIDGE, STRETCH, Fit, LayerProblem, Moments, chosen_rows
+from fewstep.tasks.quantization.fitting import fit_moments
 from fewstep.tasks.quantization.layers import QuantizedLayer
-from fewstep.tasks.quantization.sequential import fit_layer
 
 # A busy machine is no failure.
 patient = settings(deadline=None, max_examples=25)
@@ -238,7 +238,7 @@ def test_a_fit_lowers_the_layers_error_and_off_it_is_exact(segments: tuple[int, 
     nearest = float((layer(x) - exact).square().mean())
     before = [part.grid for part in layer.parts]
     rows = exact.movedim(1, -1).flatten(0, -2)
-    fit_layer(layer, layer.windows(x, torch.arange), rows, sweeps=6, restarts=2)
+    fit_moments(layer, Moments.of(layer.windows(x, torch.arange), rows, None, bias), sweeps=6, restarts=2)
     assert float((layer(x) - exact).square().mean()) < 0.7 * nearest
     for part, grid in zip(layer.parts, before, strict=True):
         assert torch.equal(part.grid.zero, grid.zero)
@@ -255,7 +255,7 @@ def test_segments_are_fitted_with_scales_of_their_own() -> None:
     rows = convolution(x).movedim(1, -1).flatten(0, -2)
     windows = layer.windows(x, torch.arange)
     first = [part.grid.scale.clone() for part in layer.parts]
-    fit_layer(layer, windows, rows, sweeps=6)
+    fit_moments(layer, Moments.of(windows, rows, None, True), sweeps=6)
     moved = [part.grid.scale / scale for part, scale in zip(layer.parts, first, strict=True)]
     assert not torch.allclose(moved[0], moved[1], rtol=1e-3)
     # What the parts hold is what the objective was told: codes, scales and bias belong together.

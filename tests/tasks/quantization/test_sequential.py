@@ -17,6 +17,7 @@ from fewstep.tasks.quantization.calibration import Calibration
 from fewstep.tasks.quantization.kept import Kept
 from fewstep.tasks.quantization.network import QuantizedNetwork, caller
 from fewstep.tasks.quantization.sequential import Sequential
+from fewstep.tasks.quantization.shelf import Shelf
 from fewstep.tasks.quantization.temporal import temporal_errors
 
 Make = Callable[..., Any]
@@ -204,8 +205,13 @@ def test_groups_are_left_alone_and_a_layer_that_is_called_twice_is_fitted_to_bot
     fit = Sequential(network, given, Kept(None))
     network.switch(weights=False)
     for name in ("twice", "first"):
-        seen.append(len(fit._rows(name)))
-        assert len(fit._targets([name])[name]) == seen[-1]
+        with Shelf(None) as shelf:
+            fit._store_targets([name], shelf)
+            rows = [x for x, _ in fit._passes(name)]
+            seen.append(sum(map(len, rows)))
+            assert len(shelf.read(name)(seen[-1])) == seen[-1]
+            with pytest.raises(RuntimeError, match="shape"):
+                shelf.read(name)(seen[-1] + 1)
     assert seen[0] == 2 * seen[1]
     Calibration(network, given).run()
     assert changed(network, before) == {"first", "twice", "last"}
@@ -289,11 +295,12 @@ def test_a_calibration_killed_inside_the_block_goes_on_to_the_same_network(
 def test_what_is_finished_is_not_fitted_again_and_other_data_or_configs_are(
     wrapped: Make, inputs: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fewstep.tasks.quantization import sequential
+    from fewstep.tasks.quantization import fitting, sequential, time_block
 
     fitted: list[Any] = []
-    plain = sequential.fit_layer
-    monkeypatch.setattr(sequential, "fit_layer", lambda *a, **k: (fitted.append(a[0]), plain(*a, **k)))
+    plain = fitting.fit_moments
+    for module in (sequential, time_block):
+        monkeypatch.setattr(module, "fit_moments", lambda *a, **k: (fitted.append(a[0]), plain(*a, **k)))
 
     def run(identity: str = "data", **changes: Any) -> int:
         fitted.clear()
