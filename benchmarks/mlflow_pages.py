@@ -2,7 +2,7 @@
 
     python -m benchmarks.mlflow_pages [--pictures docs/pictures] [FOLDER ...]
 
-Starts MLflow's server on this machine alone, logs the studies (by default copies of those of tests/fixtures/studies) and
+Starts MLflow's server on this machine alone, logs the studies (by default copies of the stored ones of the tests), and
 opens its pages in Debian's chromium: the view of all studies, one study with its description and picture, and two
 studies compared. `ours` is how much of what the guide names the pages show, `theirs` all of it.
 """

@@ -57,19 +57,19 @@ def draw(study: Study) -> dict[str, Path]:
     return files
 
 
-def log(study: Study, tracking_uri: str | None, optuna_storage: str | None = None) -> str:
-    """Bring Optuna's study and the tracking server up to date; returns the latter's URI.
+def log(study: Study, tracking_uri: str | None, optuna_storage: str | None = None, page: Path | None = None) -> str:
+    """Bring Optuna's study and the tracking server up to date; returns the latter's URI. It gets the `page` too.
 
     TrackingError where one refuses or is not there: the other is brought up to date all the same.
     """
     try:
         sync_optuna(study, optuna_storage)
     finally:
-        uri = _log_runs(study, tracking_uri)
+        uri = _log_runs(study, tracking_uri, page)
     return uri
 
 
-def _log_runs(study: Study, tracking_uri: str | None) -> str:
+def _log_runs(study: Study, tracking_uri: str | None, page: Path | None) -> str:
     uri, ladder = tracking_uri or default_tracking_uri(study.root), study.problem.ladder
     records = study.store.evaluations.records(where={"study": study.settings.study})
     reported = [r for r in records if r.rung == ladder.report.name]
@@ -80,7 +80,7 @@ def _log_runs(study: Study, tracking_uri: str | None) -> str:
         for r in reported
         if r.origin.startswith("found:") and study.images_path(r.nfe).is_file()
     }
-    files, state = draw(study), study.state()
+    files, state = draw(study) | ({"report.html": page} if page else {}), study.state()
     with tempfile.TemporaryDirectory() as scratch:
         if "front.png" in files:
             files[SMALL] = _smaller(files["front.png"], Path(scratch) / SMALL)
