@@ -1,6 +1,6 @@
 """MLflow's own pages of five studies in a browser: whether what docs/mlflow.md says is there, and its pictures.
 
-    python -m benchmarks.mlflow_pages [--pictures docs/pictures] [FOLDER ...]
+    python -m benchmarks.mlflow_pages [--pictures docs/pictures] [--uri URI] [FOLDER ...]
 
 Starts MLflow's server on this machine alone, logs the studies (by default copies of the stored ones of the tests), and
 opens its pages in Debian's chromium: the view of all studies, one study with its description and picture, and two
@@ -112,20 +112,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, default=[STORED / name for name in STUDIES])
     parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--uri", default="", help="a server that runs already")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as made, sync_playwright() as started:
         server = Server(Path(made))
         try:
-            server.start()
-            studies = list(_logged(a.folders, server.uri, Path(made)))
+            if not a.uri:
+                server.start()
+            studies = list(_logged(a.folders, uri := a.uri or server.uri, Path(made)))
             browser = started.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
             )
             page = browser.new_page(viewport={"width": 1500, "height": 950})
             page.set_default_timeout(PATIENCE_MS)
             page.route("**/*", _from_here)
-            guide = _Guide(page, server.uri, a.pictures)
-            _walk(guide, MlflowClient(server.uri))
+            guide = _Guide(page, uri, a.pictures)
+            _walk(guide, MlflowClient(uri))
             browser.close()
         finally:
             server.kill()
