@@ -212,11 +212,14 @@ def print_outcome(study: Study, outcome: Outcome, files: dict[str, Path], tracki
 
 
 def mlflow_command(uri: str) -> str:
-    """How to open MLflow's page on a tracking URI, shown without its password."""
+    """How to open MLflow's page of all studies on a tracking URI, shown without its password."""
+    from fewstep.storage.tracking import view_address
+
     uri = masked_argument(uri)
     if uri.startswith(("http://", "https://")):
         return uri
-    return f"mlflow server --backend-store-uri {uri} --host 127.0.0.1 --port 5000   then open http://127.0.0.1:5000"
+    command = f"mlflow server --backend-store-uri {uri} --host 127.0.0.1 --port 5000"
+    return f"{command}   then open http://127.0.0.1:5000{view_address(uri)}"
 
 
 class QuantizeDisplay:

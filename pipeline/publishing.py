@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from PIL import Image
 
 from fewstep.dashboards.drawings import save_convergence, save_front, save_schedules
 from fewstep.dashboards.lines import Level
 from fewstep.dashboards.page import write_page
 from fewstep.dashboards.results import convergence, report_table
+from fewstep.dashboards.tracked import summary
+from fewstep.files import read_text
 from fewstep.pipeline.optuna_study import sync_optuna
 from fewstep.pipeline.reports.rows import Row
 from fewstep.search_spaces.schedule import load_schedule
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
 
 
 # What a study's problem has written, where it has.
+COMMAND = "# command: "
+# What a description of the study shows.
+SMALL, WIDE = "front-small.png", 640
+DESCRIBED = (SMALL, "images.png", "grid.png")
 PUBLISHED = ("results.csv", "metrics.csv", "images.png", "front.csv", "front.json", "edit.json", "grid.png")
 
 
@@ -49,19 +57,19 @@ def draw(study: Study) -> dict[str, Path]:
     return files
 
 
-def log(study: Study, tracking_uri: str | None, optuna_storage: str | None = None) -> str:
-    """Bring Optuna's study and the tracking server up to date; returns the latter's URI.
+def log(study: Study, tracking_uri: str | None, optuna_storage: str | None = None, page: Path | None = None) -> str:
+    """Bring Optuna's study and the tracking server up to date; returns the latter's URI. It gets the `page` too.
 
     TrackingError where one refuses or is not there: the other is brought up to date all the same.
     """
     try:
         sync_optuna(study, optuna_storage)
     finally:
-        uri = _log_runs(study, tracking_uri)
+        uri = _log_runs(study, tracking_uri, page)
     return uri
 
 
-def _log_runs(study: Study, tracking_uri: str | None) -> str:
+def _log_runs(study: Study, tracking_uri: str | None, page: Path | None) -> str:
     uri, ladder = tracking_uri or default_tracking_uri(study.root), study.problem.ladder
     records = study.store.evaluations.records(where={"study": study.settings.study})
     reported = [r for r in records if r.rung == ladder.report.name]
@@ -72,16 +80,45 @@ def _log_runs(study: Study, tracking_uri: str | None) -> str:
         for r in reported
         if r.origin.startswith("found:") and study.images_path(r.nfe).is_file()
     }
-    sync(
-        study.store,
-        study.settings.study,
-        uri,
-        artifacts=draw(study),
-        candidate_artifacts=members,
-        rung=ladder.main.name,
-        front_rung=(ladder.report.name if reported else None) if several else ladder.finals.name,
-    )
+    files, state = draw(study) | ({"report.html": page} if page else {}), study.state()
+    with tempfile.TemporaryDirectory() as scratch:
+        if "front.png" in files:
+            files[SMALL] = _smaller(files["front.png"], Path(scratch) / SMALL)
+        told = summary(
+            study.store,
+            study.settings.study,
+            study.shared_evaluations(state),
+            study.verdicts(state),
+            made_by_command(files.get("results.csv")),
+            [name for name in DESCRIBED if name in files],
+        )
+        sync(
+            study.store,
+            study.settings.study,
+            uri,
+            artifacts=files,
+            candidate_artifacts=members,
+            rung=ladder.main.name,
+            front_rung=(ladder.report.name if reported else None) if several else ladder.finals.name,
+            figures=told.figures,
+            description=told.description,
+            columns=told.columns,
+        )
     return uri
+
+
+def _smaller(picture: Path, path: Path) -> Path:
+    """A picture as wide as a description has room for: MLflow shows each pixel of it."""
+    with Image.open(picture) as image:
+        image.thumbnail((WIDE, WIDE))
+        image.save(path)
+    return path
+
+
+def made_by_command(table: Path | None) -> str:
+    """The command in the head of a study's table; empty where there is no table."""
+    lines = read_text(table).splitlines() if table is not None else []
+    return next((line.removeprefix(COMMAND) for line in lines if line.startswith(COMMAND)), "")
 
 
 def draw_rows(rows: list[Row], level: Row | None, path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Names that people give and that become files: one rule, wherever one is given."""
+"""Names: which may become files, one rule wherever one is given; and what a metric is called."""
 
 import re
 import unicodedata
@@ -33,3 +33,11 @@ def wrong_path(path: str) -> str:
     """The same for a name with folders before it, as artifacts have."""
     parts = path.split("/")
     return next((f"{part!r}: {wrong}" for part in parts if (wrong := wrong_name(part))), "")
+
+
+def metric_name(metric: str, features: str) -> str:
+    """A metric as tables call it: a Frechet distance by its feature space, as `fid-digits`, others likewise."""
+    if metric == "frechet":
+        return features or metric
+    space = features.removeprefix("fid-")
+    return f"{metric}-{space}" if space != features else metric

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-PRESET, FOUND = "preset:", "found:"
+PRESET, FOUND, OWN = "preset:", "found:", "own:"
 _TUNED = ("refine:", "refined:")
 _WORDS = {
     "s3": "S^3 proposal",
@@ -35,3 +35,8 @@ def stock_name(origin: str) -> str:
     """Name of the preset (solver and grid) that a candidate is; empty where it is none."""
     origin = origin.removeprefix(FOUND)
     return origin.removeprefix(PRESET) if origin.startswith(PRESET) else ""
+
+
+def is_stock(origin: str) -> bool:
+    """Whether it is a preset, or the model's own scheduler."""
+    return origin.startswith((PRESET, OWN))

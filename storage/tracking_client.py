@@ -35,6 +35,19 @@ def artifact_location(tracking_uri: str) -> str | None:
     return (database.parent / _ARTIFACTS).as_uri() if database else None
 
 
+def experiment_in(tracking_uri: str, name: str) -> str:
+    """The id of an experiment of an embedded store; empty where there is none, or a server has it."""
+    database = _database(tracking_uri)
+    if database is None or not database.is_file():
+        return ""
+    try:
+        with closing(sqlite3.connect(database)) as connection:
+            row = connection.execute("SELECT experiment_id FROM experiments WHERE name = ?", (name,)).fetchone()
+    except sqlite3.DatabaseError:
+        return ""
+    return str(row[0]) if row else ""
+
+
 def follow(tracking_uri: str, experiment_id: str, location: str) -> None:
     """Let an experiment keep its artifacts beside its embedded database, wherever the folder was moved.
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from fewstep.errors import ConfigurationError, StorageError
 from fewstep.search_spaces.point import edit_of, parse_point, quantization_of, schedule_of
-from fewstep.storage.queries import front
+from fewstep.storage.names import metric_name
+from fewstep.storage.origins import FOUND, PRESET, is_stock
+from fewstep.storage.queries import COMPARABLE, front
 from fewstep.storage.records import EventRecord, StudyRecord, derived_id
 from fewstep.storage.store import Store
 from fewstep.storage.verdicts import told_verdicts
@@ -33,7 +35,11 @@ _COLUMNS = (
     "candidate",
     "nfe",
     "rung",
+    "origin",
     "model_hash",
+    "metric",
+    "features",
+    "reference",
     "value",
     "low",
     "high",
@@ -72,12 +78,14 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study's run and, by candidate hash, the nested runs of the members of its front."""
+    """A study's run and, by candidate hash, the nested runs beneath it."""
 
     id: str
     """The study's: what its runs are found by, whatever others are called."""
     parent: RunPlan
     members: Mapping[str, RunPlan]
+    peers: Mapping[str, RunPlan]
+    """Of the report, beside the front: what was found, and the best stock sampler of each NFE."""
     values: frozenset[tuple[float, int]]
     """(value, time) of every point that a run of this study can ever have shown."""
 
@@ -95,21 +103,27 @@ def plan_study(store: Store, study: str, rung: str = "frechet", front_rung: str 
     events = store.events.records(where={"study": study})
     study_id = settings.id if settings else derived_id(study, rows[0]["model_hash"], rows[0]["finished_at"])
     tags = {ID_TAG: study_id, STUDY_TAG: study}
-    members = {
-        member["candidate"]: _plan_member(tags, member, rows)
-        for member in front(store, study, front_rung or rung).to_dict("records")
-    }
+    shown = {member["candidate"]: member for member in front(store, study, front_rung or rung).to_dict("records")}
+    beside = _beside(store, study, front_rung) if front_rung not in (None, rung) else {}
+    members = {key: _plan_member(tags, member, rows) for key, member in shown.items()}
+    peers = {key: _plan_member(tags, row, rows, kind) for key, (kind, row) in beside.items() if key not in shown}
     parent = _plan_parent(study, tags, settings, rows, events, rung)
-    shown = [*_surrogate_points(events), *(point for row in rows for point in _figures(row))]
-    return StudyPlan(study_id, parent, members, frozenset((point.value, point.time) for point in shown))
+    points = [*_surrogate_points(events), *(point for row in rows for point in _figures(row))]
+    return StudyPlan(study_id, parent, members, peers, frozenset((point.value, point.time) for point in points))
 
 
-def with_figures(plan: StudyPlan, figures: Mapping[str, float]) -> StudyPlan:
-    """The plan with metrics of the study's run that its tables do not name, as of its end."""
+def with_figures(plan: StudyPlan, figures: Mapping[str, float], description: str = "") -> StudyPlan:
+    """The plan with metrics of the study's run that its tables do not name, as of its end, and a description of it."""
     parent, ends = plan.parent, plan.parent.end
-    points = [Point(_NOT_IN_A_PARAM.sub("_", name), value, 0, ends) for name, value in figures.items()]
+    points = [Point(metric_key(name), value, 0, ends) for name, value in figures.items()]
     values = plan.values | {(point.value, point.time) for point in points}
-    return replace(plan, parent=replace(parent, points=[*parent.points, *points]), values=values)
+    tags = {**parent.tags, NOTE_TAG: description} if description else parent.tags
+    return replace(plan, parent=replace(parent, points=[*parent.points, *points], tags=tags), values=values)
+
+
+def metric_key(name: str) -> str:
+    """A metric's name as MLflow takes it."""
+    return _NOT_IN_A_PARAM.sub("_", name)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -126,16 +140,32 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def best_so_far(rows: Iterable[Mapping[str, Any]], rung: str) -> list[Point]:
     """The improvements of the best value for each NFE, over the denoiser calls spent by then."""
-    best: dict[int, float] = {}
+    best: dict[str, float] = {}
     points = []
     calls = 0
     for row in rows:
         calls += row["denoiser_calls"]
-        if row["rung"] == rung and _finite(row) and row["value"] < best.get(row["nfe"], math.inf):
-            best[row["nfe"]] = row["value"]
-            name = f"best_{rung}_nfe{row['nfe']}"
+        name = f"{_space(row)}/best_{rung}_nfe{row['nfe']}"
+        if row["rung"] == rung and _finite(row) and row["value"] < best.get(name, math.inf):
+            best[name] = row["value"]
             points.append(Point(name, row["value"], calls, _milliseconds(row["finished_at"])))
     return points
+
+
+def _space(row: Mapping[Any, Any]) -> str:
+    """What its value may be compared in, as metrics begin."""
+    return metric_key(metric_name(row["metric"], row["features"]))
+
+
+def _beside(store: Store, study: str, rung: str | None) -> dict[str, tuple[str, dict[str, Any]]]:
+    """(kind, row) by candidate, of what a rung says of each NFE: the lowest stock sampler, and what was found last."""
+    rows = store.evaluations.read(where={"study": study, "rung": str(rung)}).to_pylist()
+    chosen: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
+    for row in sorted(filter(_finite, rows), key=lambda r: (-r["value"] if is_stock(r["origin"]) else 0.0, r["order"])):
+        kind = "stock" if is_stock(row["origin"]) else "found" if row["origin"].startswith(FOUND) else ""
+        if kind:
+            chosen[kind, row["nfe"], *(row[name] for name in COMPARABLE)] = kind, row
+    return {row["candidate"]: (kind, row) for kind, row in chosen.values()}
 
 
 def _evaluations(store: Store, study: str) -> list[dict[str, Any]]:
@@ -193,13 +223,18 @@ def _labels(member: Mapping[Any, Any]) -> dict[str, str]:
     return found | {SPACE_TAG: "+".join(part.kind for part in point.parts), BITS_TAG: bits}
 
 
-def _plan_member(tags: Mapping[str, str], member: Mapping[Any, Any], rows: Sequence[Mapping[str, Any]]) -> RunPlan:
+def _plan_member(
+    tags: Mapping[str, str], member: Mapping[Any, Any], rows: Sequence[Mapping[str, Any]], kind: str = "front"
+) -> RunPlan:
     own = [row for row in rows if row["candidate"] == member["candidate"] and _finite(row)]
     points = [point for row in own for point in _figures(row)]
     times = [_milliseconds(row["finished_at"]) for row in own]
+    # What a report has beside what was found says what it is.
+    beside = member["rung"] == "report" and not member["origin"].startswith(FOUND)
+    stock = member["origin"].removeprefix(PRESET) if beside or is_stock(member["origin"]) else ""
     return RunPlan(
-        name=f"nfe {member['nfe']} {member['candidate'][:8]}",
-        tags={**tags, KIND_TAG: "front", CANDIDATE_TAG: member["candidate"]},
+        name=" / ".join([tags[STUDY_TAG], f"NFE {member['nfe']}", *([stock] if stock else [])]),
+        tags={**tags, KIND_TAG: kind, CANDIDATE_TAG: member["candidate"]},
         params={
             "nfe": str(member["nfe"]),
             "candidate": member["candidate"],
@@ -217,7 +252,7 @@ def _plan_member(tags: Mapping[str, str], member: Mapping[Any, Any], rows: Seque
 def _figures(row: Mapping[str, Any]) -> list[Point]:
     """A row's value and the ends of its interval."""
     return [
-        Point(f"{row['rung']}_{figure}", row[figure], row["images"], _milliseconds(row["finished_at"]))
+        Point(f"{_space(row)}/{row['rung']}_{figure}", row[figure], row["images"], _milliseconds(row["finished_at"]))
         for figure in ("value", "low", "high")
         if row[figure] is not None and math.isfinite(row[figure])
     ]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PARENT_TAG = "mlflow.parentRunId"
-PARAM_LENGTH = 6000
+PARAM_LENGTH, TAG_LENGTH = 6000, 8000
 
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ./-]")
 _log = logging.getLogger(__name__)

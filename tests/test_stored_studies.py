@@ -182,7 +182,8 @@ def mlflow(stored: Stored) -> dict[str, Any]:
     study = stored.study
     shown = ("screen", "finals") if isinstance(study.problem, EditProblem) else ("frechet", "report")
     plan = plan_study(study.store, study.settings.study, *shown)
-    members = {name: _run(member) for name, member in plan.members.items()}
+    # Until figures had their feature space before their name, and nested runs that of their study, they were these.
+    members = {name: _run(m) | {"name": f"nfe {m.params['nfe']} {name[:8]}"} for name, m in plan.members.items()}
     return {"parent": _run(plan.parent), "members": members}
 
 
@@ -191,7 +192,7 @@ def _run(plan: RunPlan) -> dict[str, Any]:
         "name": plan.name,
         "tags": dict(plan.tags),
         "params": dict(plan.params),
-        "points": [asdict(point) for point in plan.points],
+        "points": [asdict(point) | {"metric": point.metric.rpartition("/")[2]} for point in plan.points],
         "texts": dict(plan.texts),
         "start": plan.start,
         "end": plan.end,

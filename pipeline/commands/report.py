@@ -92,7 +92,7 @@ def command(
         if csv is not None:
             shown["csv"] = write_text(csv, _results_csv(out))
         if sync:
-            shown["browse"] = mlflow_command(log(study, tracking_uri, optuna))
+            shown["browse"] = mlflow_command(log(study, tracking_uri, optuna, html))
         others = {"measured": [vars(r) for r in measured]} if measured else {}
         if as_json:
             print_json({**shown, "verdicts": verdicts, "rows": [vars(r) for r in rows]} | others)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from fewstep.errors import EvaluationError
+from fewstep.storage import names
 from fewstep.storage.records import MEASURED, EvaluationRecord
 
 FOUND = "fewstep"
@@ -58,10 +59,7 @@ def is_found(row: Row) -> bool:
 
 def metric_name(record: EvaluationRecord) -> str:
     """A metric as tables call it: a Frechet distance by its feature space, as `fid-digits`, others likewise."""
-    if record.metric == "frechet":
-        return record.features
-    space = record.features.removeprefix("fid-")
-    return f"{record.metric}-{space}" if space != record.features else record.metric
+    return names.metric_name(record.metric, record.features)
 
 
 def figure_text(value: float, beside: float | None = None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fewstep.pipeline.reports.rows import SearchedRow
+from fewstep.storage import origins
 from fewstep.tasks.metrics.interval import Interval
 
 
@@ -36,7 +37,7 @@ def best_stock(rows: Sequence[SearchedRow]) -> SearchedRow | None:
 
 def is_stock(row: SearchedRow) -> bool:
     """Whether it is a preset, or the model's own scheduler."""
-    return row.origin.startswith(("preset:", "own:"))
+    return origins.is_stock(row.origin)
 
 
 def _said(found: SearchedRow | None, stock: SearchedRow | None, difference: Interval | None, more: str) -> str:

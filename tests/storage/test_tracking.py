@@ -30,9 +30,10 @@ from fewstep.storage import tracking, tracking_runs
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store
-from fewstep.storage.tracking import default_tracking_uri, sync
+from fewstep.storage.tracking import OWN_RUN, default_tracking_uri, sync, view_address
 from fewstep.storage.tracking_client import complete
 from fewstep.storage.tracking_plan import ID_TAG, best_so_far, flatten, plan_study
+from fewstep.storage.tracking_view import EXPERIMENT_KIND, VIEW_TAG
 
 
 class Killed(BaseException):
@@ -152,7 +153,7 @@ def test_a_study_is_one_run_with_a_nested_run_for_each_member_of_its_front(store
     assert top.data.params["nfe"] == "[3, 5]"
     assert len(top.data.params["note"]) == 6000
     assert top.data.metrics["surrogate_tau"] == 0.5
-    curve = client.get_metric_history(parent, "best_frechet_nfe4")
+    curve = client.get_metric_history(parent, "fid-digits/best_frechet_nfe4")
     assert [(point.step, point.value) for point in curve] == [(7000, 8.0), (19000, 6.0)]
     assert [file.path for file in client.list_artifacts(parent, "report")] == ["report/front.html"]
 
@@ -161,10 +162,10 @@ def test_a_study_is_one_run_with_a_nested_run_for_each_member_of_its_front(store
     assert nested.data.params["nfe"] == "3"
     assert nested.data.params["origin"] == "random"
     assert nested.data.metrics == {
-        "frechet_value": 9.0,
-        "report_value": 9.5,
-        "report_low": 9.0,
-        "report_high": 10.0,
+        "fid-digits/frechet_value": 9.0,
+        "fid-digits/report_value": 9.5,
+        "fid-digits/report_low": 9.0,
+        "fid-digits/report_high": 10.0,
     }
     files = {file.path for file in client.list_artifacts(nested.info.run_id)}
     assert files == {"schedule.json", "page.html"}
@@ -269,6 +270,66 @@ def test_runs_are_found_by_model_space_calls_and_bits(store, study, uri, client)
     assert found.data.tags["fewstep.candidate"] == member.candidate
     (top,) = client.search_runs([experiment], f"{mine} AND tags.`fewstep.kind` = 'study'")
     assert top.data.tags["nfe"] == ",".join(str(n) for n in sorted({r.nfe for r in store.evaluations.records()}))
+
+
+def test_the_experiment_opens_as_training_with_a_view_of_all_studies(store, study, uri, client, evaluation):
+    """What others chose stays: the kind, the columns of their studies."""
+    sync(
+        store,
+        study,
+        uri,
+        figures={"fid-digits/nfe10_gain": 0.5, "fid-digits/nfe4": 1.0},
+        columns=["fid-digits/nfe10_gain"],
+    )
+    first = client.get_experiment_by_name("fewstep")
+    assert first.tags[EXPERIMENT_KIND] == "custom_model_development"
+    assert view_address(uri).startswith(f"/#/experiments/{first.experiment_id}/runs?")
+    sync(store, study, uri, columns=["fid-digits/nfe4", "fid-digits/nfe4"])
+    client.set_experiment_tag(first.experiment_id, EXPERIMENT_KIND, "genai_development")
+    sync(store, study, uri, columns=["fid-digits/nfe4"])
+    tags = client.get_experiment_by_name("fewstep").tags
+    assert tags[EXPERIMENT_KIND] == "genai_development"
+    view = json.loads(tags[VIEW_TAG])
+    state = json.loads(view["state"])
+    columns = [name for name in state["selectedColumns"] if "fid-digits/" in name]
+    assert columns == ["metrics.`fid-digits/nfe4`", "metrics.`fid-digits/nfe10_gain`"]
+    assert state["searchFilter"] == "tags.`fewstep.kind` = 'study'"
+    client.set_experiment_tag(first.experiment_id, VIEW_TAG, "no view")
+    sync(store, study, uri, columns=["fid-digits/nfe4"])
+    assert "nfe4" in client.get_experiment_by_name("fewstep").tags[VIEW_TAG]
+
+
+def test_a_description_stands_on_the_study_and_names_its_run(store, study, uri, client):
+    parent = sync(store, study, uri, description=f"![x](get-artifact?path=x.png&run_uuid={OWN_RUN}) " + "y" * 9000)
+    note = client.get_run(parent).data.tags["mlflow.note.content"]
+    assert note.startswith(f"![x](get-artifact?path=x.png&run_uuid={parent})")
+    assert len(note) <= 8000
+
+
+def test_what_was_found_and_the_best_stock_sampler_have_runs_that_say_what_they_are(
+    store, study, uri, client, evaluation
+):
+    """A run of an older name is called by the new one; one that somebody named keeps it."""
+    told = {"rung": "report", "study": study, "nfe": 3}
+    rows = [("preset:ddim/karras", 12.0), ("own:DDIM", 11.0), ("found:random", 9.7)]
+    store.evaluations.append(
+        [evaluation(20 + i, origin=origin, value=value, **told) for i, (origin, value) in enumerate(rows)]
+    )
+    parent = sync(store, study, uri, front_rung="report")
+    runs, _ = runs_of(client, study)
+    names = {run.info.run_name: run.data.tags["fewstep.kind"] for run in runs.values() if run.info.run_id != parent}
+    lowest = f"{study} / NFE 3 / random"  # of this report, though no search called it found
+    assert names == {lowest: "front", f"{study} / NFE 3": "found", f"{study} / NFE 3 / own:DDIM": "stock"}
+    by_name = {run.info.run_name: run.info.run_id for run in runs.values()}
+    client.update_run(by_name[lowest], name="nfe 3 00000000")
+    client.update_run(by_name[f"{study} / NFE 3"], name="mine")
+    sync(store, study, uri, front_rung="report")
+    assert {run.info.run_name for run in runs_of(client, study)[0].values()} == {
+        study,
+        lowest,
+        "mine",
+        f"{study} / NFE 3 / own:DDIM",
+    }
 
 
 def test_settings_that_changed_keep_their_first_value_and_show_in_the_artifact(store, study, uri, client):
@@ -419,7 +480,7 @@ def test_studies_of_one_name_stay_apart_and_a_copied_folder_is_the_same_study(st
     assert len(found) == 6  # a study and three members, a study and one
     for parent, own in ((first, store), (second, other)):
         values = {row.value for row in own.evaluations.records()}
-        history = client.get_metric_history(parent, "best_frechet_nfe4")
+        history = client.get_metric_history(parent, "fid-digits/best_frechet_nfe4")
         assert {point.value for point in history} <= values
         assert client.get_run(parent).info.start_time == int(own.studies.records()[0].created_at.timestamp() * 1000)
 
@@ -443,7 +504,9 @@ def test_runs_that_hold_two_studies_are_left_as_they_are(store, study, uri, clie
     other = namesake(tmp_path / "other", store, value=1.0)
     merged = sync(store, study, uri)
     for row in other.evaluations.records():
-        client.log_metric(merged, "best_frechet_nfe4", row.value, int(row.finished_at.timestamp() * 1000), row.order)
+        client.log_metric(
+            merged, "fid-digits/best_frechet_nfe4", row.value, int(row.finished_at.timestamp() * 1000), row.order
+        )
     before = forget_ids(client, study)
     new = {sync(store, study, uri), sync(other, study, uri)}
     assert len(new) == 2
@@ -625,7 +688,7 @@ import os, signal, sys
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from fewstep.storage.store import Store
-from fewstep.storage.tracking import default_tracking_uri, sync
+from fewstep.storage.tracking import OWN_RUN, default_tracking_uri, sync, view_address
 import mlflow.store.tracking.sqlalchemy_store
 
 root, study = sys.argv[1:3]
