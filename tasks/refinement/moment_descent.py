@@ -171,7 +171,7 @@ class MomentDescent:
     def _block(self, reach: int) -> list[int]:
         return [i for i, d in enumerate(self.directions) if d.calls(self.schedule.nodes) <= reach]
 
-    def _change(self, known: Known, direction: int) -> Tensor:
+    def change(self, known: Known, direction: int) -> Tensor:
         """Change of features (N, D) by one unit of a direction, measured by a small one."""
         at = self.directions[direction]
         theta = known.theta.copy()
@@ -183,7 +183,7 @@ class MomentDescent:
         mean, covariance = moments(known.features)
         means, covariances, changes = [], [], []
         for i in directions:
-            change, probe = self._change(known, i), PROBE[self.directions[i].part]
+            change, probe = self.change(known, i), PROBE[self.directions[i].part]
             moved, spread = moments(known.features + probe * change)
             means.append((moved - mean) / probe)
             covariances.append((spread - covariance) / probe)

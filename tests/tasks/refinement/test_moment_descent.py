@@ -91,7 +91,7 @@ def test_derivatives_of_a_part_of_the_way_are_those_of_all_of_it(start: SolverSc
     spent = dict.fromkeys(range(start.nodes), 0)
     for i, direction in enumerate(descent.directions):
         before = descent.cost.calls
-        change = descent._change(known, i)
+        change = descent.change(known, i)
         for reach in spent:
             spent[reach] += (descent.cost.calls - before) * (direction.calls(start.nodes) <= reach)
         probe = 0.015 if direction.part == "shifts" else 0.003
