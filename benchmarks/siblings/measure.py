@@ -43,12 +43,14 @@ from fewstep.tasks.worker import Worker
 Array = npt.NDArray[np.float64]
 SEARCH, FRESH = 0, 77
 SIBLINGS, BROOD, PICKED, STAGED = 60, 1000, 5, 40
-FEW = (16, 32, 64, 128)
-# Images that derivatives are measured on: all of them, or the first few; above LONG calls half as many.
-DERIVED, LONG = (125, 250, 500, 1000), 6
-ELITE_IMAGES, TRUTH_IMAGES, CONTROL_IMAGES = 4000, 400, 1000
+# Rankings whose first STAGED are screened.
+STAGES = ("lin_125", "lin_250", "damped_250")
+FEW = (16, 32, 64)
+# Images that derivatives are measured on: all of them, or the first few.
+DERIVED = (125, 250)
+ELITE_IMAGES, TRUTH_IMAGES, CONTROL_IMAGES = 2000, 250, 1000
 # Children whose moments correct the model, and on how many images.
-TOLD, TOLD_IMAGES = 6, 500
+TOLD, TOLD_IMAGES = 6, 250
 CALLS = 10_000
 LEAST = 1e-6
 GROUP = 250
@@ -143,7 +145,7 @@ def elite_rows(sampled: Sampled, study: Study, nfe: int, number: int) -> list[di
     elite, noise = mates[number], sampled.files.noise
     space = ScheduleSpace(noise.lambda_start, noise.lambda_end, (nfe,))
     relatives = Relatives(to_schedule(elite), noise, sampled.files.prediction_type)
-    images = DERIVED[-1] if nfe <= LONG else DERIVED[-1] // 2
+    images = DERIVED[-1]
     linear = LinearFeatures(sampled, to_schedule(elite), images, SEARCH)
     search, fresh = sampled.features(elite, SEARCH, CONTROL_IMAGES), sampled.features(elite, FRESH, ELITE_IMAGES)
     drawn, made, unreached = children(space, elite, mates, relatives), [], 0
@@ -207,12 +209,12 @@ def picked(
 ) -> list[dict[str, Any]]:
     """Of a large brood the five that each way takes, at what calls: ranked at no call, or as many screened as it pays."""
     thetas = np.stack([theta for _, theta in brood])
-    ranked = linear.predictions(thetas, [250, images])
-    each = max(FEW[1] * nfe, 1)
-    payable = {n: min(len(brood), int(linear.calls * n / images) // each) for n in (250, images)}
-    staged = np.argsort(ranked["quad_250"])[:STAGED]
+    ranked, each = linear.predictions(thetas, DERIVED), FEW[1] * nfe
+    payable = {n: min(len(brood), int(linear.calls * n / images) // each) for n in DERIVED}
+    stages = {name: [int(i) for i in np.argsort(ranked[name])[:STAGED]] for name in STAGES}
     screened: dict[int, tuple[float, Array | None]] = {}
-    for i in dict.fromkeys([*range(max(payable.values())), *map(int, staged)]):
+    paired = [payable[n] + STAGED for n in DERIVED]
+    for i in dict.fromkeys([*range(max(paired)), *(i for some in stages.values() for i in some)]):
         values, own = looked(brood[i][0], (FEW[1],))
         screened[i] = values[f"paired_{FEW[1]}"], own
     ways: dict[str, Sequence[int]] = {
@@ -222,11 +224,11 @@ def picked(
     }
     for n, count in payable.items():
         ways[f"paired for lin_{n}"] = sorted(range(count), key=lambda i: screened[i][0])[:PICKED]
-    hybrids = {i: linear.hybrid(brood[i][1], own, 250) for i in map(int, staged) if (own := screened[i][1]) is not None}
-    ways["staged_250"] = sorted(hybrids, key=lambda i: hybrids[i])[:PICKED]
-    ways["staged paired_250"] = sorted(map(int, staged), key=lambda i: screened[i][0])[:PICKED]
-    count = min(payable[images], payable[250] + STAGED)
-    ways["paired for staged_250"] = sorted(range(count), key=lambda i: screened[i][0])[:PICKED]
+        ways[f"paired for staged_{n}"] = sorted(range(count + STAGED), key=lambda i: screened[i][0])[:PICKED]
+    for name, staged in stages.items():
+        ways[f"staged {name}"] = sorted(staged, key=lambda i: screened[i][0])[:PICKED]
+    hybrids = {i: linear.hybrid(brood[i][1], own, 250) for i in stages["lin_250"] if (own := screened[i][1]) is not None}
+    ways["staged hybrid_250"] = sorted(hybrids, key=lambda i: hybrids[i])[:PICKED]
     takers: dict[int, list[str]] = {}
     for name, taken in ways.items():
         for i in taken:
@@ -239,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/siblings"))
     parser.add_argument("--models", nargs="+", default=["digits-ddpm", "digits-edm"])
-    parser.add_argument("--nfe", nargs="+", type=int, default=[3, 4, 5, 8])
+    parser.add_argument("--nfe", nargs="+", type=int, default=[4, 5, 3, 8])
     parser.add_argument("--elites", type=int, default=2)
     a = parser.parse_args()
     torch.set_num_threads(1)

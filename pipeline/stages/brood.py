@@ -1,0 +1,197 @@
+"""Broods: moments of features rank many children of the best schedule, the best of them are screened and judged.
+
+What a ranking takes is measured once an elite, and counted. A part of the proposals' calls is kept for it, once the
+others are spent: as many rounds as that pays, each from the best judged member of the space that had none. How the
+screen orders what was ranked is told as a surrogate's rank correlation: on values that it has not seen, among siblings.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from optuna.trial import TrialState
+from scipy.stats import kendalltau
+
+from fewstep.errors import ScheduleError
+from fewstep.pipeline.proposers.base import BRED, BROOD, is_refined
+from fewstep.pipeline.proposers.options import OnRefit
+from fewstep.pipeline.search import Paid, Search, Stage, enlisted
+from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.sizes import plan as sizes_of
+from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, kept
+from fewstep.search_spaces.point import Point, as_point
+from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.genome import to_genome, to_schedule
+from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.models.noise_schedule import NoiseSchedule
+from fewstep.tasks.refinement.brood import CHILD, TOLD
+from fewstep.tasks.refinement.brood_plan import BroodPlan
+
+RUNG = "brood"
+# Of the calls of an NFE's proposals: what is kept for broods.
+SHARE = 0.7
+# Children of a round that are screened, at least and at most, and how many of them are judged.
+FEWEST, MOST, JUDGED = 8, 32, 2
+
+
+@dataclass
+class _Round:
+    """Children that wait to be screened, what they are told to score and what the screen said, by hash."""
+
+    elite: float
+    seconds: float
+    waiting: deque[Point]
+    told: dict[str, float]
+    found: dict[str, float] = field(default_factory=dict)
+
+
+class Broods(Stage):
+    """See the module's docstring. `noise` and `skips` are the model's."""
+
+    rungs = (RUNG,)
+
+    def __init__(
+        self, settings: SearchSettings, noise: NoiseSchedule, skips: int, on_refit: OnRefit | None = None
+    ) -> None:
+        self._settings, self._noise, self._skips, self._on_refit = settings, noise, skips, on_refit
+        self._used: dict[int, int] = {}
+        self._over: set[int] = set()
+        self._rounds: dict[int, _Round] = {}
+
+    def owns(self, candidate: Candidate) -> bool:
+        """See Stage."""
+        return candidate.origin.startswith((BROOD, BRED))
+
+    def cost(self, search: Search, candidate: Candidate) -> int:
+        """Of a measurement its plan's calls, of a child its screen."""
+        nfe, calls = candidate.nfe, candidate.nfe * search.ladder.screen.images
+        if candidate.origin.startswith(BROOD):
+            calls = self._plan(candidate.schedule).calls(candidate.schedule)
+        self._used[nfe] = self._used.get(nfe, 0) + calls
+        return calls
+
+    def reserve(self, search: Search, account: int) -> int:
+        """What is kept, less what was used of it."""
+        return 0 if account in self._over else max(0, self._kept(account) - self._used.get(account, 0))
+
+    def _kept(self, nfe: int) -> int:
+        return int(SHARE * sizes_of(self._settings, nfe).search)
+
+    def _plan(self, elite: SolverSchedule) -> BroodPlan:
+        s = self._settings
+        return BroodPlan(kept=MOST, seed=s.seed, decisions=s.decisions, guidance_range=s.guidance_range)
+
+    # -- a round --------------------------------------------------------------------------------------
+
+    def next_work(self, search: Search) -> Work | None:
+        """Children that wait; or the measurement of another elite, of an NFE that can pay no more proposals."""
+        for nfe in search.nfes:
+            if (now := self._rounds.get(nfe)) is not None:
+                if (child := self._child(search, nfe, now)) is not None:
+                    return child, search.aimed(child, search.ladder.screen)
+            elif nfe not in self._over and nfe not in search.open:
+                if (work := self._measured(search, nfe)) is not None:
+                    return work
+        return None
+
+    def _child(self, search: Search, nfe: int, now: _Round) -> Candidate | None:
+        while now.waiting:
+            point = now.waiting.popleft()
+            if point.hash not in search.by_hash:
+                child = enlisted(search.proposer, point, BRED, search.trials, False)
+                if child is not None:
+                    search.adopt(child)
+                    return child
+            now.told.pop(point.hash)
+            self._close(search, nfe, now)
+        return None
+
+    def _measured(self, search: Search, nfe: int) -> Work | None:
+        if any(t.state == TrialState.RUNNING for t in search.trials.values() if t.candidate.nfe == nfe):
+            return None
+        elite = self._elite(search, nfe)
+        calls = 0 if elite is None else self._plan(elite.candidate.schedule).calls(elite.candidate.schedule)
+        ladder = search.ladder
+        least = calls + nfe * (FEWEST * ladder.screen.images + ladder.main.images)
+        if elite is None or least > self.reserve(search, nfe):
+            self._over.add(nfe)
+            if nfe not in self._used:
+                why = "no member of the space was judged" if elite is None else f"it takes {least:,} calls at least"
+                search.news.append(("not_bred", f"nothing is ranked by moments at NFE {nfe}: {why}"))
+            return None
+        plan = self._plan(elite.candidate.schedule)
+        candidate = search.proposer.admit(elite.candidate.point, f"{BROOD}{elite.candidate.hash}", search.trials)
+        search.adopt(candidate)
+        return candidate, Rung(RUNG, RUNG, plan.images, plan.seed, {"plan": plan.model_dump_json()})
+
+    def _elite(self, search: Search, nfe: int) -> Trial | None:
+        """The best judged member of the space that had no brood."""
+        had = {t.candidate.origin.removeprefix(BROOD) for t in search.trials.values()}
+        for trial in search.best(nfe, search.ladder.main):
+            if is_refined(trial.candidate.origin) or trial.candidate.hash in had:
+                continue
+            try:
+                to_genome(trial.candidate.schedule)
+            except ScheduleError:
+                continue
+            return trial
+        return None
+
+    # -- what comes of it -----------------------------------------------------------------------------
+
+    def take(self, search: Search, trial: Trial, record: EvaluationRecord) -> bool:
+        """The measurement's record, and children's screens: the best of a round are judged once all are in."""
+        nfe, of_child = record.nfe, trial.candidate.origin == BRED
+        if record.rung == RUNG:
+            self._bear(search, trial, record)
+            return True
+        if not of_child or record.rung != search.ladder.screen.name:
+            return False
+        now = self._rounds.get(nfe)
+        if now is None or record.candidate not in now.told:
+            search.finish(trial, TrialState.PRUNED)
+            return True
+        if record.status != "complete" or record.value is None:
+            now.told.pop(record.candidate)
+            search.finish(trial, TrialState.FAIL)
+        else:
+            now.found[record.candidate] = record.value
+        self._close(search, nfe, now)
+        return True
+
+    def _bear(self, search: Search, trial: Trial, record: EvaluationRecord) -> None:
+        nfe, elite = record.nfe, trial.candidate.schedule
+        if record.status != "complete":
+            search.finish(trial, TrialState.FAIL)
+            search.news.append(("not_bred", f"no children of {elite.hash} are ranked: {record.error}"))
+            return
+        search.finish(trial, TrialState.PRUNED)
+        ladder, plan = search.ladder, self._plan(elite)
+        children = plan.brood(elite, self._noise, self._skips)
+        left = self.reserve(search, nfe) - nfe * JUDGED * ladder.main.images
+        payable = max(FEWEST, left // (nfe * ladder.screen.images))
+        names = [k for k in range(min(plan.kept, payable)) if f"{CHILD}.{k}" in record.metrics]
+        points = [as_point(to_schedule(children[int(record.metrics[f"{CHILD}.{k}"])])) for k in names]
+        told = {point.hash: record.metrics[f"{TOLD}.{k}"] for k, point in zip(names, points, strict=True)}
+        start = search.trials[search.by_hash[trial.candidate.hash]].value(ladder.main)
+        self._rounds[nfe] = _Round(np.inf if start is None else start, record.seconds, deque(points), told)
+
+    def _close(self, search: Search, nfe: int, now: _Round) -> None:
+        """With the last screen the best are judged that seem better than the elite."""
+        if now.waiting or len(now.found) < len(now.told):
+            return
+        del self._rounds[nfe]
+        best = sorted(now.found, key=lambda name: now.found[name])
+        for i, name in enumerate(best):
+            trial = search.trials[search.by_hash[name]]
+            calls = nfe * (search.ladder.main.images - kept(trial.records.values(), search.ladder.main))
+            if i < JUDGED and now.found[name] < now.elite and calls <= self.reserve(search, nfe):
+                self._used[nfe] += calls
+                search.promote(trial, Paid.RESERVED)
+            else:
+                search.finish(trial, TrialState.PRUNED)
+        if self._on_refit and len(now.told) > 2:
+            tau = float(kendalltau([now.told[h] for h in best], [now.found[h] for h in best]).statistic)
+            self._on_refit(len(best), tau if np.isfinite(tau) else None, now.seconds)
