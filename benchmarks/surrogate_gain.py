@@ -34,7 +34,7 @@ GUARD = "frechet-judge"
 
 
 def found(root: Path, model: str, nfe: int, seed: int, budget: int, surrogate: str) -> dict[str, float]:
-    """Logs of the distances of what one search found. Searches of a seed share what they evaluate alike."""
+    """Logs of the distances of what one search found. What the one without has evaluated is taken."""
     settings = SearchSettings.build(
         study=surrogate,
         model=model,
@@ -45,12 +45,12 @@ def found(root: Path, model: str, nfe: int, seed: int, budget: int, surrogate: s
         report_images=IMAGES,
         report_presets=False,
     )
-    study = Study(root / f"{model}-{nfe}-{seed}-{budget}", settings)
-    reported = study.reported()
-    if not reported:
-        study.run(ExecutionSettings(executor="in-process"), "benchmarks.surrogate_gain")
-        reported = study.reported()
-    last = reported[-1]
+    folder = root / f"{model}-{nfe}-{seed}-{budget}"
+    without = () if surrogate == "none" else (str(folder / "none"),)
+    study = Study(folder / surrogate, settings)
+    if not study.reported():
+        study.run(ExecutionSettings(executor="in-process", known=without), "benchmarks.surrogate_gain")
+    last = study.reported()[-1]
     main = [r for r in study.records() if r.rung == "frechet" and r.value is not None]
     return {
         "log_ratio": _log(last),

@@ -31,8 +31,8 @@ from fewstep.tasks.sampling.grids import GRIDS, SEARCH_GRIDS
 
 SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes")
 SCREENS = ("auto", "paired", "distance", "frechet", "none")
-SURROGATES = ("encoder", "ensemble", "forest", "trees", "gp", "moments", "none")
-MOMENTS = "moments"
+LEARNED, MOMENTS = ("encoder", "ensemble", "forest", "trees", "gp"), "moments"
+SURROGATES = (*LEARNED, MOMENTS, "none")
 REFINE_TO = ("network", "pixel", "features", "reference", "moments")
 REPORT_SEED_OFFSET, FINALS_SEED_OFFSET = 1_000_003, 500_009
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600

@@ -31,9 +31,9 @@ from fewstep.tasks.refinement.brood_plan import BroodPlan
 
 RUNG = "brood"
 # Of the calls of an NFE's proposals: what is kept for broods.
-SHARE = 0.7
+SHARE = 0.5
 # Children of a round that are screened, at least and at most, and how many of them are judged.
-FEWEST, MOST, JUDGED = 8, 32, 2
+FEWEST, MOST, JUDGED = 8, 32, 1
 
 
 @dataclass
@@ -69,6 +69,9 @@ class Broods(Stage):
         nfe, calls = candidate.nfe, candidate.nfe * search.ladder.screen.images
         if candidate.origin.startswith(BROOD):
             calls = self._plan(candidate.schedule).calls(candidate.schedule)
+        elif (now := self._rounds.get(nfe)) is not None:
+            # In a replay it comes from its record.
+            now.waiting = deque(point for point in now.waiting if point.hash != candidate.hash)
         self._used[nfe] = self._used.get(nfe, 0) + calls
         return calls
 
@@ -89,23 +92,19 @@ class Broods(Stage):
         """Children that wait; or the measurement of another elite, of an NFE that can pay no more proposals."""
         for nfe in search.nfes:
             if (now := self._rounds.get(nfe)) is not None:
-                if (child := self._child(search, nfe, now)) is not None:
+                if (child := self._child(search, now)) is not None:
                     return child, search.aimed(child, search.ladder.screen)
             elif nfe not in self._over and nfe not in search.open:
                 if (work := self._measured(search, nfe)) is not None:
                     return work
         return None
 
-    def _child(self, search: Search, nfe: int, now: _Round) -> Candidate | None:
-        while now.waiting:
-            point = now.waiting.popleft()
-            if point.hash not in search.by_hash:
-                child = enlisted(search.proposer, point, BRED, search.trials, False)
-                if child is not None:
-                    search.adopt(child)
-                    return child
-            now.told.pop(point.hash)
-            self._close(search, nfe, now)
+    def _child(self, search: Search, now: _Round) -> Candidate | None:
+        if now.waiting:
+            child = enlisted(search.proposer, now.waiting.popleft(), BRED, search.trials, True)
+            assert child is not None
+            search.adopt(child)
+            return child
         return None
 
     def _measured(self, search: Search, nfe: int) -> Work | None:
@@ -172,11 +171,17 @@ class Broods(Stage):
         children = plan.brood(elite, self._noise, self._skips)
         left = self.reserve(search, nfe) - nfe * JUDGED * ladder.main.images
         payable = max(FEWEST, left // (nfe * ladder.screen.images))
-        names = [k for k in range(min(plan.kept, payable)) if f"{CHILD}.{k}" in record.metrics]
-        points = [as_point(to_schedule(children[int(record.metrics[f"{CHILD}.{k}"])])) for k in names]
-        told = {point.hash: record.metrics[f"{TOLD}.{k}"] for k, point in zip(names, points, strict=True)}
+        ranked = [k for k in range(plan.kept) if f"{CHILD}.{k}" in record.metrics]
+        points: dict[str, Point] = {}
+        told: dict[str, float] = {}
+        for k in ranked:
+            point = as_point(to_schedule(children[int(record.metrics[f"{CHILD}.{k}"])]))
+            if point.hash not in search.by_hash and len(points) < payable:
+                points[point.hash], told[point.hash] = point, record.metrics[f"{TOLD}.{k}"]
+        if not points:
+            return
         start = search.trials[search.by_hash[trial.candidate.hash]].value(ladder.main)
-        self._rounds[nfe] = _Round(np.inf if start is None else start, record.seconds, deque(points), told)
+        self._rounds[nfe] = _Round(np.inf if start is None else start, record.seconds, deque(points.values()), told)
 
     def _close(self, search: Search, nfe: int, now: _Round) -> None:
         """With the last screen the best are judged that seem better than the elite."""

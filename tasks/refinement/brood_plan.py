@@ -24,7 +24,7 @@ class BroodPlan(Checked):
 
     images: PositiveInt = 2 * AT_ONCE
     derived: PositiveInt = AT_ONCE
-    children: PositiveInt = 1000
+    children: PositiveInt = 500
     kept: PositiveInt = 32
     seed: NonNegativeInt = 0
     decisions: tuple[str, ...] = ()
