@@ -2,12 +2,13 @@
 
     python -m benchmarks.surrogate_gain [--models digits-ddpm digits-edm] [--nfe 3 4] [--seeds 5] [--calls 10000]
 
-Each search has one NFE, CALLS times that as its budget, its own noise and proposals, and is told nothing else: it tunes
-and holds finals as by default, and what the surrogate measures is part of its budget. What it finds is judged on IMAGES
-that it never saw, by the model's classifier and by the bundled judge. `ours` is the geometric mean of the distances with
-the surrogate, `theirs` of those without. `log_ratio` is the mean of their logs' difference, paired by model, NFE and
-seed, with its 95% t interval, `judge` the same by the judge, `tuned` and `before` the same on the search's own images
-of the best schedule and of the best that was not tuned: below 0 the surrogate helps. Progress is kept under --out.
+Each search has one NFE, CALLS times that as its budget, its own noise and proposals, and is told nothing else: it
+tunes and holds finals as by default; what the surrogate measures is part of its budget. What it finds is judged on
+IMAGES that it never saw, by the model's classifier and by the bundled judge. `ours` is the geometric mean of the
+distances with the surrogate, `theirs` of those without. `log_ratio` is the mean of their logs' difference, paired by
+model, NFE and seed, with its 95% t interval, `judge` the same by the judge, `tuned` and `before` the same on the
+search's own images of the best schedule and of the best that was not tuned: below 0 the surrogate helps. Progress is
+kept under --out.
 """
 
 from __future__ import annotations

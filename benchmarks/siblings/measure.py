@@ -193,7 +193,9 @@ def elite_rows(sampled: Sampled, study: Study, nfe: int, number: int) -> list[di
         paired, own = looked(genome, FEW)
         both = {} if own is None else {f"hybrid_{n}": linear.hybrid(theta, own[:n], 250) for n in (16, 32)}
         row = {"kind": "sibling", "number": i, "told": i in moved, "features": encode(genome).ravel().tolist()}
-        rows.append({**common, **row, **true(genome), **paired, **both, **{k: float(v[i]) for k, v in predicted.items()}})
+        rows.append(
+            {**common, **row, **true(genome), **paired, **both, **{k: float(v[i]) for k, v in predicted.items()}}
+        )
     rows += [{**common, "kind": "brood", **row} for row in picked(sampled, linear, brood, nfe, images, looked, true)]
     return rows
 
@@ -207,7 +209,7 @@ def picked(
     looked: Any,
     true: Any,
 ) -> list[dict[str, Any]]:
-    """Of a large brood the five that each way takes, at what calls: ranked at no call, or as many screened as it pays."""
+    """Of a large brood the five that each way takes, ranked at no call or screened for as many as that took."""
     thetas = np.stack([theta for _, theta in brood])
     ranked, each = linear.predictions(thetas, DERIVED), FEW[1] * nfe
     payable = {n: min(len(brood), int(linear.calls * n / images) // each) for n in DERIVED}
@@ -227,7 +229,9 @@ def picked(
         ways[f"paired for staged_{n}"] = sorted(range(count + STAGED), key=lambda i: screened[i][0])[:PICKED]
     for name, staged in stages.items():
         ways[f"staged {name}"] = sorted(staged, key=lambda i: screened[i][0])[:PICKED]
-    hybrids = {i: linear.hybrid(brood[i][1], own, 250) for i in stages["lin_250"] if (own := screened[i][1]) is not None}
+    hybrids = {
+        i: linear.hybrid(brood[i][1], own, 250) for i in stages["lin_250"] if (own := screened[i][1]) is not None
+    }
     ways["staged hybrid_250"] = sorted(hybrids, key=lambda i: hybrids[i])[:PICKED]
     takers: dict[int, list[str]] = {}
     for name, taken in ways.items():
@@ -257,7 +261,9 @@ def main() -> None:
                     pq.write_table(_compact(pa.Table.from_pylist(_filled(found))), aside, compression="zstd")
                     aside.rename(path)
                 rows += pq.read_table(path).to_pylist()
-                pq.write_table(_compact(pa.Table.from_pylist(_filled(rows))), a.out / "siblings.parquet", compression="zstd")
+                pq.write_table(
+                    _compact(pa.Table.from_pylist(_filled(rows))), a.out / "siblings.parquet", compression="zstd"
+                )
 
 
 def _filled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -106,7 +106,11 @@ class LinearFeatures:
     def hybrid(self, theta: Array, own: Array, images: int) -> float:
         """Moments that are told for a child, and what its few images (N, D) have other than what is told for them."""
         mean, covariance = self.quadratic(theta, images)
-        few = self.features[: len(own)] + torch.einsum("m,mnd->nd", torch.from_numpy(theta), self.changes[:, : len(own)])
+        few = self.features[: len(own)] + torch.einsum(
+            "m,mnd->nd", torch.from_numpy(theta), self.changes[:, : len(own)]
+        )
         more = covariance.numpy() + shrunk_change(own, few.numpy())
         w, V = np.linalg.eigh(more)
-        return self._distance(mean + torch.from_numpy(own.mean(0)) - few.mean(0), torch.from_numpy((V * w.clip(0)) @ V.T))
+        return self._distance(
+            mean + torch.from_numpy(own.mean(0)) - few.mean(0), torch.from_numpy((V * w.clip(0)) @ V.T)
+        )

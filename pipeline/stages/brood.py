@@ -94,9 +94,10 @@ class Broods(Stage):
             if (now := self._rounds.get(nfe)) is not None:
                 if (child := self._child(search, now)) is not None:
                     return child, search.aimed(child, search.ladder.screen)
-            elif nfe not in self._over and nfe not in search.open:
-                if (work := self._measured(search, nfe)) is not None:
-                    return work
+                continue
+            settled = nfe in self._over or nfe in search.open
+            if not settled and (work := self._measured(search, nfe)) is not None:
+                return work
         return None
 
     def _child(self, search: Search, now: _Round) -> Candidate | None:

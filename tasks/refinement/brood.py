@@ -15,7 +15,7 @@ from fewstep.tasks.work import Measured, Part, Task
 if TYPE_CHECKING:
     from fewstep.tasks.worker import Worker
 
-# Figures: the place of a chosen child in its brood and what it is told to score, each numbered; how many could be ranked.
+# Figures: a chosen child's place in its brood and what it is told to score, both numbered; how many could be ranked.
 CHILD, TOLD, RANKED, CALLS = "child", "told", "ranked", "calls"
 
 

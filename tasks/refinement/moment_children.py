@@ -129,8 +129,8 @@ class Relatives:
         held = told(self._schedule, self._compiler) - self._compiler.nodes[j].lambda_
         if abs(held + shift) > LARGEST_TUNED_SHIFT:
             raise ScheduleError(
-                f"schedule {other.name or other.hash} tells call {j} a time {held + shift:.3g} in lambda away from that "
-                f"of {self._schedule.name or self._schedule.hash}: corrections move it by {LARGEST_TUNED_SHIFT} at most"
+                f"schedule {other.name or other.hash} tells call {j} a time {held + shift:.3g} in lambda off that "
+                f"of {self._schedule.name or self._schedule.hash}: corrections move by {LARGEST_TUNED_SHIFT} at most"
             )
         return shift
 

@@ -114,7 +114,8 @@ def test_near_children_are_ordered_as_their_own_images_order_them(ranked: tuple[
     ranking, _ = ranked
     space = ScheduleSpace(FILES.noise.lambda_start, FILES.noise.lambda_end, (3,))
     genome, rng = to_genome(START), Random(0)
-    near = [space.at_vector(genome, space.to_vector(genome) + [rng.gauss(0, 0.03), rng.gauss(0, 0.03)]) for _ in range(8)]
+    vector = space.to_vector(genome)
+    near = [space.at_vector(genome, vector + np.array([rng.gauss(0, 0.03) for _ in vector])) for _ in range(8)]
     children = [to_schedule(child) for child in near]
     told = [ranking.predicted(child) for child in children]
     own = [_descent(FILES, child, 2 * AT_ONCE).begin().value for child in children]
