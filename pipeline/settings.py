@@ -243,8 +243,8 @@ class SearchSettings(ModelSettings):
     )
     surrogate: Literal["encoder", "ensemble", "forest", "trees", "gp", "moments", "none"] = Field(
         "none",
-        description="what s3 ranks children by. moments: how feature moments move with the best schedule's numbers, "
-        "measured once an NFE",
+        description="what s3 ranks children by. moments: how feature moments move with the numbers of an elite, "
+        "measured once each",
     )
     random_trials: NonNegativeInt | None = Field(
         None, description="random members of each NFE before any is bred" + FROM_BUDGET

@@ -5,10 +5,11 @@
 The evaluations were made once (`measure.py`) and lie in the table. Of each elite every ranking orders the same
 siblings: `tau` is Kendall's with the distance on images that no ranking saw, `half` the same in the better half, `five`
 the mean distance of the five that it takes over the elite's, `best` the best one's of these, `judge` as `five` by the
-judge. One JSON line a ranking; `ours` is its tau, `theirs` that of the paired screen of 32 images. Lines `brood` say
-`five` of what is taken from a large brood: ranked at no call, or (`staged`) 40 that are ranked first, screened on 32
-images; `theirs` is of as many as can be screened for all its calls, derivatives included. Means over elites (geometric
-ones of ratios), each with half the width of its 95% t interval.
+judge; `against_` stands before differences with the paired screen of 32 images on the same elites (of distances:
+ratios). One JSON line a ranking; `ours` is its tau, `theirs` that of this screen. Lines `brood` say `five` of what is
+taken from a large brood: ranked at no call, or (`staged`) 40 that are ranked first, screened on 32 images; `theirs` is
+of as many as can be screened for all its calls, derivatives included. Means over elites (geometric ones of ratios),
+each with its 95% t interval.
 """
 
 from __future__ import annotations
@@ -168,14 +169,17 @@ def lines(known: Sequence[Family]) -> Iterator[tuple[str, list[dict[str, float]]
         yield f"brood: {way}", [a for a, b in both if a and b], [b for a, b in both if a and b]
 
 
-def summary(figures: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Mean and half its 95% interval of every figure; of logs, ratios."""
-    found: dict[str, list[float]] = {}
+def summary(figures: Sequence[Mapping[str, float]], prefix: str = "") -> dict[str, float]:
+    """Mean of every figure with the ends of its 95% interval, of one elite without; of logs, ratios."""
+    found: dict[str, float] = {}
     for name in figures[0]:
         column = np.array([f[name] for f in figures])
-        half = student.ppf(0.975, len(column) - 1) * column.std(ddof=1) / np.sqrt(len(column)) if len(column) > 1 else 0
-        mean = column.mean()
-        found[name] = [float(mean if name in ("tau", "half") else np.exp(mean)), float(half)]
+        ends = {"": column.mean()}
+        if len(column) > 1:
+            half = student.ppf(0.975, len(column) - 1) * column.std(ddof=1) / np.sqrt(len(column))
+            ends |= {"_low": column.mean() - half, "_high": column.mean() + half}
+        plain = name in ("tau", "half")
+        found |= {f"{prefix}{name}{end}": float(v if plain else np.exp(v)) for end, v in ends.items()}
     return found
 
 
@@ -197,9 +201,10 @@ def main() -> None:
             continue
         difference = [{n: a[n] - b[n] for n in a} for a, b in zip(ours, theirs, strict=True)]
         told, peer = summary(ours), summary(theirs)
-        conditions = {"elites": len(ours), **told, "peer": peer, "difference": summary(difference), **asked}
         unit = "tau" if "tau" in told else "five"
-        emit(f"siblings/{name}", "paired screen of 32 images", unit, told[unit][0], peer[unit][0], conditions)
+        conditions = {"of": "siblings" if unit == "tau" else "brood", "elites": len(ours), **told}
+        conditions |= {**summary(theirs, "peer_"), **summary(difference, "against_"), **asked}
+        emit(f"siblings/{name}", "paired screen of 32 images", unit, told[unit], peer[unit], conditions)
 
 
 if __name__ == "__main__":

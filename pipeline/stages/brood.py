@@ -22,7 +22,6 @@ from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.sizes import plan as sizes_of
 from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, kept
 from fewstep.search_spaces.point import Point, as_point
-from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.genome import to_genome, to_schedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
@@ -58,6 +57,7 @@ class Broods(Stage):
         self._settings, self._noise, self._skips, self._on_refit = settings, noise, skips, on_refit
         self._used: dict[int, int] = {}
         self._over: set[int] = set()
+        self._measuring: set[int] = set()
         self._rounds: dict[int, _Round] = {}
 
     def owns(self, candidate: Candidate) -> bool:
@@ -68,7 +68,8 @@ class Broods(Stage):
         """Of a measurement its plan's calls, of a child its screen."""
         nfe, calls = candidate.nfe, candidate.nfe * search.ladder.screen.images
         if candidate.origin.startswith(BROOD):
-            calls = self._plan(candidate.schedule).calls(candidate.schedule)
+            calls = self._plan().calls(candidate.schedule)
+            self._measuring.add(nfe)
         elif (now := self._rounds.get(nfe)) is not None:
             # In a replay it comes from its record.
             now.waiting = deque(point for point in now.waiting if point.hash != candidate.hash)
@@ -76,13 +77,18 @@ class Broods(Stage):
         return calls
 
     def reserve(self, search: Search, account: int) -> int:
-        """What is kept, less what was used of it."""
-        return 0 if account in self._over else max(0, self._kept(account) - self._used.get(account, 0))
+        """What is kept, less what was used of it; nothing once that pays no further round of any elite."""
+        left = int(SHARE * sizes_of(self._settings, account).search) - self._used.get(account, 0)
+        under_way = account in self._measuring or account in self._rounds
+        payable = left >= self._round(search, account, self._plan().least(account))
+        return max(0, left) if under_way or (payable and account not in self._over) else 0
 
-    def _kept(self, nfe: int) -> int:
-        return int(SHARE * sizes_of(self._settings, nfe).search)
+    @staticmethod
+    def _round(search: Search, nfe: int, measured: int) -> int:
+        """Calls of the smallest round whose measurement takes so many."""
+        return measured + nfe * (FEWEST * search.ladder.screen.images + JUDGED * search.ladder.main.images)
 
-    def _plan(self, elite: SolverSchedule) -> BroodPlan:
+    def _plan(self) -> BroodPlan:
         s = self._settings
         return BroodPlan(kept=MOST, seed=s.seed, decisions=s.decisions, guidance_range=s.guidance_range)
 
@@ -112,28 +118,28 @@ class Broods(Stage):
         if any(t.state == TrialState.RUNNING for t in search.trials.values() if t.candidate.nfe == nfe):
             return None
         elite = self._elite(search, nfe)
-        calls = 0 if elite is None else self._plan(elite.candidate.schedule).calls(elite.candidate.schedule)
-        ladder = search.ladder
-        least = calls + nfe * (FEWEST * ladder.screen.images + ladder.main.images)
-        if elite is None or least > self.reserve(search, nfe):
+        if elite is None:
             self._over.add(nfe)
             if nfe not in self._used:
-                why = "no member of the space was judged" if elite is None else f"it takes {least:,} calls at least"
+                why = "the proposals' calls do not pay for it, or no member of the space was judged"
                 search.news.append(("not_bred", f"nothing is ranked by moments at NFE {nfe}: {why}"))
             return None
-        plan = self._plan(elite.candidate.schedule)
+        plan = self._plan()
         candidate = search.proposer.admit(elite.candidate.point, f"{BROOD}{elite.candidate.hash}", search.trials)
         search.adopt(candidate)
         return candidate, Rung(RUNG, RUNG, plan.images, plan.seed, {"plan": plan.model_dump_json()})
 
     def _elite(self, search: Search, nfe: int) -> Trial | None:
-        """The best judged member of the space that had no brood."""
+        """The best judged member of the space that had no brood, and that can be paid."""
         had = {t.candidate.origin.removeprefix(BROOD) for t in search.trials.values()}
         for trial in search.best(nfe, search.ladder.main):
             if is_refined(trial.candidate.origin) or trial.candidate.hash in had:
                 continue
+            schedule = trial.candidate.schedule
+            if self._round(search, nfe, self._plan().calls(schedule)) > self.reserve(search, nfe):
+                continue
             try:
-                to_genome(trial.candidate.schedule)
+                to_genome(schedule)
             except ScheduleError:
                 continue
             return trial
@@ -163,14 +169,15 @@ class Broods(Stage):
 
     def _bear(self, search: Search, trial: Trial, record: EvaluationRecord) -> None:
         nfe, elite = record.nfe, trial.candidate.schedule
+        left = self.reserve(search, nfe) - nfe * JUDGED * search.ladder.main.images
+        self._measuring.discard(nfe)
         if record.status != "complete":
             search.finish(trial, TrialState.FAIL)
             search.news.append(("not_bred", f"no children of {elite.hash} are ranked: {record.error}"))
             return
         search.finish(trial, TrialState.PRUNED)
-        ladder, plan = search.ladder, self._plan(elite)
+        ladder, plan = search.ladder, self._plan()
         children = plan.brood(elite, self._noise, self._skips)
-        left = self.reserve(search, nfe) - nfe * JUDGED * ladder.main.images
         payable = max(FEWEST, left // (nfe * ladder.screen.images))
         ranked = [k for k in range(plan.kept) if f"{CHILD}.{k}" in record.metrics]
         points: dict[str, Point] = {}
@@ -188,7 +195,6 @@ class Broods(Stage):
         """With the last screen the best are judged that seem better than the elite."""
         if now.waiting or len(now.found) < len(now.told):
             return
-        del self._rounds[nfe]
         best = sorted(now.found, key=lambda name: now.found[name])
         for i, name in enumerate(best):
             trial = search.trials[search.by_hash[name]]
@@ -198,6 +204,7 @@ class Broods(Stage):
                 search.promote(trial, Paid.RESERVED)
             else:
                 search.finish(trial, TrialState.PRUNED)
+        del self._rounds[nfe]
         if self._on_refit and len(now.told) > 2:
             tau = float(kendalltau([now.told[h] for h in best], [now.found[h] for h in best]).statistic)
             self._on_refit(len(best), tau if np.isfinite(tau) else None, now.seconds)

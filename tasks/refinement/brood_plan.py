@@ -34,6 +34,11 @@ class BroodPlan(Checked):
         """Denoiser calls: the elite's own, and those behind every number that is changed."""
         return self.images * elite.nfe + self.derived * sum(d.calls(elite.nodes) for d in directions_of(elite))
 
+    def least(self, nfe: int) -> int:
+        """The same of an elite whose every node is called, which has the fewest numbers."""
+        again = nfe * (nfe - 1) + (nfe - 1) * nfe * (nfe + 1) // 6
+        return self.images * nfe + self.derived * again
+
     def brood(self, elite: SolverSchedule, noise: NoiseSchedule, skips: int = 0) -> list[Genome]:
         """The children, in their order; ScheduleError where the elite is no member of the space."""
         extras = Extras(frozenset(self.decisions), skips, self.guidance_range)

@@ -57,7 +57,7 @@ def test_with_its_corrections_an_elite_samples_as_its_child(
     files, rng = find_model(model), Random(3)
     space = ScheduleSpace(files.noise.lambda_start, files.noise.lambda_end, (4,))
     reached = 0
-    for seed in range(6):
+    for seed in range(4):
         genome = space.random(4, rng)
         elite, child = to_schedule(genome), to_schedule(space.mutate(genome, rng, 0.25))
         if seed == 0:
@@ -74,7 +74,7 @@ def test_with_its_corrections_an_elite_samples_as_its_child(
         wanted = _sampled(files, child)
         torch.testing.assert_close(_sampled(files, made), wanted, rtol=1e-3, atol=1e-3)
         assert float((_sampled(files, elite) - wanted).abs().max()) > 1e-2
-    assert reached >= 3
+    assert reached >= 2
 
 
 def test_the_elite_itself_needs_none() -> None:
@@ -107,7 +107,7 @@ def ranked() -> tuple[MomentRanking, Cost]:
 
 
 def test_a_ranking_costs_what_its_plan_says(ranked: tuple[MomentRanking, Cost]) -> None:
-    assert ranked[1].calls == BroodPlan().calls(START)
+    assert ranked[1].calls == BroodPlan().calls(START) == BroodPlan().least(START.nfe)
 
 
 def test_near_children_are_ordered_as_their_own_images_order_them(ranked: tuple[MomentRanking, Cost]) -> None:
