@@ -22,7 +22,7 @@ from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.proposers.options import S3Options, milestone
 from fewstep.pipeline.proposers.surrogate.encoder import Example
 from fewstep.pipeline.proposers.surrogate.registry import make_surrogate
-from fewstep.pipeline.settings import SURROGATES, SearchSettings
+from fewstep.pipeline.settings import LEARNED, SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.pipeline.trial import candidate_of
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -87,7 +87,7 @@ def main() -> None:
                 f"{root} has {len(trials)} trials to learn from, none of them after a refit: give a longer search"
             )
     means: dict[str, tuple[float, float, float]] = {}
-    for name in (name for name in SURROGATES if name != "none"):
+    for name in LEARNED:
         rows = np.array([row for s in studies for seed in range(arguments.seeds) for row in taus(s, name, seed)])
         if not len(rows):
             parser.error(f"no study has enough values for {name} to be fitted: give a longer search")

@@ -31,7 +31,8 @@ from fewstep.tasks.sampling.grids import GRIDS, SEARCH_GRIDS
 
 SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes")
 SCREENS = ("auto", "paired", "distance", "frechet", "none")
-SURROGATES = ("encoder", "ensemble", "forest", "trees", "gp", "none")
+LEARNED, MOMENTS = ("encoder", "ensemble", "forest", "trees", "gp"), "moments"
+SURROGATES = (*LEARNED, MOMENTS, "none")
 REFINE_TO = ("network", "pixel", "features", "reference", "moments")
 REPORT_SEED_OFFSET, FINALS_SEED_OFFSET = 1_000_003, 500_009
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
@@ -246,8 +247,10 @@ class SearchSettings(ModelSettings):
     patience: NonNegativeInt = Field(
         0, description="calls (images x NFE) after which a front that has not moved ends it; 0: never"
     )
-    surrogate: Literal["encoder", "ensemble", "forest", "trees", "gp", "none"] = Field(
-        "none", description="what s3 ranks children by"
+    surrogate: Literal["encoder", "ensemble", "forest", "trees", "gp", "moments", "none"] = Field(
+        "none",
+        description="what s3 ranks children by. moments: how feature moments move with the numbers of an elite, "
+        "measured once each",
     )
     random_trials: NonNegativeInt | None = Field(
         None, description="random members of each NFE before any is bred" + FROM_BUDGET
@@ -360,6 +363,18 @@ class SearchSettings(ModelSettings):
                     f"surrogate {self.surrogate!r} learns logarithms, and {self.objective} may be below 0: choose "
                     "forest, trees, gp or none"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _can_rank_by_moments(self) -> Self:
+        if self.surrogate != MOMENTS:
+            return self
+        if self.space != "schedule" or self.quantized:
+            raise ValueError("surrogate 'moments' ranks schedules of networks that are not quantised: choose another")
+        if self.sampler != "s3":
+            raise ValueError(f"surrogate 'moments' ranks children of s3, not of {self.sampler}: leave one of them away")
+        if self.objective != FRECHET:
+            raise ValueError(f"surrogate 'moments' tells the Frechet distance, not {self.objective}: choose another")
         return self
 
     @property

@@ -277,9 +277,11 @@ def _surrogate_points(events: Sequence[EventRecord]) -> list[Point]:
     points = []
     for event in events:
         data = _json_object(event.data_json) if event.kind == "refit" else {}
-        tau, evaluations = data.get("tau"), data.get("evaluations")
-        if isinstance(tau, int | float) and math.isfinite(tau) and isinstance(evaluations, int):
-            points.append(Point("surrogate_tau", float(tau), evaluations, _milliseconds(event.at)))
+        evaluations = data.get("evaluations")
+        for name in ("tau", "seconds"):
+            value = data.get(name)
+            if isinstance(value, int | float) and math.isfinite(value) and isinstance(evaluations, int):
+                points.append(Point(f"surrogate_{name}", float(value), evaluations, _milliseconds(event.at)))
     return points
 
 

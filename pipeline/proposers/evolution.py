@@ -5,6 +5,7 @@ A proposal is a function of the seed, the trial's number and the trials before i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from random import Random
@@ -49,6 +50,7 @@ class ParetoEvolution:
         self._options, self._on_refit = S3Options(surrogate=surrogate), on_refit
         self._surrogate: Surrogate | None = None
         self._fitted_at = 0
+        self._seconds = 0.0
 
     def ask(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
         """See Proposer."""
@@ -97,7 +99,9 @@ class ParetoEvolution:
             return self._child(parents, others, rng)
         children = [self._child(parents, others, rng) for _ in range(self._options.children)]
         fresh = [child for child in children if self.space.point(child).hash not in seen] or children
+        begun = time.perf_counter()
         predicted = self._surrogate.predict([self.space.encode(child) for child in fresh])
+        self._seconds += time.perf_counter() - begun
         return fresh[ordered([[float(v) for v in row] for row in predicted])[0]]
 
     def _child(self, parents: Sequence[Trial], others: Sequence[Trial], rng: Random) -> Any:
@@ -119,14 +123,21 @@ class ParetoEvolution:
         if not known:
             return
         examples = [self._example(trial, values) for trial, values in known]
-        fresh = [e for e, (t, _) in zip(examples, known, strict=True) if t.number >= self._fitted_at]
-        tau = self._surrogate.tau(fresh, 0) if self._surrogate is not None and fresh else None
+        own = [
+            e
+            for e, (t, _) in zip(examples, known, strict=True)
+            if t.number >= self._fitted_at and t.candidate.origin == OWN
+        ]
+        tau = self._surrogate.tau(own, 0) if self._surrogate is not None and own else None
         surrogate = make_surrogate(self._options.surrogate, len(known[0][1]), self._seed)
+        begun = time.perf_counter()
         surrogate.fit(examples)
+        self._seconds += time.perf_counter() - begun
         if surrogate.ready:
             self._surrogate, self._fitted_at = surrogate, at
             if self._on_refit:
-                self._on_refit(len(examples), tau, 0.0)
+                self._on_refit(len(examples), tau, self._seconds)
+            self._seconds = 0.0
 
     def _example(self, trial: Trial, values: Sequence[float]) -> Example:
         return Example(self.space.encode(self._genome(trial)), trial.candidate.nfe, tuple(values))

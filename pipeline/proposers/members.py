@@ -26,6 +26,8 @@ class Member(Generic[G]):
     genome: G
     values: dict[int, float] = field(default_factory=dict)
     failed: bool = False
+    # Proposed by the search, not handed to it.
+    own: bool = True
 
     @property
     def standing(self) -> Standing:

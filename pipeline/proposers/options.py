@@ -15,7 +15,8 @@ from fewstep.search_spaces.space import Space
 ATTEMPTS = 40
 # Attributes of an Optuna trial.
 POINT_ATTR, CANDIDATE_ATTR, ORIGIN_ATTR = "point", "candidate", "origin"
-# How many examples it was fitted to, the former one's tau on those that came since, and seconds since the last fit.
+# How many examples it was fitted to, the former one's tau on the children that came since, and the seconds that fits
+# and rankings took since the last one.
 OnRefit = Callable[[int, float | None, float], None]
 
 

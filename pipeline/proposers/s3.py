@@ -93,7 +93,7 @@ class S3Proposer:
         return Drawn(number, parameters, f"{self._seed}/{number}")
 
     def _entered(self, candidate: Candidate) -> Candidate:
-        member = Member(candidate.trial, self._space.genome(candidate.point))
+        member = Member(candidate.trial, self._space.genome(candidate.point), own=candidate.origin == self._origin)
         self._members[candidate.trial] = member
         self._at(self._space.nfe(member.genome)).add(member, candidate.origin)
         return candidate
@@ -194,7 +194,8 @@ class S3Proposer:
             return
         usable = [member for member in self._members.values() if member.number < at and member.values]
         examples = [self._example(member) for member in usable]
-        fresh = [self._example(member) for member in usable if member.number >= self._fitted_at]
+        # Held out, and children of the elites: what a ranking chooses among.
+        fresh = [self._example(member) for member in usable if member.own and member.number >= self._fitted_at]
         tau = self._surrogate.tau(fresh, 0) if self._surrogate is not None and fresh else None
         surrogate = make_surrogate(self._options.surrogate, self._fidelities, self._seed)
         begun = time.perf_counter()

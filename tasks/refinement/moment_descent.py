@@ -171,25 +171,27 @@ class MomentDescent:
     def _block(self, reach: int) -> list[int]:
         return [i for i, d in enumerate(self.directions) if d.calls(self.schedule.nodes) <= reach]
 
-    def _change(self, known: Known, direction: int) -> Tensor:
-        """Change of features (N, D) by one unit of a direction, measured by a small one."""
+    def change(self, known: Known, direction: int, images: range | None = None) -> Tensor:
+        """Change of features (N, D) by one unit of a direction, measured by a small one; of the first images alone."""
         at = self.directions[direction]
         theta = known.theta.copy()
         theta[direction] += PROBE[at.part]
-        _, features = self._resampled(theta, known, at.row, at.calls_again, self._all)
-        return (features - known.features) / PROBE[at.part]
+        _, features = self._resampled(theta, known, at.row, at.calls_again, images or self._all)
+        return (features - known.features[: len(features)]) / PROBE[at.part]
 
-    def _derivatives(self, known: Known, directions: Sequence[int]) -> LinearMoments:
-        mean, covariance = moments(known.features)
+    def derivatives(self, known: Known, directions: Sequence[int], images: range | None = None) -> LinearMoments:
+        """How moments move with some directions, measured on all images or on the first alone, in pieces of AT_ONCE."""
+        before = known.features if images is None else known.features[: len(images)]
+        mean, covariance = moments(before)
         means, covariances, changes = [], [], []
         for i in directions:
-            change, probe = self._change(known, i), PROBE[self.directions[i].part]
-            moved, spread = moments(known.features + probe * change)
+            change, probe = self.change(known, i, images), PROBE[self.directions[i].part]
+            moved, spread = moments(before + probe * change)
             means.append((moved - mean) / probe)
             covariances.append((spread - covariance) / probe)
             changes.append(change.flatten())
         flat = torch.stack(changes)
-        return LinearMoments(torch.stack(means), torch.stack(covariances), flat @ flat.T / self.plan.images)
+        return LinearMoments(torch.stack(means), torch.stack(covariances), flat @ flat.T / len(before))
 
     def _step(
         self, known: Known, told: LinearMoments, directions: Sequence[int], damping: float
@@ -205,7 +207,7 @@ class MomentDescent:
         free, damping = self._block(0), LAST_ROW_DAMPING
         for _ in range(LAST_ROW_STEPS):
             try:
-                theta, _ = self._step(known, self._derivatives(known, free), free, damping)
+                theta, _ = self._step(known, self.derivatives(known, free), free, damping)
                 moved = self._known(theta, *self._resampled(theta, known, self._last, False, self._all))
             except (ScheduleError, EvaluationError):
                 damping *= 10
@@ -243,7 +245,7 @@ class MomentDescent:
     def _round(self, known: Known, reach: int, damping: float, tried: int) -> tuple[Known, float]:
         """Measure the numbers that reach so many calls, try steps of them: the better, and its damping."""
         try:
-            told = self._derivatives(known, self._block(reach))
+            told = self.derivatives(known, self._block(reach))
         except (ScheduleError, EvaluationError):
             return known, damping
         for i in range(self.plan.tries):

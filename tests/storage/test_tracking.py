@@ -91,7 +91,7 @@ def store(tmp_path, study, evaluation):
     )
     store.events.append(
         [
-            EventRecord(study, 1, "refit", "", at, json.dumps({"tau": 0.5, "evaluations": 3})),
+            EventRecord(study, 1, "refit", "", at, json.dumps({"tau": 0.5, "evaluations": 3, "seconds": 1.5})),
             EventRecord(study, 2, "refit", "", at, json.dumps({"tau": float("nan"), "evaluations": 6})),
             EventRecord(study, 3, "lost", "", at),
         ]
@@ -153,6 +153,7 @@ def test_a_study_is_one_run_with_a_nested_run_for_each_member_of_its_front(store
     assert top.data.params["nfe"] == "[3, 5]"
     assert len(top.data.params["note"]) == 6000
     assert top.data.metrics["surrogate_tau"] == 0.5
+    assert top.data.metrics["surrogate_seconds"] == 1.5
     curve = client.get_metric_history(parent, "fid-digits/best_frechet_nfe4")
     assert [(point.step, point.value) for point in curve] == [(7000, 8.0), (19000, 6.0)]
     assert [file.path for file in client.list_artifacts(parent, "report")] == ["report/front.html"]

@@ -11,12 +11,11 @@ import pytest
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.proposers.surrogate.encoder import FEWEST, Example
 from fewstep.pipeline.proposers.surrogate.registry import EnsembleSurrogate, make_surrogate
-from fewstep.pipeline.settings import SURROGATES
+from fewstep.pipeline.settings import LEARNED
 from fewstep.search_spaces.schedule.evolution import random_genome
 from fewstep.search_spaces.schedule.genome import encode
 from fewstep.search_spaces.schedule.solver_space import SolverSpace
 
-LEARNED = [name for name in SURROGATES if name != "none"]
 SPACE = SolverSpace(-5.0, 4.6, (3, 4, 5))
 
 
