@@ -304,5 +304,5 @@ def test_a_killed_command_goes_on_to_the_same_file(tmp_path: Path) -> None:
     assert "trajectory 8/48" not in out
     assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert not partial.exists()
-    with pytest.raises(ConfigurationError, match="killed.safetensors is there already"):
+    with pytest.raises(ConfigurationError, match=r"killed\.safetensors is there already"):
         command(**settings, out=tmp_path / "killed.safetensors")
