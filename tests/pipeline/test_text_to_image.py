@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import fewstep
+from fewstep.pipeline.commands.sample import command as sample
 from fewstep.pipeline.proposers.base import is_known
 from fewstep.pipeline.study import Study
 from fewstep.tasks.models.classifier import SmallClassifier
@@ -21,14 +24,8 @@ from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.noise import starting_noise
 
 pytestmark = pytest.mark.slow
+Run = Callable[..., Any]
 PROMPTS = ["a red cat", "two dogs, blue", "the sea at night"]
-
-
-def _fewstep(*words: object) -> str:
-    command = [sys.executable, "-P", "-m", "fewstep.pipeline.cli", *(str(word) for word in words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +36,20 @@ def searched(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFacto
     SmallClassifier(3, 16, 4, width=8, feature_dim=8).save(root / "features")
     (root / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     asked = ("--model", tiny_stable_diffusion, "--prompts", root / "prompts.txt")
-    _fewstep(
-        "sample", *asked, "--guidance", 4, "--schedule", "dpmpp-2m/uniform-t-zero@8",
-        "--count", 60, "--seed", 7, "--out", root / "reference",
+    sample(
+        model=str(tiny_stable_diffusion), prompts=str(root / "prompts.txt"), guidance=4.0,
+        schedule="dpmpp-2m/uniform-t-zero@8", count=60, seed=7, out=root / "reference",
     )  # fmt: skip
-    _fewstep(
+    words = (
         "search", *asked, "--guidance", "1:8", "--nfe", 2, "--budget", 10_000, "--workers", 2,
         "--preset-images", 16, "--screen", "distance", "--refine", 0,
         "--features", root / "features", "--reference", root / "reference", "--teacher", "dpmpp-2m/karras-zero@8",
-        "--distance-images", 16, "--frechet-images", 250, "--finalist-images", 500, "--report-images", 500,
+        "--distance-images", 16, "--frechet-images", 250, "--finalist-images", 300, "--report-images", 250,
         "--decisions", "start,threshold,skips", "--out", root / "study", "--json",
     )  # fmt: skip
+    command = [sys.executable, "-P", "-m", "fewstep.pipeline.cli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
     return root
 
 
@@ -71,16 +71,19 @@ def test_conditions_are_part_of_what_an_evaluation_is(searched: Path) -> None:
     assert study.settings.guidance_range == (1.0, 8.0)
 
 
-def test_the_exported_winner_makes_the_same_images_in_the_pipeline(searched: Path, tiny_stable_diffusion: Path) -> None:
+def test_the_exported_winner_makes_the_same_images_in_the_pipeline(
+    run: Run, searched: Path, tiny_stable_diffusion: Path
+) -> None:
     study = Study.load(searched / "study")
     path = study.schedules()[2]
     schedule = fewstep.load_schedule(path)
-    printed = _fewstep("export", "--study", searched / "study", "--out", searched / "scheduler")
-    assert "FewStepScheduler.from_pretrained" in printed
-    _fewstep(
+    printed = run("export", "--study", searched / "study", "--out", searched / "scheduler")
+    assert "FewStepScheduler.from_pretrained" in printed.out
+    sampled = run(
         "sample", "--model", tiny_stable_diffusion, "--schedule", path, "--prompts", searched / "prompts.txt",
         "--guidance", 4.5, "--count", 3, "--seed", 0, "--out", searched / "own",
     )  # fmt: skip
+    assert sampled.code == 0, sampled.err
     own = np.stack([np.asarray(Image.open(p)) for p in sorted((searched / "own").glob("*.png"))])
     pipeline = StableDiffusionPipeline.from_pretrained(str(tiny_stable_diffusion))
     pipeline.set_progress_bar_config(disable=True)
