@@ -78,14 +78,14 @@ def _of_piece(
     """Features of some images, on whatever machine this is."""
     from fewstep.tasks.metrics.reference import features_of
 
-    source, extractor = _opened(place), _extractor(features, files)
+    source, extractor = _opened(place, fingerprint), _extractor(features, files)
     if (source.fingerprint, len(source)) != (fingerprint, count):
         raise DataError(f"a machine of the cluster sees other images at {place}: put them where all see the same")
     return list(features_of(source, files.channels, files.size, extractor, numbers))
 
 
 @lru_cache(maxsize=1)
-def _opened(place: str) -> Source:
+def _opened(place: str, fingerprint: str) -> Source:
     from fewstep.tasks.data import open_source
 
     return open_source(place)

@@ -214,9 +214,10 @@ def test_moments_of_images_are_the_same_on_the_cluster(toy: Path, tmp_path: Path
         there.mean.tobytes(),
         there.scatter.tobytes(),
     )
+    begun = features_on_cluster(execution, source, place, files, "auto")
     np.savez(tmp_path / "images.npz", levels[:1000, ..., None])
     with pytest.raises(DataError, match="sees other images"):
-        list(features_on_cluster(execution, source, place, files, "auto")(range(256)))
+        list(begun(range(256)))
 
 
 # -- Ray: workers that die ------------------------------------------------------------------------------
