@@ -99,9 +99,13 @@ def ask(root: str, engine: str, on_ray: bool) -> None:
             found = len(leaderboard(store, top=top, each_nfe=True, engine=engine, scheduler=scheduler))  # type: ignore[arg-type]
         seconds[name] = round(time.perf_counter() - begun, 2)
         assert found == top * len(NFES), f"{name} by {engine}: {found} rows"
+    print(json.dumps({"seconds": seconds, "mib": round(peak_mib()), "cpu": round(time.process_time(), 1)}))
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held, in MiB."""
     status = Path("/proc/self/status").read_text()
-    memory = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    print(json.dumps({"seconds": seconds, "mib": round(memory), "cpu": round(time.process_time(), 1)}))
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def search_runs(runs: int) -> float:
@@ -125,13 +129,15 @@ def search_runs(runs: int) -> float:
 
 
 def compact(files: int) -> dict[str, Any]:
-    """Seconds for so many files of one row, files left, and what a read takes before and after."""
+    """Seconds for so many files of one row, memory of the merge (MiB), files left, and what reads take around it."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         for order in range(files):
             row = EventRecord("big", order, "note", "", datetime(2026, 1, 1, tzinfo=UTC)).to_row()
             store.events.directory.publish(pa.Table.from_pylist([row], schema=store.events._schema), order)
-        times = {}
+        # The most it takes from here on.
+        Path("/proc/self/clear_refs").write_text("5")
+        held, times = peak_mib(), {}
         for name, what in (("read_before", store.events.read), ("compact", store.events.compact)):
             begun = time.perf_counter()
             what()
@@ -140,6 +146,7 @@ def compact(files: int) -> dict[str, Any]:
         assert store.events.read().num_rows == files
         return {
             **times,
+            "mib": round(peak_mib() - held),
             "read_after": round(time.perf_counter() - begun, 2),
             "left": len(store.events.directory.list()),
         }

@@ -47,7 +47,7 @@ def opened(
     evaluator: Evaluator, execution: ExecutionSettings, cache: str = "", on_record: OnRecord | None = None
 ) -> Driver:
     """A driver that goes on after what a study has, its workers set up; close its executor in the end."""
-    worker = WorkerSettings(evaluator.subject, execution.device, cache=cache)
+    worker = WorkerSettings(evaluator.subject, execution.device, cache=cache, metrics=evaluator.metrics)
     where = {"study": evaluator.study}
     events = max((e.order for e in evaluator.store.events.records(where)), default=-1) + 1
     known = Known(evaluator.store, evaluator.study, execution.known) if execution.known else None

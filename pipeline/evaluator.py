@@ -83,6 +83,11 @@ class Evaluator:
             self._metrics[name] = make_metric(name, self._setting)
         return self._metrics[name]
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of those that were asked for."""
+        return tuple(self._metrics)
+
     @cached_property
     def _stored(self) -> set[str]:
         # This process is the only writer: what it did not find at the start or write itself is not there.

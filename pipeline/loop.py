@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import Executor
 from fewstep.pipeline.failures import FailureWatch
+from fewstep.pipeline.garbage import settled
 from fewstep.pipeline.known import Known
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.trial import Candidate, Rung
@@ -130,18 +131,20 @@ def search(state: Search, driver: Driver) -> None:
     """Run a search to its end: until the budget is spent and the finals are over."""
     begun = time.perf_counter()
     executor = driver.executor
-    while True:
-        while driver.in_flight < executor.capacity and (work := state.next_work()):
-            driver.submit(*work)
-        if not driver.in_flight:
-            driver.tell(state.news)
-            if not state.enter_finals():
-                break
-            continue
-        record = driver.next_record()
-        if record is not None:
-            state.learn(record)
-            driver.tell(state.news)
+    with settled() as settle:
+        while True:
+            while driver.in_flight < executor.capacity and (work := state.next_work()):
+                driver.submit(*work)
+            if not driver.in_flight:
+                driver.tell(state.news)
+                if not state.enter_finals():
+                    break
+                continue
+            record = driver.next_record()
+            if record is not None:
+                state.learn(record)
+                driver.tell(state.news)
+                settle()
     driver.tell(state.news)
     driver.failures.end()
     driver.clock.total += time.perf_counter() - begun
@@ -152,11 +155,13 @@ def evaluate_all(work: Iterable[tuple[Candidate, Rung]], driver: Driver) -> list
     begun = time.perf_counter()
     waiting = list(work)[::-1]
     records = []
-    while waiting or driver.in_flight:
-        while waiting and driver.in_flight < driver.executor.capacity:
-            driver.submit(*waiting.pop())
-        record = driver.next_record()
-        if record is not None:
-            records.append(record)
+    with settled() as settle:
+        while waiting or driver.in_flight:
+            while waiting and driver.in_flight < driver.executor.capacity:
+                driver.submit(*waiting.pop())
+            record = driver.next_record()
+            if record is not None:
+                records.append(record)
+                settle()
     driver.clock.total += time.perf_counter() - begun
     return records

@@ -44,7 +44,7 @@ class Policy(Protocol):
     def fits(self, point: Point) -> None:
         """ScheduleError or ConfigurationError where a seed does not fit the model."""
 
-    def account(self, point: Point) -> int:
+    def account(self, of: Point | Candidate) -> int:
         """Under which number of `nfes` a candidate's calls are booked."""
 
     def cost(self, search: Search, candidate: Candidate) -> int:
@@ -251,14 +251,14 @@ class Search:
         """
         if not metric_class(rung.metric).controlled:
             return rung
-        control = self._controls.get(self.policy.account(candidate.point))
+        control = self._controls.get(self.policy.account(candidate))
         if control is None:
             return replace(rung, metric=self.ladder.main.metric)
         return rung.controlled_by(self.trials[control[1]].candidate.point, self.ladder.main)
 
     def _consider_control(self, trial: Trial) -> None:
         main, metric = self.ladder.main, metric_class(self.ladder.screen.metric)
-        value, account = trial.value(main), self.policy.account(trial.candidate.point)
+        value, account = trial.value(main), self.policy.account(trial.candidate)
         if not metric.controlled or value is None or self._controls.get(account, (math.inf, 0)) <= (value, 0):
             return
         complete = [r for r in trial.records.values() if r.status == "complete" and r.metric == metric.figure]
@@ -275,7 +275,7 @@ class Search:
     def _next_candidate(self) -> Candidate | None:
         while (account := self._hungriest) is not None:
             candidate = self.proposer.ask(account, self.by_hash.keys(), self.trials)
-            if candidate is not None and self.policy.cost(self, candidate) <= self._room_of(candidate.point):
+            if candidate is not None and self.policy.cost(self, candidate) <= self._room_of(candidate):
                 return candidate
             self._closed.add(account)
             if candidate is None:
@@ -283,8 +283,8 @@ class Search:
                 self.news.append(("exhausted", f"no candidate is left to try{where}: widen what is searched"))
         return None
 
-    def _room_of(self, point: Point) -> int:
-        return self.room(self.policy.account(point))
+    def _room_of(self, of: Point | Candidate) -> int:
+        return self.room(self.policy.account(of))
 
     def _seeded(self, origin: str, point: Point) -> Candidate | None:
         """A seed as a candidate; None where it does not fit, or its account does not pay it."""
@@ -351,7 +351,7 @@ class Search:
 
     def best(self, nfe: int, rung: Rung) -> list[Trial]:
         """Trials of an NFE that have a value at a rung, best first."""
-        having = [(t.value(rung), t) for t in self.trials.values() if self.policy.account(t.candidate.point) == nfe]
+        having = [(t.value(rung), t) for t in self.trials.values() if self.policy.account(t.candidate) == nfe]
         return [t for v, t in sorted(((v, t) for v, t in having if v is not None), key=lambda entry: entry[0])]
 
     # -- what was learned -----------------------------------------------------------------------------
@@ -422,13 +422,13 @@ class Search:
 
     def commit(self, candidate: Candidate, calls: int) -> None:
         """Book denoiser calls."""
-        self.committed[self.policy.account(candidate.point)] += calls
+        self.committed[self.policy.account(candidate)] += calls
 
     def promote(self, trial: Trial, paid: Paid = Paid.NOT_YET) -> None:
         """A trial goes on to the main rung, if that is paid or its account has room; else it is over."""
         main = self.ladder.main
         calls = trial.candidate.nfe * (main.images - kept(trial.records.values(), main))
-        if paid is Paid.NOT_YET and calls > self._room_of(trial.candidate.point):
+        if paid is Paid.NOT_YET and calls > self._room_of(trial.candidate):
             self.finish(trial, TrialState.PRUNED)
             return
         trial.promoted = True

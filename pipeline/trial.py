@@ -104,6 +104,11 @@ class Candidate:
         return self.point.nfe
 
     @property
+    def json(self) -> str:
+        """The point's."""
+        return self.point.to_json()
+
+    @property
     def schedule(self) -> SolverSchedule:
         """The schedule that it samples by; only for points that have one."""
         schedule = schedule_of(self.point)
@@ -114,26 +119,38 @@ class Candidate:
 class Kept(Candidate):
     """A candidate whose point is kept as JSON, and read when it is asked for: as objects it takes ten times as much."""
 
-    def __init__(self, candidate: Candidate, text: str) -> None:
-        self.__dict__.update(trial=candidate.trial, origin=candidate.origin, parameters=candidate.parameters)
-        self.__dict__.update(hash=candidate.hash, nfe=candidate.nfe, _text=text)
+    def __init__(self, trial: int, text: str, origin: str, parameters: dict[str, Any], hash: str, nfe: int) -> None:
+        self.__dict__.update(trial=trial, origin=origin, parameters=parameters, hash=hash, nfe=nfe, _text=text)
 
     @property
     def point(self) -> Point:
         """The point."""
-        return _read(self.__dict__["_text"])
+        return _read(self.json)
+
+    @property
+    def json(self) -> str:
+        """The point's, as it is kept."""
+        text: str = self.__dict__["_text"]
+        return text
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As it is."""
-        return Kept, (Candidate(self.trial, self.point, self.origin, self.parameters), self.__dict__["_text"])
+        return Kept, (self.trial, self.json, self.origin, self.parameters, self.hash, self.nfe)
 
 
+_SCHEDULE = '{"kind":"schedule","schedule":'
 # Parents are asked for again and again.
 _read = lru_cache(maxsize=256)(parse_point)
 
 
 def candidate_of(record: EvaluationRecord) -> Candidate:
-    """The candidate that a record is about; its hash is the one that the record was written under."""
+    """The candidate that a record is about; its hash is the one that the record was written under.
+
+    A schedule alone is read when it is asked for: its calls are the record's, of other points those may be counted.
+    """
+    if record.nfe and record.candidate_json.startswith(_SCHEDULE):
+        what = record.candidate_json, record.origin, record.parameters, record.candidate, record.nfe
+        return Kept(record.trial, *what)
     candidate = Candidate(record.trial, parse_point(record.candidate_json), record.origin, record.parameters)
     candidate.__dict__["hash"] = record.candidate
     return candidate
@@ -161,7 +178,8 @@ class Trial:
         if type(self.candidate) is Candidate:
             texts = (r.candidate_json for r in self.records.values() if r.candidate == self.candidate.hash)
             if (text := next(texts, "")) and self.state != TrialState.RUNNING:
-                self.candidate = Kept(self.candidate, text)
+                c = self.candidate
+                self.candidate = Kept(c.trial, text, c.origin, c.parameters, c.hash, c.nfe)
 
     def value(self, rung: Rung) -> float | None:
         """Its value at a rung; None where it has none."""

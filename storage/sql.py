@@ -13,6 +13,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from fewstep.errors import ConfigurationError, DamagedFileError, StorageError
+from fewstep.storage import distinct
 from fewstep.storage.masking import without_secrets
 from fewstep.storage.parts import one_line
 from fewstep.storage.store import Store
@@ -62,7 +63,8 @@ def _view(connection: DuckDBPyConnection, table: Table[Any]) -> None:
     record, name = table.record, table.record.table
     names, fields = ", ".join(f'"{n}"' for n in record.schema.names), record.schema
     current, others = [], [fields.empty_table()]
-    for part, facts in table.readable():
+    parts = table.readable()
+    for part, facts in parts:
         if facts.schema_version == record.schema_version:
             current.append(table.directory.file(part))
             continue
@@ -83,12 +85,20 @@ def _view(connection: DuckDBPyConnection, table: Table[Any]) -> None:
         connection.register(f"_{name}_remote", dataset)
         sources.append(f"SELECT {names}, 'remote' AS _file, row_number() OVER () AS _place FROM _{name}_remote")
     connection.execute(f"CREATE VIEW _{name} AS {' UNION ALL '.join(sources)}")
-    keys = ", ".join(f'"{n}"' for n in record.unique)
-    all_, distinct = connection.execute(f"SELECT count(*), count(DISTINCT ({keys})) FROM _{name}").fetchall()[0]
-    counts = (
-        "" if all_ == distinct else f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {_first(table)}) = 1"
-    )
+    keys, files = ", ".join(f'"{n}"' for n in record.unique), [part for part, _ in parts]
+    counts = ""
+    if not distinct.is_noted(table, files):
+        if _are_distinct(connection, f"_{name}", keys):
+            distinct.note(table, files)
+        else:
+            counts = f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {_first(table)}) = 1"
     connection.execute(f"CREATE VIEW {name} AS SELECT {names} FROM _{name}{counts}")
+
+
+def _are_distinct(connection: DuckDBPyConnection, view: str, keys: str) -> bool:
+    """Whether no two rows agree on the keys."""
+    rows, identities = connection.execute(f"SELECT count(*), count(DISTINCT ({keys})) FROM {view}").fetchall()[0]
+    return bool(rows == identities)
 
 
 def _first(table: Table[Any]) -> str:

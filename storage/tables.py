@@ -116,7 +116,7 @@ class Table(Generic[R]):
 
     def records(self, where: Mapping[str, str | int] | None = None) -> list[R]:
         """The rows as records, in the order of writing; `where` and errors as in `read`."""
-        return [self.record.from_row(row) for row in self.read(where=where).to_pylist()]
+        return self.record.from_table(self.read(where=where))
 
     def damaged(self) -> list[tuple[str, str]]:
         """(path, reason) of each file that reads skip: torn, or not Parquet; until it is gone."""

@@ -1,5 +1,6 @@
 """What a worker on another machine needs of this one's disk: files that settings name, read once, written there once.
 
+Code that metrics and features name as FILE.py:CALLABLE goes too: the file alone, not what it reads or imports besides.
 How their bytes travel is the caller's: `put` gives them away for a reference, `get` takes them back. A worker uses the
 files themselves where it sees the same ones, as on this machine or a shared disk.
 """
@@ -12,12 +13,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fewstep.tasks.metrics.spaces.loaded import SENT, code_of, load
 from fewstep.tasks.models.files import find_model, zoo_names
 from fewstep.tasks.models.hub import is_hub_name
 from fewstep.tasks.work import Subject, WorkerSettings
@@ -53,10 +55,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Parcel:
-    """Settings, and what they name, by the text that names it."""
+    """Settings, and what they name, by the text that names it; `code` by what names its file."""
 
     settings: WorkerSettings
     items: Mapping[str, Item]
+    code: Mapping[str, Item] = field(default_factory=dict)
+    callables: tuple[str, ...] = ()
 
 
 def packed(settings: WorkerSettings, put: Put) -> Parcel:
@@ -65,11 +69,23 @@ def packed(settings: WorkerSettings, put: Put) -> Parcel:
     places = {text: place for text in named if (place := _place(text))}
     if (model := settings.subject.model) not in zoo_names() and is_hub_name(model) and model not in places:
         places[model] = find_model(model, loading=settings.subject.loading).root
-    return Parcel(settings, {text: _item(text, place, put) for text, place in places.items()})
+    found = {text: code for text in dict.fromkeys((*named, *settings.metrics)) if (code := code_of(text))}
+    return Parcel(
+        settings,
+        {text: _item(text, place, put) for text, place in places.items()},
+        {name: _item(str(file), file, put) for name, file in dict(found.values()).items()},
+        tuple(":".join(text.split(":")[-2:]) for text in found),
+    )
 
 
 def unpacked(parcel: Parcel, get: Get, cache: Path) -> WorkerSettings:
-    """The settings for this machine; what it does not have is written to `cache`, once for all its workers."""
+    """The settings for this machine; what it does not have is written to `cache`, once for all its workers.
+
+    ConfigurationError where code that was sent cannot be loaded here, for want of what it imports, say.
+    """
+    SENT.update({name: _here(item.path, item, get, cache) for name, item in parcel.code.items()})
+    for each in parcel.callables:
+        load(each, "on a worker's machine")
     found = {text: _here(text, item, get, cache) for text, item in parcel.items.items()}
     settings = replace(parcel.settings, subject=_with(parcel.settings.subject, found))
     if settings.cache and not Path(settings.cache).is_dir():

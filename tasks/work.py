@@ -52,12 +52,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """How to set up a worker: what it evaluates, device, CPU threads (0: leave), a folder for what it makes."""
+    """How to set up a worker: what it evaluates, device, CPU threads (0: leave), a folder for what it makes.
+
+    `metrics` are the names of those that it will be asked for, as far as they are known.
+    """
 
     subject: Subject
     device: str = "cpu"
     threads: int = 0
     cache: str = ""
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

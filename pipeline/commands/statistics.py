@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.commands.fields import DEVICE, Fields, options
+from fewstep.pipeline.commands.fields import Fields, options
 from fewstep.pipeline.commands.options import AsJson, into, print_json, writable
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.settings import SubjectSettings
@@ -25,7 +25,10 @@ SUBJECT = Fields(
 )
 
 
-@options(subject=SUBJECT, execution=DEVICE)
+EXECUTION = Fields(ExecutionSettings, only=("device", "address"))
+
+
+@options(subject=SUBJECT, execution=EXECUTION)
 def command(
     subject: SubjectSettings,
     execution: ExecutionSettings,
@@ -56,13 +59,16 @@ def command(
     """Measure DPM-Solver-v3's statistics and the mean image from the model's own samples.
 
     The same command again goes on where a killed one stopped, from OUT.partial. With --data it measures the moments of
-    images' features at the model's size, for --reference OUT.npz, pytorch-fid and others.
+    images' features at the model's size, for --reference OUT.npz, pytorch-fid and others; with --address on the cores
+    of a Ray cluster whose machines all see the images.
     """
     said = {"--points": points, "--trajectories": trajectories, "--steps": steps, "--batch": batch, "--seed": seed}
     if data is not None:
         said["--mean-only"] = mean_only or None
-        _of_data(subject, execution.device, data, features or "auto", out, said, as_json)
+        _of_data(subject, execution, data, features or "auto", out, said, as_json)
         return
+    if execution.address is not None:
+        raise ConfigurationError("--address is for the images of --data: leave it out, or give --data")
     if features is not None:
         raise ConfigurationError("--features is for the images of --data: leave it out, or give --data")
     chosen = {"points": points, "trajectories": trajectories, "steps": steps, "seed": seed, "batch": batch}
@@ -78,7 +84,7 @@ def command(
 
 def _of_data(
     subject: SubjectSettings,
-    device: str,
+    execution: ExecutionSettings,
     data: str,
     features: str,
     out: Path,
@@ -89,7 +95,8 @@ def _of_data(
     from fewstep.tasks.data import open_source
     from fewstep.tasks.metrics.extractor import make_extractor
     from fewstep.tasks.metrics.moments import save_reference_npz
-    from fewstep.tasks.metrics.reference import measured
+    from fewstep.tasks.metrics.partial import Partial
+    from fewstep.tasks.metrics.reference import measured, measurement_key
     from fewstep.tasks.worker import check_device
 
     if strays := [name for name, value in said.items() if value is not None]:
@@ -98,12 +105,20 @@ def _of_data(
         raise ConfigurationError("nothing is sampled of --data: leave labels, prompts and guidance out")
     if out.suffix != ".npz":
         raise ConfigurationError(f"--out {out}: moments of images are an .npz file, name it so")
-    check_device(device)
-    files = subject.files
-    extractor = make_extractor(features, files, device)
-    moments = measured(open_source(data), files.channels, files.size, extractor)
+    check_device(execution.device)
+    files, source = subject.files, open_source(data)
+    extractor = make_extractor(features, files, execution.device)
+    elsewhere = None
+    if execution.address is not None:
+        from fewstep.pipeline.executors.dask_on_ray import features_on_cluster
+
+        elsewhere = features_on_cluster(execution, source, data, files, features)
     out.parent.mkdir(parents=True, exist_ok=True)
+    key = measurement_key(source, files.channels, files.size, extractor)
+    partial = Partial(out.with_name(out.name + ".partial"), key)
+    moments = measured(source, files.channels, files.size, extractor, partial, elsewhere)
     save_reference_npz(out, moments)
+    partial.remove()
     facts = {"file": out, "features": extractor.name, "dimensions": extractor.dim, "images": moments.count}
     if as_json:
         print_json(facts)

@@ -40,7 +40,7 @@ class EditPolicy:
         """See Policy."""
         self.calls(point)
 
-    def account(self, point: Point) -> int:
+    def account(self, of: Point | Candidate) -> int:
         """All under one number: edits of different calls share a budget."""
         return 0
 

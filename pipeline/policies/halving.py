@@ -32,9 +32,9 @@ class HalvingPolicy:
     def fits(self, point: Point) -> None:
         """Nothing: what does not fit fails when it is evaluated."""
 
-    def account(self, point: Point) -> int:
+    def account(self, of: Point | Candidate) -> int:
         """Its NFE."""
-        return point.nfe
+        return of.nfe
 
     def cost(self, search: Search, candidate: Candidate) -> int:
         """The screen, and the main rung of what climbs in any case."""

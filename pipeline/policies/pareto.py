@@ -47,9 +47,9 @@ class ParetoPolicy:
         # By rung, and by NFE or of all.
         self._fronts: dict[tuple[str, int | None], Fronts] = defaultdict(Fronts)
 
-    def account(self, point: Point) -> int:
+    def account(self, of: Point | Candidate) -> int:
         """Its NFE."""
-        return point.nfe
+        return of.nfe
 
     def cost(self, search: Search, candidate: Candidate) -> int:
         """The screen, and what making its network takes."""

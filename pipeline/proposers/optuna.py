@@ -32,7 +32,7 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 def _attributes(candidate: Candidate) -> dict[str, Any]:
     return {
-        POINT_ATTR: candidate.point.to_json(),
+        POINT_ATTR: candidate.json,
         CANDIDATE_ATTR: candidate.hash,
         ORIGIN_ATTR: candidate.origin.partition(":")[0],
     }

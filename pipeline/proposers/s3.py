@@ -56,11 +56,14 @@ class S3Proposer:
         self._fitted_at = 0
         self._seconds = 0.0
         self._next = 0
+        # Trials that were there before, in order, until something is asked: many a study is only looked at.
+        self._unread: list[Trial] = []
 
     # -- trials ---------------------------------------------------------------------------------------
 
     def ask(self, nfe: int, seen: AbstractSet[str], trials: Mapping[int, Trial]) -> Candidate | None:
         """See Proposer. Where children repeat what is known again and again, in the end random members are tried."""
+        self._read()
         for _ in range(ATTEMPTS):
             number, self._next = self._next, self._next + 1
             try:
@@ -79,6 +82,7 @@ class S3Proposer:
 
     def enlist(self, point: Point, origin: str, trials: Mapping[int, Trial]) -> Candidate:
         """See Proposer."""
+        self._read()
         drawn = self._drawn(self._next, self._space.parameters(self._space.genome(point)))
         self._space.suggest(drawn)
         self._next += 1
@@ -105,27 +109,32 @@ class S3Proposer:
 
     def report(self, trial: Trial, value: float, step: int) -> None:
         """See Proposer."""
+        self._read()
         if (member := self._members.get(trial.number)) is not None:
             self._at(self._space.nfe(member.genome)).report(member, step, value)
 
     def tell(self, trial: Trial, objectives: Sequence[float] | None) -> None:
         """See Proposer; only a failure says more than the rungs do."""
+        self._read()
         if trial.state == TrialState.FAIL and (member := self._members.get(trial.number)) is not None:
             self._at(self._space.nfe(member.genome)).fail(member)
 
     def restore(self, trials: Mapping[int, Trial], objectives: Objectives) -> list[Trial]:
         """See Proposer."""
-        for _, trial in sorted(trials.items()):
-            if is_outside(trial.candidate):
-                continue
+        self._unread = [trial for _, trial in sorted(trials.items()) if not is_outside(trial.candidate)]
+        self._next = max(trials, default=-1) + 1
+        return []
+
+    def _read(self) -> None:
+        """Take in the trials that were there before."""
+        unread, self._unread = self._unread, []
+        for trial in unread:
             self._entered(trial.candidate)
             for step, rung in enumerate(self._rungs):
                 record = trial.records.get(rung)
                 if record is not None and record.value is not None:
                     self.report(trial, record.value, step)
             self.tell(trial, None)
-        self._next = max(trials, default=-1) + 1
-        return []
 
     # -- proposals ------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +67,9 @@ class Presets(Stage):
         self._over: set[int] = set()
         # Trials of controls that were sent to their first look, which comes after they were judged.
         self._sent: set[int] = set()
+        # The presets among the trials, and up to where those were looked through.
+        self._met: list[Trial] = []
+        self._seen: tuple[Mapping[int, Trial], int] = {}, 0
 
     # -- what it costs --------------------------------------------------------------------------------
 
@@ -208,10 +212,17 @@ class Presets(Stage):
 
     def _mine(self, search: Search) -> dict[int, list[Trial]]:
         found: dict[int, list[Trial]] = {nfe: [] for nfe in self._known}
-        if len(self._over) < len(self._known):
-            for trial in search.trials.values():
-                if is_known(trial.candidate.origin) and trial.candidate.nfe in found:
-                    found[trial.candidate.nfe].append(trial)
+        if len(self._over) == len(self._known):
+            return found
+        if self._seen[0] is not search.trials:
+            self._seen, self._met = (search.trials, 0), []
+        trials, seen = self._seen
+        # Trials only come to it, so that those before need no second look.
+        new = list(islice(reversed(search.trials.values()), len(search.trials) - seen))[::-1]
+        self._met += [t for t in new if is_known(t.candidate.origin) and t.candidate.nfe in found]
+        self._seen = trials, len(search.trials)
+        for trial in self._met:
+            found[trial.candidate.nfe].append(trial)
         return found
 
     def _halve(self, search: Search, nfe: int, trials: Sequence[Trial]) -> None:

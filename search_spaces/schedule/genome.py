@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -58,6 +59,13 @@ class Genome:
 
 
 def _step(genes: Genes, i: int, steps: int, to_zero: bool) -> Step:
+    # A coefficient of -0.0 equals that of 0.0, and is written otherwise.
+    return _step_of(genes, math.copysign(1.0, genes.coefficient), i, steps, to_zero)
+
+
+@lru_cache(maxsize=4096)
+def _step_of(genes: Genes, sign: float, i: int, steps: int, to_zero: bool) -> Step:
+    """Steps are frozen, and children share most of their parents'."""
     if to_zero and i + 1 == steps:
         return Step()
     order = min(genes.order, i + 1)

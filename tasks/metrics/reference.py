@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from fewstep.tasks.data.arrays import array_names, images_in
 from fewstep.tasks.metrics.extractor import feature_kind
 from fewstep.tasks.metrics.features import FeatureExtractor
 from fewstep.tasks.metrics.moments import KINDS, Array, Moments, ReferenceMoments, load_reference_npz, merge_all
+from fewstep.tasks.metrics.partial import Partial
 from fewstep.tasks.models.files import ModelFiles
 
+# Features (B, D) of the images of these numbers, IMAGES at a time, in order.
+FeaturesOf = Callable[[range], Iterator[Array]]
 # As many of a reference's images are looked at one by one, evenly spaced over them.
 MOST_SAMPLES = 10_000
 # Images at once: a multiple of what extractors take at once, so that a feature's bits do not depend on it.
@@ -87,24 +91,51 @@ def moments_of(source: Source, channels: int, size: int, extractor: FeatureExtra
     return ReferenceMoments(moments.mean, moments.covariance, moments.count)
 
 
-def measured(source: Source, channels: int, size: int, extractor: FeatureExtractor) -> Moments:
+def measured(
+    source: Source,
+    channels: int,
+    size: int,
+    extractor: FeatureExtractor,
+    partial: Partial | None = None,
+    features: FeaturesOf | None = None,
+) -> Moments:
     """Moments of a source's images at a size, which are read one batch after the other.
 
-    Raises DataError where there are fewer than 2.
+    With `partial` it goes on where a killed one stopped. `features` works them out elsewhere, of all images from a
+    number on. Raises DataError where there are fewer than 2.
     """
-    groups: list[Moments] = []
-    kept: list[Array] = []
-    for batch in source.batches(channels, size, IMAGES):
-        kept.append(extractor(torch.from_numpy(batch.images)))
+    groups, kept = partial.load() if partial else ([], [])
+    begin = sum(group.count for group in groups) + sum(map(len, kept))
+    rest = range(begin, len(source))
+    for found in features(rest) if features else features_of(source, channels, size, extractor, rest):
+        kept.append(found)
+        if partial:
+            partial.add(found)
         if sum(part.size for part in kept) >= FEATURES:
             groups.append(Moments.of(np.concatenate(kept)))
             kept.clear()
+            if partial:
+                partial.close(groups[-1])
     if kept:
         groups.append(Moments.of(np.concatenate(kept)))
-    moments = merge_all(groups)
-    if moments.count < 2:
+    moments = merge_all(groups) if groups else None
+    if moments is None or moments.count < 2:
         raise DataError(f"the reference {source.place} holds fewer than 2 images: give more")
     return moments
+
+
+def features_of(
+    source: Source, channels: int, size: int, extractor: FeatureExtractor, numbers: range
+) -> Iterator[Array]:
+    """Features (B, D) of the images of these numbers, IMAGES at a time."""
+    for batch in source.batches(channels, size, IMAGES, numbers):
+        yield extractor(torch.from_numpy(batch.images))
+
+
+def measurement_key(source: Source, channels: int, size: int, extractor: FeatureExtractor) -> str:
+    """Names what `measured` gives of them: files by name, size and time, and what they are compared by."""
+    parts = (source.place, source.fingerprint, str(len(source)), channels, size, extractor.name, extractor.hash)
+    return hashlib.sha256("\n".join(map(str, (*parts, IMAGES, FEATURES))).encode()).hexdigest()
 
 
 def _holds_moments(reference: str) -> bool:

@@ -10,24 +10,33 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from pandas.testing import assert_frame_equal
+from ray.util.dask import ray_dask_get
 
+from fewstep.errors import DataError
 from fewstep.pipeline.executors import ray as on_ray_module
 from fewstep.pipeline.executors.base import MAX_TRIES, ExecutionSettings, Executor
+from fewstep.pipeline.executors.dask_on_ray import dask_scheduler, features_on_cluster
 from fewstep.pipeline.executors.in_process import InProcessExecutor
 from fewstep.pipeline.executors.pace import Pace
 from fewstep.pipeline.executors.ray import RayExecutor
 from fewstep.pipeline.executors.ray_pool import Pool
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
+from fewstep.storage.queries import front, leaderboard
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
+from fewstep.tasks.data import open_source
+from fewstep.tasks.metrics.extractor import make_extractor
+from fewstep.tasks.metrics.reference import measured
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.sampling.grids import preset_on_grid
 from fewstep.tasks.work import Subject, Task, TaskResult, WorkerSettings
@@ -172,6 +181,43 @@ def test_both_executors_give_the_same_bits(on_ray: RayExecutor, toy: Path) -> No
     here = _drain(InProcessExecutor(WorkerSettings(Subject(str(toy)), threads=1)), _tasks(3))
     there = _drain(on_ray, _tasks(3))
     assert {k: _bits(r) for k, r in here.items()} == {k: _bits(r) for k, r in there.items()}
+
+
+# -- Ray: what else runs there ---------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cluster")
+def test_questions_to_tables_are_answered_on_the_cluster_as_here(
+    tmp_path: Path, make_evaluation: Callable[..., EvaluationRecord]
+) -> None:
+    store = Store(tmp_path)
+    for first in (0, 10, 20):
+        store.evaluations.append([make_evaluation(order) for order in range(first, first + 10)])
+    scheduler = dask_scheduler()
+    assert scheduler is ray_dask_get
+    for ask in (partial(leaderboard, store, top=3, each_nfe=True), partial(front, store)):
+        here, there = ask(engine="pandas"), ask(engine="dask", scheduler=scheduler)
+        assert len(here) >= 3
+        assert_frame_equal(here, there)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_moments_of_images_are_the_same_on_the_cluster(toy: Path, tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (1500, 8, 8), np.uint8)
+    np.savez(tmp_path / "images.npz", levels[..., None])
+    place, files, execution = str(tmp_path / "images.npz"), find_model(str(toy)), ExecutionSettings(address="auto")
+    source, extractor = open_source(place), make_extractor("auto", files, "cpu")
+    here = measured(source, 1, 8, extractor)
+    there = measured(source, 1, 8, extractor, None, features_on_cluster(execution, source, place, files, "auto"))
+    assert (here.count, here.mean.tobytes(), here.scatter.tobytes()) == (
+        there.count,
+        there.mean.tobytes(),
+        there.scatter.tobytes(),
+    )
+    begun = features_on_cluster(execution, source, place, files, "auto")
+    np.savez(tmp_path / "images.npz", levels[:1000, ..., None])
+    with pytest.raises(DataError, match="sees other images"):
+        list(begun(range(256)))
 
 
 # -- Ray: workers that die ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,12 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.pipeline import trial as trial_module
 from fewstep.pipeline.problems.schedules import ScheduleProblem
+from fewstep.pipeline.proposers.base import is_known
 from fewstep.pipeline.proposers.surrogate import registry as surrogates
 from fewstep.pipeline.proposers.surrogate.encoder import RankingSurrogate
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.stages import presets as presets_module
 from fewstep.pipeline.trial import Work
+from fewstep.search_spaces.point import parse_point
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.metrics.metric import metric_class
@@ -229,6 +234,64 @@ def test_the_records_alone_decide_what_comes_next(sampler: str, changes: dict[st
             assert _identity(_next(resumed)) == works[j], f"work {j}, resumed after {k}"
             resumed.learn(records[j])
         assert _next(resumed) is None
+
+
+def test_a_search_costs_the_same_a_record_however_long_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In work, not in time: a replay of many records, and the looks at presets among many trials."""
+    looks = 0
+
+    def counted(origin: str) -> bool:
+        nonlocal looks
+        looks += 1
+        return is_known(origin)
+
+    monkeypatch.setattr(presets_module, "is_known", counted)
+    settings = _settings("digits-ddpm", "random", nfes=(2, 3), budget=16_000, frechet_images=100, refine=0.0)
+    problem = ScheduleProblem(settings)
+    state, records = problem.search(), []
+    while (work := _next(state)) is not None:
+        records.append(_tabulated(work, len(records)))
+        state.learn(records[-1])
+    assert len(records) > 120
+    assert looks < 12 * len(records)
+    records = [r for r in records if r.rung != "finals"]
+    read: list[str] = []
+    monkeypatch.setattr(trial_module, "parse_point", lambda text: read.append(text) or parse_point(text))
+    monkeypatch.setattr(trial_module, "_read", trial_module.parse_point)
+    work = []
+    for count in (30, len(records)):
+        calls = 0
+
+        def count_calls(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        fresh = problem.search()
+        sys.setprofile(count_calls)
+        fresh.replay(records[:count])
+        sys.setprofile(None)
+        work.append(calls)
+    each = (work[1] - work[0]) / (len(records) - 30)
+    assert each < 1.2 * work[0] / 30
+    # Schedules are read when they are needed, and none is to know what was spent on them.
+    assert read == []
+
+
+@pytest.mark.parametrize("sampler", ["s3", "random"])
+def test_a_replayed_candidate_is_the_one_that_was_proposed(sampler: str) -> None:
+    settings = _settings("digits-ddpm", sampler, surrogate="none", budget=8_000, frechet_images=100, refine=0.0)
+    problem = ScheduleProblem(settings)
+    state, records = problem.search(), []
+    while (work := _next(state)) is not None:
+        records.append(_tabulated(work, len(records)))
+        state.learn(records[-1])
+    replayed = problem.search().replay(records)
+    assert replayed.trials.keys() == state.trials.keys()
+    for number, trial in state.trials.items():
+        ours, theirs = trial.candidate, replayed.trials[number].candidate
+        assert (ours.point, ours.hash, ours.nfe, ours.json) == (theirs.point, theirs.hash, theirs.nfe, theirs.json)
+        assert (ours.origin, ours.parameters) == (theirs.origin, theirs.parameters)
+        assert pickle.loads(pickle.dumps(theirs)).point == ours.point
 
 
 def test_a_front_that_stands_still_ends_the_search_wherever_it_was_killed() -> None:

@@ -26,7 +26,9 @@ AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 def through_arrow(record: Record) -> Record:
     table = pa.Table.from_pylist([record.to_row()], schema=record.schema)
-    return type(record).from_row(table.to_pylist()[0])
+    (row,) = table.to_pylist()
+    assert type(record).from_table(table) == [type(record).from_row(row)]
+    return type(record).from_row(row)
 
 
 numbers = st.floats(allow_nan=False)
@@ -50,6 +52,13 @@ def test_an_evaluation_comes_back_as_it_went(evaluation, value, metrics, error, 
 def test_moments_come_back_byte_for_byte(mean, scatter):
     record = MomentsRecord("base", 64, 32, 2, mean, scatter)
     assert through_arrow(record) == record
+
+
+def test_records_of_one_table_share_nothing_that_may_change(evaluation):
+    rows = [evaluation(order, metrics={"distance": 0.5}).to_row() for order in range(3)]
+    first, *others = EvaluationRecord.from_table(pa.Table.from_pylist(rows, schema=EvaluationRecord.schema))
+    first.metrics["distance"] = 1.0
+    assert [r.metrics for r in others] == [{"distance": 0.5}] * 2
 
 
 @pytest.mark.parametrize("record", RECORDS)

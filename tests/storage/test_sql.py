@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.errors import ConfigurationError
+from fewstep.storage import sql
 from fewstep.storage.sql import query
 from fewstep.storage.store import Store
 
@@ -36,6 +37,31 @@ def test_it_counts_each_evaluation_once_whatever_was_delivered(store, evaluation
     assert answer.to_pylist() == told.to_pylist()
     assert answer.num_rows == 5
     assert query(store, "select count(*) c from events").to_pylist() == [{"c": 0}]
+
+
+def test_a_table_is_gone_through_for_repeats_once_and_again_when_it_changed(store, evaluation, monkeypatch):
+    seen, find = [], sql._are_distinct
+    monkeypatch.setattr(sql, "_are_distinct", lambda *a: seen.append(find(*a)) or seen[-1])
+
+    def rows() -> int:
+        return query(Store(store.root), "select count(*) c from evaluations").to_pylist()[0]["c"]
+
+    store.evaluations.append([evaluation(i) for i in range(3)])
+    assert [rows(), rows(), rows()] == [3, 3, 3]
+    assert seen == [True]
+    store.evaluations.append([evaluation(2)])
+    # What holds rows twice is never taken for one that does not.
+    assert [rows(), rows()] == [3, 3]
+    assert seen == [True, False, False]
+    store.evaluations.compact()
+    assert [rows(), rows()] == [3, 3]
+    assert seen == [True, False, False, True]
+    (part,) = store.evaluations.directory.list()
+    file = Path(store.evaluations.directory.file(part))
+    # A name without checksums says nothing of what is in the file.
+    file.rename(file.with_name("part-000000000009-0123abcd.parquet"))
+    assert [rows(), rows()] == [3, 3]
+    assert seen[4:] == [True, True]
 
 
 def test_tables_of_older_versions_are_read_in_todays_terms(tmp_path):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from fewstep.errors import ConfigurationError
+from fewstep.tasks import parcel as parcel_module
+from fewstep.tasks.metrics.spaces import loaded
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.parcel import packed, unpacked
 from fewstep.tasks.work import Subject, WorkerSettings
@@ -100,6 +105,48 @@ def test_where_the_same_files_are_they_are_used(tmp_path: Path) -> None:
     # Of the same name, but others.
     (tmp_path / "my-model" / "weights.bin").write_bytes(b"changed")
     assert unpacked(parcel, store.get, tmp_path / "unused").subject.model != asked.subject.model
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder of the user's, which is gone once the test has moved on."""
+    monkeypatch.setattr(loaded, "SENT", sent := dict[str, str]())
+    monkeypatch.setattr(parcel_module, "SENT", sent)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.mark.parametrize("name", ["mine.py:double", "kid:mine.py:double", "mine_beside:double"])
+def test_code_of_the_user_is_there_on_a_machine_that_has_not_the_file(elsewhere: Path, name: str) -> None:
+    store, file = Store(), f"{name.split(':')[-2].removesuffix('.py')}.py"
+    (elsewhere / file).write_text("def double(images):\n    return 2 * images\n")
+    given = name.removeprefix("kid:")
+    for settings in (
+        WorkerSettings(Subject("digits-ddpm", features=given)),
+        WorkerSettings(Subject("digits-ddpm"), metrics=("frechet", name)),
+    ):
+        (elsewhere / file).touch()
+        sent = packed(settings, store.put)
+        (elsewhere / file).rename(elsewhere.parent / file)
+        assert unpacked(sent, store.get, elsewhere.parent / "cache") == settings
+        assert loaded.load(given, "features")(21) == 42
+        # Known by what it is, not by where it lies.
+        assert (
+            loaded.address(given, loaded.load(given, "features"))
+            == hashlib.sha256(b"double" + (elsewhere.parent / file).read_bytes()).hexdigest()
+        )
+        (elsewhere.parent / file).rename(elsewhere / file)
+
+
+def test_code_that_a_machine_cannot_load_is_refused_before_anything_runs(elsewhere: Path) -> None:
+    store = Store()
+    (elsewhere / "mine.py").write_text("from pathlib import Path\nPath(__file__).with_name('w.txt').read_text()\n")
+    (elsewhere / "w.txt").write_text("weights")
+    sent = packed(WorkerSettings(Subject("digits-ddpm"), metrics=("scorer:mine.py:score",)), store.put)
+    (elsewhere / "mine.py").unlink()
+    with pytest.raises(ConfigurationError, match=r"'mine.py:score' cannot be loaded: FileNotFoundError"):
+        unpacked(sent, store.get, elsewhere.parent / "cache")
 
 
 def test_bundled_names_are_not_sent(tmp_path: Path) -> None:

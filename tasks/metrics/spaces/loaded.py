@@ -20,6 +20,8 @@ from fewstep.errors import ConfigurationError
 from fewstep.tasks.faults import first_line
 from fewstep.tasks.metrics._network import weights_hash
 
+# Where files lie that this machine was sent, by what names them: the file, or the module beside.
+SENT: dict[str, str] = {}
 NAMED = re.compile(r"(?P<place>[^:]+):(?P<name>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)")
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -28,6 +30,24 @@ def is_loadable(given: str) -> bool:
     """Whether it names a callable of a module or of a Python file."""
     named = NAMED.fullmatch(given)
     return named is not None and (named["place"].endswith(".py") or bool(MODULE.fullmatch(named["place"])))
+
+
+def code_of(text: str) -> tuple[str, Path] | None:
+    """What names the code at the end of a text such as KIND:FILE.py:CALLABLE, and its file; None where it has none.
+
+    A module that Python finds elsewhere than in the working folder is installed, and no file of the user's.
+    """
+    given = ":".join(text.split(":")[-2:])
+    if not is_loadable(given):
+        return None
+    place = given.rpartition(":")[0]
+    file = Path(place) if place.endswith(".py") else _beside(place)
+    if not file.is_file():
+        return None
+    if not place.endswith(".py") and (spec := importlib.util.find_spec(place.partition(".")[0])) is not None:
+        own = spec.origin is not None and Path(spec.origin).resolve() == file.resolve()
+        return (place, file) if own else None
+    return place, file
 
 
 def load(given: str, what: str) -> Any:
@@ -91,9 +111,14 @@ def needs_arguments(loaded: Any) -> int:
     return sum(p.default is p.empty and p.kind in kinds for p in parameters)
 
 
+def _beside(module: str) -> Path:
+    return Path(*module.split(".")).with_suffix(".py")
+
+
 def _module(place: str) -> Any:
+    place = SENT.get(place, place)
     if not place.endswith(".py"):
-        beside = Path(*place.split(".")).with_suffix(".py")
+        beside = _beside(place)
         if place in sys.modules or importlib.util.find_spec(place.partition(".")[0]) is not None:
             return importlib.import_module(place)
         if not beside.is_file():

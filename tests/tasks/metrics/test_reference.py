@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.errors import DataError
-from fewstep.tasks.data import load_dataset
+from fewstep.errors import ConfigurationError, DataError
+from fewstep.tasks.data import load_dataset, open_source
 from fewstep.tasks.metrics import reference
 from fewstep.tasks.metrics.extractor import make_extractor
 from fewstep.tasks.metrics.features import FeatureExtractor
-from fewstep.tasks.metrics.moments import Moments, save_npz
-from fewstep.tasks.metrics.reference import load_reference
+from fewstep.tasks.metrics.moments import Array, Moments, save_npz
+from fewstep.tasks.metrics.partial import Partial
+from fewstep.tasks.metrics.reference import features_of, load_reference, measured, measurement_key
 from fewstep.tasks.models.files import ModelFiles, find_model
 
 
@@ -76,3 +79,39 @@ def test_references_of_too_few_images_or_of_none_are_refused(
         load_reference(str(tmp_path / "absent"), files, "auto", extractor)
     with pytest.raises(DataError, match=r"absent\.npz"):
         load_reference(str(tmp_path / "absent.npz"), files, "auto", extractor)
+
+
+@pytest.mark.parametrize("killed_after", [1, 4, 5, 7])
+def test_a_measurement_that_was_killed_goes_on_and_ends_with_the_same_bits(
+    files: ModelFiles, extractor: FeatureExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
+) -> None:
+    """Two batches a group, so that a kill is within a group, between two, and before the moments of the last."""
+    monkeypatch.setattr(reference, "IMAGES", 20)
+    monkeypatch.setattr(reference, "FEATURES", 40 * extractor.dim)
+    levels = np.random.default_rng(0).integers(0, 256, (150, 8, 8), np.uint8)
+    np.savez(tmp_path / "images.npz", levels[..., None])
+    source = open_source(str(tmp_path / "images.npz"))
+    whole = measured(source, 1, 8, extractor)
+    key = measurement_key(source, 1, 8, extractor)
+
+    def dying(numbers: range) -> Iterator[Array]:
+        yield from islice(features_of(source, 1, 8, extractor, numbers), killed_after)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(source, 1, 8, extractor, Partial(tmp_path / "p", key), dying)
+    rest: list[range] = []
+
+    def noting(numbers: range) -> Iterator[Array]:
+        rest.append(numbers)
+        return features_of(source, 1, 8, extractor, numbers)
+
+    partial = Partial(tmp_path / "p", key)
+    found = measured(source, 1, 8, extractor, partial, noting)
+    assert rest == [range(20 * killed_after, 150)]
+    assert (found.count, found.mean.tobytes()) == (whole.count, whole.mean.tobytes())
+    assert found.scatter.tobytes() == whole.scatter.tobytes()
+    with pytest.raises(ConfigurationError, match="is of other images"):
+        Partial(tmp_path / "p", key[::-1])
+    partial.remove()
+    assert not (tmp_path / "p").exists()
