@@ -66,7 +66,7 @@ class _Guide:
 
 def _walk(guide: _Guide, client: MlflowClient) -> None:
     page = guide.page
-    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    (experiment,) = (e.experiment_id for e in client.search_experiments() if e.name == EXPERIMENT)
     tops = client.search_runs([experiment], f"tags.`{KIND_TAG}` = 'study'")
     named = {run.info.run_name: run for run in tops}
     guide.open(VIEW_ADDRESS.format(experiment=experiment))

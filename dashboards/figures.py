@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -29,6 +29,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross
 
 # Values closer than this factor have an axis as wide as it to both sides.
 _LONE = 1.5
+HEIGHT = 420
 _INK, _GRID = "#6b7280", "rgba(128,128,128,0.25)"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
@@ -68,6 +69,7 @@ def front_figure(table: pd.DataFrame) -> go.Figure:
     log = bool((rows["value"] > 0).all())
     ends = [end for line in lines for end in line.ends]
     figure.update_yaxes(title_text=value_title(rows), **(log_axis(ends) if log else {}))
+    figure.update_layout(height=HEIGHT + _more_for_legend([line.method for line in lines]))
     return figure
 
 
@@ -202,7 +204,7 @@ def base_figure() -> go.Figure:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": _FONT, "size": 14, "color": _INK},
         "margin": {"l": 66, "r": 12, "t": 12, "b": 48},
-        "height": 420,
+        "height": HEIGHT,
         "showlegend": True,
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0},
         "hovermode": "closest",
@@ -215,6 +217,13 @@ def base_figure() -> go.Figure:
 
 def _quiet(**settings: Any) -> go.Scatter:
     return go.Scatter(hoverinfo="skip", showlegend=False, cliponaxis=False, **settings)
+
+
+def _more_for_legend(names: Sequence[str]) -> int:
+    """Pixels that a legend of long names takes beyond two lines: they would be the picture's."""
+    longest = max(map(len, names), default=0)
+    lines = math.ceil(len(names) / (1 if longest > 32 else 2 if longest > 16 else 4))
+    return 21 * max(0, lines - 2)
 
 
 def log_axis(values: Iterable[float]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fewstep.dashboards.summary import MESSAGES, count, settings_lines, told
 from fewstep.dashboards.web import decisions, findings, heat, pictures
 from fewstep.dashboards.web.candidates import Candidate, candidate, compared, shown, steps
 from fewstep.dashboards.web.columns import Columns
+from fewstep.dashboards.web.coverage import coverage
 from fewstep.dashboards.web.findings import Front
 from fewstep.dashboards.web.live import changes, mark, stamps
 from fewstep.dashboards.web.overview import Overviews
@@ -30,6 +31,7 @@ from fewstep.dashboards.web.render import Pages
 from fewstep.dashboards.web.tradeoff import PAIRS, tradeoff
 from fewstep.dashboards.web.trials import SORTS, Asked, trials
 from fewstep.errors import ConfigurationError, FewstepError
+from fewstep.search_spaces.point import quantization_of
 from fewstep.storage.verdicts import VERDICT, told_verdicts
 
 # A question that a browser's form leaves empty.
@@ -153,7 +155,10 @@ def routes(places: Places, pages: Pages) -> APIRouter:
         table = steps(found.schedule) if found.schedule else []
         others = [other for other in shown(columns, entry) if other.hash != hash_]
         drawn = _drawn([found])[0][1:]
-        return pages.page("candidate", **top, found=found, drawn=drawn, steps=table, lanes=LANES, others=others)
+        covered = coverage(entry, quantization_of(found.point) if found.point else None)
+        return pages.page(
+            "candidate", **top, found=found, drawn=drawn, steps=table, lanes=LANES, others=others, covered=covered
+        )
 
     @router.get("/compare")
     def compare(a: str = "", b: str = "") -> Response:

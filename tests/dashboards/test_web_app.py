@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
 import re
@@ -25,6 +26,7 @@ from fewstep.dashboards.web.live import changes
 from fewstep.dashboards.web.places import Places
 from fewstep.dashboards.web.trials import PAGE, Asked, trials
 from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.point import parse_point, quantization_of
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store
@@ -209,6 +211,25 @@ def test_the_decision_that_made_the_difference_matters_most(
     assert sum(told.shares.values()) == pytest.approx(1)
     page = client_of(tmp_path).get(f"/studies/{entry.slug}/decisions").text
     assert "60 candidates at the rung frechet" in text_of(page)
+
+
+def test_a_quantised_candidate_tells_which_layers_hold_how_many_bits(studies: Path) -> None:
+    """As the calibration that the study keeps says; of other configs' and damaged files nothing."""
+    folder = studies / "quantization"
+    rows = Store(folder).evaluations.records()
+    configs = {r.candidate: config for r in rows if (config := quantization_of(parse_point(r.candidate_json)))}
+    (first, config), (second, _) = list(configs.items())[:2]
+    layers = [("body", 4, 8, 600, 70), ("body", 4, 8, 200, 20), ("edge", 8, 8, 100, 10), ("rest", 0, 0, 100, 0)]
+    names = ("role", "weight_bits", "activation_bits", "parameters", "multiply_adds")
+    told = {"config": config.model_dump(), "coverage": [dict(zip(names, layer, strict=True)) for layer in layers]}
+    for name, text in (("a", "{"), ("b", '{"config": {}}'), ("c", json.dumps(told))):
+        (folder / "quantized" / name).mkdir(parents=True)
+        (folder / "quantized" / name / "quantization.json").write_text(text)
+    client = client_of(folder)
+    (slug,) = re.findall(r'href="(/studies/[^"]+)"', client.get("/").text)
+    page = text_of(client.get(f"{slug}/candidates/{first}").text)
+    assert "body 2 4 8 80.0 % 90.0 % edge 1 8 8 10.0 % 10.0 % rest 1 32 32 10.0 % 0.0 %" in page
+    assert "What is quantised" not in text_of(client.get(f"{slug}/candidates/{second}").text)
 
 
 def test_a_comparison_marks_what_differs_and_nothing_else(studies: Path) -> None:
