@@ -29,7 +29,7 @@ from fewstep.storage.tracking_view import VIEW_ADDRESS, VIEW_NAME
 
 STORED = Path(__file__).parent.parent / "tests" / "fixtures" / "studies"
 STUDIES = ("schedule", "schedule-evolved", "schedule-tpe", "joint", "quantization")
-PATIENCE_MS = 180_000
+PATIENCE_MS = 60_000
 
 
 def _from_here(route: Route) -> None:
@@ -66,7 +66,7 @@ class _Guide:
 
 def _walk(guide: _Guide, client: MlflowClient) -> None:
     page = guide.page
-    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    (experiment,) = (e.experiment_id for e in client.search_experiments() if e.name == EXPERIMENT)
     tops = client.search_runs([experiment], f"tags.`{KIND_TAG}` = 'study'")
     named = {run.info.run_name: run for run in tops}
     guide.open(VIEW_ADDRESS.format(experiment=experiment))
@@ -81,7 +81,7 @@ def _walk(guide: _Guide, client: MlflowClient) -> None:
     guide.keep("studies")
 
     study = named["schedule"]
-    guide.open(f"/#/experiments/{experiment}/runs/{study.info.run_id}")
+    guide.open(f"/#/experiments/{experiment}/runs/{study.info.run_id}?workflowType=machine_learning")
     page.get_by_text("Show more").click(timeout=PATIENCE_MS)
     guide.sees("table of the description", page.get_by_role("columnheader", name="best stock (95%)"))
     picture = page.locator("img[src*='get-artifact']").first
@@ -93,7 +93,7 @@ def _walk(guide: _Guide, client: MlflowClient) -> None:
 
     pair = [named[name].info.run_id for name in ("schedule", "schedule-evolved")]
     told = ",".join(f'"{run}"' for run in pair)
-    guide.open(f'/#/compare-runs?runs=[{told}]&experiments=["{experiment}"]')
+    guide.open(f'/#/compare-runs?runs=[{told}]&experiments=["{experiment}"]&workflowType=machine_learning')
     guide.sees("comparison", page.get_by_text("Comparing 2 Runs"))
     guide.sees("a figure compared", page.get_by_text("fid-digits/nfe3_gain"))
     guide.keep("compare")
@@ -123,7 +123,7 @@ def main() -> None:
             browser = started.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
             )
-            page = browser.new_page(viewport={"width": 1500, "height": 950})
+            page = browser.new_page(viewport={"width": 1800, "height": 950})
             page.set_default_timeout(PATIENCE_MS)
             page.route("**/*", _from_here)
             guide = _Guide(page, uri, a.pictures)

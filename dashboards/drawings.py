@@ -64,7 +64,7 @@ def save_front(table: pd.DataFrame, path: str | Path, level: Level | None = None
             axes.axhspan(level.low, level.high, color=LEVEL, alpha=0.15, linewidth=0, zorder=0)
     _label(axes, "denoiser calls per image (NFE)", value_title(rows), bool((rows["value"] > 0).all()))
     axes.set_xticks(sorted(set(rows["nfe"])))
-    _legend(axes, first=FOUND)
+    _legend(figure, axes, first=FOUND)
     return save_figure(figure, path)
 
 
@@ -77,7 +77,7 @@ def save_convergence(df: pd.DataFrame, path: str | Path) -> Path:
     _label(axes, "denoiser calls of the search", "best so far", bool((df["best"] > 0).all()))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    _legend(axes)
+    _legend(figure, axes)
     return save_figure(figure, path)
 
 
@@ -152,11 +152,13 @@ def _label(axes: Axes, x: str, y: str, log: bool) -> None:
         )
 
 
-def _legend(axes: Axes, first: str = "") -> None:
+def _legend(figure: Figure, axes: Axes, first: str = "") -> None:
     entries = list(zip(*axes.get_legend_handles_labels(), strict=True))
     entries.sort(key=lambda entry: entry[1] != first)
     if entries:
-        axes.legend(*zip(*entries, strict=True), frameon=False, fontsize=9)
+        # Beside the axes, where it hides nothing.
+        handles, names = zip(*entries, strict=True)
+        figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=9)
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

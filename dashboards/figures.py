@@ -6,6 +6,8 @@ Colours are chosen to be read on white and on black; the page sets the colour of
 from __future__ import annotations
 
 import html
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -25,6 +27,9 @@ from fewstep.search_spaces.schedule import SolverSchedule
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 
+# Values closer than this factor have an axis as wide as it to both sides.
+_LONE = 1.5
+HEIGHT = 420
 _INK, _GRID = "#6b7280", "rgba(128,128,128,0.25)"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
@@ -36,8 +41,8 @@ def front_figure(table: pd.DataFrame) -> go.Figure:
     table mixes values that cannot be compared.
     """
     rows = headline(table)
-    figure = base_figure()
-    for line in front_lines(rows):
+    figure, lines = base_figure(), front_lines(rows)
+    for line in lines:
         found = line.method == FOUND
         figure.add_trace(
             go.Scatter(
@@ -62,7 +67,9 @@ def front_figure(table: pd.DataFrame) -> go.Figure:
         )
     figure.update_xaxes(title_text="denoiser calls per image (NFE)", tickvals=sorted(set(rows["nfe"])))
     log = bool((rows["value"] > 0).all())
-    figure.update_yaxes(title_text=value_title(rows), **(log_axis(rows["value"]) if log else {}))
+    ends = [end for line in lines for end in line.ends]
+    figure.update_yaxes(title_text=value_title(rows), **(log_axis(ends) if log else {}))
+    figure.update_layout(height=HEIGHT + _more_for_legend([line.method for line in lines]))
     return figure
 
 
@@ -197,7 +204,7 @@ def base_figure() -> go.Figure:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": _FONT, "size": 14, "color": _INK},
         "margin": {"l": 66, "r": 12, "t": 12, "b": 48},
-        "height": 420,
+        "height": HEIGHT,
         "showlegend": True,
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0},
         "hovermode": "closest",
@@ -212,10 +219,24 @@ def _quiet(**settings: Any) -> go.Scatter:
     return go.Scatter(hoverinfo="skip", showlegend=False, cliponaxis=False, **settings)
 
 
-def log_axis(values: pd.Series) -> dict[str, Any]:
-    """What makes an axis of these values logarithmic, with every digit told where there are few decades."""
-    every = values.max() / values.min() < 6
-    return {"type": "log", "dtick": "D1" if every else "D2", "exponentformat": "none", "tickformat": "~g"}
+def _more_for_legend(names: Sequence[str]) -> int:
+    """Pixels that a legend of long names takes beyond two lines: they would be the picture's."""
+    longest = max(map(len, names), default=0)
+    lines = math.ceil(len(names) / (1 if longest > 32 else 2 if longest > 16 else 4))
+    return 21 * max(0, lines - 2)
+
+
+def log_axis(values: Iterable[float]) -> dict[str, Any]:
+    """What makes an axis of these positive values, ends of intervals among them, logarithmic, as its labels have room.
+
+    Every digit is told within a decade, further 2 and 5, and of many decades each. One value stands amid its axis.
+    """
+    shown = [value for value in values if value > 0]
+    low, high = min(shown), max(shown)
+    axis: dict[str, Any] = {"type": "log", "exponentformat": "none", "tickformat": "~g"}
+    if high / low < _LONE:
+        axis["range"] = [math.log10(low / _LONE), math.log10(high * _LONE)]
+    return axis | {"dtick": "D1" if high / low < 6 else "D2" if high / low < 10**5 else 1}
 
 
 def escaped(text: str) -> str:

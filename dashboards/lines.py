@@ -52,6 +52,12 @@ class Line:
             name = f"{method}/{grid}" if grid else method
             self.hover.append(f"{name}, NFE {nfe}: {value:.4g}{interval}")
 
+    @property
+    def ends(self) -> list[float]:
+        """Where its intervals, as they are drawn, begin and end."""
+        pairs = list(zip(self.values, self.below, self.above, strict=True))
+        return [v - below for v, below, _ in pairs] + [v + above for v, _, above in pairs]
+
 
 def front_lines(rows: pd.DataFrame) -> list[Line]:
     """The methods' lines, found ones last so that they lie on top; set apart a little for the intervals."""

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from fewstep.dashboards.results import JUDGE, REPORT
-from fewstep.storage.records import EvaluationRecord, EventRecord, StudyRecord
+from fewstep.storage.records import MEASURED, EvaluationRecord, EventRecord, StudyRecord
 from fewstep.storage.store import Store
 
 MESSAGES = 50
@@ -73,6 +73,8 @@ def rungs(rows: list[EvaluationRecord]) -> list[tuple[str, int, int, str]]:
 
 def rung_text(name: str, metrics: list[str]) -> str:
     """A rung in words, with the metrics by which it judged."""
+    if name.startswith(MEASURED):
+        return f"report: {name.removeprefix(MEASURED)}"
     label = _RUNGS.get(name, name)
     return label if metrics == ["frechet"] else label.replace(FRECHET, ", ".join(metrics))
 

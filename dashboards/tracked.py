@@ -25,6 +25,8 @@ FURTHER = ("success", "identity", "accuracy", "size_bytes")
 LONGEST = 7500
 """Signs of a description: MLflow keeps 8,000."""
 
+# MLflow draws tables without any room between their columns.
+_APART = "&nbsp;&nbsp; | "
 _BARE = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]|<>"})
 
 
@@ -78,7 +80,7 @@ def summary(
     figures: dict[str, float] = {}
     for line in lines:
         figures |= _figures(line, further.get(line.found["candidate"], {}))
-    columns = [n for n in figures if n.startswith(tuple({line.name for line in lines})) and not n.endswith(_ENDS)]
+    columns = [n for line in lines for n in (line.name, f"{line.name}_stock", f"{line.name}_gain") if n in figures]
     figures |= _cost(rows)
     origins = {row["candidate"]: row["origin"] for row in reversed(rows) if row["rung"] != REPORT}
     parts = [_table(lines, origins), *(_picture(name) for name in pictures), _code(command)]
@@ -144,7 +146,7 @@ def _table(lines: Sequence[_Line], origins: Mapping[str, str]) -> str:
     if not lines:
         return "There is no report yet: the curves are of the images that the search sees, and no results."
     names = ("NFE", "metric", "found (95%)", "best stock (95%)", "lower by", "found by", "stock sampler")
-    head = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    head = [f"| {_APART.join(names)} |", "|---" * len(names) + "|"]
     return "\n".join([*head, *(_row(line, origins) for line in lines)])
 
 
@@ -153,7 +155,7 @@ def _row(line: _Line, origins: Mapping[str, str]) -> str:
     stock, name = ("", "") if line.stock is None else (_value(line.stock), line.stock["origin"].partition(":")[2])
     words = told_origin(line.found["origin"], origins)
     cells = (str(line.nfe), line.space, _value(line.found), stock, gain, words, name)
-    return f"| {' | '.join(cell.translate(_BARE) for cell in cells)} |"
+    return f"| {_APART.join(cell.translate(_BARE) for cell in cells)} |"
 
 
 def _value(row: pd.Series) -> str:

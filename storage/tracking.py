@@ -28,7 +28,7 @@ from fewstep.storage.tracking_client import (
 )
 from fewstep.storage.tracking_plan import CANDIDATE_TAG, RunPlan, StudyPlan, metric_key, plan_study, with_figures
 from fewstep.storage.tracking_runs import PARAM_LENGTH, PARENT_TAG, TAG_LENGTH, runs_of
-from fewstep.storage.tracking_view import VIEW_ADDRESS, show_as_studies
+from fewstep.storage.tracking_view import VIEW_ADDRESS, VIEW_TAG, show_as_studies
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
@@ -90,7 +90,7 @@ def sync(
 
 def view_address(tracking_uri: str, experiment: str = EXPERIMENT) -> str:
     """Where on its server an embedded store's studies are side by side; of another all experiments."""
-    found = experiment_in(tracking_uri, experiment)
+    found = experiment_in(tracking_uri, experiment, VIEW_TAG)
     return VIEW_ADDRESS.format(experiment=found) if found else "/#/experiments?workflowType=machine_learning"
 
 

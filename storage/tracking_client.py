@@ -35,14 +35,18 @@ def artifact_location(tracking_uri: str) -> str | None:
     return (database.parent / _ARTIFACTS).as_uri() if database else None
 
 
-def experiment_in(tracking_uri: str, name: str) -> str:
-    """The id of an experiment of an embedded store; empty where there is none, or a server has it."""
+def experiment_in(tracking_uri: str, name: str, tag: str) -> str:
+    """The id of an experiment of an embedded store that has a tag; empty where there is none, or a server has it."""
     database = _database(tracking_uri)
     if database is None or not database.is_file():
         return ""
     try:
         with closing(sqlite3.connect(database)) as connection:
-            row = connection.execute("SELECT experiment_id FROM experiments WHERE name = ?", (name,)).fetchone()
+            row = connection.execute(
+                "SELECT experiment_id FROM experiments JOIN experiment_tags USING (experiment_id) "
+                "WHERE name = ? AND key = ?",
+                (name, tag),
+            ).fetchone()
     except sqlite3.DatabaseError:
         return ""
     return str(row[0]) if row else ""

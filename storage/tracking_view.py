@@ -46,7 +46,7 @@ def show_as_studies(client: "MlflowClient", experiment: "Experiment", metrics: I
     made, state = _stored(tags.get(VIEW_TAG, ""))
     before = state.get("selectedColumns", [])
     wanted = [f"metrics.`{name}`" for name in metrics]
-    if not set(wanted) <= set(before):
+    if not before or not set(wanted) <= set(before):
         columns = sorted({*_FIRST, *before, *wanted}, key=_place)[:MOST_COLUMNS]
         widths = {name: max(_NARROW, _EDGES + _A_SIGN * len(name.partition("`")[2])) for name in columns}
         state = {**_FACETS, **state, "selectedColumns": columns, "columnOrder": columns, "columnWidths": widths}

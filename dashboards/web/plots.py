@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,27 @@ def refit_figure(refits: pd.DataFrame) -> go.Figure:
     return figure
 
 
+def importance_figure(shares: Mapping[str, float]) -> go.Figure:
+    """Shares of decisions, the largest on top."""
+    figure, names = base_figure(), [escaped(name) for name in shares]
+    figure.add_trace(
+        go.Bar(
+            y=names,
+            x=list(shares.values()),
+            orientation="h",
+            marker={"color": MUTED[0]},
+            text=[f"{share:.0%}" for share in shares.values()],
+            textposition="outside",
+            cliponaxis=False,
+            hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text="share of importance (1 is all)", range=[0, 1.2 * max(shares.values(), default=1.0)])
+    figure.update_yaxes(autorange="reversed", automargin=True, type="category")
+    figure.update_layout(height=110 + 30 * len(names), showlegend=False)
+    return figure
+
+
 def tradeoff_figure(points: pd.DataFrame, x: str, y: str, titles: dict[str, str]) -> go.Figure:
     """Candidates by two of their figures, one trace an NFE; each point knows its candidate, for linked brushing."""
     figure = base_figure()
@@ -85,7 +106,7 @@ def tradeoff_figure(points: pd.DataFrame, x: str, y: str, titles: dict[str, str]
     return figure
 
 
-def heat_figure(table: pd.DataFrame, title: str, across: str) -> go.Figure:
+def heat_figure(table: pd.DataFrame, across: str) -> go.Figure:
     """A pivot table as colours, on a logarithmic scale where all values are positive; low values are dark."""
     values = table.to_numpy(dtype=np.float64)
     finite = values[np.isfinite(values)]
@@ -94,7 +115,6 @@ def heat_figure(table: pd.DataFrame, title: str, across: str) -> go.Figure:
     rows, columns = [escaped(str(n)) for n in table.index], [escaped(str(n)) for n in table.columns]
     figure = base_figure()
     bar: dict[str, Any] = {
-        "title": {"text": title, "side": "right"},
         "thickness": 14,
         "lenmode": "pixels",
         "len": min(360, 60 + 30 * len(rows)),

@@ -12,18 +12,26 @@ from fewstep.dashboards.figures import convergence_figure, front_figure, schedul
 from fewstep.dashboards.picture import LANES, span_of
 from fewstep.dashboards.results import FOUND
 from fewstep.dashboards.summary import MESSAGES, count, settings_lines, told
-from fewstep.dashboards.web import findings, heat, pictures
+from fewstep.dashboards.web import decisions, findings, heat, pictures
 from fewstep.dashboards.web.candidates import Candidate, candidate, compared, shown, steps
 from fewstep.dashboards.web.columns import Columns
+from fewstep.dashboards.web.coverage import coverage
 from fewstep.dashboards.web.findings import Front
 from fewstep.dashboards.web.live import changes, mark, stamps
 from fewstep.dashboards.web.overview import Overviews
 from fewstep.dashboards.web.places import Entry, Places, Unread
-from fewstep.dashboards.web.plots import funnel_figure, heat_figure, refit_figure, tradeoff_figure
+from fewstep.dashboards.web.plots import (
+    funnel_figure,
+    heat_figure,
+    importance_figure,
+    refit_figure,
+    tradeoff_figure,
+)
 from fewstep.dashboards.web.render import Pages
 from fewstep.dashboards.web.tradeoff import PAIRS, tradeoff
 from fewstep.dashboards.web.trials import SORTS, Asked, trials
 from fewstep.errors import ConfigurationError, FewstepError
+from fewstep.search_spaces.point import quantization_of
 from fewstep.storage.verdicts import VERDICT, told_verdicts
 
 # A question that a browser's form leaves empty.
@@ -47,6 +55,7 @@ def routes(places: Places, pages: Pages) -> APIRouter:
         """What every page of a study has at its top; asked for first, so that what is written later is told of."""
         stamp = entry.stamp()
         tabs = [("", "overview"), ("/trials", "trials"), ("/schedules", "candidates")]
+        tabs += [("/decisions", "decisions")] if entry.budget else []
         tabs += [("/fronts", "trade-offs")] if entry.space in PAIRS else []
         tabs += [("/images", "images")] if pictures.pictures(entry) else []
         tabs += [("/grid", "heat maps")] if next(entry.folder.glob("pivot-*.csv"), None) else []
@@ -146,7 +155,10 @@ def routes(places: Places, pages: Pages) -> APIRouter:
         table = steps(found.schedule) if found.schedule else []
         others = [other for other in shown(columns, entry) if other.hash != hash_]
         drawn = _drawn([found])[0][1:]
-        return pages.page("candidate", **top, found=found, drawn=drawn, steps=table, lanes=LANES, others=others)
+        covered = coverage(entry, quantization_of(found.point) if found.point else None)
+        return pages.page(
+            "candidate", **top, found=found, drawn=drawn, steps=table, lanes=LANES, others=others, covered=covered
+        )
 
     @router.get("/compare")
     def compare(a: str = "", b: str = "") -> Response:
@@ -155,6 +167,13 @@ def routes(places: Places, pages: Pages) -> APIRouter:
         both = [candidate(columns, study(slug), hash_) for slug, hash_ in sides]
         lines = compared(*both)
         return pages.page("compare", **top, drawn=_drawn(both), lines=lines)
+
+    @router.get("/studies/{slug}/decisions")
+    def which_matter(slug: str) -> Response:
+        entry = study(slug)
+        top = frame(entry, "/decisions")
+        drawn = [(told, importance_figure(told.shares)) for told in decisions.importances(columns, entry)]
+        return pages.page("decisions", **top, drawn=drawn, least=decisions.LEAST)
 
     @router.get("/studies/{slug}/fronts")
     def several_figures(slug: str) -> Response:
@@ -183,7 +202,7 @@ def routes(places: Places, pages: Pages) -> APIRouter:
         entry = study(slug)
         top = frame(entry, "/grid")
         found = heat.pivots(entry)
-        drawn = [(pivot, heat_figure(pivot.table, f"{pivot.space}, lower is better", pivot.across)) for pivot in found]
+        drawn = [(pivot, heat_figure(pivot.table, pivot.across)) for pivot in found]
         return pages.page("grid", **top, drawn=drawn)
 
     @router.get("/events")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from fewstep.errors import EvaluationError, FewstepError
 from fewstep.pipeline.executors.base import Executor
@@ -16,7 +16,8 @@ from fewstep.search_spaces.point import Point
 from fewstep.tasks.work import Task
 
 COLUMNS = 12
-LABEL = 110
+# Pixels of a row's label, and of its letters.
+LABEL, LETTERS = 220, 14
 
 
 class Picture(NamedTuple):
@@ -74,9 +75,9 @@ def write_grid(rows: list[tuple[str, npt.NDArray[np.float32]]], path: Path, abou
     zoom = max(1, round(about / size))
     cell = size * zoom + 2
     canvas = Image.new("RGB", (LABEL + COLUMNS * cell, len(rows) * cell), "white")
-    draw = ImageDraw.Draw(canvas)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(LETTERS)
     for y, (label, images) in enumerate(rows):
-        draw.text((4, y * cell + cell // 2 - 6), label, fill="black")
+        draw.text((4, y * cell + cell // 2), _fitting(label, font), fill="black", font=font, anchor="lm")
         for x, pixels in enumerate(to_pixels(images[:COLUMNS])):
             picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
             picture = picture.resize((size * zoom, size * zoom), Image.Resampling.NEAREST).convert("RGB")
@@ -84,3 +85,11 @@ def write_grid(rows: list[tuple[str, npt.NDArray[np.float32]]], path: Path, abou
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path)
     return path
+
+
+def _fitting(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """As much of a label as there is room for: what follows would lie under the images."""
+    shown = label
+    while shown and font.getlength(shown) > LABEL - 8:
+        label, shown = label[:-1], f"{label[:-1]}..."
+    return shown

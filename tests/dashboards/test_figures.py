@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fewstep.dashboards.drawings import save_convergence, save_front, save_schedules
-from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure
+from fewstep.dashboards.figures import convergence_figure, front_figure, log_axis, schedule_figure
 from fewstep.dashboards.picture import LANES, extras, lay_out, span_of, words
 from fewstep.dashboards.results import FOUND, convergence, report_table
 from fewstep.errors import ConfigurationError
@@ -171,3 +171,23 @@ def test_a_picture_names_every_decision() -> None:
     text = extras(schedule)
     for word in ("4.5", "1.10", "dynamic", "0.995"):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("values", "tick"), [([0.7], "D1"), ([2.0, 9.0], "D1"), ([0.005, 0.35], "D2"), ([1e-6, 9.0], 1)]
+)
+def test_labels_of_a_logarithmic_axis_have_room(values, tick):
+    """As many digits are told as do not run into one another, and what is alone stands amid its axis."""
+    axis = log_axis(values)
+    assert axis["dtick"] == tick
+    low, high = axis.get("range", [math.log10(min(values)), math.log10(max(values))])
+    assert low <= math.log10(min(values))
+    assert math.log10(max(values)) <= high
+    assert ("range" in axis) == (len(values) == 1)
+
+
+def test_the_axis_of_a_front_has_room_for_intervals_that_reach_far_down(store):
+    table = report_table(store, "digits")
+    near = front_figure(table.assign(value=10.0, low=9.0, high=11.0)).layout.yaxis.dtick
+    far = front_figure(table.assign(value=10.0, low=1e-9, high=11.0)).layout.yaxis.dtick
+    assert (near, far) == ("D1", "D2")

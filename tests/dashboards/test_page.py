@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -240,28 +238,6 @@ def test_images_that_cannot_be_shown_are_refused(store, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot write"):
         write_page(store, "digits", tmp_path / "file" / "page.html")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
-def test_a_browser_draws_the_page(page, tmp_path):
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-    flags += "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=10000"
-    common = ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}"]
-    shot = tmp_path / "page.png"
-    command = [*common, "--window-size=1000,3000", f"--screenshot={shot}", page.as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    pixels = np.asarray(Image.open(shot).convert("RGB"), dtype=np.int64)
-    assert pixels.shape[:2] == (3000, 1000)
-    # The accent of the found line stands in the table, the front and every schedule.
-    orange = np.abs(pixels - [213, 94, 0]).max(axis=2) < 12
-    assert np.count_nonzero(orange.any(axis=1)) > 100
-    for band in np.array_split(pixels, 6):
-        assert band.std() > 5
-    dom = subprocess.run(
-        [*common, "--dump-dom", page.as_uri()], check=True, capture_output=True, timeout=120, text=True
-    ).stdout
-    assert len(re.findall(r'class="[^"]*svg-container[^"]*"', dom)) == 5
 
 
 def test_pages_need_neither_torch_nor_ray():

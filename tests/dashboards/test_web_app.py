@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -19,10 +21,12 @@ from fewstep.dashboards.web import server
 from fewstep.dashboards.web.app import make_app
 from fewstep.dashboards.web.candidates import compared
 from fewstep.dashboards.web.columns import Columns
+from fewstep.dashboards.web.decisions import LEAST, importances
 from fewstep.dashboards.web.live import changes
 from fewstep.dashboards.web.places import Places
 from fewstep.dashboards.web.trials import PAGE, Asked, trials
 from fewstep.errors import ConfigurationError
+from fewstep.search_spaces.point import parse_point, quantization_of
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EventRecord, StudyRecord
 from fewstep.storage.store import Store
@@ -63,7 +67,7 @@ def test_every_page_of_every_space_is_there_and_only_reads(studies: Path) -> Non
         assert "https://" not in answer.text.replace("https://plotly", "")
         open_ += re.findall(r'href="(/studies/[^"?]+)"', answer.text)
     kinds = {address.split("/")[3] for address in seen if address.count("/") > 2}
-    assert kinds == {"trials", "schedules", "candidates", "fronts"}
+    assert kinds == {"trials", "schedules", "candidates", "decisions", "fronts"}
     for method in (client.post, client.put, client.delete):
         assert method(listed[0]).status_code == 405
     assert {path: path.stat().st_mtime_ns for path in studies.rglob("*")} == before
@@ -183,6 +187,49 @@ def test_whatever_is_stored_is_shown_or_refused_in_a_line(tmp_path: Path, make_e
         address for address in addresses if address.startswith("/studies/hash") and address.endswith("/images")
     ]
     assert client.get(f"{linked}/images.png").status_code == 404
+
+
+def test_the_decision_that_made_the_difference_matters_most(
+    tmp_path: Path, make_evaluation: Callable[..., Any]
+) -> None:
+    """Of what was drawn; neither what is the same for all, nor what has no part in the value."""
+    drawn = random.Random(0)
+    rows = []
+    for i in range(60):
+        gap, order = drawn.random(), drawn.choice([1, 2, 3])
+        parameters = {"gap.0": gap, "gap.1": drawn.random(), "order.0": order, "end": "zero", "nfe": 4, "list": [1]}
+        rows.append(make_evaluation(i, study="s", nfe=4, value=3 * gap + 0.3 * order, parameters=parameters))
+    rows += [make_evaluation(60 + i, study="s", nfe=5, parameters={"gap.0": 0.1 * i}) for i in range(LEAST - 1)]
+    store = Store(tmp_path / "s")
+    store.studies.append([StudyRecord("s", rows[0].finished_at, '{"budget": 9}', "m", "h")])
+    store.evaluations.append(rows)
+    (entry,) = Places([tmp_path]).find()[0]
+    (told,) = importances(Columns(), entry)
+    assert (told.nfe, told.rung, told.candidates) == (4, "frechet", 60)
+    assert list(told.shares) == ["gap", "order"]
+    assert told.shares["gap"] > 0.8
+    assert sum(told.shares.values()) == pytest.approx(1)
+    page = client_of(tmp_path).get(f"/studies/{entry.slug}/decisions").text
+    assert "60 candidates at the rung frechet" in text_of(page)
+
+
+def test_a_quantised_candidate_tells_which_layers_hold_how_many_bits(studies: Path) -> None:
+    """As the calibration that the study keeps says; of other configs' and damaged files nothing."""
+    folder = studies / "quantization"
+    rows = Store(folder).evaluations.records()
+    configs = {r.candidate: config for r in rows if (config := quantization_of(parse_point(r.candidate_json)))}
+    (first, config), (second, _) = list(configs.items())[:2]
+    layers = [("body", 4, 8, 600, 70), ("body", 4, 8, 200, 20), ("edge", 8, 8, 100, 10), ("rest", 0, 0, 100, 0)]
+    names = ("role", "weight_bits", "activation_bits", "parameters", "multiply_adds")
+    told = {"config": config.model_dump(), "coverage": [dict(zip(names, layer, strict=True)) for layer in layers]}
+    for name, text in (("a", "{"), ("b", '{"config": {}}'), ("c", json.dumps(told))):
+        (folder / "quantized" / name).mkdir(parents=True)
+        (folder / "quantized" / name / "quantization.json").write_text(text)
+    client = client_of(folder)
+    (slug,) = re.findall(r'href="(/studies/[^"]+)"', client.get("/").text)
+    page = text_of(client.get(f"{slug}/candidates/{first}").text)
+    assert "body 2 4 8 80.0 % 90.0 % edge 1 8 8 10.0 % 10.0 % rest 1 32 32 10.0 % 0.0 %" in page
+    assert "What is quantised" not in text_of(client.get(f"{slug}/candidates/{second}").text)
 
 
 def test_a_comparison_marks_what_differs_and_nothing_else(studies: Path) -> None:

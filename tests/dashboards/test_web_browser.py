@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from fewstep.dashboards.page import write_page
 from fewstep.dashboards.web.app import make_app
 from fewstep.storage.store import Store
 
@@ -33,6 +35,23 @@ SMALL_TEXT = """() => {
     const text = walk.currentNode.textContent.trim(), element = walk.currentNode.parentElement;
     if (text && !["SCRIPT", "STYLE", "NOSCRIPT"].includes(element.tagName)
         && parseFloat(getComputedStyle(element).fontSize) < 14) found.push(text.slice(0, 40));
+  }
+  return found;
+}"""
+
+SVGS = "document.querySelectorAll('.plotly-graph-div > .plot-container').length"
+# Labels of one axis that lie on one another: no picture of ours may have such.
+OVERLAPS = """() => {
+  const found = [];
+  for (const plot of document.querySelectorAll(".js-plotly-plot")) {
+    for (const axis of [".xtick", ".ytick", ".legendtext"]) {
+      const boxes = [...plot.querySelectorAll(`${axis === ".legendtext" ? axis : axis + " text"}`)]
+        .filter((text) => text.textContent.trim()).map((text) => [text.textContent, text.getBoundingClientRect()]);
+      boxes.forEach(([name, a], i) => boxes.slice(i + 1).forEach(([other, b]) => {
+        if (a.left + 1 < b.right && b.left + 1 < a.right && a.top + 3 < b.bottom && b.top + 3 < a.bottom)
+          found.push(`${plot.id}: ${name} on ${other}`);
+      }));
+    }
   }
   return found;
 }"""
@@ -69,40 +88,67 @@ def opened(page: Any, address: str, name: str = "") -> None:
     page.goto(address)
     page.wait_for_selector("html[data-ready]")
     assert page.locator(".plot").count() == page.locator(".js-plotly-plot .main-svg").count() / 3, address
-    assert page.evaluate(SMALL_TEXT) == [], address
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), address
+    readable(page, address)
     if SHOTS and name:
         page.screenshot(path=f"{SHOTS}/dashboard_{name}.png")
 
 
+def readable(page: Any, address: str) -> None:
+    assert page.evaluate(SMALL_TEXT) == [], address
+    assert page.evaluate(OVERLAPS) == [], address
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), address
+
+
+def as_on(page: Any, scheme: str, width: int, height: int) -> int:
+    """Show pages as a reader's device does; how light the paper is."""
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": height})
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return sum(map(int, re.findall(r"\d+", paper)[:3]))
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 def test_every_page_in_a_browser(runs: Path, address: str) -> None:
+    """The live pages and the page that is one file, in one browser: to start one costs more than a page."""
+    report = write_page(Store(runs / "schedule"), "schedule", runs.parent / "report.html")
     complaints: list[str] = []
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        wide = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
-        phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
-        for page in (wide, phone):
-            page.set_default_timeout(120_000)
-            page.on("console", lambda told: complaints.append(told.text) if told.type in ("error", "warning") else None)
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-        opened(wide, address, "studies")
-        links = {a.inner_text().split(" ")[0]: a.get_attribute("href") for a in wide.locator("tbody th a").all()}
-        schedule = address + links["schedule"]
-        for place in (schedule, f"{schedule}/schedules", f"{schedule}/grid", address + links["edit-nsgaii"]):
-            opened(phone, place)
-        backgrounds = [page.evaluate("getComputedStyle(document.body).backgroundColor") for page in (wide, phone)]
-        light, dark = (sum(map(int, re.findall(r"\d+", text)[:3])) for text in backgrounds)
-        assert light > 600
-        assert dark < 150
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.on("console", lambda told: complaints.append(told.text) if told.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        opened(page, address, "studies")
+        links = {a.inner_text().split(" ")[0]: a.get_attribute("href") for a in page.locator("tbody th a").all()}
+        schedule, edit = address + links["schedule"], address + links["edit-nsgaii"]
+        assert as_on(page, "dark", 390, 844) < 150
+        for place in (schedule, f"{schedule}/schedules", f"{schedule}/grid", f"{schedule}/decisions", edit):
+            opened(page, place)
+        _is_one_file(page, report)
+        assert as_on(page, "light", 1200, 900) > 600
 
-        _marks_in_all_pictures(wide, f"{address}{links['joint']}/fronts")
-        _compares_by_keyboard(wide, schedule)
-        _filters_by_keyboard(wide, schedule)
-        _slides(wide, schedule)
-        _shows_what_a_search_writes(wide, schedule, Store(runs / "schedule"))
+        _marks_in_all_pictures(page, f"{address}{links['joint']}/fronts")
+        _compares_by_keyboard(page, schedule)
+        _filters_by_keyboard(page, schedule)
+        _slides(page, schedule)
+        _shows_what_a_search_writes(page, schedule, Store(runs / "schedule"))
         browser.close()
     assert complaints == []
+
+
+def _is_one_file(page: Any, report: Path) -> None:
+    """Every figure draws without a server, and the found line's colour is seen."""
+    asked: list[str] = []
+    page.on("request", listener := lambda request: asked.append(request.url))
+    page.goto(report.as_uri())
+    page.wait_for_function(f"document.querySelectorAll('.plotly-graph-div').length === {SVGS}")
+    page.remove_listener("request", listener)
+    assert page.locator(".plotly-graph-div").count() >= 4
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}
+    readable(page, report.name)
+    pixels = np.asarray(Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB"), dtype=np.int64)
+    orange = np.abs(pixels - [213, 94, 0]).max(axis=2) < 12
+    assert np.count_nonzero(orange.any(axis=1)) > 100
 
 
 def _marks_in_all_pictures(page: Any, fronts: str) -> None:

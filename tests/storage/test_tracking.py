@@ -295,6 +295,10 @@ def test_the_experiment_opens_as_training_with_a_view_of_all_studies(store, stud
     columns = [name for name in state["selectedColumns"] if "fid-digits/" in name]
     assert columns == ["metrics.`fid-digits/nfe4`", "metrics.`fid-digits/nfe10_gain`"]
     assert state["searchFilter"] == "tags.`fewstep.kind` = 'study'"
+    client.delete_experiment_tag(first.experiment_id, VIEW_TAG)
+    assert view_address(uri) == view_address("http://127.0.0.1:9") == "/#/experiments?workflowType=machine_learning"
+    sync(store, study, uri)
+    assert view_address(uri).endswith("viewStateShareKey=fewstep-studies")
     client.set_experiment_tag(first.experiment_id, VIEW_TAG, "no view")
     sync(store, study, uri, columns=["fid-digits/nfe4"])
     assert "nfe4" in client.get_experiment_by_name("fewstep").tags[VIEW_TAG]
