@@ -6,6 +6,7 @@ group that the registry names.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
@@ -44,6 +45,7 @@ class Registry:
         place = self.own.get(name) or self._others[name].value
         module, _, attribute = place.partition(":")
         try:
-            return getattr(import_module(module), attribute)
+            # Metrics are looked up several times a record.
+            return getattr(sys.modules.get(module) or import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ConfigurationError(f"{self.kind} {name!r} ({place}) cannot be loaded: {error}") from error

@@ -146,11 +146,21 @@ def to_genome(schedule: SolverSchedule) -> Genome:
         schedule.guidance,
         schedule.skips,
     )
-    if not _decide_alike(to_schedule(genome), schedule) or any(g.start not in STARTS for g in genome.genes):
+    alike = _has_steps_of(genome, schedule) or _decide_alike(to_schedule(genome), schedule)
+    if not alike or any(g.start not in STARTS for g in genome.genes):
         raise ScheduleError(
             f"schedule {schedule.name or schedule.hash} uses decisions that the search space does not contain"
         )
     return genome
+
+
+def _has_steps_of(genome: Genome, schedule: SolverSchedule) -> bool:
+    """Whether the genome's steps are the schedule's, and the schedule has nothing that a genome has not."""
+    kind = schedule.threshold.kind if schedule.threshold else None
+    if schedule.corrections is not None or (kind and schedule.threshold != Threshold(kind=kind)):
+        return False
+    n, to_zero = len(genome.genes), genome.end == "zero"
+    return schedule.steps == tuple(_step(genes, i, n, to_zero) for i, genes in enumerate(genome.genes))
 
 
 def _decide_alike(a: SolverSchedule, b: SolverSchedule) -> bool:

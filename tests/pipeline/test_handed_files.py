@@ -71,3 +71,13 @@ def test_files_of_another_encoding_are_one_line(run: Callable[..., Any], toy: Pa
     run("search", "--model", toy, "--prompts", "p.txt", "--print").refused("p.txt", "byte 0xfc at position 5")
     Path("deep.toml").write_text("a = " + "[" * 5000)
     run("search", "deep.toml").refused("deep.toml", "no TOML file")
+
+
+def test_moments_of_images_are_measured_and_nothing_partial_is_left(run: Callable[..., Any], tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    np.savez(tmp_path / "images.npz", levels[..., None])
+    asked = ("statistics", "--model", "digits-ddpm")
+    told = run(*asked, "--data", "images.npz", "--out", "there/moments.npz", "--json").json
+    assert told["images"] == 40
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["moments.npz"]
+    run(*asked, "--out", "x.safetensors", "--address", "auto").refused("--address is for the images of --data")
