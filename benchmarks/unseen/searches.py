@@ -1,6 +1,6 @@
 """Searches with default settings on checkpoints that no setting was tuned on, beside what they have to beat.
 
-    python -m benchmarks.unseen.searches ROOT RESULTS.jsonl [--peer evolution|tuning] [--only fashion/250000/0 ...]
+    python -m benchmarks.unseen.searches ROOT RESULTS.jsonl [--peer evolution|tuning|moments] [--only fashion/250000/0 ...]
 
 One search a checkpoint, budget and seed, over all of NFES, through `fewstep.search` with nothing but what a user has to
 say. What it found is judged on the noise and by the metrics of the yardstick. A search that was killed goes on, one
@@ -29,13 +29,15 @@ from benchmarks.unseen.yardstick import ANALYTIC, IMAGES, NFES, PRESET, REPORT_S
 from fewstep.pipeline.view import StudyView
 
 BUDGETS, SEEDS = (50_000, 150_000, 250_000), (0, 1, 2)
-DEFAULT, EVOLUTION, TUNING = "default", "evolution", "tuning"
+DEFAULT, EVOLUTION, TUNING, MOMENTS = "default", "evolution", "tuning", "moments"
 METHODS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     # The published operators alone: every candidate is judged, none is screened or tuned.
     EVOLUTION: {"sampler": "evolution", "screen": "none", "refine": 0.0},
     # The control: all but a tenth goes into presets, finals and tuning, so that little is searched.
     TUNING: {"refine": 0.65},
+    # With children of the best ranked by the moments of their features.
+    MOMENTS: {"surrogate": "moments"},
 }
 # `judged` makes the figures, not the study's own report.
 REPORT = {"report_images": 250}
