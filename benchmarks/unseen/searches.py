@@ -1,6 +1,6 @@
 """Searches with default settings on checkpoints that no setting was tuned on, beside what they have to beat.
 
-    python -m benchmarks.unseen.searches ROOT RESULTS.jsonl [--peer evolution|tuning|moments] [--only fashion/250000/0 ...]
+    python -m benchmarks.unseen.searches ROOT RESULTS.jsonl [--peer evolution|tuning|moments] [--only fashion/*/0 ...]
 
 One search a checkpoint, budget and seed, over all of NFES, through `fewstep.search` with nothing but what a user has to
 say. What it found is judged on the noise and by the metrics of the yardstick. A search that was killed goes on, one
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("root", type=Path, help="the folder of models.py")
     parser.add_argument("results", type=Path, help="file of JSON lines that results are added to")
-    parser.add_argument("--peer", choices=[EVOLUTION, TUNING], help="search by this in place of the default")
+    parser.add_argument("--peer", choices=[EVOLUTION, TUNING, MOMENTS], help="search by this in place of the default")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME/BUDGET/SEED", help="patterns, as fashion/*/0")
     parser.add_argument("--cache", type=Path, help="what was measured [ROOT/cache]")
     parser.add_argument("--searches", type=Path, help="folder of the studies [ROOT/searches]")
