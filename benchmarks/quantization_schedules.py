@@ -2,9 +2,10 @@
 
     python -m benchmarks.quantization_schedules --out runs/schedules.jsonl [--methods w4a8-tfmq-full,...] [--seeds 3]
 
-Every method is calibrated on a bundled model for each schedule of `--calibrated-on` and each of `--seeds` noises. Printed is one JSON line for each of these networks, and in the end one for each method and schedule with the
-mean over the seeds and its 95% interval (Student's t over the seeds, so that it holds the noise of images and of
-calibration). Lines that `--out` holds already are not made again.
+Every method is calibrated on a bundled model for each schedule of `--calibrated-on` and each of `--seeds` noises.
+Printed is one JSON line for each of these networks, and in the end one for each method and schedule with the mean over
+the seeds and its 95% interval (Student's t over the seeds, so that it holds the noise of calibration). Lines that
+`--out` holds already are not made again.
 
 * `temporal`: relative error of the temporal features, over all labels, at the times of the network's own schedule
   (`own`), at those of stock schedules, and at all training timesteps (`all`).
@@ -162,7 +163,13 @@ def summaries(lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
             half = spread * STUDENT.get(len(values) - 1, 1.96)
             figures[name] = [float(f"{statistics.mean(values):.4g}"), float(f"{half:.3g}")]
-        yield {"model": lines[0]["model"], "method": method, "calibrated_on": schedule, "seeds": len(rows), "figures": figures}
+        yield {
+            "model": lines[0]["model"],
+            "method": method,
+            "calibrated_on": schedule,
+            "seeds": len(rows),
+            "figures": figures,
+        }
 
 
 def main() -> int:
@@ -173,7 +180,9 @@ def main() -> int:
     parser.add_argument("--calibrated-on", default=OWN, help="schedules, separated by commas")
     parser.add_argument("--seeds", type=int, default=3, help="calibrations of each")
     parser.add_argument("--images", type=int, default=256, help="samples a schedule")
-    parser.add_argument("--out", type=Path, default=Path("runs/quantization_schedules.jsonl"), help="lines are kept here")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/quantization_schedules.jsonl"), help="lines are kept here"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

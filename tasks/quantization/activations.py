@@ -205,9 +205,7 @@ def between(grid: Grid, index: Tensor, share: Tensor) -> Grid:
     """
     share = share[..., None]
     scale = torch.lerp(grid.scale[index], grid.scale[index + 1], share)
-    low = torch.lerp(
-        grid.scale[index] * grid.zero[index], grid.scale[index + 1] * grid.zero[index + 1], share
-    )
+    low = torch.lerp(grid.scale[index] * grid.zero[index], grid.scale[index + 1] * grid.zero[index + 1], share)
     return Grid(scale, (low / scale).round().clamp(0, grid.largest), grid.bits)
 
 

@@ -117,10 +117,10 @@ class Fit:
 class LayerProblem:
     """min over codes and scales of E|x W^T - y|^2 + ridge |W - W0|^2, each output apart, the bias at its best."""
 
-    def __init__(self, moments: Moments, exact: Tensor, largest: int) -> None:
+    def __init__(self, moments: Moments, exact: Tensor, largest: int, ridge: float = RIDGE) -> None:
         self.moments, self.exact, self.largest = moments, exact.double(), largest
         squares = moments.gram.diagonal()
-        self.ridge = RIDGE * float(squares.mean()) + 1e-12
+        self.ridge = ridge * float(squares.mean()) + 1e-12
         self.order = torch.argsort(squares, descending=True)
 
     def error(self, weight: Tensor) -> Tensor:

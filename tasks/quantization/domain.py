@@ -30,8 +30,13 @@ def training_times(noise: NoiseSchedule, count: int = TIMES) -> Tensor:
     first, last = noise.lambda_start, noise.lambda_end
     if isinstance(noise, VarianceExploding) and math.isfinite(first):
         found = [noise.time(first + (last - first) * k / (count - 1)) for k in range(count)]
-        return torch.unique(torch.tensor(found, dtype=torch.float32))
-    return torch.unique(torch.linspace(noise.time(first), noise.time(last), count))
+        return _distinct(torch.tensor(found, dtype=torch.float32))
+    return _distinct(torch.linspace(noise.time(first), noise.time(last), count))
+
+
+def _distinct(values: Tensor) -> Tensor:
+    found: Tensor = torch.unique(values)
+    return found
 
 
 def all_labels(files: ModelFiles) -> Tensor | None:
@@ -56,11 +61,9 @@ def block_domain(files: ModelFiles, data: Batch, seed: int, rows: int = ROWS) ->
     pairs = torch.cartesian_prod(times.double().cpu(), labels.double().cpu())
     if len(pairs) > rows:
         rng = torch.Generator().manual_seed(seed)
-        drawn = [
-            values[torch.arange(rows) * len(values) // rows if rows > len(values) else _spread(len(values), rows)]
-            for values in (times.cpu(), labels.cpu())
-        ]
-        drawn[1] = drawn[1][torch.randperm(rows, generator=rng)]
+        place, shuffled = torch.arange(rows), torch.randperm(len(labels), generator=rng)
+        spread = place * len(times) // rows if rows > len(times) else _spread(len(times), rows)
+        drawn = times.cpu()[spread], labels.cpu()[shuffled[place % len(labels)]]
         pairs = torch.stack([values.double() for values in drawn], 1)
     seen = torch.stack([own["time"].double(), own["labels"].double()], 1).cpu()
     pairs = torch.unique(torch.cat([pairs, seen]), dim=0).to(own["time"].device)

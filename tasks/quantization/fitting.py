@@ -7,15 +7,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fewstep.tasks.quantization.descent import Fit, LayerProblem, Moments
+from fewstep.tasks.quantization.descent import RIDGE, Fit, LayerProblem, Moments
 from fewstep.tasks.quantization.layers import QuantizedLayer
 
 # What an activation's grids are kept as.
 GRIDS = ("scale", "zero", "times")
 
 
-def fit_moments(layer: QuantizedLayer, moments: Moments, sweeps: int, restarts: int = 0) -> None:
-    """Fit codes, scales and bias to rows x (R, I k k) -> y (R, O) with these moments."""
+def fit_moments(layer: QuantizedLayer, moments: Moments, sweeps: int, restarts: int = 0, ridge: float = RIDGE) -> None:
+    """Fit codes, scales and bias to rows x (R, I k k) -> y (R, O) with these moments.
+
+    `ridge` holds weights to what they were: share of the mean squared input.
+    """
     assert layer.original is not None
     sizes = tuple(part.codes[0].numel() for part in layer.parts)
     fit = Fit(
@@ -24,7 +27,8 @@ def fit_moments(layer: QuantizedLayer, moments: Moments, sweeps: int, restarts: 
         torch.stack([part.grid.zero.flatten() for part in layer.parts], 1).double(),
         sizes,
     )
-    problem = LayerProblem(moments, torch.cat([p.flatten(1) for p in layer.pieces()], 1), layer.parts[0].grid.largest)
+    exact = torch.cat([piece.flatten(1) for piece in layer.pieces()], 1)
+    problem = LayerProblem(moments, exact, layer.parts[0].grid.largest, ridge)
     found = problem.solve(fit, sweeps, restarts)
     codes = [
         piece.reshape(part.codes.shape).to(torch.uint8)

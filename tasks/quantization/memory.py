@@ -35,11 +35,11 @@ WORKING, COPIES = 14, 3
 VARIABLES, KEPT_FOR_GRADIENT = 8, 3
 
 
-class LivePeak(TorchDispatchMode):
+class LivePeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it lasts, `peak` is the most bytes of tensors made since that lived at one time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self._now = 0
         self._known: set[int] = set()
 

@@ -34,6 +34,9 @@ from fewstep.tasks.quantization.trajectories import Batch, batches
 from fewstep.tasks.quantization.units import Reached
 
 Done = Callable[[], None]
+# How firmly weights are held to what they were, as a share of the mean squared input. Inputs carry what the layers
+# before got wrong; codes that are fitted to that freely fit the images that they were seen on, and no others.
+NEAR = 0.3
 
 
 class Sequential:
@@ -69,7 +72,7 @@ class Sequential:
                     restore(layer, self.kept[name])
                 else:
                     if name in missing:
-                        fit_moments(layer, self._moments(name, shelf), self.config.sweeps)
+                        fit_moments(layer, self._moments(name, shelf), self.config.sweeps, ridge=NEAR)
                         shelf.drop(name)
                     self.kept.keep(name, state_of(layer))
                 layer.on = True

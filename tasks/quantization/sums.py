@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -39,7 +38,7 @@ class Sums(TorchFunctionMode):
         if not self._tracked or not args or not isinstance(result, Tensor):
             return result
         if name in ADDS:
-            self._added(args)
+            self._added(args, result)
         elif name in SHAPES | {"transpose", "permute"} and (found := self._tracked.get(id(args[0]))):
             self._follow(name, args, result, found)
         return result
@@ -56,13 +55,14 @@ class Sums(TorchFunctionMode):
             inverse = [order.index(i) for i in range(len(order))]
             self._tracked[id(result)] = result, layer, lambda other: back(other.permute(inverse))
 
-    def _added(self, args: Any) -> None:
+    def _added(self, args: Any, result: Tensor) -> None:
         for mine, other in ((args[0], args[1]), (args[1], args[0])):
             found = self._tracked.get(id(mine)) if isinstance(mine, Tensor) else None
             if found is None or not isinstance(other, Tensor):
                 continue
             _, layer, back = found
             self._tracked = {key: entry for key, entry in self._tracked.items() if entry[1] != layer}
-            if torch.broadcast_shapes(mine.shape, other.shape) == mine.shape:
+            # The first summand is not to be the one that is stretched.
+            if result.shape == mine.shape:
                 self._seen(layer, back(other.expand_as(mine)))
             return

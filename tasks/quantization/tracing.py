@@ -156,16 +156,16 @@ def _read(graph: GraphModule, inputs: tuple[str, ...], order: tuple[str, ...], b
             pieces, axis = node.args[0], node.args[1] if len(node.args) > 1 else 0
             if axis % 4 == 1 and len(pieces) > 1:
                 halves[name] = tuple(int(piece.meta["val"].shape[1]) for piece in pieces)
-    sources = {name: reaches[node] for name, node in ends.items()}
+    read = {name: reaches[node] for name, node in ends.items()}
     made_of: dict[str, frozenset[str]] = {}
     for name in order:
-        made_of[name] = sources[name].union(*(made_of.get(source, frozenset()) for source in sources[name]))
+        made_of[name] = read[name].union(*(made_of.get(source, frozenset()) for source in read[name]))
     summands = set()
     for node, name in names.items():
-        other = _added_to(node) if name in sources else None
+        other = _added_to(node) if name in read else None
         if other is not None and not any(name in {call} | made_of.get(call, frozenset()) for call in reaches[other]):
             summands.add(name)
-    return LayerGraph(order, sources, halves, graph, inputs, batch, frozenset(summands))
+    return LayerGraph(order, read, halves, graph, inputs, batch, frozenset(summands))
 
 
 # What a sum is looked for behind: the same numbers in another shape.
@@ -247,9 +247,7 @@ class TimeBlock:
             for name, value in expected.items()
         )
 
-    def _sliced(
-        self, given: Mapping[str, Tensor], rows: int, names: Sequence[str], inputs: bool
-    ) -> dict[str, Tensor]:
+    def _sliced(self, given: Mapping[str, Tensor], rows: int, names: Sequence[str], inputs: bool) -> dict[str, Tensor]:
         pieces: dict[str, list[Tensor]] = {name: [] for name in names}
         for first in range(0, rows, self._batch):
             index = torch.arange(first, first + self._batch, device=given["time"].device).clamp(max=rows - 1)

@@ -57,6 +57,17 @@ def test_the_default_is_fitted_and_goes_on_from_its_work(quantize: Run, tmp_path
     assert find_quantized(tmp_path / "one").hash == find_quantized(tmp_path / "two").hash
 
 
+def test_a_forecast_states_the_peak_and_makes_nothing(quantize: Run, run: Run, toy: Path, tmp_path: Path) -> None:
+    few, many = (quantize("new", "--config", f"w4a8-tfmq-paper+images={n}", "--dry-run").json for n in (16, 32))
+    assert many["data"] == 2 * few["data"] > 0
+    for said in (few, many):
+        assert said["peak"] == said["network"] + said["data"] + said["a_pass"] + said["largest_fit"]
+    told = run("quantize", "--model", toy, "--schedule", "ddim@2", "--out", "new", "--dry-run")
+    assert "peak memory" in told.out
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_folder_that_is_there_is_refused_and_left_alone(quantize: Run, tmp_path: Path) -> None:
     (tmp_path / "network").mkdir()
     (tmp_path / "network" / "mine").write_text("precious")

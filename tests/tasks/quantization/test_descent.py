@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.tasks.quantization.affine import channel_grid
-from fewstep.tasks.quantization.descent import RIDGE, STRETCH, Fit, LayerProblem, Moments, chosen_rows
+from fewstep.tasks.quantization.descent import RIDGE, STRETCH, Fit, LayerProblem, Moments, MomentSums, chosen_rows
 from fewstep.tasks.quantization.fitting import fit_moments
 from fewstep.tasks.quantization.layers import QuantizedLayer
 
@@ -75,6 +75,30 @@ def test_the_error_is_the_weighted_squared_error_with_the_best_bias(
 def test_the_ridge_is_a_share_of_the_mean_squared_input() -> None:
     case = _Case(3)
     assert case.problem.ridge == pytest.approx(RIDGE * float(case.x.var(0, correction=0).mean()), rel=1e-4)
+
+
+@patient
+@given(seeds)
+def test_the_ridge_holds_weights_to_what_they_were(seed: int) -> None:
+    case, moved = _Case(seed, bits=4), []
+    for ridge in (1e-3, 1e4):
+        problem = LayerProblem(case.problem.moments, case.exact, 15, ridge)
+        moved.append(float((problem.solve(case.start, 6).weight - case.exact).norm()))
+    nearest = float((case.start.weight - case.exact).norm())
+    assert moved[1] <= moved[0] + 1e-6
+    assert moved[1] <= nearest + 1e-6
+
+
+@patient
+@given(seeds, st.integers(1, 12))
+def test_moments_of_pieces_are_those_of_the_whole(seed: int, size: int) -> None:
+    for bias in (True, False):
+        case, sums = _Case(seed), MomentSums(bias)
+        for first in range(0, ROWS, size):
+            sums.add(case.x[first : first + size], case.y[first : first + size])
+        whole, found = Moments.of(case.x, case.y, None, bias), sums.moments()
+        for name in ("gram", "cross", "power", "mean_x", "mean_y"):
+            torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-4, atol=1e-4)
 
 
 @patient

@@ -50,7 +50,7 @@ def test_the_stated_peak_is_held_and_not_far_above(
     taken = live.peak + before
     assert taken <= said.peak
     assert said.peak < 3 * taken
-    assert 0 < said.disk
+    assert said.disk > 0
 
 
 def test_the_stated_peak_grows_with_the_images_by_their_inputs_alone(wrapped: Make, inputs: Make) -> None:
@@ -68,7 +68,9 @@ def test_the_batch_is_what_memory_allows(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_shelf_gives_back_what_was_put_there_and_leaves_nothing(tmp_path: Path) -> None:
-    pieces = [((torch.randn(n, 3, 2), 7), {"time": torch.arange(n), "none": None, "one": torch.ones(1)}) for n in (4, 4, 2)]
+    pieces = [
+        ((torch.randn(n, 3, 2), 7), {"time": torch.arange(n), "none": None, "one": torch.ones(1)}) for n in (4, 4, 2)
+    ]
     with Shelf(tmp_path / "deep") as shelf:
         (x, seven), named = shelf.joined("unit", iter(pieces), 4)
         assert torch.equal(x, torch.cat([piece[0][0] for piece in pieces]))

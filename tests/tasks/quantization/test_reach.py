@@ -23,7 +23,7 @@ def stored(folder: Path, schedule: str, config: str = "w4a8-tfmq-full") -> Path:
     """The description of a network that was calibrated on a schedule, and nothing more of it."""
     folder.mkdir()
     description = {
-        **dict.fromkeys(SAID, {}),
+        **{key: {} for key in SAID},
         "schema_version": 1,
         "config": named(config).model_dump(),
         "schedule": parse_schedule(schedule, FILES.noise).model_dump(mode="json"),
