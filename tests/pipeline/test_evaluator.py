@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -198,7 +199,7 @@ def test_an_evaluation_whose_images_are_all_known_still_ends(
 class _Nothing:
     """A denoiser whose answer is not a number."""
 
-    calls = 0
+    calls, files = 0, SimpleNamespace(quantized=None)
 
     def on(self, *arguments):  # type: ignore[no-untyped-def]
         return lambda x, time: x * float("nan")

@@ -49,7 +49,7 @@ def _settings(model: object, sampler: str, **changes: object) -> SearchSettings:
     fields: dict[str, object] = {
         "model": str(model),
         "sampler": sampler,
-        "surrogate": "encoder",
+        "surrogate": "encoder" if sampler == "s3" else "none",
         "nfes": (3,),
         "budget": 30_000,
         "paired_images": 0,
