@@ -85,5 +85,5 @@ def lives(root: Path, settings: SearchSettings, rules: Sequence[str], execution:
 if __name__ == "__main__":
     warm_up()
     for folder, chosen, ends, *where in json.load(sys.stdin):
-        execution = ExecutionSettings(**dict({"executor": "in-process"}, *where))
+        execution = ExecutionSettings(**({"executor": "in-process"} | (where[0] if where else {})))
         print(*lives(Path(folder), SearchSettings.model_validate(chosen), ends, execution), flush=True)

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -72,11 +73,28 @@ def _settings(model: object, space: str, **changes: object) -> SearchSettings:
 
 
 @pytest.fixture(scope="module")
-def searched(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def briefly_trained(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 50 training timesteps: calibrations fit the temporal block to all that there are."""
+    folder = tmp_path_factory.mktemp("models") / "brief"
+    shutil.copytree(toy, folder)
+    place = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(place.read_text())
+    assert config["num_train_timesteps"] == 1000
+    brief = {"num_train_timesteps": 50} | {name: 20 * config[name] for name in ("beta_start", "beta_end")}
+    place.write_text(json.dumps(config | brief))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(briefly_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`SPACE-whole` and `SPACE-killed`: a search of each space, uninterrupted and killed at LIVES."""
     root = tmp_path_factory.mktemp("searches")
     jobs = [
-        (str(root / f"{space}-{name}"), _settings(toy, space, nfes=(2,), keep=0.12, budget=budget).model_dump(), rules)
+        (
+            str(root / f"{space}-{name}"),
+            _settings(briefly_trained, space, nfes=(2,), keep=0.12, budget=budget).model_dump(),
+            rules,
+        )
         # A joint search has 24 seeds, and goes on from there.
         for space, budget in (("quantization", 9_000), ("joint", 13_000))
         for name, rules in (("whole", ()), ("killed", LIVES[space]))
