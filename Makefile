@@ -53,7 +53,7 @@ docs: setup  ## build the documentation into build/docs; a broken link is an err
 	@echo "build/docs/index.html"
 
 test: setup  ## run the tests (choose with PYTEST_ARGS="-m 'not slow'")
-	PYTHONSAFEPATH=1 $(BIN)/python -P -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	PYTHONSAFEPATH=1 $(BIN)/python -P -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: lint types imports  ## formatting, lint, types and the arrows between the folders
 

@@ -239,6 +239,7 @@ def test_a_process_group_that_gets_a_signal_ends_with_one_line(
 ) -> None:
     """As from a terminal: the driver's workers get it too."""
     words = ["search", "--model", str(toy), "--nfe", "3", "--budget", "30000000", "--json", "--executor", executor]
+    words += ["--workers", "1"]
     out = tmp_path / "study"
     command = [sys.executable, "-P", "-m", "fewstep.pipeline.cli", *words, "--out", str(out)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -252,5 +253,5 @@ def test_a_process_group_that_gets_a_signal_ends_with_one_line(
         finally:
             process.kill()
     assert (process.returncode, told) == (128 + number, "")
-    resume = f"fewstep search --resume --out {out} --executor {executor} --json"
+    resume = f"fewstep search --resume --out {out} --executor {executor} --workers 1 --json"
     assert said == f"stopped, resume with: {resume}\n"

@@ -41,7 +41,7 @@ def searched(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFacto
         schedule="dpmpp-2m/uniform-t-zero@8", count=60, seed=7, out=root / "reference",
     )  # fmt: skip
     words = (
-        "search", *asked, "--guidance", "1:8", "--nfe", 2, "--budget", 10_000, "--workers", 2,
+        "search", *asked, "--guidance", "1:8", "--nfe", 2, "--budget", 7_000, "--workers", 2,
         "--preset-images", 16, "--screen", "distance", "--refine", 0,
         "--features", root / "features", "--reference", root / "reference", "--teacher", "dpmpp-2m/karras-zero@8",
         "--distance-images", 16, "--frechet-images", 250, "--finalist-images", 300, "--report-images", 250,
