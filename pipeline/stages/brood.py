@@ -54,7 +54,9 @@ class Broods(Stage):
     def __init__(
         self, settings: SearchSettings, noise: NoiseSchedule, skips: int, on_refit: OnRefit | None = None
     ) -> None:
-        self._settings, self._noise, self._skips, self._on_refit = settings, noise, skips, on_refit
+        self._settings = s = settings
+        self._noise, self._skips, self._on_refit = noise, skips, on_refit
+        self._plan = BroodPlan(kept=MOST, seed=s.seed, decisions=s.decisions, guidance_range=s.guidance_range)
         self._used: dict[int, int] = {}
         self._over: set[int] = set()
         self._measuring: set[int] = set()
@@ -68,7 +70,7 @@ class Broods(Stage):
         """Of a measurement its plan's calls, of a child its screen."""
         nfe, calls = candidate.nfe, candidate.nfe * search.ladder.screen.images
         if candidate.origin.startswith(BROOD):
-            calls = self._plan().calls(candidate.schedule)
+            calls = self._plan.calls(candidate.schedule)
             self._measuring.add(nfe)
         elif (now := self._rounds.get(nfe)) is not None:
             # In a replay it comes from its record.
@@ -80,17 +82,13 @@ class Broods(Stage):
         """What is kept, less what was used of it; nothing once that pays no further round of any elite."""
         left = int(SHARE * sizes_of(self._settings, account).search) - self._used.get(account, 0)
         under_way = account in self._measuring or account in self._rounds
-        payable = left >= self._round(search, account, self._plan().least(account))
+        payable = left >= self._round(search, account, self._plan.least(account))
         return max(0, left) if under_way or (payable and account not in self._over) else 0
 
     @staticmethod
     def _round(search: Search, nfe: int, measured: int) -> int:
         """Calls of the smallest round whose measurement takes so many."""
         return measured + nfe * (FEWEST * search.ladder.screen.images + JUDGED * search.ladder.main.images)
-
-    def _plan(self) -> BroodPlan:
-        s = self._settings
-        return BroodPlan(kept=MOST, seed=s.seed, decisions=s.decisions, guidance_range=s.guidance_range)
 
     # -- a round --------------------------------------------------------------------------------------
 
@@ -124,7 +122,7 @@ class Broods(Stage):
                 why = "the proposals' calls do not pay for it, or no member of the space was judged"
                 search.news.append(("not_bred", f"nothing is ranked by moments at NFE {nfe}: {why}"))
             return None
-        plan = self._plan()
+        plan = self._plan
         candidate = search.proposer.admit(elite.candidate.point, f"{BROOD}{elite.candidate.hash}", search.trials)
         search.adopt(candidate)
         return candidate, Rung(RUNG, RUNG, plan.images, plan.seed, {"plan": plan.model_dump_json()})
@@ -136,7 +134,7 @@ class Broods(Stage):
             if is_refined(trial.candidate.origin) or trial.candidate.hash in had:
                 continue
             schedule = trial.candidate.schedule
-            if self._round(search, nfe, self._plan().calls(schedule)) > self.reserve(search, nfe):
+            if self._round(search, nfe, self._plan.calls(schedule)) > self.reserve(search, nfe):
                 continue
             try:
                 to_genome(schedule)
@@ -176,7 +174,7 @@ class Broods(Stage):
             search.news.append(("not_bred", f"no children of {elite.hash} are ranked: {record.error}"))
             return
         search.finish(trial, TrialState.PRUNED)
-        ladder, plan = search.ladder, self._plan()
+        ladder, plan = search.ladder, self._plan
         children = plan.brood(elite, self._noise, self._skips)
         payable = max(FEWEST, left // (nfe * ladder.screen.images))
         ranked = [k for k in range(plan.kept) if f"{CHILD}.{k}" in record.metrics]
