@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# A test says what is right, not how fast: a busy machine must not fail it.
-settings.register_profile("untimed", deadline=None)
+# A test says what is right, not how fast: a busy machine must not fail it. The same commit draws the same
+# examples; `--hypothesis-profile=fresh` draws new ones.
+settings.register_profile("untimed", deadline=None, derandomize=True, database=None)
+settings.register_profile("fresh", deadline=None, print_blob=True)
 settings.load_profile("untimed")
 
 _real_home = Path.home()
