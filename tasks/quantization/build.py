@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from fewstep.tasks.quantization.domain import block_domain
 from fewstep.tasks.quantization.memory import Forecast, LivePeak, batch_for, forecast
 from fewstep.tasks.quantization.network import QuantizedNetwork
 from fewstep.tasks.quantization.storage import DESCRIPTION, save_pretrained
+from fewstep.tasks.quantization.tracing import LayerGraph
 from fewstep.tasks.quantization.trajectories import Batch, chosen_steps, collect, recorded
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.noise import starting_noise
 
 EXAMPLE = 2
+# Of the model that this process quantised last.
+_traces: dict[Hashable, LayerGraph] = {}
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,23 @@ def _probed(denoiser: Denoiser, recipe: Recipe) -> tuple[Batch, int, int]:
     return seen[0], live.peak // len(seen[0]["x"]), EXAMPLE
 
 
+def _wrapped(denoiser: Denoiser, config: QuantizationConfig, example: Batch) -> QuantizedNetwork:
+    """The network with its layers quantised. All configs of a model share one trace."""
+    shapes = tuple((name, tuple(value.shape), value.dtype) for name, value in example.items())
+    traced = denoiser.files.hash, str(denoiser.device), shapes
+    network = QuantizedNetwork.wrap(denoiser.network.module, config, example, _traces.get(traced))
+    assert network.graph is not None
+    if traced not in _traces:
+        _traces.clear()
+        _traces[traced] = network.graph
+    return network
+
+
 def foresee(files: ModelFiles, recipe: Recipe, device: str = "cpu") -> Forecast:
     """The most memory that `quantize` takes, and the disk space meanwhile. Runs the network on a few images."""
     denoiser = Denoiser(files, device, recipe.conditions)
     example, a_row, images = _probed(denoiser, recipe)
-    network = QuantizedNetwork.wrap(denoiser.network.module, recipe.config, example)
+    network = _wrapped(denoiser, recipe.config, example)
     used = len(chosen_steps(recipe.schedule.nfe, recipe.config.steps))
     rows = recipe.config.images * used * len(example["x"]) // images
     asked = len(block_domain(files, example, recipe.config.seed)["time"])
@@ -112,7 +128,7 @@ def quantize(
     at_once = max(1, batch * images // len(example["x"]))
     data = collect(denoiser, recipe.schedule, recipe.config, recipe.statistics, at_once)
     calls = denoiser.calls - images
-    network = QuantizedNetwork.wrap(denoiser.network.module, recipe.config, example)
+    network = _wrapped(denoiser, recipe.config, example)
     domain = block_domain(files, data, recipe.config.seed)
     Calibration(network, data, work, recipe.data_identity(files), progress, domain, batch).run()
     covered = coverage(network, example)

@@ -151,15 +151,21 @@ class QuantizedNetwork:
         self._watch()
 
     @classmethod
-    def wrap(cls, module: nn.Module, config: QuantizationConfig, example: Mapping[str, Tensor]) -> QuantizedNetwork:
+    def wrap(
+        cls,
+        module: nn.Module,
+        config: QuantizationConfig,
+        example: Mapping[str, Tensor],
+        graph: LayerGraph | None = None,
+    ) -> QuantizedNetwork:
         """Quantise a network in place, weights rounded to nearest, everything still switched off.
 
         `example` holds a small batch of the network's inputs (x, time (B,), labels or condition). The network is
-        put into evaluation mode.
+        put into evaluation mode. `graph` is what the trace of the same network on such a batch gave before.
         Raises ModelError for a network that cannot be quantised.
         """
         layers = matrix_layers(module.eval())
-        graph = trace(caller(module), example, layers)
+        graph = graph or trace(caller(module), example, layers)
         network = cls(module, config, plan_layers(module, graph, config))
         network.graph = graph
         for layer in network.layers.values():

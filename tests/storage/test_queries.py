@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -143,25 +142,16 @@ def test_large_tables_go_to_dask(store, evaluation, monkeypatch):
     assert used == [4]
 
 
-def test_a_hundred_thousand_rows_answer_within_a_second(store, evaluation):
+def test_the_best_of_many_parts_are_the_lowest_values_of_all(store, evaluation):
     number = np.random.default_rng(0)
-    store.evaluations.append([evaluation(0, candidate_json="x" * 600)])
-    row = store.evaluations.read()
-    for start in range(0, 100_000, 8_000):
-        count = min(8_000, 100_000 - start)
-        rows = row.take(pa.array(np.zeros(count, dtype=np.int64)))
-        for name, values in {
-            "key": [number.bytes(32).hex() for _ in range(count)],
-            "value": number.random(count),
-        }.items():
-            rows = rows.set_column(rows.schema.get_field_index(name), row.schema.field(name), pa.array(values))
+    store.evaluations.append([evaluation(0, value=2.0, candidate_json="x" * 600)])
+    row, values = store.evaluations.read(), number.random((5, 1_000))
+    for start, drawn in enumerate(values):
+        rows = row.take(pa.array(np.zeros(len(drawn), dtype=np.int64)))
+        for name, column in {"key": [number.bytes(32).hex() for _ in drawn], "value": drawn}.items():
+            rows = rows.set_column(rows.schema.get_field_index(name), row.schema.field(name), pa.array(column))
         store.evaluations.directory.publish(rows, start + 1)
-    assert len(store.evaluations.directory.list()) <= 100
-    seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        best = leaderboard(Store(store.root), engine="pandas")
-        seconds.append(time.perf_counter() - begin)
-    assert len(best) == 10
-    assert best["value"].is_monotonic_increasing
-    assert min(seconds) < 1.0
+    for engine in ("pandas", "dask"):
+        best = leaderboard(Store(store.root), engine=engine)["value"].tolist()
+        assert best == sorted(values.flatten())[: len(best)]
+        assert len(best) == 10

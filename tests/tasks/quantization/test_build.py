@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fewstep.errors import ModelError
 from fewstep.search_spaces.quantization import QuantizationConfig, named
@@ -16,7 +17,7 @@ from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.quantization import build
 from fewstep.tasks.quantization.build import Recipe, cached, quantize
-from fewstep.tasks.quantization.storage import find_quantized, from_pretrained
+from fewstep.tasks.quantization.storage import WEIGHTS, find_quantized, from_pretrained
 from fewstep.tasks.sampling.grids import preset_on_grid
 
 SMALL = {"images": 8, "sweeps": 1, "restarts": 0}
@@ -77,6 +78,21 @@ def test_what_is_cached_is_calibrated_once(model: Path, tmp_path: Path) -> None:
     other, calls = cached(files, recipe(model, nfe=3), tmp_path)
     assert other != folder
     assert calls == 3 * 8
+
+
+def test_configs_of_a_model_share_its_trace_and_lose_nothing_by_it(
+    model: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, other = find_model(str(model)), named("w4a8-tfmq-paper", **SMALL)
+    quantize(files, recipe(model), tmp_path / "first")
+    with monkeypatch.context() as patch:
+        patch.setattr("fewstep.tasks.quantization.network.trace", None)
+        quantize(files, recipe(model, other), tmp_path / "shared")
+    build._traces.clear()
+    quantize(files, recipe(model, other), tmp_path / "alone")
+    found = [load_file(tmp_path / name / WEIGHTS) for name in ("shared", "alone")]
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_a_killed_calibration_is_taken_up_again(model: Path, tmp_path: Path) -> None:
