@@ -33,7 +33,8 @@ from fewstep.dashboards.drawings import save_figure
 from fewstep.dashboards.lines import ACCENT, MUTED
 from fewstep.pipeline.campaign import evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import REPORT_SEED_OFFSET, SearchSettings, parse_nfes
+from fewstep.pipeline.measured_settings import REPORT_SEED_OFFSET
+from fewstep.pipeline.settings import SearchSettings, parse_nfes
 from fewstep.pipeline.study import Study
 from fewstep.pipeline.trial import Rung, candidate_of
 from fewstep.search_spaces.schedule import SolverSchedule

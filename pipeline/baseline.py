@@ -11,8 +11,8 @@ from fewstep.pipeline.baseline_settings import BaselineSettings
 from fewstep.pipeline.campaign import Campaign, completed, evaluate_missing, register
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import OnRecord
+from fewstep.pipeline.measured_settings import taught
 from fewstep.pipeline.reports.rows import Row, row_of
-from fewstep.pipeline.settings import taught
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease

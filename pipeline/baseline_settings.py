@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
-from fewstep.pipeline.settings import FRECHET, METRICS_TEXT, MOST_IMAGES, REPORT_SEED_OFFSET, Metrics, ModelSettings
+from fewstep.pipeline.measured_settings import (
+    FRECHET,
+    METRICS_TEXT,
+    MOST_IMAGES,
+    REPORT_SEED_OFFSET,
+    Metrics,
+    ModelSettings,
+)
 from fewstep.search_spaces.checked import Seed
 from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS, SEARCH_PRESETS
 from fewstep.tasks.sampling import grids

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from fewstep.errors import ConfigurationError
 from fewstep.files import read_text
-from fewstep.pipeline.settings import ModelSettings, SearchSettings, parse_nfes
+from fewstep.pipeline.measured_settings import ModelSettings
+from fewstep.pipeline.settings import SearchSettings, parse_nfes
 from fewstep.pipeline.values import built, fields_of, listed
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.tasks.models.conditions import join_prompts, read_prompts

@@ -28,10 +28,11 @@ from fewstep.files import write_text, write_whole
 from fewstep.pipeline.baseline_settings import GRIDS_TO_ZERO, known_names
 from fewstep.pipeline.campaign import Campaign
 from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
+from fewstep.pipeline.measured_settings import REPORT_SEED_OFFSET
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.refinement import refine, select
 from fewstep.pipeline.reports.provenance import provenance
-from fewstep.pipeline.settings import REPORT_SEED_OFFSET, SearchSettings
+from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
 from fewstep.pipeline.trial import Rung, figure_name
 from fewstep.search_spaces.checked import Checked

@@ -44,6 +44,7 @@ from benchmarks.tables.engine import (
 )
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.stages.refine_plan import refine_plan
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS, preset
@@ -175,7 +176,7 @@ class Contest:
         """What tuning makes of the best stock schedule with what a search may spend: a search that only tunes."""
         s, (stock, _) = self.asked, self.stock(nfe)
         most = s.budget - stock.calls - nfe * s.screen_images
-        plan = SearchSettings.build(model=s.model, nfes=(nfe,), seed=s.seed).refine_plan(nfe, self.teacher.nfe, most)
+        plan = refine_plan(SearchSettings.build(model=s.model, nfes=(nfe,), seed=s.seed), nfe, self.teacher.nfe, most)
         return self.planned("tuned", stock.schedule, plan, stock.calls)
 
     @cached_property

@@ -12,7 +12,7 @@ from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
 from fewstep.pipeline.commands.options import AsJson, folder, into, print_json
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import MOST_IMAGES, SubjectSettings
+from fewstep.pipeline.measured_settings import MOST_IMAGES, SubjectSettings
 from fewstep.pipeline.values import built
 
 NAME = "export"

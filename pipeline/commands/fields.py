@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.settings import MeasuredSettings, SubjectSettings
+from fewstep.pipeline.measured_settings import MeasuredSettings, SubjectSettings
 from fewstep.pipeline.values import built, fields_of, find_field, kinds_of, put, value_of
 
 Command = Callable[..., None]

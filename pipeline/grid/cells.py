@@ -10,7 +10,7 @@ from typing import Any
 from fewstep.errors import ConfigurationError, FewstepError
 from fewstep.pipeline.grid.schedules import Timed, all_entries, entries, timed
 from fewstep.pipeline.grid.settings import AXES, NO_QUANTIZATION, GridSettings
-from fewstep.pipeline.settings import MeasuredSettings
+from fewstep.pipeline.measured_settings import MeasuredSettings
 from fewstep.pipeline.subjects import subject_of, teacher_of
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import Point, QuantizationPoint, as_point, joint

@@ -7,7 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.settings import AUTO, FRECHET, NO_GUARD, SearchSettings
+from fewstep.pipeline.measured_settings import FRECHET
+from fewstep.pipeline.rules import AUTO, NO_GUARD
+from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.sizes import check_budget, first_look, sized
 from fewstep.pipeline.trial import Ladder, Rung
 from fewstep.search_spaces.point import Point, schedule_of

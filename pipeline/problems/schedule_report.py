@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fewstep.files import write_text
+from fewstep.pipeline.measured_settings import FRECHET
 from fewstep.pipeline.problems.base import Publication, each_once, found
 from fewstep.pipeline.problems.model import ModelProblem
 from fewstep.pipeline.proposers.base import is_known
@@ -16,7 +17,6 @@ from fewstep.pipeline.reports.pictures import COLUMNS, Picture, write_pictures
 from fewstep.pipeline.reports.rows import FOUND, Row, SearchedRow, row_of
 from fewstep.pipeline.reports.verdict import best_stock, guard_words, verdict
 from fewstep.pipeline.search import Search
-from fewstep.pipeline.settings import FRECHET
 from fewstep.pipeline.trial import Candidate, Trial, Work, figure_name
 from fewstep.search_spaces.point import Point, as_point
 from fewstep.search_spaces.schedule import SolverSchedule

@@ -14,14 +14,16 @@ from fewstep.pipeline.proposers.options import OnRefit, S3Options
 from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.proposers.s3 import S3Proposer
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
+from fewstep.pipeline.rules import MOMENTS
 from fewstep.pipeline.search import Search, Seed, Stage
-from fewstep.pipeline.settings import MOMENTS, POPULATION
+from fewstep.pipeline.settings import POPULATION
 from fewstep.pipeline.sizes import can_pair, first_look
 from fewstep.pipeline.stages.brood import Broods
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.preset_order import Known, of_schedule
 from fewstep.pipeline.stages.presets import FIRST, Presets, Screens
 from fewstep.pipeline.stages.refine import Refine, calls_of_each
+from fewstep.pipeline.stages.refine_plan import refine_plan
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -71,7 +73,7 @@ class ScheduleProblem(ScheduleReport):
         share = (s.budget - self.prepaid) // len(s.nfes)
         for nfe in s.nfes if s.refine and s.refine_to != "moments" else ():
             most = calls_of_each(s, share, nfe)
-            calls = s.refine_plan(nfe, self.teacher.nfe, most).calls(nfe, self.teacher.nfe)
+            calls = refine_plan(s, nfe, self.teacher.nfe, most).calls(nfe, self.teacher.nfe)
             if calls > most:
                 raise ConfigurationError(
                     f"one refinement to {s.refine_to} at NFE {nfe} takes {calls:,} calls at least, and its part of the "

@@ -7,6 +7,7 @@ from optuna.trial import TrialState
 from fewstep.pipeline.proposers.base import REFINED, is_refined
 from fewstep.pipeline.search import Paid, Search, Stage
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.stages.refine_plan import refine_plan
 from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, candidate_of
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.refinement.moment_plan import MomentPlan
@@ -48,7 +49,7 @@ class Refine(Stage):
     def cost(self, search: Search, candidate: Candidate) -> int:
         """The plan's calls."""
         nfe = candidate.nfe
-        plan = self._settings.refine_plan(nfe, self._teacher_nfe, self._each(search, nfe))
+        plan = refine_plan(self._settings, nfe, self._teacher_nfe, self._each(search, nfe))
         calls = plan.calls(nfe, self._teacher_nfe)
         self._plans[candidate.trial] = calls
         self._taken[nfe] = self._taken.get(nfe, 0) + calls + nfe * search.ladder.main.images
@@ -78,7 +79,7 @@ class Refine(Stage):
         starts = {candidate.origin.partition(":")[2] for candidate in done}
         judged = [t for t in search.best(nfe, search.ladder.main) if not is_refined(t.candidate.origin)]
         waiting = [t for t in judged[: s.refined_elites] if t.candidate.hash not in starts]
-        plan = s.refine_plan(nfe, self._teacher_nfe, self._each(search, nfe))
+        plan = refine_plan(s, nfe, self._teacher_nfe, self._each(search, nfe))
         calls = plan.calls(nfe, self._teacher_nfe)
         payable = search.room(nfe) + self.reserve(search, nfe)
         if not waiting or calls + nfe * search.ladder.main.images > payable:

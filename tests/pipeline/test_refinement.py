@@ -17,6 +17,7 @@ from fewstep.pipeline.explain import nearest_preset, variants
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.proposers.base import is_refined
 from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.stages.refine_plan import refine_plan
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.point import parse_point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
@@ -169,7 +170,7 @@ def test_a_search_refines_its_best_and_judges_what_comes_back(refined_search: St
     assert schedule.corrections is not None
     assert refinement.metrics["loss"] < refinement.metrics["loss_before"]
     assert isinstance(refined_search.settings, SearchSettings)
-    plan = refined_search.settings.refine_plan(3, 6, _tuning(refined_search))
+    plan = refine_plan(refined_search.settings, 3, 6, _tuning(refined_search))
     assert 0.8 * plan.calls(3, 6) <= refinement.denoiser_calls <= plan.calls(3, 6)
     assert [r.candidate for r in judged if r.trial == refinement.trial] == [schedule.hash]
     assert refinement.trial not in {r.trial for r in records if r.rung == "distance"}
@@ -224,7 +225,7 @@ def test_a_search_tunes_the_best_of_its_elites_on_its_own_images(toy: Path, tmp_
     study.run(HERE, "test")
     records = study.store.evaluations.records()
     (refinement,) = [r for r in records if r.rung == "refine"]
-    plan = settings.refine_plan(3, 6, _tuning(study))
+    plan = refine_plan(settings, 3, 6, _tuning(study))
     assert isinstance(plan, MomentPlan)
     assert plan.seed == settings.noise_seed
     assert refinement.images == plan.seen
