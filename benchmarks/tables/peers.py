@@ -1,14 +1,15 @@
 """Other ways to few steps on one model, each through the same evaluation: screened on search seeds, then reported.
 
 `presets`: stock solvers on every grid, without and with an analytic first call. `gits`: times by dynamic programming,
-under every stock solver, with an analytic first call from several starts too. `ld3`: times and told times by gradient.
-`s4s`: coefficients of a window of outputs besides (what S4S alternates is tuned at once). `gas`: corrections of all
-coefficients, from DPM-Solver++ 3M. The learned ones start from the best stock schedule at that number of calls and
-share one teacher, one distance and one plan with our own refinement, so that only what is tuned differs. `tuned` is the
-control of a search: the best stock schedule, tuned to moments by as many calls as a search has. `random`, `tpe`,
-`nsgaii`, `cmaes` and `evolution` (the published search's operators) are searches by the engine of `fewstep search`,
-with `budget` calls at each NFE, whose screens and finals are the default ones. `found` are schedules from elsewhere,
-`refined` what their refinement gives. `judges` are metrics that choose nothing and measure the report's images too.
+under every stock solver, with an analytic first call from several starts too. `ld3`: times and told times by gradient,
+from noises that may move a little. `s4s`: coefficients of a window of outputs besides (what S4S alternates is tuned at
+once). `gas`: corrections of all coefficients, from DPM-Solver++ 3M. The learned ones start from the best stock schedule
+at that number of calls and share one teacher, one distance and one plan with our own refinement, so that only what is
+tuned differs. `tuned` is the control of a search: the best stock schedule, tuned to moments by as many calls as a search
+has. `random`, `tpe`, `nsgaii`, `cmaes` and `evolution` (the published search's operators) are searches by the engine of
+`fewstep search`, with `budget` calls at each NFE, whose screens and finals are the default ones. `found` are schedules
+from elsewhere, `refined` what their refinement gives. `judges` are metrics that choose nothing and measure the report's
+images too.
 """
 
 from __future__ import annotations
@@ -52,14 +53,16 @@ from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.gits import Trajectories
 from fewstep.tasks.refinement.moment_plan import MomentPlan
-from fewstep.tasks.refinement.parameters import PARTS, Part
+from fewstep.tasks.refinement.parameters import PARTS
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.grids import parse_schedule
 
-LEARNED: dict[str, tuple[tuple[Part, ...], int]] = {
-    "ld3": (("times", "shifts"), 0),
-    "s4s": (("times", "shifts", "outputs"), 3),
-    "gas": (("times", "shifts", "points", "outputs"), 0),
+# What each tunes of the plan that all share. LD3's ball, which S4S has too.
+BALL = 0.001
+LEARNED: dict[str, dict[str, object]] = {
+    "ld3": {"parts": ("times", "shifts"), "soft_target": BALL},
+    "s4s": {"parts": ("times", "shifts", "outputs"), "window": 3, "soft_target": BALL},
+    "gas": {"parts": ("times", "shifts", "points", "outputs")},
 }
 SEARCHED = ("random", "tpe", "nsgaii", "cmaes", "evolution")
 METHODS = ("presets", "gits", *LEARNED, "tuned", *SEARCHED)
@@ -209,12 +212,11 @@ class Contest:
     def learned(self, method: str, nfe: int) -> Choice:
         """What gradients make of the best stock schedule, tuning what the method tunes."""
         stock, seen = self.stock(nfe)
-        parts, window = LEARNED[method]
         start = stock.schedule
         if method == "gas":
             # Where presets coincide only the first of them is there.
             start = next((s for _, s in seen if s.name.startswith(GAS_START)), start)
-        return self.refined(method, start, parts, window, stock.calls)
+        return self.planned(method, start, self.asked.plan.model_copy(update=LEARNED[method]), stock.calls)
 
     def by_search(self, sampler: str, nfe: int) -> Choice:
         """The best of a search by `fewstep search`'s engine with that sampler, at this NFE alone."""
@@ -231,12 +233,9 @@ class Contest:
         if self.search is not None:
             # Its search has judged it already.
             found = replace(found, calls=self.search.calls(schedule.nfe))
-        again = [self.refined("refined", schedule, PARTS, 0, found.calls)] if self.asked.refine_found else []
+        plan = self.asked.plan.model_copy(update={"parts": PARTS, "window": 0})
+        again = [self.planned("refined", schedule, plan, found.calls)] if self.asked.refine_found else []
         return [found, *again]
-
-    def refined(self, method: str, start: SolverSchedule, parts: tuple[Part, ...], window: int, calls: int) -> Choice:
-        """What tuning these parts gives."""
-        return self.planned(method, start, self.asked.plan.model_copy(update={"parts": parts, "window": window}), calls)
 
     def planned(self, method: str, start: SolverSchedule, plan: RefinePlan | MomentPlan, calls: int) -> Choice:
         """What a plan of tuning gives."""

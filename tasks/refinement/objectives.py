@@ -27,6 +27,7 @@ from fewstep.tasks.refinement.distances import Distance, judged
 from fewstep.tasks.refinement.execute import Cost, counted, run
 from fewstep.tasks.refinement.features import Judge
 from fewstep.tasks.refinement.plan import MEMORY, RefinePlan
+from fewstep.tasks.refinement.soft_target import SoftTarget, radius
 from fewstep.tasks.refinement.tables import TablesOf
 from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.noise import starting_noise
@@ -53,6 +54,10 @@ class Objective(ABC):
     @abstractmethod
     def held_out(self, theta: Array) -> float:
         """The loss on validation noise; ScheduleError as above."""
+
+    def stepped(self, theta: Tensor, iteration: int) -> None:
+        """What follows a step of the schedule, which is now at theta; the loss before it has passed its gradient."""
+        del theta, iteration  # Nothing follows.
 
     def state(self) -> dict[str, Tensor]:
         """What has to be kept between iterations."""
@@ -93,6 +98,9 @@ class TeacherObjective(Objective):
         self.teacher = teacher
         self.distance = Distance(plan.distance, denoiser, plan.noise_seed, cost, judge)
         self._pairs: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self._soft: SoftTarget | None = None
+        # Of the last batch: its images, the noise that gradients have passed to, the losses.
+        self._last: tuple[list[int], Tensor, Tensor] | None = None
 
     def prepare(self, kept: Kept) -> None:
         """The teacher's samples and their features, of training and validation noise."""
@@ -104,6 +112,8 @@ class TeacherObjective(Objective):
         if len(held["target"]) != count:
             raise DataError(f"{kept.path} holds {len(held['target'])} pairs, not {count}: delete it")
         self._pairs = noise, held["target"], held.get("seen")
+        if self.plan.soft_target:
+            self._soft = SoftTarget(noise, radius(self.plan.soft_target, noise, self.schedule.nfe))
 
     @torch.no_grad()
     def _sampled(self, noise: Tensor) -> dict[str, Tensor]:
@@ -121,12 +131,15 @@ class TeacherObjective(Objective):
             raise EvaluationError(f"the teacher {name} made values that are not finite")
         return {"target": target} | ({"seen": torch.cat(features)} if features else {})
 
-    def _loss(self, theta: Tensor, indices: list[int]) -> Tensor:
+    def _losses(self, theta: Tensor, indices: list[int], start: Tensor | None = None) -> Tensor:
+        """Distances (B,) of the samples from `start`, or from where the images' noises are now."""
         assert self._pairs is not None
         noise, target, seen = self._pairs
         at = torch.tensor(indices, device=noise.device)
-        samples = self.samples(theta, indices, noise[at])
-        return self.distance(samples, target[at], None if seen is None else seen[at], indices).double().mean()
+        if start is None:
+            start = (noise if self._soft is None else self._soft.now)[at]
+        samples = self.samples(theta, indices, start)
+        return self.distance(samples, target[at], None if seen is None else seen[at], indices).double()
 
     def batch_loss(self, theta: Tensor, iteration: int) -> Tensor:
         """Passes over all training images, each in an order of its own, whatever came before."""
@@ -135,16 +148,59 @@ class TeacherObjective(Objective):
         bits = np.random.Philox(key=np.array([plan.noise_seed, iteration // a_pass], np.uint64))
         order = np.random.Generator(bits).permutation(plan.images)
         at = iteration % a_pass * plan.batch
-        return self._loss(theta, [int(i) for i in order[at : at + plan.batch]])
+        return self._free(theta, [int(i) for i in order[at : at + plan.batch]]).mean()
+
+    def _free(self, theta: Tensor, indices: list[int]) -> Tensor:
+        """Losses (B,) whose gradient reaches the noises too, where these may move."""
+        if self._soft is None:
+            return self._losses(theta, indices)
+        start = self._soft.now[indices].requires_grad_()
+        losses = self._losses(theta, indices, start)
+        self._last = indices, start, losses.detach()
+        return losses
+
+    def stepped(self, theta: Tensor, iteration: int) -> None:
+        """Move the batch's noises and, after each pass over the training images, those of validation."""
+        if self._soft is None:
+            return
+        self._follow(theta)
+        plan = self.plan
+        if (iteration + 1) % (plan.images // plan.batch) == 0:
+            for indices in _in_batches(plan.images, plan.seen):
+                self._free(theta, indices).sum().backward()  # type: ignore[no-untyped-call]
+                self._follow(theta)
+
+    def _follow(self, theta: Tensor) -> None:
+        """Move the noises that gradients have just reached, where that brings their samples nearer."""
+        assert self._soft is not None
+        assert self._last is not None
+        indices, start, before = self._last
+        assert start.grad is not None
+        at = torch.tensor(indices, device=start.device)
+        tried = self._soft.tried(at, start.grad)
+        with torch.no_grad():
+            self._soft.move(at, tried, self._losses(theta, indices, tried) < before)
+
+    def state(self) -> dict[str, Tensor]:
+        """Where the noises are."""
+        return {} if self._soft is None else {"noises": self._soft.now}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take that back."""
+        if self._soft is not None:
+            self._soft.now = state["noises"].to(self._soft.drawn)
 
     @torch.no_grad()
     def held_out(self, theta: Array) -> float:
         """Mean over the validation images."""
-        first, total = self.plan.images, 0.0
-        for start in range(first, first + self.plan.validation, AT_ONCE):
-            indices = list(range(start, min(start + AT_ONCE, first + self.plan.validation)))
-            total += float(self._loss(torch.from_numpy(theta), indices)) * len(indices)
+        total = 0.0
+        for indices in _in_batches(self.plan.images, self.plan.seen):
+            total += float(self._losses(torch.from_numpy(theta), indices).sum())
         return total / self.plan.validation
+
+
+def _in_batches(first: int, end: int) -> list[list[int]]:
+    return [list(range(start, min(start + AT_ONCE, end))) for start in range(first, end, AT_ONCE)]
 
 
 class ReferenceObjective(Objective):

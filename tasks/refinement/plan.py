@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from fewstep.search_spaces.checked import Checked, Seed
 from fewstep.tasks.refinement.parameters import PARTS, Part
@@ -41,7 +49,16 @@ class RefinePlan(Checked):
     check_every: PositiveInt = 50
     average: float = Field(0.95, ge=0, lt=1)
     speed: float = Field(1.0, gt=0, le=100, description="all of Adam's rates times this")
+    soft_target: float = Field(
+        0.0, ge=0, le=1, description="how far a noise may move to its target, times numbers / NFE^2 (LD3: 0.001)"
+    )
     seed: Seed = 0
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Plans without it are named by what they were before there was one.
+        fields: dict[str, Any] = plain(self)
+        return fields if self.soft_target else {k: v for k, v in fields.items() if k != "soft_target"}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -51,6 +68,8 @@ class RefinePlan(Checked):
             raise ValueError(
                 f"a batch of {self.batch} is too large for the distance 'reference': give up to {MEMORY - 1}"
             )
+        if self.distance == "reference" and self.soft_target:
+            raise ValueError("the distance 'reference' has no target that a noise could move to: leave it hard")
         if self.distance != "reference" and self.batch > self.images:
             raise ValueError(f"a batch of {self.batch} needs as many images, there are {self.images}")
         return self
@@ -72,7 +91,11 @@ class RefinePlan(Checked):
             return nfe * (memory + 3 * self.iterations * self.batch + self._checks * self.validation)
         look = int(self.distance == "network")
         pairs = (self.images + self.validation) * (teacher_nfe + look)
-        return pairs + (nfe + look) * (3 * self.iterations * self.batch + self._checks * self.validation)
+        soft = 0
+        if self.soft_target:
+            passes = self.iterations // (self.images // self.batch)
+            soft = self.iterations * self.batch + 4 * passes * self.validation
+        return pairs + (nfe + look) * (3 * self.iterations * self.batch + self._checks * self.validation + soft)
 
     @property
     def _checks(self) -> int:

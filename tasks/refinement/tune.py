@@ -171,6 +171,10 @@ class Refinement:
         if not bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(blocks, LARGEST_NORM))):
             return False
         optimizer.step()
+        try:
+            self.objective.stepped(torch.cat(blocks).detach(), iteration)
+        except ScheduleError:
+            return False
         return True
 
     # -- on disk --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.features import Frechet, Judge
-from fewstep.tasks.refinement.objectives import ReferenceObjective
+from fewstep.tasks.refinement.objectives import ReferenceObjective, TeacherObjective
 from fewstep.tasks.refinement.parameters import Part
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.refinement.tune import Check, Refined, Refinement
@@ -113,6 +113,43 @@ def test_the_networks_own_features_are_a_distance_that_costs_a_call() -> None:
     # The first call of three sees nothing that times could change; the look at the samples goes back too.
     assert found.cost.backward == 2 * 8 * 3
     assert all(c.loss > 0 for c in found.checks)
+
+
+def test_noises_move_to_a_soft_target_within_their_ball_and_every_call_is_counted(tmp_path: Path) -> None:
+    plan = PLAN.model_copy(update={"soft_target": 0.1, "iterations": 16})
+    refinement = Refinement(START, TEACHER, Denoiser(FILES), plan, folder=tmp_path / "whole")
+    found = refinement.run()
+    spent, objective = found.cost.calls, refinement.objective
+    assert isinstance(objective, TeacherObjective)
+    assert objective._soft is not None
+    moved = (objective._soft.now - objective._soft.drawn).flatten(1).norm(dim=1)
+    radius = 0.1 * 64 / START.nfe**2
+    assert float(moved.max()) <= radius * (1 + 1e-5)
+    assert float(moved[: plan.images].mean()) > 0.1 * radius
+    assert float(moved[plan.images :].mean()) > 0.1 * radius
+    # From moved noises the targets are nearer.
+    at = refinement.parameters.start
+    soft = objective.held_out(at)
+    objective._soft.now = objective._soft.drawn.clone()
+    assert soft < objective.held_out(at)
+    assert spent == plan.calls(START.nfe, TEACHER.nfe)
+
+    def kill(check: Check) -> None:
+        if check.iteration == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Refinement(START, TEACHER, Denoiser(FILES), plan, folder=tmp_path / "killed").run(kill)
+    again = Refinement(START, TEACHER, Denoiser(FILES), plan, folder=tmp_path / "killed").run()
+    assert (again.best.hash, again.checks, again.cost.calls) == (found.best.hash, found.checks, spent)
+
+
+def test_a_plan_without_a_soft_target_is_named_as_ever() -> None:
+    assert "soft_target" not in PLAN.model_dump_json()
+    soft = PLAN.model_copy(update={"soft_target": 0.001})
+    assert RefinePlan.model_validate_json(soft.model_dump_json()) == soft
+    with pytest.raises(ConfigurationError, match="no target"):
+        RefinePlan.build(distance="reference", soft_target=0.001)
 
 
 def test_bad_plans_say_what_to_do() -> None:
