@@ -30,6 +30,7 @@ from fewstep.pipeline.campaign import Campaign
 from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
 from fewstep.pipeline.measured_settings import REPORT_SEED_OFFSET
 from fewstep.pipeline.problems.schedules import ScheduleProblem
+from fewstep.pipeline.proposers.base import is_known, is_refined
 from fewstep.pipeline.refinement import refine, select
 from fewstep.pipeline.reports.provenance import provenance
 from fewstep.pipeline.settings import SearchSettings
@@ -54,7 +55,7 @@ from fewstep.tasks.work import CALLS, GROUP, Subject, Task, WorkerSettings
 
 __all__ = [
     "CALLS", "GRIDS", "GRIDS_TO_ZERO", "GROUP", "Conditions", "EvaluationRecord", "ExecutionSettings", "Rung",
-    "Subject", "known_names",
+    "Subject", "figure_name", "known_names",
 ]  # fmt: skip
 
 Row = dict[str, Any]
@@ -253,6 +254,10 @@ class Engine:
         self.name, self.study, self.root, self.execution, self.command = name, study, root, execution, command
         self.tell: Tell = tell or (lambda text: None)
 
+    def below(self, folder: str) -> Engine:
+        """The same for what lies in a folder of its own."""
+        return Engine(self.name, self.study, self.root / folder, self.execution, self.command, self.tell)
+
     def records(
         self, subject: Subject, work: Work, rung: Rung, teacher: SolverSchedule | None = None
     ) -> list[EvaluationRecord]:
@@ -280,8 +285,11 @@ class Engine:
         value = min(r.value for r in judged.records if r.value is not None)
         return judged.chosen, value, tuned.cost.calls + judged.selection_calls
 
-    def searched(self, name: str, nfe: int, **settings: Any) -> tuple[SolverSchedule, int]:
-        """The best of a search at one NFE, and its calls; ConfigurationError where another one has the folder."""
+    def searched(self, name: str, nfe: int, **settings: Any) -> tuple[SolverSchedule, int, int]:
+        """The best of a search at one NFE, its calls, and how many proposals of its own it looked at.
+
+        ConfigurationError where another search has the folder.
+        """
         asked = SearchSettings.build(study=f"{self.study}-{name}-{nfe}", nfes=(nfe,), **settings)
         study = Study(self.root / "searches" / f"{name}-{nfe}", asked)
         if study.exists and Study.load(study.root).settings != asked:
@@ -291,7 +299,9 @@ class Engine:
         best = problem.winner(state, nfe)
         if best is None:
             raise ConfigurationError(f"the search {name} found nothing at NFE {nfe}: give it a larger budget")
-        return best.candidate.schedule, sum(r.denoiser_calls for r in Searched(study).records)
+        records = Searched(study).records
+        own = {r.candidate for r in records if not (is_known(r.origin) or is_refined(r.origin))}
+        return best.candidate.schedule, sum(r.denoiser_calls for r in records), len(own)
 
     def sampled(
         self, subject: Subject, sampler: Sampler, seed: int, starts: Sequence[int], count: int = GROUP

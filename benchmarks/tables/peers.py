@@ -5,11 +5,11 @@ under every stock solver, with an analytic first call from several starts too. `
 from noises that may move a little. `s4s`: coefficients of a window of outputs besides (what S4S alternates is tuned at
 once). `gas`: corrections of all coefficients, from DPM-Solver++ 3M. The learned ones start from the best stock schedule
 at that number of calls and share one teacher, one distance and one plan with our own refinement, so that only what is
-tuned differs. `tuned` is the control of a search: the best stock schedule, tuned to moments by as many calls as a search
-has. `random`, `tpe`, `nsgaii`, `cmaes` and `evolution` (the published search's operators) are searches by the engine of
-`fewstep search`, with `budget` calls at each NFE, whose screens and finals are the default ones. `found` are schedules
-from elsewhere, `refined` what their refinement gives. `judges` are metrics that choose nothing and measure the report's
-images too.
+tuned differs. `tuned` is the control of a search: the best stock schedule, tuned to moments by as many calls as a
+search has. `random`, `tpe`, `nsgaii`, `cmaes` and `evolution` (the published search's operators) are searches by the
+engine of `fewstep search`, with `budget` calls at each NFE, whose screens and finals are the default ones; `fewstep` is
+such a search with all defaults. No guard is on. `found` are schedules from elsewhere, `refined` what their refinement
+gives. `judges` are metrics that choose nothing and measure the report's images too.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ LEARNED: dict[str, dict[str, object]] = {
     "gas": {"parts": ("times", "shifts", "points", "outputs")},
 }
 SEARCHED = ("random", "tpe", "nsgaii", "cmaes", "evolution")
-METHODS = ("presets", "gits", *LEARNED, "tuned", *SEARCHED)
+OURS = "fewstep"
+METHODS = ("presets", "gits", *LEARNED, "tuned", *SEARCHED, OURS)
 GAS_START = "dpmpp-3m/"
 # What searches start from, and the solvers that GITS and DEIS were published with.
 SOLVERS = (*SEARCH_PRESETS, "deis-3", "ipndm-4")
@@ -136,6 +137,8 @@ class Contest:
         self.teacher = parse_schedule(asked.teacher, self.files.noise)
         self.search = Searched.load(asked.found) if asked.found and Path(asked.found).is_dir() else None
         self.found = self.search.found if self.search else [load_schedule(asked.found)] if asked.found else []
+        # By method and NFE: how many proposals of its own a search looked at.
+        self.own: dict[tuple[str, int], int] = {}
         # By NFE: the best stock schedule, and what was seen of all of them.
         self._stock: dict[int, tuple[Choice, list[tuple[float, SolverSchedule]]]] = {}
 
@@ -221,9 +224,10 @@ class Contest:
     def by_search(self, sampler: str, nfe: int) -> Choice:
         """The best of a search by `fewstep search`'s engine with that sampler, at this NFE alone."""
         s = self.asked
-        found, calls = self.engine.searched(
-            sampler, nfe, model=s.model, conditions=self.conditions, sampler=sampler, seed=s.seed, budget=s.budget,
-            teacher=s.teacher, refine=0.0, guard="none",
+        proposes = {} if sampler == OURS else {"sampler": sampler, "refine": 0.0}
+        found, calls, self.own[sampler, nfe] = self.engine.searched(
+            sampler, nfe, model=s.model, conditions=self.conditions, seed=s.seed, budget=s.budget, teacher=s.teacher,
+            guard="none", **proposes,
         )  # fmt: skip
         return self.best(sampler, [found], calls)[0]
 

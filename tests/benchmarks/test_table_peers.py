@@ -60,7 +60,8 @@ def test_peers_are_chosen_on_search_seeds_and_their_calls_add_up(
     schedules = [schedule_of(parse_point(r.candidate_json)) for r in looked]
     assert {s.first_call for s in schedules if s} == {"model", "zero_x0"}
     pairs, looks = 12 * 6, 12
-    learned = pairs + looks + (3 * 3 * 4 + (1 + 2 * 2) * 4) * (3 + 1)
+    # Gradients, checks, and noises that move: of each batch, and of validation after each pass.
+    learned = pairs + looks + (3 * 3 * 4 + (1 + 2 * 2) * 4 + 3 * 4 + 4 * 4) * (3 + 1)
     extra = calls["ld3"] - calls["presets"] - learned
     # The first call of the start is judged again with what came of it; where iterates coincide, once. LD3 tunes the
     # first told time, so every call has a way back.
