@@ -1,9 +1,9 @@
 """All methods of `peers`, each by several searches: what a method gives, and how much that depends on its seed.
 
 Every seed is a contest of its own (`peers`): presets, peers and searches choose on that seed's noise and are reported
-on its report's. A figure is the mean over the searches with the 95% interval of that mean (Student's t), which holds what
-images and what searches do to it. `versus` compares a method with the best stock schedule, search by search: the mean of
-log ratios, as a ratio. No search sees the judges, so that no guard is on.
+on its report's. A figure is the mean over the searches with the 95% interval of that mean (Student's t), which holds
+what images and what searches do to it. `versus` compares a method with the best stock schedule, search by search: the
+mean of log ratios, as a ratio. No search sees the judges, so that no guard is on.
 """
 
 from __future__ import annotations

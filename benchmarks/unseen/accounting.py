@@ -80,15 +80,18 @@ def _uneven(first: float, last: float) -> SolverSchedule:
 def account(name: str, settings: dict[str, Any], root: Path) -> None:
     """Search, and print one line."""
     asked: dict[str, Any] = {"model": MODEL, "nfe": NFE, "budget": BUDGET, "executor": "in-process"} | settings
-    rungs, refused = dict[str, int](), ""
+    rungs, refused, reported = dict[str, int](), "", 0
     try:
         fewstep.search(out=root, progress=False, **{**REPORT, **asked})
     except FewstepError as error:
         refused = " ".join(str(error).split())
     if (root / "tables" / "studies").is_dir():
         for record in Study.load(root).records():
-            rungs[record.rung] = rungs.get(record.rung, 0) + record.denoiser_calls
-    reported, spent = rungs.pop("report", 0), sum(rungs.values())
+            if record.of_report:
+                reported += record.denoiser_calls
+            else:
+                rungs[record.rung] = rungs.get(record.rung, 0) + record.denoiser_calls
+    spent = sum(rungs.values())
     said = f"refused: {refused}" if refused else ", ".join(f"{rung} {calls:,}" for rung, calls in rungs.items())
     ratio = spent / asked["budget"]
     print(f"{name:20} {asked['budget']:>8,} asked {spent:>8,} spent {ratio:7.3f}  {said}", file=sys.stderr, flush=True)
