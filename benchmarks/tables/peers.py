@@ -69,7 +69,7 @@ OURS = "fewstep"
 METHODS = ("presets", "gits", *LEARNED, "tuned", *SEARCHED, OURS)
 GAS_START = "dpmpp-3m/"
 # What searches start from, and the solvers that GITS and DEIS were published with.
-SOLVERS = (*SEARCH_PRESETS, "deis-3", "ipndm-4")
+SOLVERS = (*SEARCH_PRESETS, "deis-3", "ipndm-v-3")
 # Where many compete, so many of them see the images of the screen; the others were looked at, paired, on few.
 KEPT, FEW, CONTROL = 6, 64, "analytic:unipc-2-bh2/uniform-lambda"
 # Noise over signal at which GITS' times begin, where the first call is the noise itself.

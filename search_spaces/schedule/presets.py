@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
+
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step
 from fewstep.search_spaces.schedule.formula import Derivative, Formula, Relaxation, blended, pseudo_corrector, taylor
@@ -129,6 +131,29 @@ def ipndm(order: int, lambdas: Sequence[float]) -> SolverSchedule:
     return _built(f"ipndm-{order}", lambdas, [plain_step("noise", f, i, lambdas) for i, f in enumerate(formulas)])
 
 
+def ipndm_v(order: int, lambdas: Sequence[float]) -> SolverSchedule:
+    """iPNDM for uneven steps: the noise's interpolation polynomial in rho = sigma / alpha, integrated exactly.
+
+    That is DEIS on rho (rho-AB). Points where rho is infinite are left out.
+    """
+    finite = sum(math.isinf(value) and value < 0 for value in lambdas)
+    steps = []
+    for i in range(len(lambdas) - 1):
+        count = min(order, i + 1 - finite)
+        newest = lambdas[i + 1 - count : i + 1][::-1]
+        weights = adams_bashforth(newest, lambdas[i + 1]) if count > 0 else (1.0,)
+        steps.append(plain_step("noise", blended(weights), i, lambdas))
+    return _built(f"ipndm-v-{order}", lambdas, steps)
+
+
+def adams_bashforth(lambdas: Sequence[float], end: float) -> tuple[float, ...]:
+    """Weights of the noises at `lambdas`, newest first, that give their polynomial's mean over rho up to `end`."""
+    rho, last = np.exp(-np.array(lambdas)), math.exp(-end)
+    places = (rho - rho[0]) / (last - rho[0])
+    powers = np.arange(len(lambdas))
+    return tuple(np.linalg.solve(places[None, :] ** powers[:, None], 1.0 / (powers + 1)).tolist())
+
+
 def heun(lambdas: Sequence[float]) -> SolverSchedule:
     """Heun's method in sigma / alpha: two calls a step, and Euler's step to sigma = 0."""
     if math.isinf(lambdas[0]):
@@ -175,6 +200,7 @@ PRESETS: dict[str, Preset] = {
     "deis-2": partial(deis, 2),
     "deis-3": partial(deis, 3),
     **{f"ipndm-{p}": partial(ipndm, p) for p in (2, 3, 4)},
+    **{f"ipndm-v-{p}": partial(ipndm_v, p) for p in (2, 3, 4)},
     "heun": heun,
     "heun-flow": heun_flow,
 }
@@ -189,7 +215,7 @@ ORDERS = {
     **{f"{name}-3s": 3 for name in ("dpm-solver", "dpmpp")},
     **{f"unipc-{p}-{variant}": p + 1 for p in (1, 2, 3, 4) for variant in ("bh1", "bh2")},
     **{f"deis-{p}": p for p in (2, 3)},
-    **{f"ipndm-{p}": p for p in (2, 3, 4)},
+    **{f"ipndm-{v}{p}": p for v in ("", "v-") for p in (2, 3, 4)},
 }
 # Other names of the same steps.
 ALIASES = {"euler": "ddim", "dpm-solver-1": "ddim", "ipndm": "ipndm-4"}

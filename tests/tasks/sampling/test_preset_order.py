@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.search_spaces.schedule import SolverSchedule, Step
 from fewstep.search_spaces.schedule.formula import taylor
-from fewstep.search_spaces.schedule.presets import ORDERS, PRESETS, preset
+from fewstep.search_spaces.schedule.presets import ORDERS, PRESETS, adams_bashforth, preset
 from fewstep.tasks.models.noise_families import FlowMatching
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import sample
@@ -66,12 +66,28 @@ def _slope(schedules: list[SolverSchedule], sizes: tuple[int, ...], noise: Any, 
     return float(-np.polyfit(np.log(sizes), np.log(errors), 1)[0])
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith("ipndm")])
+@pytest.mark.parametrize("name", [n for n in PRESETS if not n.startswith("ipndm") or "-v-" in n])
 def test_each_preset_has_the_order_it_claims(name: str, two_bumps: Any, starting_at: Any, x: Tensor) -> None:
     reach, sizes = OTHERWISE.get(name, (REACH, STEPS))
     schedules = [preset(name, _lambdas(reach, steps)) for steps in sizes]
     slope = _slope(schedules, sizes, starting_at(start=-reach), two_bumps, x)
     assert slope == pytest.approx(ORDERS[name], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_ipndm_for_uneven_steps_is_ipndm_where_they_are_even_and_exact_for_polynomials_where_not(order: int) -> None:
+    rho = np.array([9.0, 7.0, 4.5, 4.0, 1.0])
+    newest = rho[3::-1][:order]
+    weights = adams_bashforth((-np.log(newest)).tolist(), -math.log(rho[4]))
+    for power in range(order):
+        mean = (rho[3] ** (power + 1) - rho[4] ** (power + 1)) / ((power + 1) * (rho[3] - rho[4]))
+        assert sum(w * r**power for w, r in zip(weights, newest, strict=True)) == pytest.approx(mean)
+    even = (-np.log(np.linspace(9.0, 1.0, 9))).tolist()
+    plain, own = preset(f"ipndm-{order}", even), preset(f"ipndm-v-{order}", even)
+    for first, second in zip(plain.steps, own.steps, strict=True):
+        assert first.predictor.blend is not None
+        assert second.predictor.blend is not None
+        assert second.predictor.blend.weights == pytest.approx(first.predictor.blend.weights)
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
