@@ -20,7 +20,8 @@ FOR_SCHEDULES = (
     *("presets", "preset_images", "paired_images", "look_images", "grids", "finalists", "refined_elites", "refine_to"),
     "random_trials",
 )
-FOR_NETWORKS = ("front", "calibration_iterations")
+QUANTIZED = ("calibration_iterations", "allot_bits")
+FOR_NETWORKS = ("front", *QUANTIZED)
 
 
 def _consistent(s: SearchSettings) -> None:
@@ -148,7 +149,7 @@ def has_a_part(s: SearchSettings) -> None:
         raise ValueError(f"a surrogate ranks the children of sampler s3, not of {s.sampler}: leave it away")
     idle = FOR_NETWORKS if s.space == "schedule" else FOR_SCHEDULES
     if s.space not in ("schedule", "joint") and "quantization" not in s.space.split("+"):
-        idle = (*idle, "calibration_iterations")
+        idle = (*idle, *QUANTIZED)
     for name in idle:
         if getattr(s, name) != type(s).model_fields[name].default:
             raise ValueError(f"{name} has no part in a search of space {s.space!r}: leave it away")

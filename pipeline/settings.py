@@ -155,15 +155,18 @@ class SearchSettings(ModelSettings):
         description="schedule that space quantization keeps and joint calibrates with: a file or PRESET/GRID@CALLS",
     )
     calibration_iterations: NonNegativeInt = Field(200, description="most iterations of reconstruction for one unit")
+    allot_bits: bool = Field(
+        True, description="whether bits by layer are searched, at the same mean, besides even ones"
+    )
     front: PositiveInt = Field(12, description="members of the Pareto front that finals and report see")
 
     @model_validator(mode="before")
     @classmethod
     def _of_before(cls, fields: Any, info: ValidationInfo) -> Any:
         # Studies that were stored before presets had a share of the budget name how many of their grids were judged.
-        # What they did before there were paired looks, guards and a population.
+        # What they did before there were paired looks, guards, bits by layer and a population.
         if (info.context or {}).get(STORED) and isinstance(fields, dict):
-            before: dict[str, Any] = {"paired_images": 0, "guard": NO_GUARD}
+            before: dict[str, Any] = {"paired_images": 0, "guard": NO_GUARD, "allot_bits": False}
             if fields.get("sampler") in POPULATIONS:
                 before["population"] = POPULATION
             return before | {name: value for name, value in fields.items() if name != "preset_grids"}

@@ -20,7 +20,7 @@ Config = Annotated[
     str,
     typer.Option(
         "--config",
-        help="wBITSaBITS-PROCEDURE-COVERAGE, as w4a8-tfmq-full; then +field=value for other choices; or a JSON file",
+        help="wBITSaBITS-PROCEDURE-COVERAGE, as w4a8-mixed-full; then +field=value for other choices; or a JSON file",
     ),
 ]
 
@@ -34,7 +34,7 @@ def command(
     execution: ExecutionSettings,
     schedule: Annotated[str, typer.Option(help="what it will sample with: a schedule's file, or PRESET/GRID@CALLS")],
     out: Annotated[Path, into(help="folder to write", check=folder)],
-    config: Config = "w4a8-tfmq-full",
+    config: Config = "w4a8-mixed-full",
     work: Annotated[Path | None, into(help="keeps what a killed calibration had finished", check=folder)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="forecast memory and disk space, write nothing")] = False,
     as_json: AsJson = False,

@@ -52,6 +52,8 @@ NAMES = tuple(
     for procedure in ("naive", "tfmq")
     for coverage in ("paper", "full")
 )
+# With bits by layer, which leave nothing to choose at 8.
+MIXED_NAMES = tuple(name.replace("w4a8-tfmq", "w4a8-mixed") for name in NAMES)
 PRESETS = (
     "unipc-2-bh2/quadratic-zero",
     "unipc-3-bh2/uniform-lambda-zero",
@@ -88,10 +90,10 @@ class Member:
 def named_members(space: QuantizationSpace) -> dict[str, QuantizationConfig]:
     """The named configs as the space has them, by name; what a cap on iterations changes is part of the name."""
     members = {}
-    for name in NAMES:
+    for name in MIXED_NAMES if space.allot else NAMES:
         config = named(name)
         member = space.member(config)
-        changes = {field: value for field, value in member.model_dump().items() if value != getattr(config, field)}
+        changes = {field: value for field, value in dict(member).items() if value != getattr(config, field)}
         members[name + "".join(f"+{field}={value}" for field, value in changes.items())] = member
     return members
 
@@ -149,7 +151,7 @@ class NetworkProblem(ModelProblem):
         spaces: dict[str, Space[Any]] = {}
         for kind in self.kinds:
             if kind == "quantization":
-                spaces[kind] = QuantizationSpace(calls, self.settings.calibration_iterations)
+                spaces[kind] = QuantizationSpace(calls, self.settings.calibration_iterations, self.settings.allot_bits)
             elif kind != "schedule":
                 spaces[kind] = self._kind(kind).space(calls)
         return spaces

@@ -3,6 +3,7 @@
 from fewstep.search_spaces.quantization.config import (
     COVERAGES,
     FULL_PRECISION,
+    MOST_BITS,
     NAME,
     PROCEDURES,
     Bits,
@@ -14,6 +15,7 @@ from fewstep.search_spaces.quantization.config import (
 __all__ = [
     "COVERAGES",
     "FULL_PRECISION",
+    "MOST_BITS",
     "NAME",
     "PROCEDURES",
     "Bits",

@@ -9,14 +9,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from fewstep.errors import ConfigurationError
 from fewstep.files import read_text
 
 FULL_PRECISION = 32
+# The most bits of a layer that is not in full precision.
+MOST_BITS = 8
 NAME = re.compile(r"w(\d+)a(\d+)-([a-z]+)-([a-z]+)")
 
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
@@ -30,6 +42,9 @@ class QuantizationConfig(BaseModel):
     weight_bits: Bits = 4
     activation_bits: Bits = 8
     edge_bits: Bits = Field(8, description="weights and activations of the first and the last layer")
+    allocation: Literal["even", "sensitivity"] = Field(
+        "even", description="sensitivity: weight_bits are a mean, and layers that change the output more get more"
+    )
     # What is covered.
     shortcuts: bool = Field(True, description="convolutions of residual shortcuts")
     samplers: bool = Field(True, description="down- and upsampling convolutions")
@@ -70,6 +85,21 @@ class QuantizationConfig(BaseModel):
     steps: NonNegativeInt = Field(0, description="denoiser calls of each that are used; 0: all")
     seed: NonNegativeInt = 3_000_017
 
+    @model_validator(mode="after")
+    def _allots_bits(self) -> Self:
+        if self.allocation != "even" and self.weight_bits >= MOST_BITS:
+            raise ValueError(
+                f"bits are allotted to layers up to {MOST_BITS} a weight: with weight_bits {self.weight_bits} leave "
+                "allocation away"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Configs without it are named by what they were before there was one.
+        fields: dict[str, Any] = plain(self)
+        return fields if self.allocation != "even" else {k: v for k, v in fields.items() if k != "allocation"}
+
     @property
     def hash(self) -> str:
         """Content address: 16 hex digits."""
@@ -79,7 +109,10 @@ class QuantizationConfig(BaseModel):
     def name(self) -> str:
         """`w4a8-tfmq-full` where the config is a named one, `w4a8-HASH` otherwise."""
         bits = f"w{self.weight_bits}a{self.activation_bits}"
-        for procedure in PROCEDURES:
+        for procedure, fields in PROCEDURES.items():
+            if fields.get("allocation", "even") != self.allocation:
+                # Not every number of bits can be allotted.
+                continue
             for coverage in COVERAGES:
                 if named(f"{bits}-{procedure}-{coverage}") == self:
                     return f"{bits}-{procedure}-{coverage}"
@@ -126,6 +159,8 @@ PROCEDURES: dict[str, dict[str, Any]] = {
     # The same with both reconstructions solved as integer least squares, and, as the authors' program does, a grid a
     # timestep for every activation.
     "tfmq": {},
+    # `tfmq` with bits by layer, as many on average: more where rounding changes the output more.
+    "mixed": {"allocation": "sensitivity"},
     # The temporal block of `tfmq`, AdaRound elsewhere on batches of 8: how far rounding variables travel is a matter of
     # Adam's steps, not of the rows in each.
     "hybrid": {"solver": "hybrid", "iterations": 1000, "batch": 8},

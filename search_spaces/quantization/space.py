@@ -18,7 +18,7 @@ import numpy as np
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.search_spaces.decisions import Choice, Decision, Range
 from fewstep.search_spaces.point import Point, QuantizationPoint, quantization_of
-from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig
+from fewstep.search_spaces.quantization import FULL_PRECISION, MOST_BITS, QuantizationConfig
 from fewstep.search_spaces.space import Features, Space
 from fewstep.search_spaces.trials import Suggests
 
@@ -26,7 +26,7 @@ RATE = 0.15
 # A block of a few layers, without images: iterations cost it little, so it may have more of them.
 TIAR_SHARE = 5
 _NOTHING_LEARNT: Mapping[str, Any] = {"solver": "adaround", "tiar_iterations": 0}
-_DEFAULTS: Mapping[str, Any] = QuantizationConfig().model_dump()
+_DEFAULTS: Mapping[str, Any] = dict(QuantizationConfig())
 
 
 _FLAG = Choice((False, True))
@@ -37,11 +37,12 @@ class QuantizationSpace(Space[QuantizationConfig]):
     """Configs for a network that is calibrated along a schedule of `calls` denoiser calls.
 
     `iterations` is the most that reconstruction may spend on a unit (the temporal block TIAR_SHARE times as many);
-    0 leaves learnt rounding out. Descent, which takes no iterations, is not held to it.
+    0 leaves learnt rounding out. Descent, which takes no iterations, is not held to it. `allot` has bits by layer too.
     """
 
     calls: int
     iterations: int = 400
+    allot: bool = True
 
     def __post_init__(self) -> None:
         if self.calls < 1 or self.iterations < 0:
@@ -59,6 +60,7 @@ class QuantizationSpace(Space[QuantizationConfig]):
             "weight_bits": Choice((3, 4, 6, 8)),
             "activation_bits": Choice((6, 8, FULL_PRECISION)),
             "edge_bits": Choice((4, 6, 8, FULL_PRECISION)),
+            **({"allocation": Choice(("even", "sensitivity"))} if self.allot else {}),
             "shortcuts": _FLAG,
             "samplers": _FLAG,
             "attention": _FLAG,
@@ -100,7 +102,7 @@ class QuantizationSpace(Space[QuantizationConfig]):
 
         Changes no member.
         """
-        values = config.model_dump()
+        values = dict(config)
         if values["steps"] >= self.calls:
             values["steps"] = 0
         if values["tib_bits"] == values["weight_bits"]:
@@ -126,6 +128,9 @@ class QuantizationSpace(Space[QuantizationConfig]):
         block = bool(values["tib"] in ("tiar", "table"))
         descent, adaround = values["solver"] == "descent", values["solver"] == "adaround"
         match name:
+            case "allocation":
+                # At the most bits that a layer may have nothing can be moved.
+                return bool(values["weight_bits"] < MOST_BITS)
             case "matmuls" | "granularity" | "activation_range" | "fsc":
                 return activations
             case "momentum":
@@ -168,7 +173,7 @@ class QuantizationSpace(Space[QuantizationConfig]):
 
     def relevant(self, config: QuantizationConfig) -> Iterator[str]:
         """The decisions that a member has."""
-        values = config.model_dump()
+        values = dict(config)
         return (name for name in self.decisions if self._relevant(name, values))
 
     # -- to and from parameters -----------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass
@@ -11,12 +12,15 @@ from typing import Any
 
 import torch
 
+from fewstep.errors import DataError
+from fewstep.files import read_text, write_text
 from fewstep.search_spaces.quantization import QuantizationConfig
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.statistics import ModelStatistics
+from fewstep.tasks.quantization.allocation import IMAGES, REFERENCE, ROWS, allot_bits, changes_by_layer
 from fewstep.tasks.quantization.calibration import Calibration, Progress
 from fewstep.tasks.quantization.coverage import coverage
 from fewstep.tasks.quantization.domain import block_domain
@@ -98,6 +102,38 @@ def _wrapped(denoiser: Denoiser, config: QuantizationConfig, example: Batch) -> 
     return network
 
 
+def _changes(
+    denoiser: Denoiser, recipe: Recipe, network: QuantizedNetwork, work: Path | None, batch: int, an_image: int
+) -> dict[str, float]:
+    """What rounding each layer changes; measured once for a model, a schedule and conditions, whatever the config.
+
+    The network sees `an_image` rows for one image.
+    """
+    fixed = QuantizationConfig(images=IMAGES)
+    key = hashlib.sha256(f"{recipe.data_identity(denoiser.files)}\n{fixed.hash}\n{REFERENCE} {ROWS}".encode())
+    path = None if work is None else work / f"changes-{key.hexdigest()[:16]}.json"
+    if path is not None and path.is_file():
+        return _read_changes(path, network)
+    data = collect(denoiser, recipe.schedule, fixed, recipe.statistics)
+    found = changes_by_layer(network, data, batch)
+    denoiser.calls += (len(found) + 1) * min(ROWS, len(data["x"])) // an_image
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(found))
+    return found
+
+
+def _read_changes(path: Path, network: QuantizedNetwork) -> dict[str, float]:
+    """DataError where the file is not about the network."""
+    try:
+        found = {str(name): float(value) for name, value in json.loads(read_text(path)).items()}
+    except (ValueError, AttributeError, TypeError):
+        found = {}
+    if not found or not found.keys() <= network.plans.keys():
+        raise DataError(f"{path} is damaged: delete it to measure anew")
+    return found
+
+
 def foresee(files: ModelFiles, recipe: Recipe, device: str = "cpu") -> Forecast:
     """The most memory that `quantize` takes, and the disk space meanwhile. Runs the network on a few images."""
     denoiser = Denoiser(files, device, recipe.conditions)
@@ -129,6 +165,10 @@ def quantize(
     data = collect(denoiser, recipe.schedule, recipe.config, recipe.statistics, at_once)
     calls = denoiser.calls - images
     network = _wrapped(denoiser, recipe.config, example)
+    if recipe.config.allocation == "sensitivity":
+        before = denoiser.calls
+        allot_bits(network, _changes(denoiser, recipe, network, work, batch, len(example["x"]) // images))
+        calls += denoiser.calls - before
     domain = block_domain(files, data, recipe.config.seed)
     Calibration(network, data, work, recipe.data_identity(files), progress, domain, batch).run()
     covered = coverage(network, example)

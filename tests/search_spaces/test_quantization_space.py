@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.decisions import Choice, Range
-from fewstep.search_spaces.quantization import COVERAGES, PROCEDURES, QuantizationConfig, named
+from fewstep.search_spaces.quantization import COVERAGES, MOST_BITS, PROCEDURES, QuantizationConfig, named
 from fewstep.search_spaces.quantization.space import QuantizationSpace
 
 # A busy machine is no failure.
@@ -21,7 +21,14 @@ patient = settings(deadline=None)
 SPACES = [QuantizationSpace(5), QuantizationSpace(1, 0), QuantizationSpace(8, 2), QuantizationSpace(100, 20_000)]
 spaces = st.sampled_from(SPACES)
 seeds = st.integers(0, 2**32)
-NAMED = [named(f"w{w}a{a}-{p}-{c}") for w in (3, 4, 8) for a in (6, 8) for p in PROCEDURES for c in COVERAGES]
+NAMED = [
+    named(f"w{w}a{a}-{p}-{c}")
+    for w in (3, 4, 8)
+    for a in (6, 8)
+    for p in PROCEDURES
+    for c in COVERAGES
+    if w < MOST_BITS or p != "mixed"
+]
 
 
 ADAROUND = {"solver": "adaround"}
