@@ -43,6 +43,8 @@ from fewstep.search_spaces.registry import SpaceKind
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.space import Space
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.models.matrices import count_matrices
+from fewstep.tasks.quantization.bits import IMAGES, ROWS
 from fewstep.tasks.sampling.grids import preset_on_grid, searched_preset
 from fewstep.tasks.work import Subject
 
@@ -63,6 +65,8 @@ PRESETS = (
 # What is calibrated with where the settings do not say, at the largest NFE.
 CALIBRATION_PRESET = "unipc-2-bh2/karras-zero"
 NAMED = "named:"
+# Stands for what bits by layer are allotted by, among the hashes of calibrated configs.
+ALLOTTED = "allotted"
 NOTES = {
     "size_bytes": "packed weights with their grids; of full precision 4 bytes a parameter",
     "bit_operations": "multiply-adds x weight bits x activation bits x NFE for one image: a stand-in for time",
@@ -170,6 +174,11 @@ class NetworkProblem(ModelProblem):
             return ProductSpace((self.schedules, *self.networks.values()))
         return ProductSpace(tuple(self.networks.values()), (SchedulePoint(schedule=self.calibration),))
 
+    @cached_property
+    def _measured_calls(self) -> int:
+        """Most calls of measuring what rounding each layer changes, once a study."""
+        return IMAGES * self.calibration.nfe + ROWS * (1 + count_matrices(self.files.unet))
+
     # -- the search -----------------------------------------------------------------------------------
 
     def search(self, on_refit: OnRefit | None = None) -> Search:
@@ -178,15 +187,18 @@ class NetworkProblem(ModelProblem):
         calibrated: dict[str, int] = {}
 
         def calibration_calls(search: Search, candidate: Candidate) -> int:
-            """Trajectories that a config is calibrated on, once, whatever its schedules."""
+            """Trajectories that a config is calibrated on, whatever its schedules, and what allots bits: each once."""
             config = quantization_of(candidate.point)
             if config is None:
                 return 0
-            first = calibrated.get(config.hash, candidate.trial)
+            costs = {config.hash: config.images * self.calibration.nfe}
+            if config.allocation != "even":
+                costs[ALLOTTED] = self._measured_calls
+            first = {name: calibrated.get(name, candidate.trial) for name in costs}
             if candidate.trial in search.trials:
                 # It is adopted: until then it may still be left out.
-                calibrated[config.hash] = first
-            return config.images * self.calibration.nfe if first == candidate.trial else 0
+                calibrated.update(first)
+            return sum(calls for name, calls in costs.items() if first[name] == candidate.trial)
 
         always = "" if self.moves_schedule else NAMED
         policy = ParetoPolicy(

@@ -10,7 +10,6 @@ the sum as their square roots; that power was chosen on the bundled digits and c
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,16 +17,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fewstep.search_spaces.quantization import FULL_PRECISION, MOST_BITS
+from fewstep.search_spaces.quantization import FULL_PRECISION
 from fewstep.tasks.quantization.affine import channel_grid
+from fewstep.tasks.quantization.bits import ROWS, least_change
 from fewstep.tasks.quantization.network import QuantizedNetwork, caller
 from fewstep.tasks.quantization.trajectories import Batch, batches
 
-# Changes are measured at as many bits, on as many rows of as many trajectories.
-REFERENCE, ROWS, IMAGES = 4, 32, 8
-# No layer gets fewer bits than so many below the mean.
-BELOW = 1
-FALL, POWER = 0.25, 0.5
+# Changes are measured at as many bits.
+REFERENCE = 4
+POWER = 0.5
 
 
 @torch.no_grad()
@@ -63,32 +61,6 @@ def allot_bits(network: QuantizedNetwork, changes: Mapping[str, float]) -> None:
         network.plans[name] = replace(network.plans[name], bits=bits)
         network.layers[name].bits = bits
         network.layers[name].round_to_nearest(network.config.weight_range == "search")
-
-
-def least_change(changes: Mapping[str, float], sizes: Mapping[str, int], mean: int) -> dict[str, int]:
-    """Bits by layer whose changes have the least sum, with at most `mean` bits a weight on average.
-
-    `changes` are those at `mean` bits or in proportion to them, `sizes` numbers of weights.
-    """
-    bits = dict.fromkeys(changes, max(2, mean - BELOW))
-    left = sum(sizes[name] * (mean - count) for name, count in bits.items())
-
-    def gain(name: str) -> float:
-        """What one more bit makes smaller, for each of the bits that it takes."""
-        return changes[name] * FALL ** (bits[name] - mean) * (1 - FALL) / sizes[name]
-
-    # By name where gains are equal.
-    waiting = [(-gain(name), name) for name in bits]
-    heapq.heapify(waiting)
-    while waiting:
-        _, name = heapq.heappop(waiting)
-        if bits[name] < MOST_BITS and sizes[name] <= left:
-            left -= sizes[name]
-            bits[name] += 1
-            heapq.heappush(waiting, (-gain(name), name))
-    # A layer that is large beside what is left may have been passed over.
-    even = dict.fromkeys(changes, mean)
-    return min(bits, even, key=lambda found: sum(changes[n] * FALL ** (b - mean) for n, b in found.items()))
 
 
 def _outputs(network: QuantizedNetwork, rows: Batch, batch: int) -> Tensor:

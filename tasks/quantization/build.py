@@ -20,7 +20,8 @@ from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.statistics import ModelStatistics
-from fewstep.tasks.quantization.allocation import IMAGES, REFERENCE, ROWS, allot_bits, changes_by_layer
+from fewstep.tasks.quantization.allocation import REFERENCE, allot_bits, changes_by_layer
+from fewstep.tasks.quantization.bits import IMAGES, ROWS
 from fewstep.tasks.quantization.calibration import Calibration, Progress
 from fewstep.tasks.quantization.coverage import coverage
 from fewstep.tasks.quantization.domain import block_domain

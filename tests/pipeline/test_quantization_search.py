@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.problems.networks import NAMES, NetworkProblem, named_members
+from fewstep.pipeline.problems.networks import ALLOTTED, MIXED_NAMES, NAMES, NetworkProblem, named_members
 from fewstep.pipeline.proposers.pareto import dominance
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.settings import SearchSettings
@@ -32,6 +32,7 @@ from fewstep.search_spaces.schedule import load_schedule
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
+from fewstep.tasks.models.matrices import count_matrices
 from fewstep.tasks.quantization.storage import find_quantized
 from fewstep.tasks.sampling.grids import preset_on_grid
 
@@ -292,17 +293,20 @@ def test_the_budget_counts_calibrations_once_for_each_config() -> None:
     seen: set[str] = set()
     costs = [state.spent]
     extras = []
-    for _ in range(12):
+    for _ in range(36):
         work = state.next_work()
         assert work is not None
         candidate, rung = work
         costs.append(state.spent)
         config = _config(candidate.point)
         extras.append(costs[-1] - costs[-2] - candidate.nfe * rung.images)
-        known = config.hash in seen
+        # The joint search calibrates along its largest NFE, 3, and measures once what bits are allotted by.
+        expected = 0 if config.hash in seen else 3 * config.images
+        if config.allocation != "even" and ALLOTTED not in seen:
+            expected += 3 * 8 + 16 * (1 + count_matrices(problem.files.unet))
+            seen.add(ALLOTTED)
         seen.add(config.hash)
-        # The joint search calibrates along its largest NFE, 3.
-        assert extras[-1] == (0 if known else 3 * config.images)
+        assert extras[-1] == expected
     assert 0 in extras
     assert all(a < b for a, b in pairwise(costs))
 
@@ -313,9 +317,9 @@ def test_the_budget_counts_calibrations_once_for_each_config() -> None:
 def test_named_configs_come_first_under_names_that_can_be_typed() -> None:
     from fewstep.search_spaces.quantization import parse_config
 
-    free = named_members(QuantizationSpace(5))
     # TIAR may take five times the cap, so that at the default cap nothing about them changes.
-    assert free == {name: named(name) for name in NAMES}
+    for names, allot in ((MIXED_NAMES, True), (NAMES, False)):
+        assert named_members(QuantizationSpace(5, allot=allot)) == {name: named(name) for name in names}
     for space in (QuantizationSpace(5, 50), QuantizationSpace(5, 0)):
         for name, member in named_members(space).items():
             assert space.member(parse_config(name)) == member

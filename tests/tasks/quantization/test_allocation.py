@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.quantization import MOST_BITS, QuantizationConfig, named
-from fewstep.tasks.quantization.allocation import BELOW, FALL, allot_bits, changes_by_layer, least_change
+from fewstep.tasks.quantization.allocation import allot_bits, changes_by_layer
+from fewstep.tasks.quantization.bits import BELOW, FALL, least_change
 from fewstep.tasks.quantization.calibration import Calibration
 
 Make = Callable[..., Any]
