@@ -75,8 +75,8 @@ def front_figure(table: pd.DataFrame) -> go.Figure:
 
 def convergence_figure(df: pd.DataFrame) -> go.Figure:
     """The best value so far at each NFE over denoiser calls, from a `convergence` table."""
-    figure = base_figure()
-    for nfe, colour, calls, best in convergence_lines(df):
+    figure, lines = base_figure(), convergence_lines(df)
+    for nfe, colour, calls, best in lines:
         figure.add_trace(
             go.Scatter(
                 x=calls,
@@ -88,8 +88,8 @@ def convergence_figure(df: pd.DataFrame) -> go.Figure:
             )
         )
     figure.update_xaxes(title_text="denoiser calls of the search", rangemode="tozero", tickformat="~s")
-    log = bool((df["best"] > 0).all())
-    figure.update_yaxes(title_text="best so far", **(log_axis(df["best"]) if log else {}))
+    values = [value for *_, best in lines for value in best]
+    figure.update_yaxes(title_text="best so far", **(log_axis(values) if min(values, default=0.0) > 0 else {}))
     return figure
 
 

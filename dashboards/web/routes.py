@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
@@ -17,8 +18,9 @@ from fewstep.dashboards.web.candidates import Candidate, candidate, compared, sh
 from fewstep.dashboards.web.columns import Columns
 from fewstep.dashboards.web.coverage import coverage
 from fewstep.dashboards.web.findings import Front
+from fewstep.dashboards.web.kept import Kept
 from fewstep.dashboards.web.live import changes, mark, stamps
-from fewstep.dashboards.web.overview import Overviews
+from fewstep.dashboards.web.overview import overview as counted
 from fewstep.dashboards.web.places import Entry, Places, Unread
 from fewstep.dashboards.web.plots import (
     funnel_figure,
@@ -41,7 +43,8 @@ Number = Annotated[str, Query(pattern=r"^\d{0,9}$")]
 def routes(places: Places, pages: Pages) -> APIRouter:
     """All pages of the studies in `places`."""
     router, columns = APIRouter(), Columns()
-    overviews = Overviews(columns)
+    overviews = Kept(partial(counted, columns))
+    importances = Kept(partial(decisions.importances, columns))
 
     def study(slug: str) -> Entry:
         entry = places.entry(slug)
@@ -172,7 +175,7 @@ def routes(places: Places, pages: Pages) -> APIRouter:
     def which_matter(slug: str) -> Response:
         entry = study(slug)
         top = frame(entry, "/decisions")
-        drawn = [(told, importance_figure(told.shares)) for told in decisions.importances(columns, entry)]
+        drawn = [(told, importance_figure(told.shares)) for told in importances.of(entry)]
         return pages.page("decisions", **top, drawn=drawn, least=decisions.LEAST)
 
     @router.get("/studies/{slug}/fronts")
