@@ -65,7 +65,9 @@ def generate(store: Store, rows: int, drawn: bool = False) -> None:
             "order": order,
             "trial": order,
             "key": pa.array([f"{a:016x}{b:016x}" for a, b in words.tolist()]),
-            "candidate": hashes.take(pa.array(which)),
+            "candidate": pa.array([f"{b:016x}{a:016x}" for a, b in words.tolist()])
+            if drawn
+            else hashes.take(pa.array(which)),
             "candidate_json": texts.take(pa.array(which)),
             "parameters": parameters.take(pa.array(which)),
             "metrics": pa.array(metrics or ["{}"] * count),

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from fastapi.testclient import TestClient
 from benchmarks._line import emit
 from benchmarks.big_tables import NFES, generate, peak_mib
 from fewstep.dashboards.web.app import make_app
-from fewstep.storage.records import EvaluationRecord, StudyRecord
+from fewstep.storage.records import StudyRecord
 from fewstep.storage.store import Store
 
 PAGES = {
@@ -40,7 +39,6 @@ PAGES = {
     "decisions": "/studies/{slug}/decisions",
     "fronts": "/studies/{slug}/fronts",
 }
-CANDIDATE = "f" * 64
 
 
 def prepare(root: Path, rows: int) -> None:
@@ -49,25 +47,18 @@ def prepare(root: Path, rows: int) -> None:
     if store.empty:
         generate(store, rows, drawn=True)
         settings = json.dumps({"space": "joint", "nfes": NFES, "budget": 6000 * rows})
-        # One that was judged once, as every candidate of a search is at a rung.
-        (row,) = table_row(store)
-        store.evaluations.append([replace(row, order=rows, key="single", candidate=CANDIDATE)])
         store.studies.append([StudyRecord("big", datetime(2026, 1, 1, tzinfo=UTC), settings, "digits-ddpm", "m")])
-
-
-def table_row(store: Store) -> list[EvaluationRecord]:
-    """The first row."""
-    table = store.evaluations
-    return EvaluationRecord.from_table(table.load(table.directory.list()[0]).slice(0, 1))
 
 
 def ask(root: Path, page: str) -> dict[str, float]:
     """Seconds of one page of a server that has read nothing, and once more."""
     client, found = TestClient(make_app([root]), base_url="http://127.0.0.1"), {}
+    table = Store(root).evaluations
+    candidate = table.load(table.directory.list()[0], ["candidate"])["candidate"][0].as_py()
     slug = client.app.state.places.find()[0][0].slug  # type: ignore[attr-defined]
     for state in ("cold", "warm"):
         begun, spent = time.perf_counter(), time.process_time()
-        answer = client.get(PAGES[page].format(slug=slug, candidate=CANDIDATE))
+        answer = client.get(PAGES[page].format(slug=slug, candidate=candidate))
         found[f"{page}_{state}"] = time.perf_counter() - begun
         found[f"{page}_{state}_cpu"] = time.process_time() - spent
         assert answer.status_code == 200, answer.text

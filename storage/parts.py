@@ -29,6 +29,8 @@ _NAME = re.compile(r"part-(\d{12,})-(?:([0-9a-f]{16})-([0-9a-f]{16})|[0-9a-f]{8}
 _LISTINGS = 20
 # Of larger files, a reader of keys checks the footer and the pages alone.
 _CHECKED_WHOLE = 8 * 2**20
+# Of larger files it is noted that they were checked whole: from then on the footer and the pages are.
+_CHECKED_EACH_TIME = 2**18
 _END = 8
 
 # What is wrong with a file of this schema and version, or nothing.
@@ -113,6 +115,7 @@ class PartDirectory:
         self.path = path.rstrip("/")
         self.filesystem = filesystem
         self._local = isinstance(filesystem, pafs.LocalFileSystem)
+        self._known: set[Part] = set()
 
     def file(self, part: Part) -> str:
         """The full path of a part on the filesystem."""
@@ -247,10 +250,12 @@ class PartDirectory:
         assert part.checksums is not None
         of_all, of_footer = part.checksums
         size = source.size()
-        if whole or size <= _CHECKED_WHOLE:
+        if (whole or size <= _CHECKED_WHOLE) and part not in self._known:
             data = source.read_buffer(size)
             if _digest(data) != of_all:
                 raise self.damaged(part, "its bytes are not those that were written")
+            if size > _CHECKED_EACH_TIME:
+                self._known.add(part)
             return pa.BufferReader(data)
         source.seek(size - _END)
         length = struct.unpack("<I", source.read(4))[0]

@@ -23,7 +23,7 @@ LEAST, MOST = 20, 500
 # Of the rungs that compare candidates the dearest that has seen enough of them.
 _RUNGS = (JUDGE, "screen", "look", "distance", "presets")
 _READ = ("candidate", "parameters", "rung", "metric", "nfe", "value")
-_TREES = 64
+_TREES = 32
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def routes(places: Places, pages: Pages) -> APIRouter:
     router, columns = APIRouter(), Columns()
     overviews = Kept(partial(counted, columns))
     importances = Kept(partial(decisions.importances, columns))
+    tradeoffs = Kept(partial(tradeoff, columns))
 
     def study(slug: str) -> Entry:
         entry = places.entry(slug)
@@ -182,7 +183,7 @@ def routes(places: Places, pages: Pages) -> APIRouter:
     def several_figures(slug: str) -> Response:
         entry = study(slug)
         top = frame(entry, "/fronts")
-        found = tradeoff(columns, entry)
+        found = tradeoffs.of(entry)
         drawn = [tradeoff_figure(found.points, x, y, found.titles) for x, y in found.pairs] if found else []
         return pages.page("fronts", **top, found=found, drawn=drawn)
 
