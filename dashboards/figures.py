@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from fewstep.dashboards.lines import (
     ACCENT,
+    MUTED,
     PREDICTION_COLOURS,
     convergence_lines,
     front_lines,
@@ -177,6 +178,34 @@ def schedule_figure(schedule: SolverSchedule, span: Span | None = None) -> go.Fi
         fixedrange=True,
     )
     figure.update_layout(height=250, margin={"l": 90, "r": 12, "t": 6, "b": 44}, showlegend=False)
+    return figure
+
+
+def temporal_figure(errors: pd.DataFrame) -> go.Figure:
+    """Relative error of a quantised network's temporal features over time: of all, of the best and the worst kept."""
+    figure, times = base_figure(), errors["time"].tolist()
+    lines = (
+        ("most", "worst projection", MUTED[4], "triangle-up", "dot"),
+        ("relative_error", "all together", ACCENT, "circle", "solid"),
+        ("least", "best projection", MUTED[0], "triangle-down", "dot"),
+    )
+    for column, name, colour, symbol, dash in lines:
+        figure.add_trace(
+            go.Scatter(
+                x=times,
+                y=errors[column].tolist(),
+                name=name,
+                mode="lines+markers",
+                line={"color": colour, "width": 2.6 if dash == "solid" else 1.6, "dash": dash},
+                marker={"symbol": symbol, "size": 7},
+                hovertemplate=f"{name}: %{{y:.3g}} at time %{{x:g}}<extra></extra>",
+            )
+        )
+    figure.update_xaxes(title_text="time that the network is told")
+    values = errors[["least", "relative_error", "most"]].to_numpy().flatten().tolist()
+    axis = log_axis(values) if values and min(values) > 0 else {"rangemode": "tozero"}
+    figure.update_yaxes(title_text="relative error, lower is better", **axis)
+    figure.update_layout(height=340)
     return figure
 
 

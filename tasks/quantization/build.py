@@ -22,6 +22,7 @@ from fewstep.tasks.quantization.domain import block_domain
 from fewstep.tasks.quantization.memory import Forecast, LivePeak, batch_for, forecast
 from fewstep.tasks.quantization.network import QuantizedNetwork
 from fewstep.tasks.quantization.storage import DESCRIPTION, save_pretrained
+from fewstep.tasks.quantization.temporal import block_errors
 from fewstep.tasks.quantization.trajectories import Batch, chosen_steps, collect, recorded
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.noise import starting_noise
@@ -122,6 +123,7 @@ def quantize(
         "conditions": recipe.conditions.model_dump(),
         "coverage": [asdict(layer) for layer in covered.layers],
         "bit_operations": covered.bit_operations,
+        "temporal": [asdict(error) for error in block_errors(network, domain)],
         "cost": asdict(cost),
         "torch": torch.__version__,
     }
