@@ -184,11 +184,15 @@ def routes(places: Places, pages: Pages) -> APIRouter:
         entry = study(slug)
         top = frame(entry, "/images")
         found = pictures.pictures(entry)
-        return pages.page("images", **top, pictures=found, pairs=pictures.pairs(found))
+        strip = pictures.strip_of(entry)
+        return pages.page("images", **top, pictures=found, pairs=pictures.pairs(found), strip=strip)
 
     @router.get("/studies/{slug}/images/{name}")
     def image(slug: str, name: str) -> Response:
-        found = {picture.name: picture for picture in pictures.pictures(study(slug))}
+        entry = study(slug)
+        found = {picture.name: picture for picture in pictures.pictures(entry)}
+        if strip := pictures.strip_of(entry):
+            found |= {picture.name: picture for _, picture in strip.pictures}
         if name not in found:
             raise HTTPException(404, "The study has published no such picture.")
         return FileResponse(found[name].path, media_type="image/png")

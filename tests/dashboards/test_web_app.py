@@ -239,6 +239,34 @@ def test_a_quantised_candidate_tells_which_layers_hold_how_many_bits(studies: Pa
     assert "Temporal features" not in other
 
 
+def test_pictures_of_strengths_are_those_that_are_there(studies: Path) -> None:
+    """Whatever the file beside them names: paths elsewhere and pictures that are gone are none."""
+    folder = studies / "edit-nsgaii" / "strengths"
+    folder.mkdir()
+    client = client_of(studies / "edit-nsgaii")
+    (slug,) = re.findall(r'href="(/studies/[^"]+)"', client.get("/").text)
+    for name in ("strength-00.png", "strength-01.png", "strength-02.png"):
+        (folder / name).write_bytes(b"png")
+    (folder / "strength-03.png").symlink_to("/etc/passwd")
+    listed = {"strength-02.png": 2.0, "strength-00.png": -1.0, "strength-03.png": 3.0, "strength-09.png": 9.0}
+    listed |= {"../expected.json": 4.0, "strength-01.png": math.inf}
+    told = {"own": 1.8, "strengths": list(listed.values()), "files": list(listed)}
+    (folder / "strengths.json").write_text(json.dumps(told))
+    page = client.get(f"{slug}/images").text
+    assert re.findall(r'src="[^"]*/(strength[^"]+)"', page) == ["strength-00.png", "strength-02.png"]
+    assert re.findall(r'id="strength" [^>]*max="(.)" value="(.)"', page) == [("1", "1")]
+    assert client.get(f"{slug}/images/strength-02.png").status_code == 200
+    assert client.get(f"{slug}/images/strength-03.png").status_code == 404
+    for text in (
+        "{",
+        "[]",
+        '{"own": 1, "strengths": [1.0], "files": []}',
+        '{"own": "a", "strengths": [], "files": []}',
+    ):
+        (folder / "strengths.json").write_text(text)
+        assert "by strength</h2>" not in client.get(f"{slug}/images").text
+
+
 def test_a_comparison_marks_what_differs_and_nothing_else(studies: Path) -> None:
     from fewstep.dashboards.web.candidates import shown
 
