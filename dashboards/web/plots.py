@@ -97,7 +97,9 @@ def actors_figure(actors: pd.DataFrame) -> go.Figure:
             hovertemplate="%{y}: %{x:.1%} of the time<extra></extra>",
         )
     )
-    figure.update_xaxes(title_text="share of the time busy (1 is all)", range=[0, 1.2], nticks=6)
+    figure.update_xaxes(
+        title_text="share of the time busy (1 is all)", range=[0, 1.15], tickvals=[0, 0.25, 0.5, 0.75, 1]
+    )
     figure.update_yaxes(autorange="reversed", automargin=True, type="category")
     figure.update_layout(height=110 + 26 * len(actors), showlegend=False)
     return figure

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.Image import Resampling
 from torch import Tensor
 
 from fewstep.files import write_text
@@ -24,7 +25,7 @@ from fewstep.tasks.editing.bench import Bench
 # From minus the edit's own strength to 1.5 times.
 _LOW, _HIGH = -1.0, 1.5
 # Images of a strip's pictures, and the pixels of one: small ones are enlarged, large ones reduced.
-_SHOWN, _LEAST, _MOST = 6, 128, 256
+_SHOWN, _LEAST, _MOST, _GAP = 6, 128, 256, 4
 # Rows of labelled images (N, C, H, W), from top to bottom.
 Pictures = list[tuple[str, Tensor]]
 
@@ -66,13 +67,13 @@ def write_strip(bench: Bench, config: EditConfig, count: int, out: Path) -> dict
 
 def _above(first: Tensor, second: Tensor, path: Path) -> Path:
     """Two rows of images (N, C, H, W) in one file."""
-    rows = [np.concatenate(list(to_pixels(images.numpy())), axis=1) for images in (first, second)]
-    pixels = np.concatenate(rows, axis=0)
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    size = first.shape[-1]
-    factor = max(1, _LEAST // size) if size < _LEAST else min(1.0, _MOST / size)
-    if factor != 1:
-        wide, high = (round(side * factor) for side in picture.size)
-        picture = picture.resize((wide, high), Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
-    picture.save(path)
+    high, wide = first.shape[-2:]
+    factor = max(1, _LEAST // high) if high < _LEAST else min(1.0, _MOST / high)
+    size, way = (round(wide * factor), round(high * factor)), Resampling.NEAREST if factor > 1 else Resampling.LANCZOS
+    canvas = Image.new("RGB", (len(first) * (size[0] + _GAP) - _GAP, 2 * size[1] + 2 * _GAP), "white")
+    for row, images in enumerate((first, second)):
+        for place, pixels in enumerate(to_pixels(images.numpy())):
+            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
+            canvas.paste(image.resize(size, way), (place * (size[0] + _GAP), row * (size[1] + 2 * _GAP)))
+    canvas.save(path)
     return path
