@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fewstep.storage.parts import Part
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
-from fewstep.storage.tables import coded_as
+from fewstep.storage.tables import Scanned, coded_as
 
 # Words that few rows share; the others stay as they are.
 _WORDS = ("study", "rung", "origin", "status", "metric", "features", "reference", "model", "device", "error")
@@ -47,7 +47,7 @@ class _Read:
 
     def __init__(self, store: Store, study: str, stamp: tuple[Part, ...], before: _Read | None) -> None:
         self.store, self.stamp = store, stamp
-        self.scanned = store.evaluations.scan(_BASIC, _WORDS, before.scanned if before else ())
+        self.scanned: list[Scanned] = store.evaluations.scan(_BASIC, _WORDS, before.scanned if before else ())
         self.parts: list[tuple[Part, NDArray[np.int64]]] = []
         self._loaded: dict[Part, pa.Table] = {}
         known = before._loaded if before else {}

@@ -98,7 +98,8 @@ def _worth_showing(
         for x, y in pairs:
             fronts[own[_front(values[x][own], values[y][own])]] = True
     first, others = np.flatnonzero(fronts)[-MOST:], np.flatnonzero(~fronts)
-    return places[np.sort(np.concatenate([first, others[len(others) - (MOST - len(first)) :]]))]
+    shown = np.concatenate([first, others[len(others) - (MOST - len(first)) :]])
+    return np.asarray(places[np.sort(shown)])
 
 
 def _figure(rows: pd.DataFrame, name: str) -> NDArray[np.float64]:
@@ -108,7 +109,7 @@ def _figure(rows: pd.DataFrame, name: str) -> NDArray[np.float64]:
     key = re.escape(json.dumps(_STORED.get(name, name)))
     found = pc.extract_regex(pa.array(rows["metrics"], pa.string()), f"{key}: (?P<value>[-+.eE0-9]+)")
     numbers = pc.fill_null(pc.struct_field(found, "value").cast(pa.float64()), float("nan")).to_numpy()
-    return -numbers if name in _HIGHER else numbers
+    return np.asarray(-numbers if name in _HIGHER else numbers)
 
 
 def _front(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
