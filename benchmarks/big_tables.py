@@ -42,10 +42,12 @@ BEST = (
 )
 
 
-def generate(store: Store, rows: int) -> None:
-    """So many evaluations, in files of SEALED_ROWS."""
+def generate(store: Store, rows: int, drawn: bool = False) -> None:
+    """So many evaluations, in files of SEALED_ROWS; where `drawn`, as of a search of networks with their schedules."""
     space, rng, draw = ScheduleSpace(-5.0, 4.6, NFES), Random(0), np.random.default_rng(0)
-    points = [space.point(space.random(rng.choice(NFES), rng)) for _ in range(1000)]
+    members = [space.random(rng.choice(NFES), rng) for _ in range(1000)]
+    points = [space.point(member) for member in members]
+    parameters = pa.array([json.dumps(space.parameters(member) if drawn else {}) for member in members])
     texts, hashes = pa.array([p.to_json() for p in points]), pa.array([p.hash for p in points])
     nfes = np.array([p.nfe for p in points])
     table = store.evaluations
@@ -55,14 +57,20 @@ def generate(store: Store, rows: int) -> None:
         words = draw.integers(0, 2**63, (count, 2))
         constant = {"study": "big", "model": "digits-ddpm", "model_hash": "m", "features": "fid-digits", "seed": 0}
         constant |= {"reference": "r", "metric": "frechet", "images": 1000, "device": "cpu", "status": "complete"}
-        constant |= {"error": "", "parameters": "{}", "metrics": "{}", "versions": "{}", "origin": "s3", "seconds": 1.0}
+        constant |= {"error": "", "versions": "{}", "origin": "s3", "seconds": 1.0}
         value = nfes[which] + draw.lognormal(0.0, 1.0, count)
+        sizes = draw.uniform(1e5, 1e6, (count if drawn else 0, 2)).tolist()
+        metrics = [json.dumps({"bit_operations_a_call": 1000 * a, "size_bytes": b}) for a, b in sizes]
         varied = {
             "order": order,
             "trial": order,
             "key": pa.array([f"{a:016x}{b:016x}" for a, b in words.tolist()]),
-            "candidate": hashes.take(pa.array(which)),
+            "candidate": pa.array([f"{b:016x}{a:016x}" for a, b in words.tolist()])
+            if drawn
+            else hashes.take(pa.array(which)),
             "candidate_json": texts.take(pa.array(which)),
+            "parameters": parameters.take(pa.array(which)),
+            "metrics": pa.array(metrics or ["{}"] * count),
             "nfe": nfes[which],
             "rung": pa.array(np.where(draw.random(count) < 0.3, "frechet", "look").tolist()),
             "value": value,

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from fewstep.dashboards.lines import (
     ACCENT,
+    MUTED,
     PREDICTION_COLOURS,
     convergence_lines,
     front_lines,
@@ -75,8 +76,8 @@ def front_figure(table: pd.DataFrame) -> go.Figure:
 
 def convergence_figure(df: pd.DataFrame) -> go.Figure:
     """The best value so far at each NFE over denoiser calls, from a `convergence` table."""
-    figure = base_figure()
-    for nfe, colour, calls, best in convergence_lines(df):
+    figure, lines = base_figure(), convergence_lines(df)
+    for nfe, colour, calls, best in lines:
         figure.add_trace(
             go.Scatter(
                 x=calls,
@@ -88,8 +89,8 @@ def convergence_figure(df: pd.DataFrame) -> go.Figure:
             )
         )
     figure.update_xaxes(title_text="denoiser calls of the search", rangemode="tozero", tickformat="~s")
-    log = bool((df["best"] > 0).all())
-    figure.update_yaxes(title_text="best so far", **(log_axis(df["best"]) if log else {}))
+    values = [value for *_, best in lines for value in best]
+    figure.update_yaxes(title_text="best so far", **(log_axis(values) if min(values, default=0.0) > 0 else {}))
     return figure
 
 
@@ -177,6 +178,34 @@ def schedule_figure(schedule: SolverSchedule, span: Span | None = None) -> go.Fi
         fixedrange=True,
     )
     figure.update_layout(height=250, margin={"l": 90, "r": 12, "t": 6, "b": 44}, showlegend=False)
+    return figure
+
+
+def temporal_figure(errors: pd.DataFrame) -> go.Figure:
+    """Relative error of a quantised network's temporal features over time: of all, of the best and the worst kept."""
+    figure, times = base_figure(), errors["time"].tolist()
+    lines = (
+        ("most", "worst projection", MUTED[4], "triangle-up", "dot"),
+        ("relative_error", "all together", ACCENT, "circle", "solid"),
+        ("least", "best projection", MUTED[0], "triangle-down", "dot"),
+    )
+    for column, name, colour, symbol, dash in lines:
+        figure.add_trace(
+            go.Scatter(
+                x=times,
+                y=errors[column].tolist(),
+                name=name,
+                mode="lines+markers",
+                line={"color": colour, "width": 2.6 if dash == "solid" else 1.6, "dash": dash},
+                marker={"symbol": symbol, "size": 7},
+                hovertemplate=f"{name}: %{{y:.3g}} at time %{{x:g}}<extra></extra>",
+            )
+        )
+    figure.update_xaxes(title_text="time that the network is told")
+    values = errors[["least", "relative_error", "most"]].to_numpy().flatten().tolist()
+    axis = log_axis(values) if values and min(values) > 0 else {"rangemode": "tozero"}
+    figure.update_yaxes(title_text="relative error, lower is better", **axis)
+    figure.update_layout(height=340)
     return figure
 
 

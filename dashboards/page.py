@@ -18,7 +18,8 @@ import plotly.io as pio
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure, width_of
+from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure, temporal_figure, width_of
+from fewstep.dashboards.networks import kept_network
 from fewstep.dashboards.picture import Span, extras, span_of
 from fewstep.dashboards.results import (
     FINALS,
@@ -33,6 +34,7 @@ from fewstep.dashboards.results import (
 )
 from fewstep.dashboards.summary import (
     MESSAGES,
+    ROUTINE,
     StudyContent,
     count,
     day,
@@ -90,7 +92,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Shown:
-    """A candidate; `figure` is empty where it samples by no solver schedule, `kind` where it cannot be read."""
+    """A candidate; `figure` is empty where it samples by no solver schedule, `kind` where it cannot be read.
+
+    `temporal` is the error of its network's temporal features, where the study keeps a quantised one that tells it.
+    """
 
     title: str
     note: str
@@ -98,6 +103,7 @@ class Shown:
     text: str
     width: int
     kind: str
+    temporal: str = ""
 
 
 @dataclass
@@ -148,7 +154,7 @@ def write_page(
     settings = content.settings
     comparisons = [_compare(content, part) for part in feature_spaces(table)]
     way = convergence(store, study)
-    shown = _schedules(content, table) if len(table) else _best_so_far(content, store)
+    shown = _schedules(content, store, table) if len(table) else _best_so_far(content, store)
     text = template.render(
         study=study,
         model=settings.model if settings else first.model,
@@ -166,7 +172,7 @@ def write_page(
         settings=settings_lines(settings),
         event_counts=count(event.kind for event in content.events),
         messages=told(content.events),
-        hidden=max(0, len([e for e in content.events if e.kind != "refit"]) - MESSAGES),
+        hidden=max(0, len([e for e in content.events if e.kind not in ROUTINE]) - MESSAGES),
         damaged=[(within(store, file), within(store, reason)) for file, reason in content.damaged],
         versions=versions(content),
         date=day(latest(content)),
@@ -264,11 +270,11 @@ def _found(study: _Study) -> str:
     return "edits" if point is not None and edit_of(point) is not None else "schedules"
 
 
-def _schedules(study: _Study, table: pd.DataFrame) -> list[Shown]:
+def _schedules(study: _Study, store: Store, table: pd.DataFrame) -> list[Shown]:
     """Everything that was found once, by NFE."""
     found = table[table["origin"].str.startswith("found")].drop_duplicates("candidate")
     by_order = {row.order: row for row in study.rows}
-    return _show(study, [by_order[order] for order in found["order"]])
+    return _show(study, store, [by_order[order] for order in found["order"]])
 
 
 def _best_so_far(study: _Study, store: Store) -> list[Shown]:
@@ -278,17 +284,17 @@ def _best_so_far(study: _Study, store: Store) -> list[Shown]:
     rung = next((name for name in (JUDGE, FINALS, SCREEN) if name in known), "")
     leaders = set(front(store, study.name, rung)["key"]) if rung else set()
     rows = [row for row in study.rows if row.rung == rung and row.key in leaders]
-    return _show(study, sorted(rows, key=lambda row: row.nfe))
+    return _show(study, store, sorted(rows, key=lambda row: row.nfe))
 
 
-def _show(study: _Study, rows: list[EvaluationRecord]) -> list[Shown]:
+def _show(study: _Study, store: Store, rows: list[EvaluationRecord]) -> list[Shown]:
     points = [_point(row.candidate_json) for row in rows]
     drawn = [schedule for point in points if point is not None and (schedule := schedule_of(point)) is not None]
     span = span_of(drawn) if drawn else None
-    return [_shown(study, row, point, span) for row, point in zip(rows, points, strict=True)]
+    return [_shown(study, store, row, point, span) for row, point in zip(rows, points, strict=True)]
 
 
-def _shown(study: _Study, row: EvaluationRecord, point: Point | None, span: Span | None) -> Shown:
+def _shown(study: _Study, store: Store, row: EvaluationRecord, point: Point | None, span: Span | None) -> Shown:
     words = [told_origin(row.origin, study.origins), row.candidate]
     title = f"NFE {row.nfe}"
     if point is None:
@@ -302,7 +308,10 @@ def _shown(study: _Study, row: EvaluationRecord, point: Point | None, span: Span
         text = point.schedule.to_json(indent=2)
     else:
         text = _pretty(row.candidate_json)
-    return Shown(title, ", ".join(words), figure, text, width, point.kind)
+    network = kept_network(Path(store.root), quantization_of(point))
+    known = network is not None and len(network.temporal) > 0
+    temporal = study.draw(temporal_figure(network.temporal)) if network and known else ""
+    return Shown(title, ", ".join(words), figure, text, width, point.kind, temporal)
 
 
 def _changes(point: Point, figures: Mapping[str, float]) -> list[str]:

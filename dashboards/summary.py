@@ -10,11 +10,14 @@ from functools import cached_property
 from typing import Any
 
 from fewstep.dashboards.results import JUDGE, REPORT
-from fewstep.storage.records import MEASURED, EvaluationRecord, EventRecord, StudyRecord
+from fewstep.storage.records import BUSY, MEASURED, REFIT, EvaluationRecord, EventRecord, StudyRecord
 from fewstep.storage.store import Store
 
 MESSAGES = 50
 """Events told one by one; the newest of them where there are more."""
+
+ROUTINE = (REFIT, BUSY)
+"""Kinds of events that are only counted."""
 
 FRECHET = "Fréchet distance"
 _RUNGS = {"presets": "presets: first look"}
@@ -111,8 +114,8 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def told(events: list[EventRecord]) -> list[tuple[str, str, str]]:
-    """(time, kind, message) of what happened; refits are routine and only counted."""
-    newest = [event for event in events if event.kind != "refit"][-MESSAGES:]
+    """(time, kind, message) of what happened; what is routine is only counted."""
+    newest = [event for event in events if event.kind not in ROUTINE][-MESSAGES:]
     return [(minute(event.at), event.kind, event.message) for event in newest]
 
 

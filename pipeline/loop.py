@@ -17,9 +17,11 @@ from fewstep.pipeline.garbage import settled
 from fewstep.pipeline.known import Known
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.trial import Candidate, Rung
-from fewstep.storage.records import MEASURED, EvaluationRecord, EventRecord
+from fewstep.storage.records import BUSY, MEASURED, EvaluationRecord, EventRecord
 from fewstep.storage.store import Store
 
+# Seconds between two records of what each worker was busy with.
+BUSY_EVERY = 60.0
 # Kinds of events that are no warnings.
 NOTES = ("screen",)
 OnRecord = Callable[[EvaluationRecord], None]
@@ -55,6 +57,7 @@ class Driver:
         self.evaluator, self.executor, self.store = evaluator, executor, store
         self.order, self.event_order, self.clock = order, event_order, Clock()
         self._on_record = on_record
+        self._busy_since = datetime.now(UTC)
         self.failures = FailureWatch(lambda: "complete" in self._statuses())
 
     def _statuses(self) -> list[str]:
@@ -93,6 +96,7 @@ class Driver:
             self.clock.waiting += time.perf_counter() - begun
             for event in self.executor.events():
                 self.event(event.kind, event.message, dict(event.data))
+            self.tell_busy(BUSY_EVERY)
         record, moments = self.evaluator.absorb(result, self.order)
         # Moments first, and at once: a record whose moments are lost could never grow, and a long evaluation that
         # is killed goes on where it was.
@@ -117,6 +121,21 @@ class Driver:
             if aloud and (kind, message) not in told:
                 print(f"{'note' if kind in NOTES else 'warning'}: {message}", file=sys.stderr)
         news.clear()
+
+    def tell_busy(self, every: float = 0.0) -> None:
+        """Record how many seconds each worker was busy since the last time, if that was `every` seconds ago.
+
+        Of an executor that tells workers apart: of one worker the evaluations' own seconds say it.
+        """
+        now = datetime.now(UTC)
+        if (now - self._busy_since).total_seconds() < every:
+            return
+        seconds: dict[str, float] = getattr(self.executor, "busy", dict)()
+        if any(seconds.values()):
+            told = f"{len(seconds)} workers were busy for {sum(seconds.values()):.1f} s together"
+            rounded = {name: round(value, 3) for name, value in seconds.items()}
+            self.event(BUSY, told, {"since": self._busy_since.isoformat(), "seconds": rounded})
+        self._busy_since = now
 
     def event(self, kind: str, message: str, data: dict[str, object] | None = None) -> None:
         """Record that something happened."""
@@ -146,6 +165,7 @@ def search(state: Search, driver: Driver) -> None:
                 driver.tell(state.news)
                 settle()
     driver.tell(state.news)
+    driver.tell_busy()
     driver.failures.end()
     driver.clock.total += time.perf_counter() - begun
 
@@ -163,5 +183,6 @@ def evaluate_all(work: Iterable[tuple[Candidate, Rung]], driver: Driver) -> list
             if record is not None:
                 records.append(record)
                 settle()
+    driver.tell_busy()
     driver.clock.total += time.perf_counter() - begun
     return records

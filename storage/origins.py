@@ -15,14 +15,19 @@ _WORDS = {
 }
 
 
+def tuned_from(origin: str) -> str:
+    """Hash of the candidate that one was tuned from; empty where it was not tuned."""
+    origin = origin.removeprefix(FOUND)
+    return origin.partition(":")[2] if origin.startswith(_TUNED) else ""
+
+
 def told_origin(origin: str, origins: Mapping[str, str]) -> str:
     """An origin in words, as `tuned from analytic:ddim/karras`; `origins` are those of candidates by hash.
 
     A start that is not among them stays a hash.
     """
     tuned, origin, seen = 0, origin.removeprefix(FOUND), set[str]()
-    while origin.startswith(_TUNED):
-        start = origin.partition(":")[2]
+    while start := tuned_from(origin):
         tuned += 1
         if start not in origins or start in seen:
             return "tuned from " * tuned + start

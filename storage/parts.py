@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ _NAME = re.compile(r"part-(\d{12,})-(?:([0-9a-f]{16})-([0-9a-f]{16})|[0-9a-f]{8}
 _LISTINGS = 20
 # Of larger files, a reader of keys checks the footer and the pages alone.
 _CHECKED_WHOLE = 8 * 2**20
+# Of larger files it is noted that they were checked whole: from then on the footer and the pages are.
+_CHECKED_EACH_TIME = 2**18
 _END = 8
 
 # What is wrong with a file of this schema and version, or nothing.
@@ -113,6 +115,7 @@ class PartDirectory:
         self.path = path.rstrip("/")
         self.filesystem = filesystem
         self._local = isinstance(filesystem, pafs.LocalFileSystem)
+        self._known: set[Part] = set()
 
     def file(self, part: Part) -> str:
         """The full path of a part on the filesystem."""
@@ -166,35 +169,38 @@ class PartDirectory:
 
     def facts(self, part: Part) -> Facts:
         """Row count and schema version from a part's footer; errors as in `read`."""
-        source = self._open(part)
-        return Facts(source.metadata.num_rows, self._version(part, source))
+        return self._facts(part, self._open(part))
 
-    def read(self, part: Part, columns: Sequence[str], check: Check, keys: bool = False) -> tuple[pa.Table, int]:
-        """The rows of one part, of `columns` those that the file has, and its schema version.
+    def read(
+        self, part: Part, columns: Sequence[str], check: Check, keys: bool = False, coded: Collection[str] = ()
+    ) -> tuple[pa.Table, Facts]:
+        """The rows of one part, of `columns` those that the file has, and what its footer says.
 
-        With `keys`, of a large file only the footer and the pages that are read are checked. Raises FileNotFoundError
-        when it was compacted away, DamagedFileError when its content is torn, not Parquet, other than its name says or
-        refused by `check`, StorageError when the filesystem refuses to read it.
+        With `keys`, of a large file only the footer and the pages that are read are checked. Columns `coded` come as
+        dictionaries where the file holds text. Raises FileNotFoundError when it was compacted away, DamagedFileError
+        when its content is torn, not Parquet, other than its name says or refused by `check`, StorageError when the
+        filesystem refuses to read it.
         """
-        source = self._open(part, whole=not keys)
+        source = self._open(part, not keys, coded)
         try:
-            version, schema = self._version(part, source), source.schema_arrow
-            if wrong := check(schema, version):
+            # The reader's own schema has dictionaries where they were asked for, this one what was written.
+            facts, schema = self._facts(part, source), source.metadata.schema.to_arrow_schema()
+            if wrong := check(schema, facts.schema_version):
                 raise self.damaged(part, wrong)
             present = set(schema.names)
             table = source.read(columns=[name for name in columns if name in present], use_threads=False)
             if part.checksums is None:
                 table.validate(full=True)
-            return table, version
+            return table, facts
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise self._explain(part, error) from error
 
-    def _version(self, part: Part, source: pq.ParquetFile) -> int:
+    def _facts(self, part: Part, source: pq.ParquetFile) -> Facts:
         # What lost its version is told by the checksum, where there is one.
         version = (source.metadata.metadata or {}).get(VERSION_KEY, b"1" if part.checksums else b"none")
         if not version.isdigit():
             raise self.damaged(part, f"its schema version is {version.decode(errors='replace')!r:.40}")
-        return int(version)
+        return Facts(source.metadata.num_rows, int(version))
 
     def remove(self, part: Part) -> None:
         """Delete a part that a merged one replaces; one that is gone already is fine."""
@@ -225,7 +231,7 @@ class PartDirectory:
                 parts[part.name] = part
         return parts
 
-    def _open(self, part: Part, whole: bool = False) -> pq.ParquetFile:
+    def _open(self, part: Part, whole: bool = False, coded: Collection[str] = ()) -> pq.ParquetFile:
         path = self.file(part)
         try:
             source = self.filesystem.open_input_file(path)
@@ -235,7 +241,7 @@ class PartDirectory:
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"cannot read {path}: {one_line(error)}; check its permissions") from error
         try:
-            return pq.ParquetFile(content, page_checksum_verification=True)
+            return pq.ParquetFile(content, read_dictionary=list(coded), page_checksum_verification=True)
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise self._explain(part, error) from error
 
@@ -244,10 +250,12 @@ class PartDirectory:
         assert part.checksums is not None
         of_all, of_footer = part.checksums
         size = source.size()
-        if whole or size <= _CHECKED_WHOLE:
+        if (whole or size <= _CHECKED_WHOLE) and part not in self._known:
             data = source.read_buffer(size)
             if _digest(data) != of_all:
                 raise self.damaged(part, "its bytes are not those that were written")
+            if size > _CHECKED_EACH_TIME:
+                self._known.add(part)
             return pa.BufferReader(data)
         source.seek(size - _END)
         length = struct.unpack("<I", source.read(4))[0]

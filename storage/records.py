@@ -221,6 +221,9 @@ class Record:
         return [entry.name for entry in fields(cls) if entry.default_factory is dict]
 
 
+# Events that are routine, and counted only: a refit of the surrogate; seconds of work by worker since `since`.
+REFIT, BUSY = "refit", "busy"
+
 # How rungs of further metrics of a report begin.
 MEASURED = "measured-"
 

@@ -6,7 +6,7 @@ written again after a crash is therefore read once: the row that its record's ru
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,6 +22,7 @@ from fewstep.storage.compaction import Piece, choose_all, choose_merge
 from fewstep.storage.held import Held
 from fewstep.storage.parts import VERSION_KEY, Facts, Part, PartDirectory, one_line, open_filesystem
 from fewstep.storage.records import Record
+from fewstep.storage.repeats import counting
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -42,6 +43,15 @@ class Scanned:
     part: Part
     rows: pa.Table
     keep: NDArray[np.bool_]
+
+
+def coded_as(rows: pa.Table, names: Collection[str]) -> pa.Table:
+    """The rows with these columns, where they are there and text, as dictionaries of their words."""
+    for index, name in enumerate(rows.column_names):
+        if name in names and not pa.types.is_dictionary(rows[name].type):
+            words = rows[name].dictionary_encode()
+            rows = rows.set_column(index, rows.schema.field(name).with_type(words.type), words)
+    return rows
 
 
 class Table(Generic[R]):
@@ -148,44 +158,51 @@ class Table(Generic[R]):
             self._look_around()
         return done
 
-    def scan(self, columns: Sequence[str] = ()) -> list[Scanned]:
+    def scan(
+        self, columns: Sequence[str] = (), coded: Collection[str] = (), before: Sequence[Scanned] = ()
+    ) -> list[Scanned]:
         """Each readable part with the mask of its rows that count; for readers part by part.
 
-        It carries `columns` for all its rows, and those that decide. Call it inside `retry`, together with
-        what loads the parts. Raises what `load` raises.
+        It carries `columns` for all its rows, and those that decide. What a scan `before` of the same columns has read
+        is not read again. Call it inside `retry`, together with what loads the parts. `coded` and errors as in `load`.
         """
-        loaded = self._each(self._with_deciding(columns), {})
+        wanted, known = self._with_deciding(columns), {scanned.part: scanned.rows for scanned in before}
+        loaded = self._each(lambda part: known[part] if part in known else self.load(part, wanted, coded))
         if not loaded:
             return []
-        keep = self._counting(pa.concat_tables([table for _, table in loaded]))
+        deciding = [table.select(list(self.record.deciding())) for _, table in loaded]
+        keep = counting(pa.concat_tables(deciding), self.record)
         ends = np.cumsum([table.num_rows for _, table in loaded])
         masks = np.split(keep, ends[:-1])
         return [Scanned(part, table, mask) for (part, table), mask in zip(loaded, masks, strict=True)]
 
-    def load(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+    def load(self, part: Part, columns: Sequence[str] | None = None, coded: Collection[str] = ()) -> pa.Table:
         """All rows of one part, with the columns that an older version lacks filled in.
 
-        Raises FileNotFoundError when it was compacted away since, DamagedFileError when it is damaged
-        (from then on reads skip it) and StorageError when the filesystem refuses.
+        Columns of text that are `coded` come as dictionaries, which are read faster where few words are there many
+        times. Raises FileNotFoundError when it was compacted away since, DamagedFileError when it is damaged (from
+        then on reads skip it) and StorageError when the filesystem refuses.
         """
         if part.size <= _SMALL_BYTES:
             whole = _HELD.get(self._held_as(part))
             if whole is None:
                 whole = self._load(part, None)
                 _HELD.put(self._held_as(part), whole)
-            return whole if columns is None else whole.select(list(columns))
-        return self._load(part, columns)
+            return coded_as(whole if columns is None else whole.select(list(columns)), coded)
+        return coded_as(self._load(part, columns, coded), coded)
 
     def _held_as(self, part: Part) -> Hashable:
         return self.record, self.directory.path, part
 
-    def _load(self, part: Part, columns: Sequence[str] | None) -> pa.Table:
+    def _load(self, part: Part, columns: Sequence[str] | None, coded: Collection[str] = ()) -> pa.Table:
         try:
             wanted = list(columns if columns is not None else self.record.schema.names)
             needed = [name for column in wanted for name in self.record.needed.get(column, ())]
             keys = set(wanted) <= set(self.record.deciding())
-            found, version = self.directory.read(part, list(dict.fromkeys([*wanted, *needed])), self.record.wrong, keys)
-            return self._fill(part, self._upgraded(part, found, version), columns)
+            every = list(dict.fromkeys([*wanted, *needed]))
+            found, facts = self.directory.read(part, every, self.record.wrong, keys, coded)
+            self._facts[part] = facts
+            return self._fill(part, self._upgraded(part, found, facts.schema_version), columns)
         except DamagedFileError as error:
             self._damaged[part] = str(error)
             raise
@@ -218,11 +235,12 @@ class Table(Generic[R]):
         if not set(where) <= set(self.record.unique):
             return self._read_some(columns, where)
         wanted = list(columns if columns is not None else self.record.schema.names)
-        tables = [table for _, table in self._each(self._with_deciding(wanted), where)]
+        every = self._with_deciding(wanted)
+        tables = [table for _, table in self._each(lambda part: self._select(part, every, where))]
         if not tables:
             return pa.schema([self.record.schema.field(name) for name in wanted]).empty_table()
         table = pa.concat_tables(tables)
-        keep = self._counting(table)
+        keep = counting(table, self.record)
         return (table if keep.all() else table.filter(pa.array(keep))).select(wanted)
 
     def _read_some(self, columns: Sequence[str] | None, where: Mapping[str, str | int]) -> pa.Table:
@@ -242,13 +260,13 @@ class Table(Generic[R]):
             match &= pc.fill_null(pc.equal(rows.column(name), value), False).to_numpy()
         return match
 
-    def _each(self, columns: Sequence[str], where: Mapping[str, str | int]) -> list[tuple[Part, pa.Table]]:
+    def _each(self, read: Callable[[Part], pa.Table | None]) -> list[tuple[Part, pa.Table]]:
         found = []
         for part in self.directory.list():
             if part in self._damaged:
                 continue
             try:
-                table = self._select(part, columns, where)
+                table = read(part)
             except DamagedFileError:
                 continue
             if table is not None:
@@ -280,31 +298,15 @@ class Table(Generic[R]):
             if field.name not in present:
                 default = pa.scalar(self.record.default(field.name), field.type)
                 filled.append(pa.repeat(default, table.num_rows))
-            elif table.column(field.name).type != field.type:
-                filled.append(self._cast(part, table.column(field.name), field))
-            else:
-                filled.append(table.column(field.name))
-        return pa.Table.from_arrays(filled, schema=pa.schema(fields))
+                continue
+            column = table.column(field.name)
+            is_coded = pa.types.is_dictionary(column.type) and column.type.value_type == field.type
+            filled.append(column if is_coded or column.type == field.type else self._cast(part, column, field))
+        typed = [field.with_type(column.type) for field, column in zip(fields, filled, strict=True)]
+        return pa.Table.from_arrays(filled, schema=pa.schema(typed))
 
     def _with_deciding(self, columns: Sequence[str]) -> list[str]:
         return list(dict.fromkeys((*columns, *self.record.deciding())))
-
-    def _counting(self, table: pa.Table) -> NDArray[np.bool_]:
-        """Which rows count: one of each identity."""
-        if any(pc.count_distinct(table.column(name)).as_py() == table.num_rows for name in self.record.unique[::-1]):
-            return np.ones(table.num_rows, dtype=np.bool_)
-        keys = table.select(list(self.record.unique)).to_pandas()
-        rule = self.record.preferred
-        worse = pc.not_equal(table.column(rule.column), rule.value).to_numpy() if rule else np.zeros(0, np.bool_)
-        if rule is None or not worse.any():
-            repeated = keys.duplicated(keep="last" if self.record.latest_wins else "first")
-            return np.asarray(~repeated, dtype=np.bool_)
-        time = table.column(rule.time).cast(pa.int64()).to_numpy()
-        # A stable sort: rows of equal rank stay in the order of writing, and the first of them counts.
-        ranked = np.lexsort((np.where(worse, -time, 0), worse))
-        keep = np.empty(len(ranked), dtype=np.bool_)
-        keep[ranked] = ~keys.iloc[ranked].duplicated()
-        return keep
 
     def _cast(self, part: Part, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
         try:
@@ -360,7 +362,7 @@ class Table(Generic[R]):
             return False  # another process has merged them
         except DamagedFileError:
             return False  # it is left alone from now on, and its neighbours are merged next time
-        keep = self._counting(table)
+        keep = counting(table, self.record)
         merged = table.filter(pa.array(keep)).replace_schema_metadata(self._schema.metadata)
         # In the order of writing the merged file stands where no input left over by a crash can come
         # before it and win: first among them where the first row counts, last where the latest does.

@@ -241,7 +241,7 @@ def _name_lines(axis: Any, lines: Sequence[tuple[list[str], pd.Series]]) -> None
         axis.annotate(
             *(shown, end, place),
             textcoords="axes fraction",
-            fontsize=7,
+            fontsize=8,
             va="center",
             arrowprops=pointer,
             annotation_clip=False,

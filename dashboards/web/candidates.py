@@ -16,7 +16,7 @@ from fewstep.dashboards.web.places import Entry
 from fewstep.errors import ConfigurationError
 from fewstep.search_spaces.point import Point, parse_point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.storage.origins import FOUND, told_origin
+from fewstep.storage.origins import FOUND, told_origin, tuned_from
 from fewstep.storage.records import EvaluationRecord
 
 # Of an edit's or a quantised network's JSON a line each; a schedule inside is drawn instead.
@@ -159,12 +159,20 @@ def _candidate(columns: Columns, entry: Entry, rows: Sequence[EvaluationRecord])
 
 
 def _starts(columns: Columns, entry: Entry, origin: str) -> dict[str, str]:
-    """Origins by hash, of what a tuned candidate was tuned from."""
-    if "refine" not in origin:
-        return {}
+    """Origins by hash, of what a tuned candidate was tuned from, and that in turn."""
+    found: dict[str, str] = {}
+    start = tuned_from(origin)
+    if not start:
+        return found
     rows = columns.frame(entry.store, entry.study, ["candidate", "origin", "rung"])
-    searched = rows[rows["rung"] != REPORT].drop_duplicates("candidate")
-    return dict(zip(searched["candidate"], searched["origin"].astype(str), strict=True))
+    searched = rows["rung"] != REPORT
+    while start and start not in found:
+        own = rows["origin"][(rows["candidate"] == start) & searched]
+        if own.empty:
+            break
+        found[start] = str(own.iloc[0])
+        start = tuned_from(found[start])
+    return found
 
 
 def _flat(value: object, prefix: str = "") -> list[tuple[str, str]]:

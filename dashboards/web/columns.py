@@ -1,4 +1,4 @@
-"""The columns of a study's evaluations that a page asks for: read once, read again only when the files change.
+"""The columns of a study's evaluations that a page asks for: read once, and of files that were added the further rows.
 
 A study may have millions of rows. Of those a page reads the few columns that it counts, filters or sorts by, words kept
 as a dictionary; whole rows are read for what is shown alone.
@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from fewstep.storage.parts import Part
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
+from fewstep.storage.tables import Scanned, coded_as
 
-# Words that few rows share stay as they are.
-_WORDS = ("rung", "origin", "status", "metric", "features", "reference", "model", "error")
+# Words that few rows share; the others stay as they are.
+_WORDS = ("study", "rung", "origin", "status", "metric", "features", "reference", "model", "device", "error")
 # What every page asks for is read in one go: to open a file costs more than to read a column of it.
 _BASIC = [
+    "study",
     "order",
     "trial",
     "nfe",
@@ -41,33 +43,36 @@ _KEPT = 6
 
 
 class _Read:
-    """One state of a study's files, and the columns read of it so far."""
+    """One state of a study's files, and the columns read of it so far; what the state `before` has read is taken."""
 
-    def __init__(self, store: Store, study: str, stamp: tuple[Part, ...]) -> None:
+    def __init__(self, store: Store, study: str, stamp: tuple[Part, ...], before: _Read | None) -> None:
         self.store, self.stamp = store, stamp
+        self.scanned: list[Scanned] = store.evaluations.scan(_BASIC, _WORDS, before.scanned if before else ())
         self.parts: list[tuple[Part, NDArray[np.int64]]] = []
-        found = [_empty(_BASIC)]
-        for scanned in store.evaluations.scan(_BASIC):
-            own = scanned.keep & pc.equal(scanned.rows["study"], study).to_numpy()
-            places = np.flatnonzero(own)
+        self._loaded: dict[Part, pa.Table] = {}
+        known = before._loaded if before else {}
+        for scanned in self.scanned:
+            places = np.flatnonzero(scanned.keep & pc.equal(scanned.rows["study"], study).to_numpy())
             if len(places):
                 self.parts.append((scanned.part, places))
-                found.append(_taken(scanned.rows.select(_BASIC), places))
+                self._loaded[scanned.part] = known.get(scanned.part, scanned.rows)
         self.starts = np.cumsum([0, *(len(places) for _, places in self.parts)])
-        self.columns: dict[str, pa.ChunkedArray] = {}
-        self._keep(found)
+        self._columns: dict[str, pd.Series] = {}
 
-    def load(self, names: Sequence[str]) -> None:
-        lacking = [name for name in names if name not in self.columns]
-        if not lacking:
-            return
-        loaded = (self.store.evaluations.load(part, lacking) for part, _ in self.parts)
-        taken = [_taken(rows, places) for rows, (_, places) in zip(loaded, self.parts, strict=True)]
-        self._keep([_empty(lacking), *taken])
-
-    def _keep(self, tables: Sequence[pa.Table]) -> None:
-        table = pa.concat_tables(tables).unify_dictionaries()
-        self.columns |= {name: table[name] for name in table.column_names}
+    def columns(self, names: Sequence[str]) -> dict[str, pd.Series]:
+        """Those of these names, read where they have not been yet."""
+        for part, _ in self.parts:
+            rows = self._loaded[part]
+            if lacking := [name for name in names if name not in rows.column_names]:
+                further = self.store.evaluations.load(part, lacking, _WORDS)
+                for name in lacking:
+                    rows = rows.append_column(further.schema.field(name), further[name])
+                self._loaded[part] = rows
+        lacking = [name for name in names if name not in self._columns]
+        taken = [_taken(self._loaded[part].select(lacking), places) for part, places in self.parts]
+        frame = pa.concat_tables([_empty(lacking), *taken]).unify_dictionaries().to_pandas()
+        self._columns |= {name: frame[name] for name in lacking}
+        return {name: self._columns[name] for name in names}
 
     def rows(self, places: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
         """These columns of rows, in the order of `places` among the study's."""
@@ -93,10 +98,7 @@ class Columns:
         """The study's rows, each once, in the order of writing, of these columns; StorageError as in `Table.read`."""
 
         def read() -> pd.DataFrame:
-            state = self._state(store, study)
-            state.load(names)
-            frame: pd.DataFrame = pa.table({name: state.columns[name] for name in names}).to_pandas()
-            return frame
+            return pd.DataFrame(self._state(store, study).columns(names), copy=False)
 
         with self._lock:
             return store.evaluations.retry(read)
@@ -109,19 +111,23 @@ class Columns:
         Columns `without` which they are shown are not read, and have their defaults.
         """
         names = [name for name in EvaluationRecord.schema.names if name not in without]
+        return [EvaluationRecord.from_row(row) for row in self.cells(store, study, places, names)]
+
+    def cells(self, store: Store, study: str, places: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
+        """The same of these columns alone, as they are stored."""
 
         def read() -> list[dict[str, Any]]:
             state = self._state(store, study)
             return state.rows([place for place in places if place < state.starts[-1]], names)
 
         with self._lock:
-            return [EvaluationRecord.from_row(row) for row in store.evaluations.retry(read)]
+            return store.evaluations.retry(read)
 
     def _state(self, store: Store, study: str) -> _Read:
         key, stamp = (store.root, study), tuple(store.evaluations.directory.list())
         known = self._reads.get(key)
         if known is None or known.stamp != stamp:
-            known = _Read(store, study, stamp)
+            known = _Read(store, study, stamp, known)
             self._reads[key] = known
         self._reads.move_to_end(key)
         while len(self._reads) > _KEPT:
@@ -130,16 +136,8 @@ class Columns:
 
 
 def _empty(names: Sequence[str]) -> pa.Table:
-    return _coded(pa.schema([EvaluationRecord.schema.field(name) for name in names]).empty_table())
+    return coded_as(pa.schema([EvaluationRecord.schema.field(name) for name in names]).empty_table(), _WORDS)
 
 
 def _taken(rows: pa.Table, places: NDArray[np.int64]) -> pa.Table:
-    return _coded(rows if len(places) == rows.num_rows else rows.take(pa.array(places)))
-
-
-def _coded(rows: pa.Table) -> pa.Table:
-    """Words that many rows share, as a dictionary of them."""
-    for index, name in enumerate(rows.column_names):
-        if name in _WORDS:
-            rows = rows.set_column(index, name, rows[name].dictionary_encode())
-    return rows
+    return rows if len(places) == rows.num_rows else rows.take(pa.array(places))

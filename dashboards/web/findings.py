@@ -99,11 +99,13 @@ def rungs(columns: Columns, entry: Entry) -> list[Rung]:
     """Up the ladder."""
     rows = columns.frame(entry.store, entry.study, ["rung", "metric", "trial", "status", "denoiser_calls"])
     found = []
-    for name, own in rows.groupby("rung", observed=True):
-        metrics = sorted(str(metric) for metric in own["metric"].unique())
-        failed = int((own["status"] != "complete").sum())
-        counts = len(own), int(own["trial"].nunique()), failed, int(own["denoiser_calls"].sum())
-        found.append(Rung(str(name), rung_text(str(name), metrics), *counts))
+    for name in rows["rung"].unique():
+        at = (rows["rung"] == name).to_numpy()
+        metrics = sorted(str(metric) for metric in rows["metric"][at].unique())
+        evaluations, failed = int(at.sum()), int((at & (rows["status"] != "complete")).sum())
+        calls = int(rows["denoiser_calls"].to_numpy()[at].sum())
+        candidates = int(rows["trial"][at].nunique())
+        found.append(Rung(str(name), rung_text(str(name), metrics), evaluations, candidates, failed, calls))
     return sorted(found, key=lambda rung: ladder(rung.name))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -46,40 +45,22 @@ class Overview:
         return min(100, round(100 * self.spent / self.budget)) if self.budget else None
 
 
-class Overviews:
-    """Overviews of studies, counted again when a study's files change."""
-
-    def __init__(self, columns: Columns) -> None:
-        self._columns = columns
-        self._known: dict[str, tuple[str, Overview]] = {}
-        self._lock = threading.Lock()
-
-    def of(self, entry: Entry) -> Overview:
-        """The study's; StorageError where its files cannot be read."""
-        stamp = entry.stamp()
-        with self._lock:
-            known = self._known.get(entry.slug)
-        if known is None or known[0] != stamp:
-            known = stamp, self._count(entry)
-            with self._lock:
-                self._known[entry.slug] = known
-        return known[1]
-
-    def _count(self, entry: Entry) -> Overview:
-        names = ["nfe", "rung", "status", "denoiser_calls", "seconds", "finished_at"]
-        rows = self._columns.frame(entry.store, entry.study, names)
-        report = rows["rung"].isin([r for r in rows["rung"].unique() if r == REPORT or r.startswith(MEASURED)])
-        calls = rows["denoiser_calls"]
-        state = RUNNING if entry.running else FINISHED if report.any() else STOPPED
-        return Overview(
-            entry,
-            state if entry.budget or entry.running else KEPT,
-            entry.nfes or sorted(int(n) for n in rows["nfe"].unique()),
-            len(rows),
-            int((rows["status"] != "complete").sum()),
-            int(calls[~report].sum()),
-            int(calls[report].sum()),
-            entry.budget,
-            rows["finished_at"].max().to_pydatetime() if len(rows) else None,
-            float(rows["seconds"].sum()),
-        )
+def overview(columns: Columns, entry: Entry) -> Overview:
+    """Count; StorageError where the study's files cannot be read."""
+    names = ["nfe", "rung", "status", "denoiser_calls", "seconds", "finished_at"]
+    rows = columns.frame(entry.store, entry.study, names)
+    report = rows["rung"].isin([r for r in rows["rung"].unique() if r == REPORT or r.startswith(MEASURED)])
+    calls = rows["denoiser_calls"]
+    state = RUNNING if entry.running else FINISHED if report.any() else STOPPED
+    return Overview(
+        entry,
+        state if entry.budget or entry.running else KEPT,
+        entry.nfes or sorted(int(n) for n in rows["nfe"].unique()),
+        len(rows),
+        int((rows["status"] != "complete").sum()),
+        int(calls[~report].sum()),
+        int(calls[report].sum()),
+        entry.budget,
+        rows["finished_at"].max().to_pydatetime() if len(rows) else None,
+        float(rows["seconds"].sum()),
+    )

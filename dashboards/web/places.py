@@ -21,7 +21,7 @@ _DEEP = 4
 _PAUSE = 1.0
 # Folders in which no study is, and those that a study's folder fills itself.
 _OTHERS = ("mlartifacts", "mlruns", "node_modules")
-_OWN = ("tables", "schedules", "quantized", "edits")
+_OWN = ("tables", "schedules", "quantized", "edits", "strengths")
 
 
 @dataclass(frozen=True)

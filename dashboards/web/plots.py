@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from fewstep.dashboards.figures import SYMBOLS, base_figure, escaped, log_axis
 from fewstep.dashboards.lines import ACCENT, MUTED, SEQUENCE
+from fewstep.dashboards.web.busy import Busy
 from fewstep.dashboards.web.findings import Rung
 
 
@@ -58,6 +59,49 @@ def refit_figure(refits: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="candidates that it was fitted to (count)")
     figure.update_yaxes(title_text="Kendall's τ, higher is better", range=[min(-0.1, refits["tau"].min() - 0.1), 1.05])
     figure.update_layout(showlegend=False, height=320)
+    return figure
+
+
+def busy_figure(busy: Busy) -> go.Figure:
+    """How many workers were busy over time."""
+    figure = base_figure()
+    figure.add_trace(
+        go.Scatter(
+            x=busy.times,
+            y=busy.workers,
+            mode="lines",
+            line={"color": MUTED[0], "width": 2.2, "shape": "hvh"},
+            fill="tozeroy",
+            fillcolor="rgba(0,114,178,0.15)",
+            hovertemplate="%{y:.2f} workers at %{x|%Y-%m-%d %H:%M:%S}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text="time (UTC)", nticks=6)
+    figure.update_yaxes(title_text="workers busy (count)", rangemode="tozero", nticks=6)
+    figure.update_layout(showlegend=False, height=280)
+    return figure
+
+
+def actors_figure(actors: pd.DataFrame) -> go.Figure:
+    """Which share of the time each actor was busy."""
+    figure = base_figure()
+    figure.add_trace(
+        go.Bar(
+            y=actors["actor"].tolist(),
+            x=actors["share"].tolist(),
+            orientation="h",
+            marker={"color": MUTED[0]},
+            text=[f"{share:.0%}" for share in actors["share"]],
+            textposition="outside",
+            cliponaxis=False,
+            hovertemplate="%{y}: %{x:.1%} of the time<extra></extra>",
+        )
+    )
+    figure.update_xaxes(
+        title_text="share of the time busy (1 is all)", range=[0, 1.15], tickvals=[0, 0.25, 0.5, 0.75, 1]
+    )
+    figure.update_yaxes(autorange="reversed", automargin=True, type="category")
+    figure.update_layout(height=110 + 26 * len(actors), showlegend=False)
     return figure
 
 

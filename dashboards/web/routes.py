@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.responses import Response
 
-from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure, width_of
+from fewstep.dashboards.figures import convergence_figure, front_figure, schedule_figure, temporal_figure, width_of
+from fewstep.dashboards.networks import kept_network
 from fewstep.dashboards.picture import LANES, span_of
 from fewstep.dashboards.results import FOUND
 from fewstep.dashboards.summary import MESSAGES, count, settings_lines, told
 from fewstep.dashboards.web import decisions, findings, heat, pictures
+from fewstep.dashboards.web.busy import busy
 from fewstep.dashboards.web.candidates import Candidate, candidate, compared, shown, steps
 from fewstep.dashboards.web.columns import Columns
-from fewstep.dashboards.web.coverage import coverage
 from fewstep.dashboards.web.findings import Front
+from fewstep.dashboards.web.kept import Kept
 from fewstep.dashboards.web.live import changes, mark, stamps
-from fewstep.dashboards.web.overview import Overviews
+from fewstep.dashboards.web.overview import overview as counted
 from fewstep.dashboards.web.places import Entry, Places, Unread
 from fewstep.dashboards.web.plots import (
+    actors_figure,
+    busy_figure,
     funnel_figure,
     heat_figure,
     importance_figure,
@@ -41,7 +46,10 @@ Number = Annotated[str, Query(pattern=r"^\d{0,9}$")]
 def routes(places: Places, pages: Pages) -> APIRouter:
     """All pages of the studies in `places`."""
     router, columns = APIRouter(), Columns()
-    overviews = Overviews(columns)
+    overviews = Kept(partial(counted, columns))
+    importances = Kept(partial(decisions.importances, columns))
+    summaries = Kept(partial(_summary, columns))
+    tradeoffs = Kept(partial(tradeoff, columns))
 
     def study(slug: str) -> Entry:
         entry = places.entry(slug)
@@ -99,28 +107,7 @@ def routes(places: Places, pages: Pages) -> APIRouter:
     def overview(slug: str) -> Response:
         entry = study(slug)
         top = frame(entry, "")
-        events = entry.events()
-        way = findings.convergence(columns, entry)
-        fronts = findings.fronts(columns, entry)
-        rungs = findings.rungs(columns, entry)
-        refits = findings.refits(events)
-        verdicts = set(told_verdicts(events).values())
-        notes = [event for event in events if event.kind != VERDICT]
-        return pages.page(
-            "study",
-            **top,
-            verdicts=list(told_verdicts(events).values()) if verdicts else [],
-            fronts=[(front, front_figure(front.drawn)) for front in fronts],
-            convergence=convergence_figure(way) if len(way) else None,
-            rungs=rungs,
-            funnel=funnel_figure(rungs) if rungs else None,
-            refits=refit_figure(refits) if len(refits) else None,
-            kinds=count(event.kind for event in events),
-            messages=told(notes)[::-1],
-            most=MESSAGES,
-            settings=settings_lines(entry.record),
-            FOUND=FOUND,
-        )
+        return pages.page("study", **top, **summaries.of(entry), most=MESSAGES, FOUND=FOUND)
 
     @router.get("/studies/{slug}/trials")
     def trial_table(
@@ -155,9 +142,18 @@ def routes(places: Places, pages: Pages) -> APIRouter:
         table = steps(found.schedule) if found.schedule else []
         others = [other for other in shown(columns, entry) if other.hash != hash_]
         drawn = _drawn([found])[0][1:]
-        covered = coverage(entry, quantization_of(found.point) if found.point else None)
+        network = kept_network(entry.folder, quantization_of(found.point) if found.point else None)
+        temporal = temporal_figure(network.temporal) if network and len(network.temporal) else None
         return pages.page(
-            "candidate", **top, found=found, drawn=drawn, steps=table, lanes=LANES, others=others, covered=covered
+            "candidate",
+            **top,
+            found=found,
+            drawn=drawn,
+            steps=table,
+            lanes=LANES,
+            others=others,
+            network=network,
+            temporal=temporal,
         )
 
     @router.get("/compare")
@@ -172,14 +168,14 @@ def routes(places: Places, pages: Pages) -> APIRouter:
     def which_matter(slug: str) -> Response:
         entry = study(slug)
         top = frame(entry, "/decisions")
-        drawn = [(told, importance_figure(told.shares)) for told in decisions.importances(columns, entry)]
+        drawn = [(told, importance_figure(told.shares)) for told in importances.of(entry)]
         return pages.page("decisions", **top, drawn=drawn, least=decisions.LEAST)
 
     @router.get("/studies/{slug}/fronts")
     def several_figures(slug: str) -> Response:
         entry = study(slug)
         top = frame(entry, "/fronts")
-        found = tradeoff(columns, entry)
+        found = tradeoffs.of(entry)
         drawn = [tradeoff_figure(found.points, x, y, found.titles) for x, y in found.pairs] if found else []
         return pages.page("fronts", **top, found=found, drawn=drawn)
 
@@ -188,11 +184,15 @@ def routes(places: Places, pages: Pages) -> APIRouter:
         entry = study(slug)
         top = frame(entry, "/images")
         found = pictures.pictures(entry)
-        return pages.page("images", **top, pictures=found, pairs=pictures.pairs(found))
+        strip = pictures.strip_of(entry)
+        return pages.page("images", **top, pictures=found, pairs=pictures.pairs(found), strip=strip)
 
     @router.get("/studies/{slug}/images/{name}")
     def image(slug: str, name: str) -> Response:
-        found = {picture.name: picture for picture in pictures.pictures(study(slug))}
+        entry = study(slug)
+        found = {picture.name: picture for picture in pictures.pictures(entry)}
+        if strip := pictures.strip_of(entry):
+            found |= {picture.name: picture for _, picture in strip.pictures}
         if name not in found:
             raise HTTPException(404, "The study has published no such picture.")
         return FileResponse(found[name].path, media_type="image/png")
@@ -211,6 +211,28 @@ def routes(places: Places, pages: Pages) -> APIRouter:
         return StreamingResponse(told, media_type="text/event-stream")
 
     return router
+
+
+def _summary(columns: Columns, entry: Entry) -> dict[str, Any]:
+    """What the first page of a study shows."""
+    events = entry.events()
+    way, rungs = findings.convergence(columns, entry), findings.rungs(columns, entry)
+    refits, worked = findings.refits(events), busy(columns, entry, events)
+    notes = [event for event in events if event.kind != VERDICT]
+    return {
+        "verdicts": list(told_verdicts(events).values()),
+        "fronts": [(front, front_figure(front.drawn)) for front in findings.fronts(columns, entry)],
+        "convergence": convergence_figure(way) if len(way) else None,
+        "rungs": rungs,
+        "funnel": funnel_figure(rungs) if rungs else None,
+        "refits": refit_figure(refits) if len(refits) else None,
+        "busy": worked,
+        "workers": busy_figure(worked) if worked else None,
+        "actors": actors_figure(worked.actors) if worked and len(worked.actors) else None,
+        "kinds": count(event.kind for event in events),
+        "messages": told(notes)[::-1],
+        "settings": settings_lines(entry.record),
+    }
 
 
 def _drawn(found: list[Candidate]) -> list[tuple[Candidate, object, int]]:

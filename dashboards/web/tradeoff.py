@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from fewstep.dashboards.results import FINALS, JUDGE, REPORT, SCREEN
 from fewstep.dashboards.web.columns import Columns
@@ -30,6 +36,14 @@ TITLES = {
     "frechet": "Fréchet distance, lower is better",
 }
 
+MOST = 1000
+"""Candidates that are drawn: what no one can tell apart in a picture takes seconds to send."""
+
+# How the figures are called among a row's metrics, where that is another name.
+_STORED = {"megabytes": "size_bytes", "gigabit_operations": "bit_operations_a_call"}
+_HIGHER = ("success", "identity")
+_UNTOLD = ("parameters", "versions", "error")
+
 
 @dataclass(frozen=True)
 class Tradeoff:
@@ -40,6 +54,8 @@ class Tradeoff:
     titles: dict[str, str]
     pairs: tuple[tuple[str, str], ...]
     columns: tuple[str, ...]
+    left_out: int
+    """Evaluations of that rung that are neither on a front nor among the newest."""
 
 
 def tradeoff(columns: Columns, entry: Entry) -> Tradeoff | None:
@@ -53,8 +69,9 @@ def tradeoff(columns: Columns, entry: Entry) -> Tradeoff | None:
     rung = next(at, "")
     if not rung:
         return None
-    places = np.flatnonzero((complete & (rows["rung"] == rung)).to_numpy()).tolist()
-    told = [_point(row) for row in columns.rows(entry.store, entry.study, places)]
+    places = np.flatnonzero((complete & (rows["rung"] == rung)).to_numpy())
+    shown = places if len(places) <= MOST else _worth_showing(columns, entry, places, pairs)
+    told = [_point(row) for row in columns.rows(entry.store, entry.study, shown.tolist(), _UNTOLD)]
     points = pd.DataFrame([point for point in told if point is not None])
     needed = [name for pair in pairs for name in pair]
     points = points.dropna(subset=[n for n in needed if n in points]).drop_duplicates(
@@ -65,7 +82,42 @@ def tradeoff(columns: Columns, entry: Entry) -> Tradeoff | None:
     metric = points["metric"].iloc[0]
     value = "Fréchet distance" if metric == "frechet" else metric
     listed = tuple(dict.fromkeys(n for n in ("nfe", *needed, "frechet") if n in points and points[n].notna().any()))
-    return Tradeoff(points, rung, {**TITLES, "value": f"{value}, lower is better"}, pairs, listed)
+    titles = {**TITLES, "value": f"{value}, lower is better"}
+    return Tradeoff(points, rung, titles, pairs, listed, len(places) - len(shown))
+
+
+def _worth_showing(
+    columns: Columns, entry: Entry, places: NDArray[np.int64], pairs: Sequence[tuple[str, str]]
+) -> NDArray[np.int64]:
+    """Of many candidates the fronts of each NFE, as far as there is room, and the newest of the others."""
+    rows = columns.frame(entry.store, entry.study, ["nfe", "value", "metrics"]).iloc[places]
+    values = {name: _figure(rows, name) for name in {name for pair in pairs for name in pair}}
+    nfes, fronts = rows["nfe"].to_numpy(), np.zeros(len(rows), dtype=np.bool_)
+    for nfe in np.unique(nfes):
+        own = np.flatnonzero(nfes == nfe)
+        for x, y in pairs:
+            fronts[own[_front(values[x][own], values[y][own])]] = True
+    first, others = np.flatnonzero(fronts)[-MOST:], np.flatnonzero(~fronts)
+    shown = np.concatenate([first, others[len(others) - (MOST - len(first)) :]])
+    return np.asarray(places[np.sort(shown)])
+
+
+def _figure(rows: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """A figure of each row, lower is better; NaN where it has none."""
+    if name in rows:
+        return rows[name].to_numpy(dtype=np.float64)
+    key = re.escape(json.dumps(_STORED.get(name, name)))
+    found = pc.extract_regex(pa.array(rows["metrics"], pa.string()), f"{key}: (?P<value>[-+.eE0-9]+)")
+    numbers = pc.fill_null(pc.struct_field(found, "value").cast(pa.float64()), float("nan")).to_numpy()
+    return np.asarray(-numbers if name in _HIGHER else numbers)
+
+
+def _front(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Places of the points that no other one is as good as in both and better in one; of equal points one."""
+    ranked = np.lexsort((y, x))
+    ranked = ranked[np.isfinite(x[ranked]) & np.isfinite(y[ranked])]
+    before = np.minimum.accumulate(np.concatenate([[np.inf], y[ranked]]))[:-1]
+    return ranked[y[ranked] < before]
 
 
 def _point(row: EvaluationRecord) -> dict[str, object] | None:
@@ -81,7 +133,7 @@ def _point(row: EvaluationRecord) -> dict[str, object] | None:
     found: dict[str, object] = {"candidate": row.candidate, "nfe": row.nfe, "value": row.value, "metric": row.metric}
     found |= {name: figures.get(name) for name in ("success", "identity", "frechet")} if edit is not None else {}
     if config is not None:
-        found["megabytes"] = figures["size_bytes"] / 1e6 if "size_bytes" in figures else None
-        operations = figures.get("bit_operations_a_call")
-        found["gigabit_operations"] = None if operations is None else operations / 1e9
+        for name, unit in (("megabytes", 1e6), ("gigabit_operations", 1e9)):
+            figure = figures.get(_STORED[name])
+            found[name] = None if figure is None else figure / unit
     return {**found, "label": f"{label} at NFE {row.nfe}"}

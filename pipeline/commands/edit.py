@@ -10,7 +10,7 @@ import typer
 
 from fewstep.pipeline.commands.fields import DEVICE, EXECUTION, Fields, options
 from fewstep.pipeline.commands.options import AsJson, Device, Tracking, folder, into, print_json, resumed, typed
-from fewstep.pipeline.editing.settings import EditSettings, study_name
+from fewstep.pipeline.editing.settings import STRIP, EditSettings, study_name
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.rules import POPULATIONS
 from fewstep.pipeline.values import built
@@ -254,6 +254,9 @@ def search_command(
     steps: Annotated[int | None, typer.Option(min=1, help="how many edit steps, even in time [default: 12]")] = None,
     schedule: Schedules = None,
     keep: Annotated[str | None, typer.Option(help="decisions that are not searched, comma-separated")] = None,
+    strip: Annotated[
+        int, typer.Option(min=0, help="strengths at which what was found is shown on the dashboard; 0: none")
+    ] = STRIP,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the search in --out")] = False,
     tracking_uri: Tracking = None,
     work: Work = None,
@@ -270,6 +273,8 @@ def search_command(
     from fewstep.tasks.editing.judge import with_judge
 
     cache = work or editing.cache_folder()
+    if strip == 1:
+        raise ConfigurationError("--strip 1: one strength is no strip, give 2 or more, or 0 for none")
     if resume and (subject or chosen or schedule or any(given is not None for given in (step, steps, keep))):
         raise ConfigurationError("--resume goes on with the stored settings: leave the other options away")
     if resume:
@@ -281,7 +286,8 @@ def search_command(
             raise ConfigurationError(f"{out} holds a study already: add --resume to go on, or choose another --out")
     if not isinstance(study.problem, EditProblem):
         raise ConfigurationError(f"{out} holds no search of edits: go on with `fewstep search --resume --out {out}`")
-    resumed([NAME, "search"], study, execution, work=work, tracking_uri=tracking_uri, json=as_json)
+    kept = {} if strip == STRIP else {"strip": strip}
+    resumed([NAME, "search"], study, execution, work=work, tracking_uri=tracking_uri, json=as_json, **kept)
     files = study.run(execution, typed(), None if as_json else _tell).files
     best = study.problem.chosen(study.state())
     assert best is not None
@@ -291,16 +297,20 @@ def search_command(
     bench = make_bench(with_judge(study.problem.settings.subject), cache, execution.device)
     # What was found is tried, and reported as it is.
     editing.fit(bench, config, out, force=True)
+    before = bench.calls
     files["grid.png"] = editing_pictures.draw(editing_pictures.at_strengths(bench, config), out / "grid.png")
+    files |= editing_pictures.write_strip(bench, config, strip, out / "strengths")
+    drawn = bench.calls - before
     uri = _track(study, tracking_uri)
     figures = record.metrics
     if as_json:
-        print_json({"folder": out, "edit": config.model_dump(), "figures": figures, "files": files, "tracking": uri})
+        told = {"folder": out, "edit": config.model_dump(), "figures": figures, "files": files, "tracking": uri}
+        print_json({**told, "calls_of_pictures": drawn})
         return
     typer.echo(
         f"found: success {figures['success']:.2f} ({figures['success_low']:.2f} to {figures['success_high']:.2f}), "
         f"identity {figures['identity']:.2f}, {figures['nfe']:.0f} calls, t = {bench.files.noise.time(config.step):.0f}"
-        f", {config.latent}; apply it with `fewstep edit apply --boundary {out}`"
+        f", {config.latent}; its pictures took {drawn:,} calls; apply it with `fewstep edit apply --boundary {out}`"
     )
 
 

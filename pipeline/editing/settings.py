@@ -18,6 +18,10 @@ def study_name(subject: EditSubject) -> str:
     return f"edit-{subject.attribute.replace('/', '-vs-') or 'prompted'}"
 
 
+STRIP = 11
+"""Strengths of the pictures for the dashboard, see `pictures.py`; those of the grid are among them."""
+
+
 class EditSettings(Checked):
     """A search of edits of one subject.
 

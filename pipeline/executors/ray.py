@@ -58,6 +58,7 @@ class RayExecutor:
         self._ready: deque[TaskResult] = deque()
         self._waiting: deque[Task] = deque()
         self._suspects: deque[Task] = deque()
+        self._seconds: dict[int, float] = {}
         self._pool: Pool | None = None
         try:
             self._cluster.connect(execution, settings.device)
@@ -228,6 +229,7 @@ class RayExecutor:
             self._replace(slot, error)
             return
         slot.tasks.remove(given)
+        self._seconds[slot.index] = self._seconds.get(slot.index, 0.0) + result.seconds
         slot.alone = slot.alone and bool(slot.tasks)
         if slot.tasks:
             self._clock(slot, slot.tasks[0].task)
@@ -284,6 +286,7 @@ class RayExecutor:
         for given in ended:
             result = None if given.stale else outcome_if_there(given.reference, given.task)
             if result is not None:
+                self._seconds[slot.index] = self._seconds.get(slot.index, 0.0) + result.seconds
                 self._deliver(given.task, result)
             elif not given.stale and not any(given.task is other.task for _, other in self._running()):
                 lost.append(given.task)
@@ -313,6 +316,12 @@ class RayExecutor:
         self.pool.events.append(quarantined(result, tries, last_words(slot.actor, slot.pid, error)))
         self._ready.append(result)
         return True
+
+    def busy(self) -> dict[str, float]:
+        """Seconds that each actor has worked since the last call, by its number, those that had nothing to do too."""
+        told = {slot.index: 0.0 for slot in self.pool.up} | self._seconds
+        self._seconds = {}
+        return {str(index): told[index] for index in sorted(told)}
 
     def events(self) -> list[ExecutorEvent]:
         """What happened to actors since the last call."""

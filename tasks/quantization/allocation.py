@@ -44,7 +44,8 @@ def changes_by_layer(network: QuantizedNetwork, data: Batch, batch: int) -> dict
         assert original is not None
         grid = channel_grid(original, REFERENCE, search=True)
         layer.original = grid.values(grid.codes(original))
-        found[name] = float((_outputs(network, rows, batch) - exact).double().square().mean())
+        change = (_outputs(network, rows, batch) - exact).double().square().mean()
+        found[name] = float(change.nan_to_num(math.inf, math.inf))
         layer.original = original
     return found
 

@@ -28,6 +28,7 @@ from fewstep.tasks.quantization.domain import block_domain
 from fewstep.tasks.quantization.memory import Forecast, LivePeak, batch_for, forecast
 from fewstep.tasks.quantization.network import QuantizedNetwork
 from fewstep.tasks.quantization.storage import DESCRIPTION, save_pretrained
+from fewstep.tasks.quantization.temporal import block_errors
 from fewstep.tasks.quantization.tracing import LayerGraph
 from fewstep.tasks.quantization.trajectories import Batch, chosen_steps, collect, recorded
 from fewstep.tasks.sampling.compile import compile_schedule
@@ -166,12 +167,15 @@ def quantize(
     data = collect(denoiser, recipe.schedule, recipe.config, recipe.statistics, at_once)
     calls = denoiser.calls - images
     network = _wrapped(denoiser, recipe.config, example)
+    identity = recipe.data_identity(files)
     if recipe.config.allocation == "sensitivity":
         before = denoiser.calls
         allot_bits(network, _changes(denoiser, recipe, network, work, batch, len(example["x"]) // images))
         calls += denoiser.calls - before
+        # What is kept of a calibration is of these bits.
+        identity += f" {[plan.bits for plan in network.plans.values()]}"
     domain = block_domain(files, data, recipe.config.seed)
-    Calibration(network, data, work, recipe.data_identity(files), progress, domain, batch).run()
+    Calibration(network, data, work, identity, progress, domain, batch).run()
     covered = coverage(network, example)
     cost = Cost(calls, time.perf_counter() - begun)
     notes: dict[str, Any] = {
@@ -179,6 +183,7 @@ def quantize(
         "conditions": recipe.conditions.model_dump(),
         "coverage": [asdict(layer) for layer in covered.layers],
         "bit_operations": covered.bit_operations,
+        "temporal": [asdict(error) for error in block_errors(network, domain)],
         "cost": asdict(cost),
         "torch": torch.__version__,
     }

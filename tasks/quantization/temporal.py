@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from fewstep.errors import ModelError
 from fewstep.tasks.quantization.network import QuantizedNetwork, caller, matrix_layers
-from fewstep.tasks.quantization.tracing import layer_of, trace
+from fewstep.tasks.quantization.tracing import TimeBlock, layer_of, trace
+from fewstep.tasks.quantization.trajectories import Batch
+
+# Times at which a calibration's error is noted.
+SHOWN = 33
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,14 @@ class TemporalError:
     time: float
     cosine: float
     relative_error: float
+
+
+@dataclass(frozen=True)
+class BlockError(TemporalError):
+    """With the relative errors of the projections that are kept best and worst."""
+
+    least: float
+    most: float
 
 
 @torch.no_grad()
@@ -44,6 +56,39 @@ def temporal_errors(
         cosine = torch.nn.functional.cosine_similarity(g_hat, g, dim=0)
         rows.append(TemporalError(time, float(cosine), float((g_hat - g).norm() / g.norm())))
     return rows
+
+
+@torch.no_grad()
+def block_errors(network: QuantizedNetwork, given: Batch, times: int = SHOWN) -> list[BlockError]:
+    """The same of a calibrated network and of what it was made of, by the block alone: no denoiser is called.
+
+    `given` holds time (R,) and labels (R,) if any; of more distinct times `times` evenly spaced ones. Empty for a
+    network without temporal features.
+    """
+    if network.graph is None or not network.graph.projections or not network.time_layers:
+        return []
+    known = torch.unique(given["time"])
+    known = known[torch.linspace(0, len(known) - 1, min(times, len(known))).round().long().to(known.device)]
+    chosen = torch.isin(given["time"], known)
+    given = {name: value[chosen] for name, value in given.items()}
+    block, table = TimeBlock(network.graph, network.layers, network.clock), network.table
+    after = block(given)
+    network.detach()
+    network.switch(weights=False, activations="off", names=network.time_layers)
+    before = block(given)
+    network.switch(weights=True, activations="on", names=network.time_layers)
+    if table is not None:
+        network.attach(table)
+    found = []
+    for time in known.tolist():
+        rows = given["time"] == time
+        pairs = [(before[name][rows].double().flatten(), after[name][rows].double().flatten()) for name in before]
+        each = [float((g_hat - g).norm() / g.norm()) for g, g_hat in pairs if g.norm() > 0]
+        g, g_hat = (torch.cat(side) for side in zip(*pairs, strict=True))
+        cosine = float(torch.nn.functional.cosine_similarity(g_hat, g, dim=0))
+        error = float((g_hat - g).norm() / g.norm())
+        found.append(BlockError(time, cosine, error, min(each, default=error), max(each, default=error)))
+    return found
 
 
 def projections(exact: nn.Module, example: Mapping[str, Tensor]) -> list[str]:

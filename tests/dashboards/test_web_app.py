@@ -222,6 +222,7 @@ def test_a_quantised_candidate_tells_which_layers_hold_how_many_bits(studies: Pa
     layers = [("body", 4, 8, 600, 70), ("body", 4, 8, 200, 20), ("edge", 8, 8, 100, 10), ("rest", 0, 0, 100, 0)]
     names = ("role", "weight_bits", "activation_bits", "parameters", "multiply_adds")
     told = {"config": config.model_dump(), "coverage": [dict(zip(names, layer, strict=True)) for layer in layers]}
+    errors = [{"time": 9.0, "cosine": 1.0, "relative_error": 0.125, "least": 0.0625, "most": 0.25}]
     for name, text in (("a", "{"), ("b", '{"config": {}}'), ("c", json.dumps(told))):
         (folder / "quantized" / name).mkdir(parents=True)
         (folder / "quantized" / name / "quantization.json").write_text(text)
@@ -229,7 +230,41 @@ def test_a_quantised_candidate_tells_which_layers_hold_how_many_bits(studies: Pa
     (slug,) = re.findall(r'href="(/studies/[^"]+)"', client.get("/").text)
     page = text_of(client.get(f"{slug}/candidates/{first}").text)
     assert "body 2 4 8 80.0 % 90.0 % edge 1 8 8 10.0 % 10.0 % rest 1 32 32 10.0 % 0.0 %" in page
-    assert "What is quantised" not in text_of(client.get(f"{slug}/candidates/{second}").text)
+    assert "an earlier version calibrated this network" in page
+    for temporal, words in ((errors, "9 0.125 0.0625 0.25"), ([], "no layer that depends on time alone")):
+        (folder / "quantized" / "c" / "quantization.json").write_text(json.dumps({**told, "temporal": temporal}))
+        assert words in text_of(client.get(f"{slug}/candidates/{first}").text)
+    other = text_of(client.get(f"{slug}/candidates/{second}").text)
+    assert "What is quantised" not in other
+    assert "Temporal features" not in other
+
+
+def test_pictures_of_strengths_are_those_that_are_there(studies: Path) -> None:
+    """Whatever the file beside them names: paths elsewhere and pictures that are gone are none."""
+    folder = studies / "edit-nsgaii" / "strengths"
+    folder.mkdir()
+    client = client_of(studies / "edit-nsgaii")
+    (slug,) = re.findall(r'href="(/studies/[^"]+)"', client.get("/").text)
+    for name in ("strength-00.png", "strength-01.png", "strength-02.png"):
+        (folder / name).write_bytes(b"png")
+    (folder / "strength-03.png").symlink_to("/etc/passwd")
+    listed = {"strength-02.png": 2.0, "strength-00.png": -1.0, "strength-03.png": 3.0, "strength-09.png": 9.0}
+    listed |= {"../expected.json": 4.0, "strength-01.png": math.inf}
+    told = {"own": 1.8, "strengths": list(listed.values()), "files": list(listed)}
+    (folder / "strengths.json").write_text(json.dumps(told))
+    page = client.get(f"{slug}/images").text
+    assert re.findall(r'src="[^"]*/(strength[^"]+)"', page) == ["strength-00.png", "strength-02.png"]
+    assert re.findall(r'id="strength" [^>]*max="(.)" value="(.)"', page) == [("1", "1")]
+    assert client.get(f"{slug}/images/strength-02.png").status_code == 200
+    assert client.get(f"{slug}/images/strength-03.png").status_code == 404
+    for text in (
+        "{",
+        "[]",
+        '{"own": 1, "strengths": [1.0], "files": []}',
+        '{"own": "a", "strengths": [], "files": []}',
+    ):
+        (folder / "strengths.json").write_text(text)
+        assert "by strength</h2>" not in client.get(f"{slug}/images").text
 
 
 def test_a_comparison_marks_what_differs_and_nothing_else(studies: Path) -> None:

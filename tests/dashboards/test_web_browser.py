@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -66,6 +67,14 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for nfe in (3, 4):
         grid = Image.fromarray(np.full((40, 120, 3), 60 * nfe, dtype=np.uint8))
         grid.save(tmp_path / "runs" / "schedule" / "schedules" / f"nfe{nfe}.png")
+    strip = tmp_path / "runs" / "edit-nsgaii" / "strengths"
+    strip.mkdir()
+    names = [f"strength-{k:02d}.png" for k in range(4)]
+    for k, name in enumerate(names):
+        Image.fromarray(np.full((80, 240), 60 * k, dtype=np.uint8)).save(strip / name)
+    told = {"own": 3.0, "strengths": [-3.0, 0.0, 3.0, 4.5], "files": names}
+    (strip / "strengths.json").write_text(json.dumps(told))
+    (tmp_path / "runs" / "edit-nsgaii" / "grid.png").write_bytes((strip / names[0]).read_bytes())
     (tmp_path / "runs" / "schedule" / "pivot-fid-digits.csv").write_text(PIVOT)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs"
@@ -131,6 +140,7 @@ def test_every_page_in_a_browser(runs: Path, address: str) -> None:
         _compares_by_keyboard(page, schedule)
         _filters_by_keyboard(page, schedule)
         _slides(page, schedule)
+        _turns_to_other_strengths_by_keyboard(page, edit)
         _shows_what_a_search_writes(page, schedule, Store(runs / "schedule"))
         browser.close()
     assert complaints == []
@@ -192,6 +202,18 @@ def _slides(page: Any, schedule: str) -> None:
     after = page.evaluate("document.querySelector('[data-slider]').style.getPropertyValue('--cut')")
     assert (before, after) == ("50%", "49%")
     assert page.evaluate("[...document.querySelectorAll('.slider img')].every(image => image.naturalWidth === 120)")
+
+
+def _turns_to_other_strengths_by_keyboard(page: Any, edit: str) -> None:
+    opened(page, f"{edit}/images")
+    seen = "[...document.querySelectorAll('.strip img')].filter(i => i.offsetParent && i.naturalWidth).map(i => i.alt)"
+    told = []
+    for key in ("", "ArrowRight", "Home"):
+        if key:
+            page.locator("#strength").press(key)
+        told.append((page.locator("#strength-told").inner_text(), page.evaluate(seen)))
+    assert [strength for strength, _ in told] == ["3", "4.5", "-3"]
+    assert all(len(shown) == 1 and shown[0].endswith(f"strength {strength}") for strength, shown in told)
 
 
 def _shows_what_a_search_writes(page: Any, schedule: str, store: Store) -> None:

@@ -90,9 +90,14 @@ def test_search_and_apply_what_was_found(run: Run, tmp_path: Path) -> None:
     )  # fmt: skip
     asked = ("--model", "digits-ddpm", "--data", "digits")
     search = ("edit", "search", *asked, "--attribute", "nine", "--out", tmp_path / "s", *small)
-    told = run(*search, "--json").json
+    run(*search, "--strip", 1).refused("--strip 1")
+    told = run(*search, "--strip", 3, "--json").json
     assert {"success", "identity", "frechet"} <= set(told["figures"])
     assert all(Path(path).is_file() for path in told["files"].values())
+    strip = json.loads((tmp_path / "s" / "strengths" / "strengths.json").read_text())
+    assert [s / strip["own"] for s in strip["strengths"]] == pytest.approx([-1.0, 0.25, 1.5])
+    assert {path.name for path in (tmp_path / "s" / "strengths").glob("*.png")} == set(strip["files"])
+    assert told["calls_of_pictures"] > 0
     run(*search).refused("--resume")
     assert (
         run("edit", "search", "--resume", "--out", tmp_path / "s", "--work", tmp_path / "work", "--json").json["edit"]

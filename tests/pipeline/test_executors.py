@@ -356,7 +356,11 @@ def test_two_actors_compute_the_bits_of_one_process_though_one_is_killed(
     assert {k: ones[k] for k in both} == {k: twos[k] for k in both}
     (died,) = [e for e in two.events.records() if e.kind == "actor_died"]
     assert died.study == settings.study
-    assert [e for e in alone.events.records() if e.kind == "actor_died"] == []
+    assert [e for e in alone.events.records() if e.kind in ("actor_died", "busy")] == []
+    told = [json.loads(e.data_json)["seconds"] for e in two.events.records() if e.kind == "busy"]
+    assert {name for seconds in told for name in seconds} == {"0", "1"}
+    worked = sum(value for seconds in told for value in seconds.values())
+    assert worked >= 0.99 * sum(r.seconds for r in two.evaluations.records())
 
 
 def test_a_killed_driver_on_ray_resumes_without_computing_anything_again(

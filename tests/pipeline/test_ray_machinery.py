@@ -323,6 +323,10 @@ def test_workers_that_are_killed_at_random_cost_no_task(workers: int, seed: int)
         executor = make(workers)
         errors = drain(executor, [task(f"good {i}") for i in range(30)])
     assert set(errors.values()) == {""}
+    worked = executor.busy()
+    assert sum(worked.values()) >= 30
+    assert set(worked) <= {str(index) for index in range(workers)}
+    assert not any(executor.busy().values())
     assert all(e.kind in ("actor_died", "actor_failed", "issued_again") for e in executor.events())
     assert len(executor.pids) == workers
 

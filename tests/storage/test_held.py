@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 import pytest
 
@@ -33,9 +35,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     opens = parts.PartDirectory._open
 
-    def noted(self: parts.PartDirectory, part: parts.Part, **given: bool) -> object:
+    def noted(self: parts.PartDirectory, part: parts.Part, *given: Any) -> object:
         names.append(part.name)
-        return opens(self, part, **given)
+        return opens(self, part, *given)
 
     monkeypatch.setattr(parts.PartDirectory, "_open", noted)
     return names

@@ -10,6 +10,7 @@ function draw(root) {
   }
   brush(root);
   slide(root);
+  leaf(root);
 }
 
 // On a phone's width long titles break, long names end early (the table has them whole), and a tall legend gets room.
@@ -65,6 +66,21 @@ function slide(root) {
     box.style.setProperty("--cut", `${cut.value}%`);
   };
   for (const input of [left, right, cut]) input.addEventListener("input", show);
+  show();
+}
+
+// -- one picture of several, by a slider ---------------------------------------------------------------------
+
+function leaf(root) {
+  const box = root.querySelector("[data-strip]");
+  if (!box) return;
+  const slider = document.getElementById("strength"), told = document.getElementById("strength-told");
+  const show = () => {
+    [...box.children].forEach((picture, place) => { picture.hidden = place !== Number(slider.value); });
+    told.value = box.children[Number(slider.value)].dataset.strength;
+    slider.setAttribute("aria-valuetext", `strength ${told.value}`);
+  };
+  slider.addEventListener("input", show);
   show();
 }
 

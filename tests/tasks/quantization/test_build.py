@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewstep.errors import ModelError
+from fewstep.errors import DataError, ModelError
 from fewstep.search_spaces.quantization import QuantizationConfig, named
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.denoiser import Denoiser
@@ -93,6 +93,25 @@ def test_configs_of_a_model_share_its_trace_and_lose_nothing_by_it(
     found = [load_file(tmp_path / name / WEIGHTS) for name in ("shared", "alone")]
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_what_bits_are_allotted_by_is_measured_once_and_counted(model: Path, tmp_path: Path) -> None:
+    files, work = find_model(str(model)), tmp_path / "work"
+    calls = {}
+    for name in ("w4a8-mixed-paper", "w3a8-mixed-full", "w4a8-tfmq-paper"):
+        network, cost = quantize(files, recipe(model, named(name, **SMALL)), tmp_path / name, work)
+        calls[name] = cost.denoiser_calls
+        bits = {plan.bits for plan in network.plans.values() if plan.role not in ("edge", "time")}
+        assert (len(bits) > 1) == ("mixed" in name)
+        again = from_pretrained(tmp_path / name)
+        assert [layer.bits for layer in again.layers.values()] == [layer.bits for layer in network.layers.values()]
+    (path,) = work.glob("changes-*.json")
+    measured = len(json.loads(path.read_text()))
+    assert calls["w3a8-mixed-full"] == calls["w4a8-tfmq-paper"] == 8 * 2
+    assert calls["w4a8-mixed-paper"] == 8 * 2 + 8 * 2 + 16 * (measured + 1)
+    path.write_text("{}")
+    with pytest.raises(DataError, match="damaged"):
+        quantize(files, recipe(model, named("w4a8-mixed-paper", **SMALL)), tmp_path / "damaged", work)
 
 
 def test_a_killed_calibration_is_taken_up_again(model: Path, tmp_path: Path) -> None:

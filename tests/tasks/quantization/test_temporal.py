@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fewstep.errors import ModelError
 from fewstep.tasks.quantization.calibration import Calibration
-from fewstep.tasks.quantization.network import QuantizedNetwork
-from fewstep.tasks.quantization.temporal import TemporalError, projections, temporal_errors
+from fewstep.tasks.quantization.network import QuantizedNetwork, caller
+from fewstep.tasks.quantization.temporal import TemporalError, block_errors, projections, temporal_errors
+from fewstep.tasks.quantization.trajectories import moments_of_block
 
 Make = Callable[..., Any]
 KINDS = ["unet", "text", "dit"]
@@ -87,3 +88,30 @@ def test_a_network_without_temporal_features_is_refused(make: Make, inputs: Make
 
     with pytest.raises(ModelError, match="time alone"):
         projections(Timeless(), {"x": torch.randn(2, 3, 8, 8), "time": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(("kind", "changes"), [*((kind, {}) for kind in KINDS), ("unet", {"tib": "table"})])
+def test_the_block_alone_gives_what_whole_passes_give(
+    kind: str, changes: dict[str, str], wrapped: Make, inputs: Make
+) -> None:
+    """And leaves the calibrated network as it was, its table too."""
+    network, twin = wrapped("w4a8-naive-paper", kind, **changes)
+    data = inputs(kind)
+    Calibration(network, data).run()
+    example = {name: value[:5] for name, value in data.items()}
+    before = caller(network.module)(**example)
+    domain = moments_of_block(data)
+    found = block_errors(network, domain)
+    assert [row.time for row in found] == sorted(set(domain["time"].tolist()))
+    row = found[1]
+    rows = domain["time"] == row.time
+    count = int(rows.sum())
+    given = {"x": data["x"][:1].expand(count, -1, -1, -1), "time": domain["time"][rows]}
+    given |= {"labels": domain["labels"][rows]} if "labels" in domain else {}
+    given |= {"condition": data["condition"][:1].expand(count, -1, -1)} if "condition" in data else {}
+    (whole,) = temporal_errors(twin, network, [row.time], given)
+    assert row.relative_error == pytest.approx(whole.relative_error, rel=1e-3, abs=1e-6)
+    assert row.cosine == pytest.approx(whole.cosine, abs=1e-5)
+    assert all(r.least <= r.relative_error * (1 + 1e-9) <= r.most * (1 + 2e-9) for r in found)
+    assert torch.equal(caller(network.module)(**example), before)
+    assert len(block_errors(network, domain, times=2)) == 2

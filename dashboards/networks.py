@@ -1,17 +1,20 @@
-"""Which layers of a quantised candidate are held in few bits, as its calibration wrote beside the study's tables."""
+"""What the calibration of a quantised network wrote beside a study: bits by layer, error of its temporal features."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from fewstep.dashboards.web.places import Entry
+import pandas as pd
+
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
 from fewstep.search_spaces.quantization import QuantizationConfig
 
 FULL = 32
+_ERRORS = ("time", "relative_error", "least", "most")
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,32 @@ class Covered:
     multiply_adds: float
 
 
-def coverage(entry: Entry, config: QuantizationConfig | None) -> list[Covered]:
-    """By role and bits, the most multiply-adds first; empty where the study keeps no network of that config."""
+@dataclass(frozen=True)
+class KeptNetwork:
+    """By role and bits, the most multiply-adds first; and by time the relative error of the temporal features.
+
+    `temporal` has columns time, relative_error, least and most (of the projections kept best and worst); it is empty
+    where the network has no such features, or an older version calibrated it: `told` says which.
+    """
+
+    covered: list[Covered]
+    temporal: pd.DataFrame
+    told: bool
+
+
+def kept_network(folder: Path, config: QuantizationConfig | None) -> KeptNetwork | None:
+    """Of that config in a study's folder; None where it keeps none."""
     if config is None:
-        return []
-    for path in sorted(entry.folder.glob("quantized/*/quantization.json")):
+        return None
+    for path in sorted(folder.glob("quantized/*/quantization.json")):
         try:
-            told = read_json(path)
-            if QuantizationConfig.model_validate(told["config"]) == config:
-                return _by_role(told["coverage"])
+            said = read_json(path)
+            if QuantizationConfig.model_validate(said["config"]) == config:
+                rows = [{name: float(row[name]) for name in _ERRORS} for row in said.get("temporal", ())]
+                return KeptNetwork(_by_role(said["coverage"]), pd.DataFrame(rows, columns=_ERRORS), "temporal" in said)
         except (FewstepError, KeyError, TypeError, ValueError, AttributeError):
             continue  # another version's, or half removed: the tables are whole without it
-    return []
+    return None
 
 
 def _by_role(layers: Sequence[Mapping[str, Any]]) -> list[Covered]:
