@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--nfe", nargs="+", type=int, default=[3, 4])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=10_000)
-    parser.add_argument("--surrogates", nargs="+", default=["moments"])
+    parser.add_argument("--surrogates", nargs="+", default=["forest"])
     parser.add_argument("--out", type=Path, default=Path("runs/surrogate-gain"))
     a = parser.parse_args()
     torch.set_num_threads(1)

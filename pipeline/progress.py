@@ -40,9 +40,6 @@ class SearchProgress:
             if record.rung == "refine":
                 self._tuned |= {record.trial} if record.status == "complete" else set()
                 self.failed += record.status != "complete"
-        elif record.rung == "brood":
-            # It measures what was counted before.
-            return
         elif record.origin.startswith(GIVEN):
             self._presets.add(record.trial)
         else:

@@ -13,7 +13,7 @@ from fewstep.tasks.sampling.grids import GRIDS
 if TYPE_CHECKING:
     from fewstep.pipeline.settings import SearchSettings
 
-MOMENTS, AUTO, NO_GUARD = "moments", "auto", "none"
+AUTO, NO_GUARD = "auto", "none"
 POPULATIONS = ("nsgaii", "nsgaiii")
 # Settings that have no part in what is searched: in spaces with a change of the network, and in that of schedules.
 FOR_SCHEDULES = (
@@ -99,18 +99,6 @@ def _can_be_learned(s: SearchSettings) -> None:
             )
 
 
-def _moments_can_rank(s: SearchSettings) -> None:
-    """Moments rank schedules of a network as it is."""
-    if s.surrogate != MOMENTS:
-        return
-    if s.space != "schedule" or s.quantized:
-        raise ValueError("surrogate 'moments' ranks schedules of networks that are not quantised: choose another")
-    if s.sampler != "s3":
-        raise ValueError(f"surrogate 'moments' ranks children of s3, not of {s.sampler}: leave one of them away")
-    if s.objective != FRECHET:
-        raise ValueError(f"surrogate 'moments' tells the Frechet distance, not {s.objective}: choose another")
-
-
 def _fits_its_space(s: SearchSettings) -> None:
     """Sampler, screen and network are such as the space can have."""
     if s.space == "schedule":
@@ -160,6 +148,5 @@ RULES: tuple[Callable[[SearchSettings], None], ...] = (
     _can_be_tuned,
     _can_be_guarded,
     _can_be_learned,
-    _moments_can_rank,
     _fits_its_space,
 )

@@ -25,7 +25,7 @@ from fewstep.pipeline.measured_settings import (
     ModelSettings,
     checked_metric,
 )
-from fewstep.pipeline.rules import AUTO, MOMENTS, NO_GUARD, POPULATIONS, RULES, has_a_part
+from fewstep.pipeline.rules import AUTO, NO_GUARD, POPULATIONS, RULES, has_a_part
 from fewstep.search_spaces.checked import Seed
 from fewstep.search_spaces.kinds import SPACES
 from fewstep.search_spaces.schedule.solver_space import EXTRA_DECISIONS
@@ -35,7 +35,7 @@ from fewstep.tasks.sampling.grids import SEARCH_GRIDS
 SAMPLERS = ("s3", "evolution", "tpe", "random", "nsgaii", "nsgaiii", "gp", "cmaes")
 SCREENS = ("auto", "paired", "distance", "frechet", "none")
 LEARNED = ("encoder", "ensemble", "forest", "trees", "gp")
-SURROGATES = (*LEARNED, MOMENTS, "none")
+SURROGATES = (*LEARNED, "none")
 REFINE_TO = ("network", "pixel", "features", "reference", "moments")
 FINALS_SEED_OFFSET = 500_009
 
@@ -126,10 +126,8 @@ class SearchSettings(ModelSettings):
     patience: NonNegativeInt = Field(
         0, description="calls (images x NFE) after which a front that has not moved ends it; 0: never"
     )
-    surrogate: Literal["encoder", "ensemble", "forest", "trees", "gp", "moments", "none"] = Field(
-        "none",
-        description="what s3 ranks children by. moments: how feature moments move with the numbers of an elite, "
-        "measured once each",
+    surrogate: Literal["encoder", "ensemble", "forest", "trees", "gp", "none"] = Field(
+        "none", description="what s3 ranks children by"
     )
     random_trials: NonNegativeInt | None = Field(
         None, description="random members of each NFE before any is bred" + FROM_BUDGET

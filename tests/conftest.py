@@ -107,6 +107,21 @@ def make_evaluation() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def corrections() -> Callable[..., Any]:
+    """`corrections(schedule, size, seed=0)`: corrections of everything in a schedule, uniform within `size`."""
+    import numpy as np
+
+    from fewstep.search_spaces.schedule.corrections import Corrections
+
+    def random(schedule: Any, size: float, seed: int = 0) -> Corrections:
+        rng, K = np.random.default_rng(seed), schedule.nodes
+        rows = [tuple(tuple(rng.uniform(-size, size, k + 1).tolist()) for k in range(K)) for _ in range(2)]
+        return Corrections(points=rows[0], outputs=rows[1], shifts=tuple(rng.uniform(-size, size, K).tolist()))
+
+    return random
+
+
+@pytest.fixture(scope="session")
 def tiny_ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of an untrained DDPMPipeline on 3x8x8 images."""
     import torch

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.siblings.rankings import LinearFeatures
+from benchmarks.siblings.relatives import Relatives
 from fewstep.errors import EvaluationError, ScheduleError
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.proposers.s3 import MUTATION_RATES
@@ -36,7 +37,6 @@ from fewstep.tasks.metrics.metric import Setting, make_metric
 from fewstep.tasks.metrics.moments import Moments
 from fewstep.tasks.models.conditions import BALANCED, NO_LABEL, Conditions
 from fewstep.tasks.models.files import find_model
-from fewstep.tasks.refinement.moment_children import Relatives
 from fewstep.tasks.work import FEATURES, Part, Subject, WorkerSettings
 from fewstep.tasks.worker import Worker
 

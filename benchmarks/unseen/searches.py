@@ -29,15 +29,13 @@ from benchmarks.unseen.yardstick import ANALYTIC, IMAGES, NFES, PRESET, REPORT_S
 from fewstep.pipeline.view import StudyView
 
 BUDGETS, SEEDS = (50_000, 150_000, 250_000), (0, 1, 2)
-DEFAULT, EVOLUTION, TUNING, MOMENTS = "default", "evolution", "tuning", "moments"
+DEFAULT, EVOLUTION, TUNING = "default", "evolution", "tuning"
 METHODS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     # The published operators alone: every candidate is judged, none is screened or tuned.
     EVOLUTION: {"sampler": "evolution", "screen": "none", "refine": 0.0},
     # The control: all but a tenth goes into presets, finals and tuning, so that little is searched.
     TUNING: {"refine": 0.65},
-    # With children of the best ranked by the moments of their features.
-    MOMENTS: {"surrogate": "moments"},
 }
 # `judged` makes the figures, not the study's own report.
 REPORT = {"report_images": 250}
@@ -143,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("root", type=Path, help="the folder of models.py")
     parser.add_argument("results", type=Path, help="file of JSON lines that results are added to")
-    parser.add_argument("--peer", choices=[EVOLUTION, TUNING, MOMENTS], help="search by this in place of the default")
+    parser.add_argument("--peer", choices=[EVOLUTION, TUNING], help="search by this in place of the default")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME/BUDGET/SEED", help="patterns, as fashion/*/0")
     parser.add_argument("--cache", type=Path, help="what was measured [ROOT/cache]")
     parser.add_argument("--searches", type=Path, help="folder of the studies [ROOT/searches]")

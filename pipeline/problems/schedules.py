@@ -14,11 +14,9 @@ from fewstep.pipeline.proposers.options import OnRefit, S3Options
 from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.proposers.s3 import S3Proposer
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
-from fewstep.pipeline.rules import MOMENTS
 from fewstep.pipeline.search import Search, Seed, Stage
 from fewstep.pipeline.settings import POPULATION
 from fewstep.pipeline.sizes import can_pair, first_look
-from fewstep.pipeline.stages.brood import Broods
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.preset_order import Known, of_schedule
 from fewstep.pipeline.stages.presets import FIRST, Presets, Screens
@@ -60,9 +58,8 @@ class ScheduleProblem(ScheduleReport):
         if s.refine:
             check_tunable(Setting(self.subject, self.files), s.refine_to)
         proposer = self._proposer(on_refit)
-        bred = [Broods(s, self.files.noise, self.files.skips, on_refit)] if s.surrogate == MOMENTS else []
         tuned, finals = Refine(s, self.teacher.nfe), Finals(s.finals, s.finalist_images, s.finalists)
-        stages: list[Stage] = [self._presets(), *bred, tuned, finals]
+        stages: list[Stage] = [self._presets(), tuned, finals]
         policy = HalvingPolicy(s, self._seeds())
         return Search(s.nfes, s.budget, self.ladder, proposer, policy, stages, s.patience, self.prepaid)
 
@@ -119,8 +116,7 @@ class ScheduleProblem(ScheduleReport):
             sampler = stock_sampler(s.sampler, s.seed, 1, self.schedules.flat, s.population or POPULATION)
             return OptunaProposer(self.schedules, sampler, s.sampler, s.seed, self.check, rungs)
         assert s.random_trials is not None
-        learned = "none" if s.surrogate == MOMENTS else s.surrogate
-        options = S3Options(random_trials=s.random_trials, surrogate=learned)
+        options = S3Options(random_trials=s.random_trials, surrogate=s.surrogate)
         if s.sampler == "evolution":
             # The published operators alone, from presets and random members.
             options = replace(options, surrogate="none", across=0.0, local=0.0)

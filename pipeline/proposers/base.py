@@ -15,8 +15,6 @@ Objectives = Callable[[Trial], Sequence[float] | None]
 Check = Callable[[Point], None]
 
 REFINED, WARM, WARM_REFINED = "refine:", "warm-start", "warm-start-refined"
-# Of a trial that only measures what a schedule's children are ranked by.
-BROOD, BRED = "brood:", "bred"
 # What stands for a preset, one with an analytic first call, and a schedule that was found on another model.
 PRESET, ANALYTIC, PORTFOLIO = "preset:", "analytic:", "portfolio:"
 KNOWN = (PRESET, ANALYTIC, PORTFOLIO)

@@ -52,7 +52,6 @@ METRICS = Registry(
         "layouts": "fewstep.tasks.metrics.layouts:LayoutDisagreement",
         "edit": "fewstep.tasks.editing.metric:EditMetric",
         "refine": "fewstep.tasks.refinement.metric:Refinement",
-        "brood": "fewstep.tasks.refinement.brood:Brood",
     },
 )
 

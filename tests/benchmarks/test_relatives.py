@@ -1,31 +1,27 @@
-"""A schedule is another one with corrections, whatever it decides; a ranking by moments costs what its plan says."""
+"""A schedule is another one with corrections, whatever it decides."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from random import Random
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kendalltau
 
+from benchmarks.siblings.relatives import Relatives
 from fewstep.errors import ScheduleError
 from fewstep.search_spaces.schedule import SolverSchedule, Threshold
 from fewstep.search_spaces.schedule.corrections import Corrections
-from fewstep.search_spaces.schedule.genome import to_genome, to_schedule
+from fewstep.search_spaces.schedule.genome import to_schedule
 from fewstep.search_spaces.schedule.space import ScheduleSpace
 from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import ModelFiles, find_model
-from fewstep.tasks.refinement.brood_plan import BroodPlan
 from fewstep.tasks.refinement.execute import Cost
 from fewstep.tasks.refinement.features import Judge
-from fewstep.tasks.refinement.moment_children import Relatives
 from fewstep.tasks.refinement.moment_descent import MomentDescent
 from fewstep.tasks.refinement.moment_plan import AT_ONCE, MomentPlan
-from fewstep.tasks.refinement.moment_ranking import MomentRanking
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import sample
 from fewstep.tasks.sampling.grids import preset_on_grid
@@ -97,41 +93,3 @@ def test_what_no_corrections_make_is_refused_by_name(change: dict[str, object], 
     other = START.model_copy(update=change)
     with pytest.raises(ScheduleError, match=named):
         Relatives(START, FILES.noise).corrections(other)
-
-
-@pytest.fixture(scope="module")
-def ranked() -> tuple[MomentRanking, Cost]:
-    cost = Cost()
-    descent = _descent(FILES, START, 2 * AT_ONCE, cost)
-    return MomentRanking(descent, Relatives(START, FILES.noise), AT_ONCE), cost
-
-
-def test_a_ranking_costs_what_its_plan_says(ranked: tuple[MomentRanking, Cost]) -> None:
-    assert ranked[1].calls == BroodPlan().calls(START) == BroodPlan().least(START.nfe)
-
-
-def test_near_children_are_ordered_as_their_own_images_order_them(ranked: tuple[MomentRanking, Cost]) -> None:
-    ranking, _ = ranked
-    space = ScheduleSpace(FILES.noise.lambda_start, FILES.noise.lambda_end, (3,))
-    genome, rng = to_genome(START), Random(0)
-    vector = space.to_vector(genome)
-    near = [space.at_vector(genome, vector + np.array([rng.gauss(0, 0.03) for _ in vector])) for _ in range(8)]
-    children = [to_schedule(child) for child in near]
-    told = [ranking.predicted(child) for child in children]
-    own = [_descent(FILES, child, 2 * AT_ONCE).begin().value for child in children]
-    assert kendalltau(told, own).statistic > 0.8
-    np.testing.assert_allclose(told, own, rtol=0.1)
-
-
-def test_the_elite_and_strangers_come_last(ranked: tuple[MomentRanking, Cost]) -> None:
-    assert ranked[0].predicted(START) == math.inf
-    assert ranked[0].predicted(START.model_copy(update={"first_call": "zero_x0"})) == math.inf
-
-
-def test_a_brood_is_a_function_of_the_elite_and_the_seed() -> None:
-    plan = BroodPlan(children=50)
-    first = plan.brood(START, FILES.noise)
-    assert first == plan.brood(START, FILES.noise)
-    assert len(set(first)) == 50
-    assert to_genome(START) not in first
-    assert first != BroodPlan(children=50, seed=1).brood(START, FILES.noise)
