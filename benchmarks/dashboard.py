@@ -26,6 +26,7 @@ from fastapi.testclient import TestClient
 from benchmarks._line import emit
 from benchmarks.big_tables import NFES, generate, peak_mib
 from fewstep.dashboards.web.app import make_app
+from fewstep.dashboards.web.decisions import prepare as prepare_server
 from fewstep.storage.records import StudyRecord
 from fewstep.storage.store import Store
 
@@ -51,7 +52,8 @@ def prepare(root: Path, rows: int) -> None:
 
 
 def ask(root: Path, page: str) -> dict[str, float]:
-    """Seconds of one page of a server that has read nothing, and once more."""
+    """Seconds of one page of a server that is up and has read nothing, and once more."""
+    prepare_server()
     client, found = TestClient(make_app([root]), base_url="http://127.0.0.1"), {}
     table = Store(root).evaluations
     candidate = table.load(table.directory.list()[0], ["candidate"])["candidate"][0].as_py()

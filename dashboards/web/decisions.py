@@ -40,11 +40,13 @@ class Importance:
 def importances(columns: Columns, entry: Entry) -> list[Importance]:
     """By NFE, of those that have enough candidates that differ; empty where what was drawn is not stored."""
     rows = columns.frame(entry.store, entry.study, ["rung", "status", "value", "nfe"])
-    usable = (rows["status"] == "complete") & np.isfinite(rows["value"].astype(float))
-    found = []
-    for nfe in sorted(int(n) for n in rows["nfe"].unique()):
+    usable = ((rows["status"] == "complete") & np.isfinite(rows["value"].astype(float))).to_numpy()
+    nfes, rungs, found = rows["nfe"].to_numpy(), rows["rung"], []
+    for nfe in sorted(int(n) for n in np.unique(nfes)):
+        own = np.flatnonzero(usable & (nfes == nfe))
+        named = rungs.iloc[own]
         for rung in _RUNGS:
-            places = np.flatnonzero((usable & (rows["nfe"] == nfe) & (rows["rung"] == rung)).to_numpy())[-MOST:]
+            places = own[(named == rung).to_numpy()][-MOST:]
             if len(places) < LEAST:
                 continue
             told = _importance(columns.cells(entry.store, entry.study, places.tolist(), _READ))
@@ -52,6 +54,11 @@ def importances(columns: Columns, entry: Entry) -> list[Importance]:
                 found.append(told)
                 break
     return found
+
+
+def prepare() -> None:
+    """Import what takes longest to, before it is asked for."""
+    import sklearn.ensemble  # noqa: F401
 
 
 def _importance(rows: Sequence[Mapping[str, Any]]) -> Importance | None:

@@ -6,10 +6,12 @@ import ipaddress
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Thread
 
 import uvicorn
 
 from fewstep.dashboards.web.app import LOOPBACK, make_app
+from fewstep.dashboards.web.decisions import prepare
 from fewstep.errors import ConfigurationError
 
 # Pages that wait for events would keep a server open for good.
@@ -37,6 +39,7 @@ def serve(folders: Sequence[Path], host: str, port: int, ready: Callable[[str], 
     app = make_app(folders, allowed_hosts(host))
     with _listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
+        Thread(target=prepare, daemon=True).start()
         ready(f"http://{name}:{listener.getsockname()[1]}")
         config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=_GRACE, lifespan="off")
         uvicorn.Server(config).run(sockets=[listener])

@@ -70,8 +70,11 @@ def tradeoff(columns: Columns, entry: Entry) -> Tradeoff | None:
     if not rung:
         return None
     places = np.flatnonzero((complete & (rows["rung"] == rung)).to_numpy())
-    shown = places if len(places) <= MOST else _worth_showing(columns, entry, places, pairs)
-    told = [_point(row) for row in columns.rows(entry.store, entry.study, shown.tolist(), _UNTOLD)]
+    many = len(places) > MOST
+    shown = _worth_showing(columns, entry, places, pairs) if many else places
+    # Points lie in files all over the table, and what takes longest to read there is their JSON.
+    without = (*_UNTOLD, "candidate_json") if many else _UNTOLD
+    told = [_point(row) for row in columns.rows(entry.store, entry.study, shown.tolist(), without)]
     points = pd.DataFrame([point for point in told if point is not None])
     needed = [name for pair in pairs for name in pair]
     points = points.dropna(subset=[n for n in needed if n in points]).drop_duplicates(
@@ -121,19 +124,20 @@ def _front(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _point(row: EvaluationRecord) -> dict[str, object] | None:
-    """Its figures; None where this version cannot read the candidate."""
-    try:
-        point, figures = parse_point(row.candidate_json), row.metrics
-    except ConfigurationError:
-        return None
-    config, edit = quantization_of(point), edit_of(point)
-    told = told_origin(row.origin, {})
-    name = config.name if config is not None else "full precision" if edit is None else told
+    """Its figures; None where this version cannot read the candidate. One that was not read goes by its hash."""
+    figures, name, told = row.metrics, row.candidate[:8], told_origin(row.origin, {})
+    if row.candidate_json:
+        try:
+            point = parse_point(row.candidate_json)
+        except ConfigurationError:
+            return None
+        config, edit = quantization_of(point), edit_of(point)
+        name = config.name if config is not None else "full precision" if edit is None else told
     label = f"{name}, {told}" if name != told else told
     found: dict[str, object] = {"candidate": row.candidate, "nfe": row.nfe, "value": row.value, "metric": row.metric}
-    found |= {name: figures.get(name) for name in ("success", "identity", "frechet")} if edit is not None else {}
-    if config is not None:
-        for name, unit in (("megabytes", 1e6), ("gigabit_operations", 1e9)):
-            figure = figures.get(_STORED[name])
-            found[name] = None if figure is None else figure / unit
+    if "success" in figures:
+        found |= {name: figures.get(name) for name in ("success", "identity", "frechet")}
+    for kind, unit in (("megabytes", 1e6), ("gigabit_operations", 1e9)):
+        figure = figures.get(_STORED[kind])
+        found[kind] = None if figure is None else figure / unit
     return {**found, "label": f"{label} at NFE {row.nfe}"}

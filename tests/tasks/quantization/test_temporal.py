@@ -90,9 +90,11 @@ def test_a_network_without_temporal_features_is_refused(make: Make, inputs: Make
         projections(Timeless(), {"x": torch.randn(2, 3, 8, 8), "time": torch.zeros(2)})
 
 
-@pytest.mark.parametrize(("kind", "changes"), [*((kind, {}) for kind in KINDS), ("unet", {"tib": "table"})])
+@pytest.mark.parametrize(
+    ("kind", "changes"), [("dit", {}), ("unet", {}), ("unet", {"tib": "table", "tiar_iterations": 2})]
+)
 def test_the_block_alone_gives_what_whole_passes_give(
-    kind: str, changes: dict[str, str], wrapped: Make, inputs: Make
+    kind: str, changes: dict[str, Any], wrapped: Make, inputs: Make
 ) -> None:
     """And leaves the calibrated network as it was, its table too."""
     network, twin = wrapped("w4a8-naive-paper", kind, **changes)
