@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from fewstep import __version__
@@ -57,8 +58,8 @@ def opened(
 
 def _next(evaluator: Evaluator, column: str) -> int:
     """The number behind those that a study has in a column."""
-    numbers = evaluator.store.evaluations.read([column], {"study": evaluator.study}).column(column).to_pylist()
-    return max(numbers, default=-1) + 1
+    numbers = evaluator.store.evaluations.read([column], {"study": evaluator.study}).column(column)
+    return (pc.max(numbers).as_py() + 1) if len(numbers) else 0
 
 
 def completed(evaluator: Evaluator) -> dict[str, EvaluationRecord]:

@@ -139,7 +139,7 @@ def check_folder(store: Store, found: Mapping[str, str]) -> None:
 
 def check_values(store: Store, study: str, model_hash: str) -> None:
     """ConfigurationError where a search's values are of another network than its own, whatever its row says."""
-    models = store.evaluations.read(["model_hash"], {"study": study}).column("model_hash").to_pylist()
+    models = store.evaluations.read(["model_hash"], {"study": study}).column("model_hash").unique().to_pylist()
     others = sorted(set(models) - {model_hash})
     if others:
         raise ConfigurationError(

@@ -32,3 +32,15 @@ def settled(every: int = EVERY) -> Iterator[Callable[[], None]]:
     finally:
         if count >= every:
             gc.unfreeze()
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """While a search is made, nothing of it is garbage, and to look for some takes a fifth of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

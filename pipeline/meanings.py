@@ -6,7 +6,8 @@ one name. Its own schedules do not change: tables hold their lambdas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.evaluator import Evaluator
@@ -14,22 +15,26 @@ from fewstep.pipeline.problems.model import ModelProblem
 from fewstep.pipeline.stages.presets import PAIRED
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import parse_point
-from fewstep.storage.records import EvaluationRecord
 
 DISTANCE = "distance"
 
 
-def check_names(problem: ModelProblem, evaluator: Evaluator, records: Sequence[EvaluationRecord]) -> None:
+def check_names(problem: ModelProblem, evaluator: Evaluator) -> None:
     """ConfigurationError where a study's records are of other times than its names give now."""
-    named = {nfe: problem.named(nfe) for nfe in sorted({r.nfe for r in records}) if nfe in problem.settings.nfes}
-    for record in records:
-        now = named.get(record.nfe, {}).get(record.origin)
-        if now is not None and now != record.candidate:
-            raise _changed(evaluator, f"{record.origin} at NFE {record.nfe}")
-    screened = next((r for r in records if r.rung in (DISTANCE, PAIRED)), None)
-    if screened is not None:
-        rung = Rung(screened.rung, DISTANCE, screened.images, screened.seed)
-        if evaluator.key(parse_point(screened.candidate_json), rung) != screened.key:
+    table, study = evaluator.store.evaluations, {"study": evaluator.study}
+    rows = table.read(["nfe", "origin", "candidate", "rung", "order"], study).sort_by("order")
+    nfes = sorted(set(pc.unique(rows.column("nfe")).to_pylist()) & set(problem.settings.nfes))
+    named = {nfe: problem.named(nfe) for nfe in nfes}
+    origins = pa.array(sorted({origin for names in named.values() for origin in names}), pa.string())
+    for row in rows.filter(pc.is_in(rows.column("origin"), origins)).to_pylist():
+        now = named.get(row["nfe"], {}).get(row["origin"])
+        if now is not None and now != row["candidate"]:
+            raise _changed(evaluator, f"{row['origin']} at NFE {row['nfe']}")
+    screened = rows.filter(pc.is_in(rows.column("rung"), pa.array((DISTANCE, PAIRED)))).slice(0, 1).to_pylist()
+    if screened:
+        (record,) = table.records({**study, "order": screened[0]["order"]})
+        rung = Rung(record.rung, DISTANCE, record.images, record.seed)
+        if evaluator.key(parse_point(record.candidate_json), rung) != record.key:
             raise _changed(evaluator, f"the teacher {problem.settings.teacher}")
 
 

@@ -201,6 +201,8 @@ class Search:
     def _below(self, record: EvaluationRecord) -> Rung | None:
         """The lowest rung that a trial must have been at for this record, and has none of yet."""
         trial, rungs = self.trials[record.trial], self.ladder[:-1]
+        if record.rung == rungs[0].name:
+            return None
         names = [rung.name for rung in rungs]
         if record.rung not in names or any(stage.owns(trial.candidate) for stage in self.stages):
             return None
@@ -257,9 +259,10 @@ class Search:
         return rung.controlled_by(self.trials[control[1]].candidate.point, self.ladder.main)
 
     def _consider_control(self, trial: Trial) -> None:
-        main, metric = self.ladder.main, metric_class(self.ladder.screen.metric)
-        value, account = trial.value(main), self.policy.account(trial.candidate)
-        if not metric.controlled or value is None or self._controls.get(account, (math.inf, 0)) <= (value, 0):
+        if (value := trial.value(self.ladder.main)) is None:
+            return
+        metric, account = metric_class(self.ladder.screen.metric), self.policy.account(trial.candidate)
+        if not metric.controlled or self._controls.get(account, (math.inf, 0)) <= (value, 0):
             return
         complete = [r for r in trial.records.values() if r.status == "complete" and r.metric == metric.figure]
         if any(r.images == self.ladder.screen.images for r in complete):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 import time
@@ -22,6 +21,7 @@ from fewstep.pipeline.dependencies import check_folder, check_studies, check_val
 from fewstep.pipeline.editing.settings import EditSettings
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.garbage import without_collection
 from fewstep.pipeline.loop import Driver, OnRecord, evaluate_all, search
 from fewstep.pipeline.meanings import check_names
 from fewstep.pipeline.measured import NOTES as MEASURED_NOTES
@@ -144,7 +144,7 @@ class Study:
 
     def records(self) -> list[EvaluationRecord]:
         """What was evaluated, in order."""
-        found = self.store.evaluations.records({"study": self.settings.study})
+        found = self.store.evaluations.backed({"study": self.settings.study})
         return sorted(found, key=lambda r: r.order)
 
     def state(self, driver: Driver | None = None) -> Search:
@@ -156,7 +156,7 @@ class Study:
                 driver.event("refit", f"surrogate fitted to {examples} candidates", data)
 
         # As written: a study's numbers rise, and a replay must not depend on a sort.
-        records = self.store.evaluations.records(where={"study": self.settings.study})
+        records = self.store.evaluations.backed({"study": self.settings.study})
         self.store.warn_of_damage()
         with without_collection():
             return self.problem.search(refitted).replay(records)
@@ -225,7 +225,7 @@ class Study:
         check_folder(self.store, found)
         check_values(self.store, self.settings.study, self.files.hash)
         if isinstance(self.problem, ModelProblem) and self.settings.space == "schedule":
-            check_names(self.problem, evaluator, self.records())
+            check_names(self.problem, evaluator)
         return found
 
     def _register(self, hashes: Mapping[str, str]) -> None:
@@ -410,18 +410,6 @@ class Study:
             **{f"{name}_seed": seed for name, seed in self.problem.seeds.items()},
             "fewstep": __version__,
         }
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """While a search is made, nothing of it is garbage, and to look for some takes a fifth of the time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _paired(evaluator: Evaluator | None, rung: Rung, first: Point, second: Point) -> Interval | None:

@@ -8,15 +8,19 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from optuna.trial import TrialState
 
 from fewstep.search_spaces.point import Point, parse_point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.space import Space
+from fewstep.storage.backing import packed
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.metrics.metric import metric_class
 from fewstep.tasks.work import GROUP
+
+G = TypeVar("G")
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,15 @@ class Candidate:
         return self.point.to_json()
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether it has parameters: it is a member of the space then."""
+        return bool(self.parameters)
+
+    def genome(self, space: Space[G]) -> G:
+        """The member of a space that it is."""
+        return space.genome(self.point)
+
+    @property
     def schedule(self) -> SolverSchedule:
         """The schedule that it samples by; only for points that have one."""
         schedule = schedule_of(self.point)
@@ -117,10 +130,10 @@ class Candidate:
 
 
 class Kept(Candidate):
-    """A candidate whose point is kept as JSON, and read when it is asked for: as objects it takes ten times as much."""
+    """A candidate as one of its records has it: its point is read when it is asked for."""
 
-    def __init__(self, trial: int, text: str, origin: str, parameters: dict[str, Any], hash: str, nfe: int) -> None:
-        self.__dict__.update(trial=trial, origin=origin, parameters=parameters, hash=hash, nfe=nfe, _text=text)
+    def __init__(self, trial: int, origin: str, nfe: int, record: EvaluationRecord) -> None:
+        self.__dict__.update(trial=trial, origin=origin, hash=record.candidate, nfe=nfe, _record=record)
 
     @property
     def point(self) -> Point:
@@ -130,12 +143,30 @@ class Kept(Candidate):
     @property
     def json(self) -> str:
         """The point's, as it is kept."""
-        text: str = self.__dict__["_text"]
-        return text
+        return self._record.candidate_json
+
+    @property
+    def parameters(self) -> dict[str, Any]:  # type: ignore[override]
+        """What a sampler drew."""
+        return self._record.parameters
+
+    @property
+    def is_drawn(self) -> bool:
+        """See Candidate."""
+        return not self._record.begins("parameters", "{}")
+
+    def genome(self, space: Space[G]) -> G:
+        """See Candidate."""
+        return space.stored(self.json)
+
+    @property
+    def _record(self) -> EvaluationRecord:
+        record: EvaluationRecord = self.__dict__["_record"]
+        return record
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As it is."""
-        return Kept, (self.trial, self.json, self.origin, self.parameters, self.hash, self.nfe)
+        return Kept, (self.trial, self.origin, self.nfe, self._record)
 
 
 _SCHEDULE = '{"kind":"schedule","schedule":'
@@ -148,9 +179,8 @@ def candidate_of(record: EvaluationRecord) -> Candidate:
 
     A schedule alone is read when it is asked for: its calls are the record's, of other points those may be counted.
     """
-    if record.nfe and record.candidate_json.startswith(_SCHEDULE):
-        what = record.candidate_json, record.origin, record.parameters, record.candidate, record.nfe
-        return Kept(record.trial, *what)
+    if record.nfe and record.begins("candidate_json", _SCHEDULE):
+        return Kept(record.trial, record.origin, record.nfe, record)
     candidate = Candidate(record.trial, parse_point(record.candidate_json), record.origin, record.parameters)
     candidate.__dict__["hash"] = record.candidate
     return candidate
@@ -174,12 +204,13 @@ class Trial:
         return self.candidate.trial
 
     def slim(self) -> None:
-        """Keep no more of the point than its JSON, which its records hold."""
-        if type(self.candidate) is Candidate:
-            texts = (r.candidate_json for r in self.records.values() if r.candidate == self.candidate.hash)
-            if (text := next(texts, "")) and self.state != TrialState.RUNNING:
-                c = self.candidate
-                self.candidate = Kept(c.trial, text, c.origin, c.parameters, c.hash, c.nfe)
+        """Once it is over, keep the bulk of it packed."""
+        if self.state == TrialState.RUNNING:
+            return
+        self.records = {rung: packed(record) for rung, record in self.records.items()}
+        c = self.candidate
+        if type(c) is Candidate and (same := [r for r in self.records.values() if r.candidate == c.hash]):
+            self.candidate = Kept(c.trial, c.origin, c.nfe, same[0])
 
     def value(self, rung: Rung) -> float | None:
         """Its value at a rung; None where it has none."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.search_spaces.decisions import Decision, Range
-from fewstep.search_spaces.point import Point
+from fewstep.search_spaces.point import Point, parse_point
 from fewstep.search_spaces.trials import Fixed, Suggests
 
 G = TypeVar("G")
@@ -61,6 +61,10 @@ class Space(ABC, Generic[G]):
     def genome(self, point: Point) -> G:
         """The member that a point is; ScheduleError where it is none."""
 
+    def stored(self, text: str) -> G:
+        """The same from the JSON of a point that was a member when it was stored."""
+        return self.genome(parse_point(text))
+
     def nfe(self, genome: G) -> int:
         """Denoiser calls of a member for one image."""
         return self.point(genome).nfe
@@ -92,6 +96,10 @@ class Space(ABC, Generic[G]):
     def discrete(self, genome: G) -> object:
         """What is left of a member without its continuous decisions; comparable."""
         return genome
+
+    def alike(self, a: G, b: G) -> bool:
+        """Whether two members differ in continuous decisions at most."""
+        return self.discrete(a) == self.discrete(b)
 
     @property
     def flat(self) -> bool:

@@ -8,6 +8,9 @@ from collections.abc import Hashable
 
 import pyarrow as pa
 
+# What a column of a table takes besides its values.
+COLUMN_BYTES = 1024
+
 
 class Held:
     """Tables by whatever names their content, of `most` bytes together; the one not asked for longest goes first."""
@@ -27,9 +30,20 @@ class Held:
     def put(self, name: Hashable, table: pa.Table) -> None:
         """Hold a table, unless it is larger than all that may be held."""
         with self._lock:
-            if name in self._tables or table.nbytes > self._most:
+            if name in self._tables or _size(table) > self._most:
                 return
             self._tables[name] = table
-            self._bytes += table.nbytes
+            self._bytes += _size(table)
             while self._bytes > self._most:
-                self._bytes -= self._tables.popitem(last=False)[1].nbytes
+                self._bytes -= _size(self._tables.popitem(last=False)[1])
+
+    def drop(self, name: Hashable) -> None:
+        """Hold it no more: nobody will ask for it again."""
+        with self._lock:
+            if (table := self._tables.pop(name, None)) is not None:
+                self._bytes -= _size(table)
+
+
+def _size(table: pa.Table) -> int:
+    values: int = table.nbytes
+    return values + COLUMN_BYTES * table.num_columns

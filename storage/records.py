@@ -15,7 +15,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Self
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 
@@ -108,6 +109,31 @@ class Record:
     needed: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Further columns of an older file that the value of a column is worked out from."""
 
+    quick: ClassVar[tuple[str, ...]] = ()
+    """Fields that are always in memory, those with a plain default among them: see `backing`."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A field that was left where the record came from, see `backing`."""
+            known = vars(self)
+            if "_backing" not in known or name not in type(self).schema.names:
+                raise AttributeError(f"{type(self).__name__} has no {name}")
+            source, row = known["_backing"]
+            return source.value(name, row)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All fields, wherever they are."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+    def begins(self, name: str, text: str) -> bool:
+        """Whether a field is stored as a text that begins so; it is not read for that where its column can tell."""
+        source, row = vars(self).get("_backing", (None, 0))
+        if name not in vars(self) and hasattr(source, "begins"):
+            return bool(source.begins(name, text, row))
+        value = getattr(self, name)
+        return (json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)).startswith(text)
+
     @classmethod
     def upgrade(cls, table: pa.Table, version: int) -> pa.Table:
         """What was stored under an older schema version, in today's terms; of the columns that are there."""
@@ -179,9 +205,7 @@ class Record:
             value = row.get(column.name)
             if value is None and not column.nullable:
                 value = cls.default(column.name)
-            values[column.name] = value.astimezone(UTC) if isinstance(value, datetime) else value
-        for name in cls._json_columns():
-            values[name] = cls._json(name, values[name])
+            values[column.name] = cls.parsed(column.name, value)
         return cls(**values)
 
     @classmethod
@@ -208,6 +232,13 @@ class Record:
         return made
 
     @classmethod
+    def parsed(cls, name: str, value: Any) -> Any:
+        """A field from its stored value."""
+        if isinstance(value, datetime):
+            return value.astimezone(UTC)
+        return cls._json(name, value) if name in cls._json_columns() else value
+
+    @classmethod
     def _json(cls, name: str, text: Any) -> Any:
         try:
             return json.loads(text)
@@ -217,8 +248,9 @@ class Record:
             ) from error
 
     @classmethod
-    def _json_columns(cls) -> list[str]:
-        return [entry.name for entry in fields(cls) if entry.default_factory is dict]
+    @cache
+    def _json_columns(cls) -> frozenset[str]:
+        return frozenset(entry.name for entry in fields(cls) if entry.default_factory is dict)
 
 
 # Events that are routine, and counted only: a refit of the surrogate; seconds of work by worker since `since`.
@@ -319,6 +351,10 @@ class EvaluationRecord(Record):
         ("status", "error", "parameters", "metrics", "versions", "device", "seconds", "low", "high")
     )
     needed: ClassVar[Mapping[str, tuple[str, ...]]] = {"candidate_json": ("quantization", "parameters")}
+    quick: ClassVar[tuple[str, ...]] = (
+        *("order", "trial", "candidate", "nfe", "rung", "origin"),
+        *("seed", "images", "metric", "value", "status", "error"),
+    )
 
     @property
     def of_report(self) -> bool:

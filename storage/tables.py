@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
 from fewstep.errors import DamagedFileError, StorageError
+from fewstep.storage.backing import backed
 from fewstep.storage.compaction import Piece, choose_all, choose_merge
 from fewstep.storage.held import Held
 from fewstep.storage.parts import VERSION_KEY, Facts, Part, PartDirectory, one_line, open_filesystem
@@ -127,6 +128,10 @@ class Table(Generic[R]):
     def records(self, where: Mapping[str, str | int] | None = None) -> list[R]:
         """The rows as records, in the order of writing; `where` and errors as in `read`."""
         return self.record.from_table(self.read(where=where))
+
+    def backed(self, where: Mapping[str, str | int] | None = None) -> list[R]:
+        """The same of many rows: what is seldom needed of them is read when it is asked for, see `backing`."""
+        return backed(self.record, self.read(where=where))
 
     def damaged(self) -> list[tuple[str, str]]:
         """(path, reason) of each file that reads skip: torn, or not Parquet; until it is gone."""
@@ -278,7 +283,10 @@ class Table(Generic[R]):
             return self.load(part, columns)
         keys = self.load(part, list(where))
         match = self._equal(keys, where)
-        return self.load(part, columns).filter(pa.array(match)) if match.any() else None
+        if not match.any():
+            return None
+        table = self.load(part, columns)
+        return table if match.all() else table.filter(pa.array(match))
 
     def _upgraded(self, part: Part, found: pa.Table, version: int) -> pa.Table:
         for name in found.column_names:
@@ -371,4 +379,5 @@ class Table(Generic[R]):
         self._hold(part, merged)
         for part in parts:
             self.directory.remove(part)
+            _HELD.drop(self._held_as(part))
         return True

@@ -39,8 +39,8 @@ class HalvingPolicy:
     def cost(self, search: Search, candidate: Candidate) -> int:
         """The screen, and the main rung of what climbs in any case."""
         screen, main = search.ladder.screen, search.ladder.main
-        climbs = candidate.origin in (WARM, WARM_REFINED)
-        return candidate.nfe * (screen.images + climbs * grown(screen, main))
+        further = grown(screen, main) if candidate.origin in (WARM, WARM_REFINED) else 0
+        return candidate.nfe * (screen.images + further)
 
     def least(self, search: Search, account: int) -> int:
         """The screen."""

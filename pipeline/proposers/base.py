@@ -32,7 +32,7 @@ def is_known(origin: str) -> bool:
 
 def is_outside(candidate: Candidate) -> bool:
     """Whether a candidate is no member of the space that is searched, so that the sampler learns nothing of it."""
-    return not candidate.parameters
+    return not candidate.is_drawn
 
 
 class Proposer(Protocol):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from fewstep.pipeline.proposers.base import KNOWN
@@ -18,7 +20,7 @@ ENOUGH = 12
 Standing = tuple[int, float, int]
 
 
-@dataclass
+@dataclass(slots=True)
 class Member(Generic[G]):
     """A proposed member, and its values by number of the rung."""
 
@@ -47,13 +49,27 @@ class Members(Generic[G]):
         self._members: dict[int, Member[G]] = {}
         self._ranked: list[Standing] = []
         self._counts = [0] * rungs
-        self.moves = [LocalMoves(space) for _ in range(rungs)]
+        self.moves = [LocalMoves(space, partial(self._valued, rung)) for rung in range(rungs)]
+
+    def restore(self, members: Iterable[tuple[Member[G], str]]) -> None:
+        """Enter members that were there before, with their values and origins; for new ones only."""
+        for member, origin in members:
+            self._members[member.number] = member
+            self.seen.add(member.genome)
+            self.drawn += _is_drawn(origin)
+            for rung, value in member.values.items():
+                self._counts[rung] += 1
+                self.moves[rung].add(member.number, member.genome, value)
+        self._ranked = sorted(member.standing for member in self._members.values())
+
+    def _valued(self, rung: int) -> Iterable[tuple[int, G, float]]:
+        return ((m.number, m.genome, m.values[rung]) for m in self._members.values() if rung in m.values)
 
     def add(self, member: Member[G], origin: str) -> None:
         """Enter a new member."""
         self._members[member.number] = member
         self.seen.add(member.genome)
-        self.drawn += f"{origin.partition(':')[0]}:" not in KNOWN
+        self.drawn += _is_drawn(origin)
         insort(self._ranked, member.standing)
 
     def report(self, member: Member[G], rung: int, value: float) -> None:
@@ -78,6 +94,10 @@ class Members(Generic[G]):
     def fidelity(self) -> int:
         """The highest rung whose values are known for enough members decides."""
         return max((rung for rung, count in enumerate(self._counts) if count >= ENOUGH), default=0)
+
+
+def _is_drawn(origin: str) -> bool:
+    return f"{origin.partition(':')[0]}:" not in KNOWN
 
 
 class _Moved:

@@ -8,8 +8,9 @@ whoever proposed them: so the move is a function of the search's history, and a 
 from __future__ import annotations
 
 import hashlib
-from bisect import insort
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -25,30 +26,34 @@ KEPT = 64
 
 
 class LocalMoves(Generic[G]):
-    """Members of one NFE with their values at one rung, and moves near the best of them.
+    """Moves near the best of the members of one NFE that have a value at one rung.
 
-    CMA-ES is told every member once, however many moves are asked for: what it knew is kept until the best changes.
+    `valued` gives them all: (number, genome, value). CMA-ES is told every member once, however many moves are asked
+    for: what it knew is kept until the best changes.
     """
 
-    def __init__(self, space: Space[G]) -> None:
-        self._space = space
-        self._alike: dict[object, list[tuple[int, Vector, float]]] = {}
+    def __init__(self, space: Space[G], valued: Callable[[], Iterable[tuple[int, G, float]]]) -> None:
+        self._space, self._valued = space, valued
         self._best: tuple[float, int, G] | None = None
+        # Those that are like the best, by rising number, once they were asked for.
+        self._group: list[tuple[int, Vector, float]] | None = None
         self._told: deque[tuple[int, CMA]] = deque(maxlen=KEPT)
 
     def add(self, number: int, genome: G, value: float) -> None:
         """A member has a value now."""
-        kind = self._space.discrete(genome)
-        group = self._alike.setdefault(kind, [])
-        late = bool(group) and group[-1][0] > number
-        insort(group, (number, self._space.to_vector(genome), value), key=lambda entry: entry[0])
-        if self._best is None or (value, number) < self._best[:2]:
+        before, group = self._best, self._group
+        like = before is not None and self._space.alike(before[2], genome)
+        if group is not None and like:
+            place = bisect_left(group, number, key=lambda entry: entry[0])
+            group.insert(place, (number, self._space.to_vector(genome), value))
+            # Told in another order it would be another.
+            while place + 1 < len(group) and self._told and self._told[-1][0] > place:
+                self._told.pop()
+        if before is None or (value, number) < before[:2]:
             self._best = value, number, genome
             self._told.clear()
-        elif late and self._told and kind == self._space.discrete(self._best[2]):
-            place = next(i for i in range(len(group) - 1, -1, -1) if group[i][0] == number)
-            while self._told and self._told[-1][0] > place:
-                self._told.pop()
+            if not like:
+                self._group = None
 
     def move(self, seed: str) -> G | None:
         """A genome near the best; None where nothing has a value, or the space has no two continuous decisions."""
@@ -58,8 +63,11 @@ class LocalMoves(Generic[G]):
         start = self._space.to_vector(best)
         if len(start) < 2:
             return None
+        if self._group is None:
+            like = sorted((e for e in self._valued() if self._space.alike(best, e[1])), key=lambda entry: entry[0])
+            self._group = [(number, self._space.to_vector(genome), value) for number, genome, value in like]
+        group = self._group
         key = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
-        group = self._alike[self._space.discrete(best)]
         count, optimizer = self._told[-1] if self._told else (0, CMA(start, SPREAD, seed=key))
         size = optimizer.population_size
         while count + size <= len(group):

@@ -16,6 +16,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from fewstep.pipeline.garbage import without_collection
 from fewstep.pipeline.proposers.base import Check, Objectives, is_outside
 from fewstep.pipeline.proposers.drawn import Drawn
 from fewstep.pipeline.proposers.members import Member, Members
@@ -128,13 +129,22 @@ class S3Proposer:
     def _read(self) -> None:
         """Take in the trials that were there before."""
         unread, self._unread = self._unread, []
+        if unread:
+            with without_collection():
+                self._enter_all(unread)
+
+    def _enter_all(self, unread: Sequence[Trial]) -> None:
+        found: dict[int, list[tuple[Member[Any], str]]] = {}
         for trial in unread:
-            self._entered(trial.candidate)
-            for step, rung in enumerate(self._rungs):
-                record = trial.records.get(rung)
-                if record is not None and record.value is not None:
-                    self.report(trial, record.value, step)
-            self.tell(trial, None)
+            candidate = trial.candidate
+            records = [(step, trial.records.get(rung)) for step, rung in enumerate(self._rungs)]
+            values = {step: r.value for step, r in records if r is not None and r.value is not None}
+            failed, own = trial.state == TrialState.FAIL, candidate.origin == self._origin
+            member = Member(candidate.trial, candidate.genome(self._space), values, failed, own)
+            self._members[candidate.trial] = member
+            found.setdefault(self._space.nfe(member.genome), []).append((member, candidate.origin))
+        for nfe, members in found.items():
+            self._at(nfe).restore(members)
 
     # -- proposals ------------------------------------------------------------------------------------
 

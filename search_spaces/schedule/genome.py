@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -20,7 +22,7 @@ STARTS = (-1, -2)
 THRESHOLDS = ("none", "static", "dynamic")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Genes:
     """Decisions of one step. Orders above what the step's history allows are cut when it is built.
 
@@ -37,7 +39,7 @@ class Genes:
     start: int = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Genome:
     """All decisions: rising finite lambdas and the end, the first call, and the genes of every step.
 
@@ -103,15 +105,8 @@ def _genes(step: Step) -> Genes:
     if not derivatives and step.corrector is not None and step.corrector.derivatives:
         kind = step.corrector.derivatives[0].relaxation
     estimate = len(derivatives[0].points) if derivatives else 1
-    return Genes(
-        step.prediction,
-        len(derivatives) + 1,
-        estimate,
-        kind,
-        coefficient,
-        step.corrector is not None,
-        step.predictor.start,
-    )
+    what, sign = (step.prediction, len(derivatives) + 1, estimate, kind), math.copysign(1.0, coefficient)
+    return _genes_of(*what, coefficient, sign, step.corrector is not None, step.predictor.start)
 
 
 def to_schedule(genome: Genome, name: str = "") -> SolverSchedule:
@@ -152,6 +147,85 @@ def to_genome(schedule: SolverSchedule) -> Genome:
             f"schedule {schedule.name or schedule.hash} uses decisions that the search space does not contain"
         )
     return genome
+
+
+def stored_genome(text: str) -> Genome:
+    """The genome of a schedule from its point's JSON as it is written, without making the schedule; of a member alone.
+
+    What is between two steps' beginnings is read once: members share most of their steps.
+    """
+    first, *steps = text.split(_STEP)
+    last, found, rest = steps[-1].partition(_AFTER) if steps else ("", "", "")
+    if not (first.startswith(_BEFORE) and first.endswith(_STEPS) and found):
+        return _of_fields(json.loads(text)["schedule"])
+    lambdas = json.loads(first[len(_BEFORE) : -len(_STEPS)])
+    genes = (*map(_read_genes, [step[:-1] for step in steps[:-1]]), _read_genes(last))
+    return _genome(lambdas, genes, *_read_rest(rest))
+
+
+_BEFORE, _STEPS = '{"kind":"schedule","schedule":{"schema_version":1,"lambdas":', ',"steps":['
+_STEP, _AFTER = '{"prediction":', '],"first_call":'
+
+
+def _of_fields(schedule: Mapping[str, Any]) -> Genome:
+    return _genome(schedule["lambdas"], tuple(map(_stored_genes, schedule["steps"])), *_rest(schedule))
+
+
+def _genome(
+    lambdas: Sequence[Any],
+    genes: tuple[Genes, ...],
+    first_call: str,
+    threshold: str,
+    guidance: float | None,
+    skips: tuple[float, ...],
+) -> Genome:
+    to_zero = lambdas[-1] == "inf"
+    times = tuple(map(float, lambdas[:-1] if to_zero else lambdas))
+    return Genome(times, "zero" if to_zero else "epsilon", first_call, genes, threshold, guidance, skips)
+
+
+def _rest(schedule: Mapping[str, Any]) -> tuple[str, str, float | None, tuple[float, ...]]:
+    """First call, threshold, guidance and skips."""
+    threshold, guidance = schedule.get("threshold"), schedule.get("guidance")
+    skips = tuple(map(float, schedule.get("skips", ())))
+    first_call, scale = schedule.get("first_call", "model"), None if guidance is None else float(guidance)
+    return first_call, threshold["kind"] if threshold else "none", scale, skips
+
+
+@lru_cache(maxsize=256)
+def _read_rest(text: str) -> tuple[str, str, float | None, tuple[float, ...]]:
+    """The same from what follows the steps."""
+    return _rest(json.loads(f'{{"first_call":{text[:-1]}'))
+
+
+@lru_cache(maxsize=8192)
+def _read_genes(text: str) -> Genes:
+    return _stored_genes(json.loads(_STEP + text))
+
+
+def _stored_genes(step: Mapping[str, Any]) -> Genes:
+    """As `_genes`, of a step's JSON."""
+    predictor, corrector = step.get("predictor", {}), step.get("corrector")
+    derivatives = predictor.get("derivatives", ())
+    kind, coefficient, estimate = "none", 0.0, 1
+    if derivatives:
+        first = derivatives[0]
+        kind, coefficient = first.get("relaxation", "none"), float(first.get("coefficient", 0.0))
+        estimate = len(first["points"])
+        if len(derivatives) > 1 and derivatives[1].get("relaxation") == "scale":
+            kind, coefficient = "half2", 0.0
+    elif corrector is not None and corrector.get("derivatives"):
+        kind = corrector["derivatives"][0].get("relaxation", "none")
+    what, sign = (step.get("prediction", "data"), len(derivatives) + 1, estimate, kind), math.copysign(1.0, coefficient)
+    return _genes_of(*what, coefficient, sign, corrector is not None, predictor.get("start", -1))
+
+
+@lru_cache(maxsize=4096)
+def _genes_of(
+    prediction: str, order: int, estimate: int, kind: str, value: float, sign: float, corrector: bool, start: int
+) -> Genes:
+    """Members share most of their genes."""
+    return Genes(prediction, order, estimate, kind, value, corrector, start)
 
 
 def _has_steps_of(genome: Genome, schedule: SolverSchedule) -> bool:

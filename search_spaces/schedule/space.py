@@ -19,6 +19,8 @@ from fewstep.search_spaces.trials import Suggests
 LARGEST = 4.0
 # Other decisions are scaled to move as far as the log of a gap does.
 COEFFICIENT_SCALE, GUIDANCE_SCALE, SKIP_SCALE = 0.25, 1.0, 0.1
+# How the JSON of a point that is a schedule alone begins.
+_ALONE = '{"kind":"schedule","schedule":'
 
 
 class _Widest:
@@ -73,6 +75,10 @@ class ScheduleSpace(SolverSpace, Space[Genome]):
             raise ScheduleError(f"{point.name} has no schedule")
         return genome.to_genome(schedule)
 
+    def stored(self, text: str) -> Genome:
+        """See `genome.stored_genome`."""
+        return genome.stored_genome(text) if text.startswith(_ALONE) else super().stored(text)
+
     def nfe(self, genome: Genome) -> int:
         """The genome's."""
         return genome.nfe
@@ -104,6 +110,20 @@ class ScheduleSpace(SolverSpace, Space[Genome]):
         """All other decisions."""
         genes: list[Genes] = [replace(g, coefficient=0.0) for g in genome.genes]
         return genome.end, genome.first_call, genome.threshold, genome.guidance is None, tuple(genes)
+
+    def alike(self, a: Genome, b: Genome) -> bool:
+        """As `discrete` says, without making it of each."""
+        if len(a.genes) != len(b.genes) or (a.end, a.first_call, a.threshold) != (b.end, b.first_call, b.threshold):
+            return False
+        if (a.guidance is None) != (b.guidance is None):
+            return False
+        return all(
+            one is other or _decided(one) == _decided(other) for one, other in zip(a.genes, b.genes, strict=True)
+        )
+
+
+def _decided(g: Genes) -> tuple[object, ...]:
+    return g.prediction, g.order, g.estimate, g.relaxation, g.corrector, g.start
 
 
 def _linear(genome: Genome) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,20 +24,25 @@ def study(tmp_path: Path) -> Study:
 
 def test_names_that_mean_what_they_did_are_taken(study: Study) -> None:
     assert isinstance(study.problem, ScheduleProblem)
-    check_names(study.problem, study.evaluator(), study.records())
+    check_names(study.problem, study.evaluator())
 
 
-def test_a_preset_of_other_times_is_refused(study: Study) -> None:
-    assert isinstance(study.problem, ScheduleProblem)
-    records = study.records()
-    place = next(i for i, r in enumerate(records) if r.origin.startswith("preset:"))
-    records[place] = replace(records[place], candidate="0" * 16)
-    with pytest.raises(ConfigurationError, match=f"begun when {records[place].origin} at NFE"):
-        check_names(study.problem, study.evaluator(), records)
+def test_a_preset_of_other_times_is_refused(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = study.problem
+    assert isinstance(problem, ScheduleProblem)
+    changed = next(r for r in study.records() if r.origin.startswith("preset:"))
+    named = problem.named
+
+    def other(nfe: int) -> dict[str, str]:
+        return named(nfe) | ({changed.origin: "0" * 16} if nfe == changed.nfe else {})
+
+    monkeypatch.setattr(problem, "named", other)
+    with pytest.raises(ConfigurationError, match=f"begun when {changed.origin} at NFE {changed.nfe}"):
+        check_names(problem, study.evaluator())
 
 
 def test_a_teacher_of_other_times_is_refused(study: Study) -> None:
     assert isinstance(study.problem, ScheduleProblem)
     study.problem.teacher = parse_schedule("dpmpp-2m/karras-zero@16", study.files.noise)
     with pytest.raises(ConfigurationError, match="begun when the teacher dpmpp-2m/uniform-t-zero@16"):
-        check_names(study.problem, study.evaluator(), study.records())
+        check_names(study.problem, study.evaluator())

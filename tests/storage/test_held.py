@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from fewstep.storage import parts
-from fewstep.storage.held import Held
+from fewstep.storage import parts, tables
+from fewstep.storage.held import COLUMN_BYTES, Held
 from fewstep.storage.records import EventRecord
 from fewstep.storage.tables import Table
 
@@ -18,15 +18,34 @@ def _table(numbers: range) -> pa.Table:
 
 
 def test_what_was_asked_for_longest_ago_goes_first() -> None:
-    held = Held(3 * 8)
+    held = Held(3 * (8 + COLUMN_BYTES))
     for name in "abc":
         held.put(name, _table(range(1)))
     assert held.get("a") is not None
     held.put("d", _table(range(1)))
     assert [held.get(name) is not None for name in "abcd"] == [True, False, True, True]
-    held.put("large", _table(range(4)))
+    held.put("large", _table(range(COLUMN_BYTES)))
     assert held.get("large") is None
     assert held.get("d") is not None
+
+
+def test_what_is_dropped_makes_room() -> None:
+    held = Held(2 * (8 + COLUMN_BYTES))
+    for name in "ab":
+        held.put(name, _table(range(1)))
+    held.drop("b")
+    held.drop("never there")
+    held.put("c", _table(range(1)))
+    assert [held.get(name) is not None for name in "abc"] == [True, False, True]
+
+
+def test_files_that_were_merged_are_not_held(tmp_path, event, monkeypatch):
+    monkeypatch.setattr(tables, "_HELD", held := Held(2**20))
+    table = Table(EventRecord, tmp_path, small_parts=4)
+    for order in range(100):
+        table.append([event(order)])
+        assert len(held._tables) <= 5
+    assert [r.order for r in Table(EventRecord, tmp_path).records()] == list(range(100))
 
 
 @pytest.fixture

@@ -33,16 +33,21 @@ def test_a_member_at_another_nfe_is_a_member_and_keeps_the_decisions_for_all_ste
     assert with_nfe(SPACE, genome, a, rng).genes == genome.genes
 
 
-def _moves(members: Sequence[tuple[int, Genome, float]]) -> LocalMoves[Genome]:
-    moves = LocalMoves(SPACE)
-    for member in members:
-        moves.add(*member)
-    return moves
+class _Moves(LocalMoves[Genome]):
+    def __init__(self, members: Sequence[tuple[int, Genome, float]] = ()) -> None:
+        self.known: list[tuple[int, Genome, float]] = []
+        super().__init__(SPACE, lambda: self.known)
+        for member in members:
+            self.add(*member)
+
+    def add(self, number: int, genome: Genome, value: float) -> None:
+        self.known.append((number, genome, value))
+        super().add(number, genome, value)
 
 
 def test_a_move_keeps_every_discrete_decision_and_the_nfe() -> None:
     best = random_genome(SPACE, 5, Random(3))
-    moves = _moves([(0, best, 1.0), (1, random_genome(SPACE, 5, Random(4)), 2.0)])
+    moves = _Moves([(0, best, 1.0), (1, random_genome(SPACE, 5, Random(4)), 2.0)])
     moved = {moves.move(f"0/{i}") for i in range(10)}
     assert len(moved) == 10
     for genome in moved:
@@ -56,20 +61,20 @@ def test_a_move_keeps_every_discrete_decision_and_the_nfe() -> None:
 
 
 def test_without_a_value_there_is_nothing_to_move_around() -> None:
-    assert LocalMoves(SPACE).move("0") is None
+    assert _Moves().move("0") is None
 
 
 def test_a_move_is_a_function_of_the_members_in_whatever_order_they_came_and_whatever_was_asked_before() -> None:
     best = random_genome(SPACE, 4, Random(1))
-    first = _moves([(0, best, 1.0)])
+    first = _Moves([(0, best, 1.0)])
     found = [first.move(f"0/{i}") for i in range(60)]
     members = [(0, best, 1.0), *((i + 1, g, 1.5 + 0.1 * (i * 7 % 13)) for i, g in enumerate(found) if g is not None)]
-    mixed = LocalMoves(SPACE)
+    mixed = _Moves()
     for i, member in enumerate(Random(2).sample(members, len(members))):
         mixed.add(*member)
         if i % 5 == 0:
             mixed.move(f"1/{i}")
-    assert mixed.move("2") == _moves(members).move("2")
+    assert mixed.move("2") == _Moves(members).move("2")
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -82,7 +87,7 @@ def test_moves_told_to_cmaes_come_nearer_to_the_optimum_than_as_many_untold_ones
     def badness(genome: Genome) -> float:
         return float(np.sum((np.array(genome.lambdas) - target)[1:] ** 2))
 
-    told, first = _moves([(0, start, badness(start))]), _moves([(0, start, badness(start))])
+    told, first = _Moves([(0, start, badness(start))]), _Moves([(0, start, badness(start))])
     walked, stayed = [badness(start)], []
     for i in range(1, 90):
         genome, other = told.move(f"{seed}/{i}"), first.move(f"{seed}/{i}")
