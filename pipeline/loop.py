@@ -17,13 +17,16 @@ from fewstep.pipeline.garbage import settled
 from fewstep.pipeline.known import Known
 from fewstep.pipeline.search import Search
 from fewstep.pipeline.trial import Candidate, Rung
-from fewstep.storage.records import BUSY, MEASURED, EvaluationRecord, EventRecord
+from fewstep.storage.records import BUSY, MEASURED, EvaluationRecord, EventRecord, MomentsRecord
 from fewstep.storage.store import Store
+from fewstep.tasks.work import TaskResult
 
 # Seconds between two records of what each worker was busy with.
 BUSY_EVERY = 60.0
 # Kinds of events that are no warnings.
 NOTES = ("screen",)
+# Results that are written at once, where so many are there, and bytes of their moments.
+MOST_AT_ONCE, MOST_BYTES = 64, 32 * 2**20
 OnRecord = Callable[[EvaluationRecord], None]
 
 
@@ -54,6 +57,8 @@ class Driver:
         known: Known | None = None,
     ) -> None:
         self._known, self._taken = known, deque[EvaluationRecord]()
+        # On disk, and not given yet.
+        self._written = deque[EvaluationRecord]()
         self.evaluator, self.executor, self.store = evaluator, executor, store
         self.order, self.event_order, self.clock = order, event_order, Clock()
         self._on_record = on_record
@@ -67,8 +72,8 @@ class Driver:
 
     @property
     def in_flight(self) -> int:
-        """What `next_record` has still to wait for."""
-        return self.executor.in_flight + len(self._taken)
+        """What `next_record` has still to wait for, or to give."""
+        return self.executor.in_flight + len(self._taken) + len(self._written)
 
     def submit(self, candidate: Candidate, rung: Rung) -> None:
         """Start an evaluation: its tasks go to the executor, unless it is known from elsewhere."""
@@ -85,32 +90,55 @@ class Driver:
     def next_record(self) -> EvaluationRecord | None:
         """Wait for one task, whose moments are kept. Where it completes an evaluation, the record is on disk first.
 
-        EvaluationError where so many failed that the others would.
+        What other tasks have left by then is written with it, and given next. EvaluationError where so many failed that
+        the others would.
         """
-        if self._taken:
-            return self._recorded(replace(self._taken.popleft(), order=self.order))
+        if not self._written:
+            # What is learned follows what is written: a replay is then the same.
+            self._write([replace(self._taken.popleft(), order=self.order)] if self._taken else self._come())
+        if not self._written:
+            return None
+        record = self._written.popleft()
+        if self._on_record:
+            self._on_record(record)
+        self.failures.note(record)
+        return record
+
+    def _come(self) -> list[EvaluationRecord]:
+        """The records of the next result, waited for, and of those that are there besides; their moments are on disk.
+
+        Moments first, and at once: a record whose moments are lost could never grow, and a long evaluation that is
+        killed goes on where it was.
+        """
+        records: list[EvaluationRecord] = []
+        moments: list[MomentsRecord] = []
+        for _ in range(MOST_AT_ONCE):
+            record, new = self.evaluator.absorb(self._result(), self.order + len(records))
+            moments += new
+            records += [] if record is None else [record]
+            size = sum(len(row.mean) + len(row.scatter) for row in moments)
+            # Executors of others may not tell.
+            if not getattr(self.executor, "ready", 0) or size > MOST_BYTES:
+                break
+        if moments:
+            self.store.moments.append(moments)
+        return records
+
+    def _result(self) -> TaskResult:
         begun = time.perf_counter()
         try:
-            result = self.executor.next()
+            return self.executor.next()
         finally:
             self.clock.waiting += time.perf_counter() - begun
             for event in self.executor.events():
                 self.event(event.kind, event.message, dict(event.data))
             self.tell_busy(BUSY_EVERY)
-        record, moments = self.evaluator.absorb(result, self.order)
-        # Moments first, and at once: a record whose moments are lost could never grow, and a long evaluation that
-        # is killed goes on where it was.
-        if moments:
-            self.store.moments.append(moments)
-        return None if record is None else self._recorded(record)
 
-    def _recorded(self, record: EvaluationRecord) -> EvaluationRecord:
-        self.store.evaluations.append([record])
-        self.order += 1
-        if self._on_record:
-            self._on_record(record)
-        self.failures.note(record)
-        return record
+    def _write(self, records: list[EvaluationRecord]) -> None:
+        if records:
+            self.store.evaluations.append(records)
+            self.order += len(records)
+            self._written.extend(records)
 
     def tell(self, news: list[tuple[str, str]], aloud: bool = True) -> None:
         """Record what there is to say and say it on stderr, what is recorded already not again; none is left."""

@@ -146,7 +146,7 @@ class Kept(Candidate):
         return self._record.candidate_json
 
     @property
-    def parameters(self) -> dict[str, Any]:  # type: ignore[override]
+    def parameters(self) -> dict[str, Any]:
         """What a sampler drew."""
         return self._record.parameters
 

@@ -45,5 +45,4 @@ class Held:
 
 
 def _size(table: pa.Table) -> int:
-    values: int = table.nbytes
-    return values + COLUMN_BYTES * table.num_columns
+    return int(table.nbytes + COLUMN_BYTES * table.num_columns)

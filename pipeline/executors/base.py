@@ -136,7 +136,8 @@ class Executor(Protocol):
     """Takes tasks, gives back results in the order in which they finish.
 
     A task may run more than once (a worker died, or is slow); its result is delivered once. A task that the machine
-    failed at is tried MAX_TRIES times, and given up with an error of `fewstep.tasks.faults.given_up`.
+    failed at is tried MAX_TRIES times, and given up with an error of `fewstep.tasks.faults.given_up`. One that has a
+    property `ready` tells how many results `next` gives without waiting: they are written together.
     """
 
     @property

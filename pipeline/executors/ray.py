@@ -190,6 +190,11 @@ class RayExecutor:
     def _clock(self, slot: Slot, task: Task) -> None:
         slot.since, slot.limit = time.monotonic(), self._pace.limit(task)
 
+    @property
+    def ready(self) -> int:
+        """Results that `next` gives without waiting."""
+        return len(self._ready)
+
     def next(self) -> TaskResult:
         """Wait for the first result of any actor; an actor that dies or hangs is replaced on the way."""
         while not self._ready:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from fewstep.pipeline.executors.base import ExecutionSettings
+from fewstep.pipeline.executors.in_process import InProcessExecutor
 from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study import Study
+from fewstep.storage.records import EvaluationRecord
 
 HERE = ExecutionSettings(executor="in-process")
 
@@ -54,3 +57,26 @@ def test_a_budget_that_is_spent_says_nothing(toy: Path, tmp_path: Path, capsys: 
     assert 0.98 * 400 <= study.find(HERE).spent <= 400
     assert study.store.events.records() == []
     assert capsys.readouterr().err == ""
+
+
+def test_results_that_are_there_together_are_written_together_and_learned_from_in_that_order(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InProcessExecutor, "capacity", 5)
+    monkeypatch.setattr(InProcessExecutor, "ready", property(lambda self: self.in_flight), raising=False)
+    study, written = _study(toy, tmp_path / "together", 150), list[int]()
+    append = study.store.evaluations.append
+
+    def noted(records: Sequence[EvaluationRecord]) -> None:
+        written.append(len(records))
+        append(records)
+
+    monkeypatch.setattr(study.store.evaluations, "append", noted)
+    state = study.find(HERE)
+    records = study.records()
+    assert [r.order for r in records] == list(range(len(records)))
+    assert sum(written) == len(records)
+    assert max(written) > 1
+    again = study.state()
+    known = {n: (t.candidate.hash, list(t.records)) for n, t in state.trials.items()}
+    assert {n: (t.candidate.hash, list(t.records)) for n, t in again.trials.items()} == known
