@@ -24,6 +24,7 @@ from fewstep.storage.held import Held
 from fewstep.storage.parts import VERSION_KEY, Facts, Part, PartDirectory, one_line, open_filesystem
 from fewstep.storage.records import Record
 from fewstep.storage.repeats import counting
+from fewstep.storage.threads import mapped
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -266,17 +267,15 @@ class Table(Generic[R]):
         return match
 
     def _each(self, read: Callable[[Part], pa.Table | None]) -> list[tuple[Part, pa.Table]]:
-        found = []
-        for part in self.directory.list():
-            if part in self._damaged:
-                continue
+        parts = [part for part in self.directory.list() if part not in self._damaged]
+
+        def tried(part: Part) -> pa.Table | None:
             try:
-                table = read(part)
+                return read(part)
             except DamagedFileError:
-                continue
-            if table is not None:
-                found.append((part, table))
-        return found
+                return None
+
+        return [(part, table) for part, table in zip(parts, mapped(tried, parts), strict=True) if table is not None]
 
     def _select(self, part: Part, columns: Sequence[str], where: Mapping[str, str | int]) -> pa.Table | None:
         if not where:

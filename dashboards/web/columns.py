@@ -21,6 +21,7 @@ from fewstep.storage.parts import Part
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
 from fewstep.storage.tables import Scanned, coded_as
+from fewstep.storage.threads import mapped
 
 # Words that few rows share; the others stay as they are.
 _WORDS = ("study", "rung", "origin", "status", "metric", "features", "reference", "model", "device", "error")
@@ -61,29 +62,34 @@ class _Read:
 
     def columns(self, names: Sequence[str]) -> dict[str, pd.Series]:
         """Those of these names, read where they have not been yet."""
-        for part, _ in self.parts:
-            rows = self._loaded[part]
-            if lacking := [name for name in names if name not in rows.column_names]:
-                further = self.store.evaluations.load(part, lacking, _WORDS)
-                for name in lacking:
-                    rows = rows.append_column(further.schema.field(name), further[name])
-                self._loaded[part] = rows
+        self._loaded |= dict(mapped(lambda own: (own[0], self._widened(own[0], names)), self.parts))
         lacking = [name for name in names if name not in self._columns]
         taken = [_taken(self._loaded[part].select(lacking), places) for part, places in self.parts]
         frame = pa.concat_tables([_empty(lacking), *taken]).unify_dictionaries().to_pandas()
         self._columns |= {name: frame[name] for name in lacking}
         return {name: self._columns[name] for name in names}
 
+    def _widened(self, part: Part, names: Sequence[str]) -> pa.Table:
+        """What was read of a part, with these columns."""
+        rows = self._loaded[part]
+        if lacking := [name for name in names if name not in rows.column_names]:
+            further = self.store.evaluations.load(part, lacking, _WORDS)
+            for name in lacking:
+                rows = rows.append_column(further.schema.field(name), further[name])
+        return rows
+
     def rows(self, places: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
         """These columns of rows, in the order of `places` among the study's."""
         wanted = np.asarray(places, dtype=np.int64)
         piece = np.searchsorted(self.starts, wanted, side="right") - 1
-        found: dict[int, dict[str, Any]] = {}
-        for index in np.unique(piece):
-            part, own = self.parts[int(index)]
+
+        def taken(index: int) -> dict[int, dict[str, Any]]:
+            part, own = self.parts[index]
             here = wanted[piece == index]
-            taken = self.store.evaluations.load(part, names).take(pa.array(own[here - self.starts[index]]))
-            found |= dict(zip(here.tolist(), taken.to_pylist(), strict=True))
+            rows = self.store.evaluations.load(part, names).take(pa.array(own[here - self.starts[index]]))
+            return dict(zip(here.tolist(), rows.to_pylist(), strict=True))
+
+        found = {place: row for rows in mapped(taken, np.unique(piece).tolist()) for place, row in rows.items()}
         return [found[int(place)] for place in wanted]
 
 
