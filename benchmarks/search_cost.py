@@ -33,11 +33,11 @@ from fewstep.dashboards.drawings import save_figure
 from fewstep.dashboards.lines import ACCENT, MUTED
 from fewstep.pipeline.campaign import evaluate_missing
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.measured_settings import REPORT_SEED_OFFSET
 from fewstep.pipeline.settings import SearchSettings, parse_nfes
 from fewstep.pipeline.study import Study
 from fewstep.pipeline.trial import Rung, candidate_of
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.measured_settings import REPORT_SEED_OFFSET
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.work import Subject
 

@@ -19,13 +19,13 @@ from pydantic import BaseModel
 
 from fewstep.errors import ConfigurationError, StorageError, TrackingError
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.measured_settings import MeasuredSettings, SubjectSettings
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study_file import NESTED, read_study_file, resolved, search_settings
 from fewstep.pipeline.subjects import subject_of, teacher_of
 from fewstep.pipeline.values import built, find_field
 from fewstep.pipeline.view import Evaluation, StudyView
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.measured_settings import MeasuredSettings, SubjectSettings
 from fewstep.tasks.models.conditions import join_prompts, read_prompts
 
 if TYPE_CHECKING:

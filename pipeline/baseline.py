@@ -11,12 +11,12 @@ from fewstep.pipeline.baseline_settings import BaselineSettings
 from fewstep.pipeline.campaign import Campaign, completed, evaluate_missing, register
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.loop import OnRecord
-from fewstep.pipeline.measured_settings import taught
 from fewstep.pipeline.reports.rows import Row, row_of
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.measured_settings import taught
 from fewstep.tasks.sampling.grids import parse_schedule, preset_on_grid
 
 STUDY = "baseline"

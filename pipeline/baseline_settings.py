@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
-from fewstep.pipeline.measured_settings import (
+from fewstep.search_spaces.checked import Seed
+from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS, SEARCH_PRESETS
+from fewstep.tasks.measured_settings import (
     FRECHET,
     METRICS_TEXT,
     MOST_IMAGES,
@@ -15,8 +17,6 @@ from fewstep.pipeline.measured_settings import (
     Metrics,
     ModelSettings,
 )
-from fewstep.search_spaces.checked import Seed
-from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS, SEARCH_PRESETS
 from fewstep.tasks.sampling import grids
 from fewstep.tasks.sampling.grids import GRIDS
 

@@ -9,7 +9,6 @@ import torch
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.executors.base import IN_PROCESS, ExecutionSettings
-from fewstep.pipeline.measured_settings import taught
 from fewstep.pipeline.problems.networks import NAMED, NetworkProblem
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.settings import SearchSettings
@@ -17,6 +16,7 @@ from fewstep.pipeline.sizes import plan, rows_at_most
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.quantization import QuantizationConfig
+from fewstep.tasks.measured_settings import taught
 from fewstep.tasks.worker import Worker
 
 SECONDS = 1.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.measured_settings import FRECHET
 from fewstep.pipeline.settings import POPULATION, SearchSettings
+from fewstep.tasks.measured_settings import FRECHET
 from fewstep.tasks.work import GROUP
 
 # An NFE's share pays for at least so many evaluations of the main rung, where images are not given.

@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from fewstep.errors import ConfigurationError
 from fewstep.files import read_text
-from fewstep.pipeline.measured_settings import ModelSettings
 from fewstep.pipeline.settings import SearchSettings, parse_nfes
 from fewstep.pipeline.values import built, fields_of, listed
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.tasks.measured_settings import ModelSettings
 from fewstep.tasks.models.conditions import join_prompts, read_prompts
 
 # Settings that may name something on disk; other values (auto, a bundled model) are left as they are.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fewstep.pipeline.measured_settings import TEACHER, MeasuredSettings, SubjectSettings
+from fewstep.tasks.measured_settings import TEACHER, MeasuredSettings, SubjectSettings
 
 if TYPE_CHECKING:
     from fewstep.search_spaces.schedule import SolverSchedule

@@ -33,7 +33,6 @@ from fewstep.pipeline.editing.settings import EditSettings
 from fewstep.pipeline.forecast import calls_at_most
 from fewstep.pipeline.grid import api as grid_api
 from fewstep.pipeline.grid.settings import GridSettings
-from fewstep.pipeline.measured_settings import SubjectSettings
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.study_file import read_study_file, resolved, search_settings
@@ -41,6 +40,7 @@ from fewstep.pipeline.values import fields_of
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.editing.subject import EditSubject
+from fewstep.tasks.measured_settings import SubjectSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

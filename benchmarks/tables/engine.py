@@ -28,7 +28,6 @@ from fewstep.files import write_text, write_whole
 from fewstep.pipeline.baseline_settings import GRIDS_TO_ZERO, known_names
 from fewstep.pipeline.campaign import Campaign
 from fewstep.pipeline.executors.base import ExecutionSettings, make_executor
-from fewstep.pipeline.measured_settings import REPORT_SEED_OFFSET
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.proposers.base import is_known, is_refined
 from fewstep.pipeline.refinement import refine, select
@@ -44,6 +43,7 @@ from fewstep.search_spaces.schedule.presets import ALIASES, PRESETS
 from fewstep.storage.lease import Lease
 from fewstep.storage.records import EvaluationRecord, MomentsRecord
 from fewstep.storage.store import Store
+from fewstep.tasks.measured_settings import REPORT_SEED_OFFSET
 from fewstep.tasks.metrics.moments import Moments
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import ModelFiles

@@ -10,7 +10,7 @@ import typer
 from fewstep.pipeline.commands.fields import EXECUTION, UNJUDGED, options
 from fewstep.pipeline.commands.options import AsJson, Seed, folder, into, print_json, typed, writable
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.measured_settings import MOST_IMAGES, MeasuredSettings
+from fewstep.tasks.measured_settings import MOST_IMAGES, MeasuredSettings
 
 if TYPE_CHECKING:
     from fewstep.search_spaces.schedule import SolverSchedule

@@ -12,7 +12,7 @@ from fewstep.pipeline.commands.fields import DEVICE, EXECUTION, Fields, options
 from fewstep.pipeline.commands.options import AsJson, Device, Tracking, folder, into, print_json, resumed, typed
 from fewstep.pipeline.editing.settings import STRIP, EditSettings, study_name
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.rules import POPULATIONS
+from fewstep.pipeline.settings import POPULATIONS
 from fewstep.pipeline.values import built
 from fewstep.search_spaces.edit import EditConfig
 from fewstep.tasks.editing.subject import TRAIN, EditSubject

@@ -11,7 +11,7 @@ from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import EXECUTION, UNJUDGED, options
 from fewstep.pipeline.commands.options import AsJson, Csv, Plot, Seed, folder, into, print_json, typed
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.measured_settings import MOST_IMAGES, MeasuredSettings
+from fewstep.tasks.measured_settings import MOST_IMAGES, MeasuredSettings
 
 NAME = "explain"
 

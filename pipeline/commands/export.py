@@ -12,8 +12,8 @@ from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import EXECUTION, Fields, options
 from fewstep.pipeline.commands.options import AsJson, folder, into, print_json
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.measured_settings import MOST_IMAGES, SubjectSettings
 from fewstep.pipeline.values import built
+from fewstep.tasks.measured_settings import MOST_IMAGES, SubjectSettings
 
 NAME = "export"
 

@@ -18,8 +18,8 @@ from pydantic.fields import FieldInfo
 
 from fewstep.errors import ConfigurationError
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.measured_settings import MeasuredSettings, SubjectSettings
 from fewstep.pipeline.values import built, fields_of, find_field, kinds_of, put, value_of
+from fewstep.tasks.measured_settings import MeasuredSettings, SubjectSettings
 
 Command = Callable[..., None]
 

@@ -10,7 +10,7 @@ import typer
 from fewstep.pipeline.commands.fields import DEVICE, Fields, options
 from fewstep.pipeline.commands.options import AsJson, folder, into, print_json
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.measured_settings import SubjectSettings
+from fewstep.tasks.measured_settings import SubjectSettings
 
 if TYPE_CHECKING:
     from fewstep.tasks.quantization.memory import Forecast

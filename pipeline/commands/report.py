@@ -12,8 +12,8 @@ from fewstep.files import read_text
 from fewstep.pipeline.commands.fields import Fields, options
 from fewstep.pipeline.commands.options import AsJson, Optuna, Out, Tracking, into, print_json, writable
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.measured_settings import METRICS_TEXT, MeasuredSettings, SubjectSettings
 from fewstep.pipeline.values import built
+from fewstep.tasks.measured_settings import METRICS_TEXT, MeasuredSettings, SubjectSettings
 
 if TYPE_CHECKING:
     from fewstep.pipeline.study import Study

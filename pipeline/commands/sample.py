@@ -11,7 +11,7 @@ import typer
 from fewstep.pipeline.commands.fields import DEVICE, UNMEASURED, options
 from fewstep.pipeline.commands.options import AsJson, Seed, folder, into, print_json
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.measured_settings import MOST_IMAGES, SubjectSettings
+from fewstep.tasks.measured_settings import MOST_IMAGES, SubjectSettings
 
 NAME = "sample"
 

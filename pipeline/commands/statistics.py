@@ -13,8 +13,8 @@ from fewstep.errors import ConfigurationError
 from fewstep.pipeline.commands.fields import Fields, options
 from fewstep.pipeline.commands.options import AsJson, into, print_json, writable
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.measured_settings import SubjectSettings
 from fewstep.search_spaces.checked import LARGEST_SEED
+from fewstep.tasks.measured_settings import SubjectSettings
 from fewstep.tasks.models.conditions import Conditions
 
 NAME = "statistics"

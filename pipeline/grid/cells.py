@@ -10,12 +10,12 @@ from typing import Any
 from fewstep.errors import ConfigurationError, FewstepError
 from fewstep.pipeline.grid.schedules import Timed, all_entries, entries, timed
 from fewstep.pipeline.grid.settings import AXES, NO_QUANTIZATION, GridSettings
-from fewstep.pipeline.measured_settings import MeasuredSettings
 from fewstep.pipeline.subjects import subject_of, teacher_of
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import Point, QuantizationPoint, as_point, joint
 from fewstep.search_spaces.quantization import QuantizationConfig, parse_config
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.tasks.measured_settings import MeasuredSettings
 from fewstep.tasks.metrics.metric import Setting, make_metric
 from fewstep.tasks.models.files import ModelFiles
 from fewstep.tasks.models.statistics import ModelStatistics

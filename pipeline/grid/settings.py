@@ -12,7 +12,11 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 
 from fewstep.errors import ConfigurationError
 from fewstep.files import read_text
-from fewstep.pipeline.measured_settings import (
+from fewstep.pipeline.settings import StudyName, parse_nfes
+from fewstep.pipeline.study_file import NESTED, check_names, placed, prompts_of
+from fewstep.pipeline.values import built
+from fewstep.search_spaces.checked import Checked, Seed
+from fewstep.tasks.measured_settings import (
     FRECHET,
     MOST_IMAGES,
     REPORT_SEED_OFFSET,
@@ -20,10 +24,6 @@ from fewstep.pipeline.measured_settings import (
     Metrics,
     taught,
 )
-from fewstep.pipeline.settings import StudyName, parse_nfes
-from fewstep.pipeline.study_file import NESTED, check_names, placed, prompts_of
-from fewstep.pipeline.values import built
-from fewstep.search_spaces.checked import Checked, Seed
 from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.loading import Loading
 

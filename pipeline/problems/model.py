@@ -7,15 +7,14 @@ from functools import cached_property
 from pathlib import Path
 
 from fewstep.errors import ConfigurationError
-from fewstep.pipeline.measured_settings import FRECHET
-from fewstep.pipeline.rules import AUTO, NO_GUARD
-from fewstep.pipeline.settings import SearchSettings
+from fewstep.pipeline.settings import AUTO, NO_GUARD, SearchSettings
 from fewstep.pipeline.sizes import check_budget, first_look, sized
 from fewstep.pipeline.trial import Ladder, Rung
 from fewstep.search_spaces.point import Point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.solver_space import Extras
 from fewstep.search_spaces.schedule.space import ScheduleSpace
+from fewstep.tasks.measured_settings import FRECHET
 from fewstep.tasks.metrics.metric import FeatureMetric, metric_class
 from fewstep.tasks.metrics.spaces.judged import own_judge
 from fewstep.tasks.metrics.spaces.own import own_classifier

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 from fewstep.files import write_text
-from fewstep.pipeline.measured_settings import FRECHET
 from fewstep.pipeline.problems.base import Publication, each_once, found
 from fewstep.pipeline.problems.model import ModelProblem
 from fewstep.pipeline.proposers.base import is_known
@@ -23,6 +22,7 @@ from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
 from fewstep.storage.origins import PRESET, stock_name, told_origin
 from fewstep.storage.records import EvaluationRecord
+from fewstep.tasks.measured_settings import FRECHET
 from fewstep.tasks.metrics.interval import Interval
 from fewstep.tasks.sampling.grids import all_presets
 from fewstep.tasks.sampling.own_schedule import OwnScheduler, own_schedule

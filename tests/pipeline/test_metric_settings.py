@@ -18,13 +18,13 @@ from fewstep.pipeline.dependencies import dependencies
 from fewstep.pipeline.executors.base import ExecutionSettings
 from fewstep.pipeline.forecast import calls_at_most
 from fewstep.pipeline.measured import rung_name
-from fewstep.pipeline.measured_settings import MeasuredSettings
 from fewstep.pipeline.policies.halving import HalvingPolicy
 from fewstep.pipeline.problems.schedules import ScheduleProblem
 from fewstep.pipeline.settings import STORED, SearchSettings
 from fewstep.pipeline.stages.preset_order import Known, Look, next_best
 from fewstep.pipeline.study import Study
 from fewstep.pipeline.study_file import read_study_file
+from fewstep.tasks.measured_settings import MeasuredSettings
 from fewstep.tasks.work import Subject
 
 MODEL = {"model": "digits-ddpm"}

@@ -21,9 +21,9 @@ from fewstep.pipeline.commands.fields import Fields
 from fewstep.pipeline.commands.options import drawable, folder, writable
 from fewstep.pipeline.commands.search import CHOSEN
 from fewstep.pipeline.executors.base import ExecutionSettings
-from fewstep.pipeline.measured_settings import SubjectSettings
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.values import fields_of, find_field, value_of
+from fewstep.tasks.measured_settings import SubjectSettings
 from fewstep.tasks.models.conditions import Conditions
 
 Run = Callable[..., Any]
