@@ -18,7 +18,7 @@ from pydantic import AfterValidator, NonNegativeInt
 from scipy import stats
 
 from benchmarks.tables.engine import Engine, Picture, Row, Sheet, Table, figure_name
-from benchmarks.tables.peers import FASHION, LEARNED, SEARCHED, Contest, Peers
+from benchmarks.tables.peers import LEARNED, SEARCHED, Contest, Peers
 from fewstep.tasks.refinement.plan import RefinePlan
 
 BASE = "presets"
@@ -106,13 +106,11 @@ DIGITS = Front(
         model="digits-ddpm",
         methods=("presets", "gits", *LEARNED, "tuned", *SEARCHED, "fewstep"),
         judges=("frechet:judge", "kid:judge"),
-        nfes=(3, 4, 5, 6, 8, 10),
+        nfes=(3,),
         screen_images=1000,
-        report_images=5000,
+        report_images=2000,
         plan=RefinePlan(distance="features", iterations=300),
-        budget=60_000,
-    )
-)
-CLOTHES = Front(
-    peers=FASHION.model_copy(update={"methods": (*FASHION.methods, "fewstep"), "found": ""}), searches=(0, 1, 2)
+        budget=30_000,
+    ),
+    searches=(0, 1, 2, 3),
 )

@@ -20,6 +20,8 @@ from fewstep.tasks.quantization.clock import Clock
 Mode = Literal["off", "observe", "on"]
 # Values kept of one batch, where a range needs more than extremes.
 KEPT = 4096
+# Numbers that a search of a range holds at once.
+AT_ONCE = 2**22
 # Grids that are kept of more timesteps.
 KNOTS = 33
 
@@ -64,9 +66,12 @@ class _Range:
             tails = torch.tensor([1 - share, share], device=values.device)
             low, high = torch.quantile(values[:: max(1, values.numel() // 1_000_000)], tails)
             return low, high
-        grids = [Grid.spanning(self.low * f, self.high * f, bits) for f in torch.linspace(0.2, 1.0, 81)]
-        errors = torch.stack([(g.values(g.codes(values)) - values).abs().pow(POWER).sum() for g in grids])
-        best = 0.2 + 0.01 * int(errors.argmin())
+        errors = []
+        every, size = torch.linspace(0.2, 1.0, 81, device=values.device), max(1, AT_ONCE // values.numel())
+        for shares in torch.split(every, size):
+            grids = Grid.spanning(self.low * shares[:, None], self.high * shares[:, None], bits)
+            errors.append((grids.values(grids.codes(values)) - values).abs().pow(POWER).sum(1))
+        best = 0.2 + 0.01 * int(torch.cat(errors).argmin())
         return self.low * best, self.high * best
 
 

@@ -150,6 +150,7 @@ ACTIVATIONS: dict[str, Any] = {
     "fsc": "tib",
 }
 WEIGHTS: dict[str, Any] = {
+    "allocation": "sensitivity",
     "weight_bits": 3,
     "edge_bits": 32,
     "shortcuts": False,
