@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from fewstep.search_spaces.point import Point, parse_point, schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.genome import ALONE
 from fewstep.search_spaces.space import Space
 from fewstep.storage.backing import packed
 from fewstep.storage.records import EvaluationRecord
@@ -169,7 +170,6 @@ class Kept(Candidate):
         return Kept, (self.trial, self.origin, self.nfe, self._record)
 
 
-_SCHEDULE = '{"kind":"schedule","schedule":'
 # Parents are asked for again and again.
 _read = lru_cache(maxsize=256)(parse_point)
 
@@ -179,7 +179,7 @@ def candidate_of(record: EvaluationRecord) -> Candidate:
 
     A schedule alone is read when it is asked for: its calls are the record's, of other points those may be counted.
     """
-    if record.nfe and record.begins("candidate_json", _SCHEDULE):
+    if record.nfe and record.begins("candidate_json", ALONE):
         return Kept(record.trial, record.origin, record.nfe, record)
     candidate = Candidate(record.trial, parse_point(record.candidate_json), record.origin, record.parameters)
     candidate.__dict__["hash"] = record.candidate

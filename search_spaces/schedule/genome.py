@@ -19,6 +19,8 @@ from fewstep.search_spaces.schedule.formula import Derivative, Formula, Relaxati
 ORDERS = (1, 2, 3, 4)
 RELAXATIONS = ("none", "linear", "bh1", "bh2", "half2")
 STARTS = (-1, -2)
+# How the JSON of a point that is a schedule alone begins.
+ALONE = '{"kind":"schedule","schedule":'
 THRESHOLDS = ("none", "static", "dynamic")
 
 
@@ -163,7 +165,7 @@ def stored_genome(text: str) -> Genome:
     return _genome(lambdas, genes, *_read_rest(rest))
 
 
-_BEFORE, _STEPS = '{"kind":"schedule","schedule":{"schema_version":1,"lambdas":', ',"steps":['
+_BEFORE, _STEPS = f'{ALONE}{{"schema_version":1,"lambdas":', ',"steps":['
 _STEP, _AFTER = '{"prediction":', '],"first_call":'
 
 

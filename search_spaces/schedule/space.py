@@ -19,8 +19,6 @@ from fewstep.search_spaces.trials import Suggests
 LARGEST = 4.0
 # Other decisions are scaled to move as far as the log of a gap does.
 COEFFICIENT_SCALE, GUIDANCE_SCALE, SKIP_SCALE = 0.25, 1.0, 0.1
-# How the JSON of a point that is a schedule alone begins.
-_ALONE = '{"kind":"schedule","schedule":'
 
 
 class _Widest:
@@ -77,7 +75,7 @@ class ScheduleSpace(SolverSpace, Space[Genome]):
 
     def stored(self, text: str) -> Genome:
         """See `genome.stored_genome`."""
-        return genome.stored_genome(text) if text.startswith(_ALONE) else super().stored(text)
+        return genome.stored_genome(text) if text.startswith(genome.ALONE) else super().stored(text)
 
     def nfe(self, genome: Genome) -> int:
         """The genome's."""

@@ -171,21 +171,21 @@ class MomentDescent:
     def _block(self, reach: int) -> list[int]:
         return [i for i, d in enumerate(self.directions) if d.calls(self.schedule.nodes) <= reach]
 
-    def change(self, known: Known, direction: int, images: range | None = None) -> Tensor:
-        """Change of features (N, D) by one unit of a direction, measured by a small one; of the first images alone."""
+    def change(self, known: Known, direction: int) -> Tensor:
+        """Change of features (N, D) by one unit of a direction, measured by a small one."""
         at = self.directions[direction]
         theta = known.theta.copy()
         theta[direction] += PROBE[at.part]
-        _, features = self._resampled(theta, known, at.row, at.calls_again, images or self._all)
-        return (features - known.features[: len(features)]) / PROBE[at.part]
+        _, features = self._resampled(theta, known, at.row, at.calls_again, self._all)
+        return (features - known.features) / PROBE[at.part]
 
-    def derivatives(self, known: Known, directions: Sequence[int], images: range | None = None) -> LinearMoments:
-        """How moments move with some directions, measured on all images or on the first alone, in pieces of AT_ONCE."""
-        before = known.features if images is None else known.features[: len(images)]
+    def derivatives(self, known: Known, directions: Sequence[int]) -> LinearMoments:
+        """How moments move with some directions."""
+        before = known.features
         mean, covariance = moments(before)
         means, covariances, changes = [], [], []
         for i in directions:
-            change, probe = self.change(known, i, images), PROBE[self.directions[i].part]
+            change, probe = self.change(known, i), PROBE[self.directions[i].part]
             moved, spread = moments(before + probe * change)
             means.append((moved - mean) / probe)
             covariances.append((spread - covariance) / probe)
