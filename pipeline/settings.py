@@ -34,11 +34,12 @@ from fewstep.tasks.measured_settings import (
 from fewstep.tasks.sampling.grids import GRIDS, SEARCH_GRIDS
 
 AUTO, NO_GUARD = "auto", "none"
+BUNDLED_PORTFOLIO, NO_PORTFOLIO = "bundled", "none"
 POPULATIONS = ("nsgaii", "nsgaiii")
 # Settings that have no part in what is searched: in spaces with a change of the network, and in that of schedules.
 FOR_SCHEDULES = (
     *("presets", "preset_images", "paired_images", "look_images", "grids", "finalists", "refined_elites", "refine_to"),
-    "random_trials",
+    *("random_trials", "portfolio"),
 )
 QUANTIZED = ("calibration_iterations", "allot_bits")
 FOR_NETWORKS = ("front", *QUANTIZED)
@@ -116,6 +117,11 @@ class SearchSettings(ModelSettings):
         None, gt=0, le=1, description="share of candidates that the screen lets through" + FROM_BUDGET
     )
     grids: tuple[str, ...] = Field(SEARCH_GRIDS, description="grids that presets start on")
+    portfolio: str = Field(
+        BUNDLED_PORTFOLIO,
+        description="schedules found on other models that are looked at beside the presets: bundled, none, or a file of "
+        "`fewstep schedule collect`",
+    )
     report_images: Images | None = Field(None, description="images of each row of the final table" + FROM_BUDGET)
     report_presets: bool = Field(
         True, description="whether the report judges presets and the model's own scheduler beside what was found"
@@ -172,9 +178,9 @@ class SearchSettings(ModelSettings):
     @classmethod
     def _of_before(cls, fields: Any, info: ValidationInfo) -> Any:
         # Studies that were stored before presets had a share of the budget name how many of their grids were judged.
-        # What they did before there were paired looks, guards, bits by layer and a population.
+        # What they did before there were paired looks, guards, bits by layer, portfolios and a population.
         if (info.context or {}).get(STORED) and isinstance(fields, dict):
-            before: dict[str, Any] = {"paired_images": 0, "guard": NO_GUARD, "allot_bits": False}
+            before: dict[str, Any] = {"paired_images": 0, "guard": NO_GUARD, "allot_bits": False, "portfolio": NO_PORTFOLIO}
             if fields.get("sampler") in POPULATIONS:
                 before["population"] = POPULATION
             return before | {name: value for name, value in fields.items() if name != "preset_grids"}

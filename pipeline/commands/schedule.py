@@ -1,4 +1,4 @@
-"""`fewstep schedule`: bring published USF schedules into our format, and show what a schedule decides."""
+"""`fewstep schedule`: bring published schedules into our format, show what one decides, collect what was found."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from fewstep.tasks.models.noise_schedule import NoiseSchedule
 NAME = "schedule"
 
 app = typer.Typer(
-    name=NAME, help="Import published schedules, and show any schedule.", no_args_is_help=True, rich_markup_mode=None
+    name=NAME,
+    help="Import published schedules, show any schedule, and collect found ones for other models.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 # Relative slack for times that went through float32 and a search: one published schedule ends at 0.000999999.
@@ -97,6 +100,28 @@ def show_command(
     for name, value in {**extras, **schedule.provenance}.items():
         if value not in (None, ()):
             typer.echo(f"{name}: {value}")
+
+
+@app.command("collect")
+def collect_command(
+    sources: Annotated[list[Path], typer.Argument(help="folders of finished searches, or schedules that they exported")],
+    out: Annotated[Path, into(help="the portfolio, a .json file", check=writable)] = Path("portfolio.json"),
+    each: Annotated[int, typer.Option(min=1, help="schedules of a study at each number of calls")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Write what searches found as a portfolio: `fewstep search --portfolio FILE` begins with it on another model."""
+    from fewstep.files import write_text
+    from fewstep.pipeline.collected import collected
+
+    made = collected(sources, each)
+    write_text(out, made.model_dump_json(indent=1) + "\n")
+    nfes = sorted({entry.schedule.nfe for entry in made.entries})
+    facts = {"file": str(out), "schedules": len(made.entries), "nfes": nfes}
+    if as_json:
+        print_json(facts)
+        return
+    calls = ", ".join(map(str, nfes))
+    typer.echo(f"{out}: {len(made.entries)} schedules of {calls} calls")
 
 
 def import_schedules(

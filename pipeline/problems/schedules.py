@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fewstep.errors import ConfigurationError
+from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.policies.halving import HalvingPolicy
 from fewstep.pipeline.problems.model import paired
 from fewstep.pipeline.problems.schedule_report import ScheduleReport
-from fewstep.pipeline.proposers.base import ANALYTIC, PRESET, WARM, WARM_REFINED, Proposer
+from fewstep.pipeline.proposers.base import ANALYTIC, PORTFOLIO, PRESET, WARM, WARM_REFINED, Proposer
 from fewstep.pipeline.proposers.options import OnRefit, S3Options
 from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.proposers.s3 import S3Proposer
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.search import Search, Seed, Stage
-from fewstep.pipeline.settings import POPULATION
+from fewstep.pipeline.settings import BUNDLED_PORTFOLIO, NO_PORTFOLIO, POPULATION
 from fewstep.pipeline.sizes import can_pair, first_look
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.preset_order import Known, of_schedule
@@ -25,6 +25,7 @@ from fewstep.pipeline.stages.refine_plan import refine_plan
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
+from fewstep.search_spaces.schedule.portfolio import BUNDLED, load_portfolio
 from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.refinement.features import check_tunable
@@ -78,15 +79,34 @@ class ScheduleProblem(ScheduleReport):
                 )
 
     def known(self, nfe: int) -> list[Known]:
-        """What is looked at first at an NFE: presets, the same with an analytic first call, each schedule once."""
+        """What is looked at first at an NFE, each schedule once.
+
+        Presets, the same with an analytic first call, and what was found on other models.
+        """
         s, noise = self.settings, self.files.noise
-        tables = {PRESET: self.presets[nfe], ANALYTIC: analytic_first_steps(noise, nfe, s.grids)}
+        analytic = analytic_first_steps(noise, nfe, s.grids)
+        tables = {PRESET: self.presets[nfe], ANALYTIC: analytic, PORTFOLIO: self._portfolio(nfe)}
         found: dict[str, Known] = {}
         for kind, table in tables.items():
             for name, schedule in table.items():
                 point = as_point(schedule)
                 found.setdefault(point.hash, of_schedule(f"{kind}{name}", schedule, point))
         return list(found.values())
+
+    def _portfolio(self, nfe: int) -> Mapping[str, SolverSchedule]:
+        if self.settings.portfolio == NO_PORTFOLIO:
+            return {}
+        path = BUNDLED if self.settings.portfolio == BUNDLED_PORTFOLIO else self.settings.portfolio
+        noise = self.files.noise
+        placed = load_portfolio(path).for_model(self.files.hash, nfe, noise.lambda_start, noise.lambda_end)
+        return {name: schedule for name, schedule in placed.items() if self._fits(schedule)}
+
+    def _fits(self, schedule: SolverSchedule) -> bool:
+        try:
+            self.check(as_point(schedule))
+        except (ScheduleError, ConfigurationError):
+            return False
+        return True
 
     def named(self, nfe: int) -> dict[str, str]:
         """See ModelProblem."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.pipeline.proposers.base import PORTFOLIO
 from fewstep.search_spaces.point import Point
 from fewstep.search_spaces.schedule import SolverSchedule
 
@@ -48,17 +50,20 @@ class Look(NamedTuple):
 
 
 def design(known: Sequence[Known]) -> list[str]:
-    """Origins of the first looks: PIVOT on each grid, without and with an analytic first call.
+    """Origins of the first looks: PIVOT on each grid, without and with an analytic first call, and the portfolio between.
 
     What a grid and an analytic first call are worth depends on one another. A grid that goes to t = 0 besides one that
     stops short of it is left to the model.
     """
+    portfolio = [k.origin for k in known if k.origin.startswith(PORTFOLIO)]
+    known = [k for k in known if not k.origin.startswith(PORTFOLIO)]
     solver = PIVOT if any(k.solver == PIVOT for k in known) else known[0].solver if known else PIVOT
     grids = list(dict.fromkeys(k.grid for k in known))
     kept = [grid for grid in grids if not grid.endswith(TO_ZERO) or grid.removesuffix(TO_ZERO) not in grids]
     origins = {(k.solver, k.grid, k.analytic): k.origin for k in known}
     asked = [(solver, grid, analytic) for grid in kept for analytic in (False, True)]
-    return [origins[entry] for entry in asked if entry in origins]
+    pivot = [origins[entry] for entry in asked if entry in origins]
+    return [origin for pair in zip_longest(pivot, portfolio) for origin in pair if origin is not None]
 
 
 def is_control(known: Known) -> bool:

@@ -406,3 +406,28 @@ def test_records_in_another_order_give_a_state_that_has_the_same_trials() -> Non
         while (work := resumed.next_work()) and work[0].origin != "random":
             asked.add((work[0].hash, work[1].name))
         assert not asked & {(r.candidate, r.rung) for r in records[:k]}
+
+
+@pytest.mark.parametrize(("sampler", "workers"), [("s3", 5), ("random", 20)])
+def test_many_workers_killed_again_and_again_keep_the_budget_and_double_nothing(sampler: str, workers: int) -> None:
+    """What was under way when the driver died is lost, whatever had been decided of it by then."""
+    settings = _settings("digits-ddpm", sampler, nfes=(2, 3), budget=24_000, frechet_images=100, surrogate="none")
+    problem = ScheduleProblem(settings)
+    records: list[EvaluationRecord] = []
+    lives, ended = 0, False
+    while not ended:
+        state, lives = problem.search().replay(list(records)), lives + 1
+        flying: list[Work] = []
+        for _ in range(1 + int(30 * _share("life", lives))):
+            while len(flying) < workers and (work := state.next_work() or (not flying and _next(state)) or None):
+                flying.append(work)
+            if not flying:
+                ended = True
+                break
+            records.append(_tabulated(flying.pop(int(_share(len(records)) * len(flying))), len(records)))
+            state.learn(records[-1])
+    assert lives > 5
+    assert len({(r.trial, r.rung) for r in records}) == len(records)
+    assert any(r.rung == "finals" for r in records)
+    assert 0.9 * settings.budget <= state.spent <= 1.02 * settings.budget
+    assert all(state.committed[nfe] <= 1.03 * state.share for nfe in settings.nfes)
