@@ -13,7 +13,7 @@ from fewstep.pipeline.proposers.base import is_known, is_refined
 from fewstep.pipeline.study import Study
 from fewstep.search_spaces.point import schedule_of
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
-from fewstep.search_spaces.schedule.genome import to_genome
+from fewstep.search_spaces.schedule.genome import Genome, to_genome
 from fewstep.search_spaces.schedule.portfolio import Entry, Portfolio
 from fewstep.tasks.models.files import ModelFiles, find_model
 
@@ -63,7 +63,9 @@ def _of_file(path: Path) -> tuple[ModelFiles, list[SolverSchedule]]:
     try:
         return find_model(model), [schedule]
     except FewstepError as error:
-        raise ConfigurationError(f"{path} was found on {model!r}, whose noise is needed: {error}") from None
+        raise ConfigurationError(
+            f"{path} was found on {model!r}, whose noise is needed: {error}; or give its study's folder instead"
+        ) from None
 
 
 def _of_study(root: Path, each: int) -> tuple[ModelFiles, list[SolverSchedule]]:
@@ -76,7 +78,7 @@ def _of_study(root: Path, each: int) -> tuple[ModelFiles, list[SolverSchedule]]:
 def _proposals(study: Study, problem: ScheduleProblem, each: int) -> Iterator[SolverSchedule]:
     search = study.state()
     for nfe in problem.settings.nfes:
-        chosen = []
+        chosen: list[Genome] = []
         for trial in search.best(nfe, search.ladder.main):
             origin, schedule = trial.candidate.origin, schedule_of(trial.candidate.point)
             if is_known(origin) or is_refined(origin) or schedule is None or schedule.corrections is not None:

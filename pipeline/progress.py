@@ -9,7 +9,7 @@ from fewstep.storage.origins import told_origin
 from fewstep.storage.records import EvaluationRecord
 
 # Origins of what a search is given to look at; what it proposes itself has none of these.
-GIVEN = ("preset:", "analytic:", "portfolio:", "named:")
+GIVEN, PORTFOLIO = ("preset:", "analytic:", "named:"), "portfolio:"
 WARM, TUNED = "warm-start", ("refine:", "refined:")
 PHASES = {"finals": "finals", "report": "report", "refine": "tuning"}
 
@@ -21,7 +21,9 @@ class SearchProgress:
         self.budget, self.phase = budget, "search"
         self.best: dict[int, EvaluationRecord] = {}
         self.spent = self.reported = self.rows = self.failed = 0
-        self._presets, self._warm, self._own, self._tuned, self._judged = (set[int]() for _ in range(5))
+        self._presets, self._portfolio, self._warm, self._own, self._tuned, self._judged = (
+            set[int]() for _ in range(6)
+        )
         self._origins: dict[str, str] = {}
         for record in known:
             self.add(record)
@@ -42,6 +44,8 @@ class SearchProgress:
                 self.failed += record.status != "complete"
         elif record.origin.startswith(GIVEN):
             self._presets.add(record.trial)
+        elif record.origin.startswith(PORTFOLIO):
+            self._portfolio.add(record.trial)
         else:
             (self._warm if record.origin.startswith(WARM) else self._own).add(record.trial)
         if record.rung != "frechet" or record.value is None or record.status != "complete":
@@ -52,10 +56,12 @@ class SearchProgress:
             self.best[record.nfe] = record
 
     def counts(self) -> str:
-        """How many presets, own proposals and tuned ones were looked at, and how many of all were judged."""
+        """How many of what was known, own proposals and tuned ones were looked at, and how many of all were judged."""
         found = [f"{len(self._presets)} presets", f"{len(self._own)} own proposals", f"{len(self._tuned)} tuned"]
         if self._warm:
             found.insert(1, f"{len(self._warm)} warm starts")
+        if self._portfolio:
+            found.insert(1, f"{len(self._portfolio)} found on other models")
         if self.failed:
             found.append(f"{self.failed} not tuned for an error")
         return ", ".join([*found, f"{len(self._judged)} judged"])

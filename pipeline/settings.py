@@ -119,7 +119,7 @@ class SearchSettings(ModelSettings):
     grids: tuple[str, ...] = Field(SEARCH_GRIDS, description="grids that presets start on")
     portfolio: str = Field(
         BUNDLED_PORTFOLIO,
-        description="schedules found on other models that are looked at beside the presets: bundled, none, or a file of "
+        description="schedules found on other models, looked at beside the presets: bundled, none, or a file of "
         "`fewstep schedule collect`",
     )
     report_images: Images | None = Field(None, description="images of each row of the final table" + FROM_BUDGET)
@@ -180,7 +180,12 @@ class SearchSettings(ModelSettings):
         # Studies that were stored before presets had a share of the budget name how many of their grids were judged.
         # What they did before there were paired looks, guards, bits by layer, portfolios and a population.
         if (info.context or {}).get(STORED) and isinstance(fields, dict):
-            before: dict[str, Any] = {"paired_images": 0, "guard": NO_GUARD, "allot_bits": False, "portfolio": NO_PORTFOLIO}
+            before: dict[str, Any] = {
+                "paired_images": 0,
+                "guard": NO_GUARD,
+                "allot_bits": False,
+                "portfolio": NO_PORTFOLIO,
+            }
             if fields.get("sampler") in POPULATIONS:
                 before["population"] = POPULATION
             return before | {name: value for name, value in fields.items() if name != "preset_grids"}

@@ -104,7 +104,9 @@ def show_command(
 
 @app.command("collect")
 def collect_command(
-    sources: Annotated[list[Path], typer.Argument(help="folders of finished searches, or schedules that they exported")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="folders of finished searches, or schedules that they exported")
+    ],
     out: Annotated[Path, into(help="the portfolio, a .json file", check=writable)] = Path("portfolio.json"),
     each: Annotated[int, typer.Option(min=1, help="schedules of a study at each number of calls")] = 2,
     as_json: AsJson = False,

@@ -50,7 +50,7 @@ class Look(NamedTuple):
 
 
 def design(known: Sequence[Known]) -> list[str]:
-    """Origins of the first looks: PIVOT on each grid, without and with an analytic first call, and the portfolio between.
+    """Origins of the first looks: PIVOT on each grid, without and with an analytic first call, and portfolio between.
 
     What a grid and an analytic first call are worth depends on one another. A grid that goes to t = 0 besides one that
     stops short of it is left to the model.

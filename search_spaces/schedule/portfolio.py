@@ -62,7 +62,9 @@ class Entry(Part):
         if way == "stretched":
             return [start + (v - low) * (end - start) / (high - low) if math.isfinite(v) else v for v in times]
         first = start if abs(times[0] - low) <= SAME_START else max(start, times[0])
-        return [first, *(v if math.isinf(v) else min(v, end) for v in times[1:])]
+        # Some go a little beyond where their own model's range ends.
+        last = end + max(0.0, *(v - high for v in times if math.isfinite(v)))
+        return [first, *(v if math.isinf(v) else min(v, last) for v in times[1:])]
 
 
 def spaced(lambdas: Sequence[float]) -> tuple[float, ...] | None:
@@ -95,5 +97,6 @@ def load_portfolio(path: str | Path = BUNDLED) -> Portfolio:
         return Portfolio.model_validate_json(text)
     except (ValidationError, ScheduleError) as error:
         raise DataError(
-            f"{path} is no portfolio of schedules ({str(error).splitlines()[0]}): make one with `fewstep schedule collect`"
+            f"{path} is no portfolio of schedules ({str(error).splitlines()[0]}): "
+            "make one with `fewstep schedule collect`"
         ) from None
