@@ -131,9 +131,12 @@ class Search:
         stages: Sequence[Stage],
         patience: int = 0,
         prepaid: int = 0,
+        control: Rung | None = None,
     ) -> None:
         self.prepaid = prepaid
         self.nfes, self.budget, self.patience, self.ladder = tuple(nfes), budget, patience, ladder
+        # Where schedules that control others are measured.
+        self.control = control or ladder.main
         self.proposer, self.policy, self.stages = proposer, policy, stages
         self.trials: dict[int, Trial] = {}
         self.by_hash: dict[str, int] = {}
@@ -255,11 +258,11 @@ class Search:
             return rung
         control = self._controls.get(self.policy.account(candidate))
         if control is None:
-            return replace(rung, metric=self.ladder.main.metric)
-        return rung.controlled_by(self.trials[control[1]].candidate.point, self.ladder.main)
+            return replace(rung, metric=self.control.metric)
+        return rung.controlled_by(self.trials[control[1]].candidate.point, self.control)
 
     def _consider_control(self, trial: Trial) -> None:
-        if (value := trial.value(self.ladder.main)) is None:
+        if trial.value(self.control) is None or (value := trial.value(self.ladder.main)) is None:
             return
         metric, account = metric_class(self.ladder.screen.metric), self.policy.account(trial.candidate)
         if not metric.controlled or self._controls.get(account, (math.inf, 0)) <= (value, 0):
@@ -270,6 +273,9 @@ class Search:
 
     def _next_seed(self) -> Candidate | None:
         while self._waiting and self.may_propose:
+            # Values count from the same number of images: nothing is judged before there is a control of its own kind.
+            if self.control is not self.ladder.main and self._is_held(self.policy.account(self._waiting[0][1])):
+                return None
             origin, point = self._waiting.popleft()
             if point.hash not in self.by_hash and (seed := self._seeded(origin, point)) is not None:
                 return seed
@@ -349,8 +355,11 @@ class Search:
     @property
     def _hungriest(self) -> int | None:
         """The NFE on which least was spent, among those that can pay a candidate and wait for nothing."""
-        free = (n for n in self.open if not any(stage.holds(self, n) for stage in self.stages))
+        free = (n for n in self.open if not self._is_held(n))
         return min(free, key=lambda n: (self.committed[n], n), default=None)
+
+    def _is_held(self, account: int) -> bool:
+        return any(stage.holds(self, account) for stage in self.stages)
 
     def best(self, nfe: int, rung: Rung) -> list[Trial]:
         """Trials of an NFE that have a value at a rung, best first."""
@@ -435,7 +444,7 @@ class Search:
             self.finish(trial, TrialState.PRUNED)
             return
         trial.promoted = True
-        self.wait_for(trial.candidate, main)
+        self.wait_for(trial.candidate, self.aimed(trial.candidate, main))
         if paid is not Paid.BOOKED:
             self.commit(trial.candidate, calls)
 
