@@ -100,8 +100,12 @@ class Stage:
         """A new record of any trial; True where it is this stage's and the policy has no say in it."""
         return False
 
-    def queue(self, search: Search) -> None:
-        """The budget is spent and nothing in flight: `search.wait_for` what is to be evaluated now."""
+    def queue(self, search: Search) -> bool:
+        """The budget is spent and nothing in flight: `search.wait_for` what is to be evaluated now.
+
+        True where more is to come once that is over.
+        """
+        return False
 
 
 def enlisted(
@@ -311,8 +315,8 @@ class Search:
     def enter_finals(self) -> bool:
         """With the budget spent and nothing in flight, queue what the next stages want; False once all are over."""
         while not self._pending and self._stage < len(self.stages):
-            self.stages[self._stage].queue(self)
-            self._stage += 1
+            if not self.stages[self._stage].queue(self):
+                self._stage += 1
         return bool(self._pending)
 
     def wait_for(self, candidate: Candidate, rung: Rung) -> None:

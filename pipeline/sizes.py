@@ -57,8 +57,11 @@ def sized(s: SearchSettings) -> SearchSettings:
     groups = int(affordable / JUDGED) // (2 * GROUP) * 2
     judged = s.frechet_images or min(MOST_JUDGED, max(1, groups) * GROUP)
     control = control_images(s, affordable)
-    if control and not s.frechet_images:
-        judged = min(MOST_PAIRED, max(GROUP, int(affordable / PAIRED_JUDGED) // GROUP * GROUP))
+    few = s.frechet_images or min(MOST_PAIRED, max(GROUP, int(affordable / PAIRED_JUDGED) // GROUP * GROUP))
+    if s.screen not in ("auto", "paired") or control < 2 * few or not can_pair(s, few):
+        control = 0
+    if control:
+        judged = few
     look = s.look_images or min(GROUP, judged)
     screen = s.screen
     if screen == "auto" and can_pair(s, judged):
@@ -71,7 +74,6 @@ def sized(s: SearchSettings) -> SearchSettings:
         )
     if screen == "auto" and (look >= judged or s.space != "schedule"):
         screen = "none" if s.space == "schedule" else "distance"
-    control = control if screen == "paired" and control >= 2 * judged else 0
     if s.control_images and control != s.control_images:
         raise ConfigurationError(
             f"a control of {s.control_images} images needs a paired screen, and schedules that are judged on whole "

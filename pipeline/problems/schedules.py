@@ -59,7 +59,8 @@ class ScheduleProblem(ScheduleReport):
         if s.refine:
             check_tunable(Setting(self.subject, self.files), s.refine_to)
         proposer = self._proposer(on_refit)
-        tuned, finals = Refine(s, self.teacher.nfe), Finals(s.finals, s.finalist_images, s.finalists)
+        compared = paired(s.objective) if s.control_images else None
+        tuned, finals = Refine(s, self.teacher.nfe), Finals(s.finals, s.finalist_images, s.finalists, compared)
         stages: list[Stage] = [self._presets(), tuned, finals]
         policy = HalvingPolicy(s, self._seeds())
         control = Rung(CONTROL, s.objective, s.control_images, s.noise_seed) if s.control_images else None
