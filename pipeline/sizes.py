@@ -32,6 +32,7 @@ class Plan(NamedTuple):
     """Denoiser calls of an NFE by what they are for, and the proposals that the search makes of its own."""
 
     presets: int
+    control: int
     search: int
     tuning: int
     finals: int
@@ -77,7 +78,7 @@ def sized(s: SearchSettings) -> SearchSettings:
     if s.control_images and control != s.control_images:
         raise ConfigurationError(
             f"a control of {s.control_images} images needs a paired screen, and schedules that are judged on whole "
-            f"groups of {GROUP}, half of its images at most, not {judged}: change one of them, or leave it to the budget"
+            f"groups of {GROUP}, half of its images at most, not {judged}: change one, or leave it to the budget"
         )
     reported = REPORT * s.budget / (sum(s.nfes) * rows_at_most(s))
     report = s.report_images or int(min(MOST_REPORTED, max(LEAST_REPORTED, reported // GROUP * GROUP)))
@@ -138,12 +139,12 @@ def plan(s: SearchSettings, nfe: int) -> Plan:
     finalists = s.finalists if s.space == "schedule" else s.front
     finals = nfe * finalists * s.finalist_images if s.finalist_images else int(s.finals * share)
     tuning, presets = int(s.refine * share), int(s.presets * share) if s.space == "schedule" else 0
-    presets += nfe * (s.control_images or 0)
-    search = share - presets - tuning - finals
+    control = nfe * (s.control_images or 0)
+    search = share - presets - control - tuning - finals
     screened = {"paired": s.paired_images, "distance": s.distance_images, "none": 0}.get(s.screen, s.look_images)
     grown = s.frechet_images - (0 if s.screen in ("paired", "distance", "none") else screened)
     keep = 1.0 if s.screen == "none" else s.keep or KEPT
-    return Plan(presets, search, tuning, finals, max(0, int(search / (nfe * (screened + keep * grown)))))
+    return Plan(presets, control, search, tuning, finals, max(0, int(search / (nfe * (screened + keep * grown)))))
 
 
 def check_budget(asked: SearchSettings, extra: int = 0) -> None:

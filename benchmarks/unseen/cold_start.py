@@ -117,7 +117,7 @@ def lines(checkpoint: Checkpoint, seed: int, arm: str, root: Path) -> Iterator[d
 NOTES = {
     "interval": "95%, t over searches (a checkpoint and a seed each), of each one's mean over the NFEs",
     "log_ratio": "mean logarithm of the distance with the portfolio to that with presets alone: below 0 it helps",
-    "presets, portfolio": "geometric mean of the distance to that of the best preset of all, chosen on these very images",
+    "presets, portfolio": "geometric mean of the distance to that of the best preset, chosen on these images",
     "share": "of the budget that was spent by then",
 }
 

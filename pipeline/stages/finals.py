@@ -18,8 +18,8 @@ CONTROL = "finals-control"
 class Finals(Stage):
     """What the policy names goes on to the finals' images: `images`, or else as many as `share` of the budget pays.
 
-    Without a share they come on top of the budget. With `paired`, a controlled metric, half of the images of each NFE go
-    to its first finalist, which the others are compared with on what is left: it is measured, then compared with
+    Without a share they come on top of the budget. With `paired`, a controlled metric, half of the images of each NFE
+    go to its first finalist, which the others are compared with on what is left: it is measured, then compared with
     itself, so that all is there when they come. Where that leaves it less than twice their images, each counts alone.
     """
 
