@@ -68,7 +68,6 @@ def calls_at_most(problem: ModelSearch, workers: int = 1) -> dict[str, int]:
         "budget": s.budget,
         "teacher_calls": prepaid,
         "preset_calls_at_most": sum(share.presets for share in shares),
-        "control_calls": sum(share.control for share in shares),
         "search_calls": sum(share.search for share in shares),
         "tuning_calls_at_most": sum(share.tuning for share in shares),
         "finals_calls": sum(share.finals for share in shares),

@@ -100,12 +100,8 @@ class Stage:
         """A new record of any trial; True where it is this stage's and the policy has no say in it."""
         return False
 
-    def queue(self, search: Search) -> bool:
-        """The budget is spent and nothing in flight: `search.wait_for` what is to be evaluated now.
-
-        True where more is to come once that is over.
-        """
-        return False
+    def queue(self, search: Search) -> None:
+        """The budget is spent and nothing in flight: `search.wait_for` what is to be evaluated now."""
 
 
 def enlisted(
@@ -135,12 +131,9 @@ class Search:
         stages: Sequence[Stage],
         patience: int = 0,
         prepaid: int = 0,
-        control: Rung | None = None,
     ) -> None:
         self.prepaid = prepaid
         self.nfes, self.budget, self.patience, self.ladder = tuple(nfes), budget, patience, ladder
-        # Where schedules that control others are measured.
-        self.control = control or ladder.main
         self.proposer, self.policy, self.stages = proposer, policy, stages
         self.trials: dict[int, Trial] = {}
         self.by_hash: dict[str, int] = {}
@@ -262,11 +255,11 @@ class Search:
             return rung
         control = self._controls.get(self.policy.account(candidate))
         if control is None:
-            return replace(rung, metric=self.control.metric)
-        return rung.controlled_by(self.trials[control[1]].candidate.point, self.control)
+            return replace(rung, metric=self.ladder.main.metric)
+        return rung.controlled_by(self.trials[control[1]].candidate.point, self.ladder.main)
 
     def _consider_control(self, trial: Trial) -> None:
-        if trial.value(self.control) is None or (value := trial.value(self.ladder.main)) is None:
+        if (value := trial.value(self.ladder.main)) is None:
             return
         metric, account = metric_class(self.ladder.screen.metric), self.policy.account(trial.candidate)
         if not metric.controlled or self._controls.get(account, (math.inf, 0)) <= (value, 0):
@@ -277,9 +270,6 @@ class Search:
 
     def _next_seed(self) -> Candidate | None:
         while self._waiting and self.may_propose:
-            # Values count from the same number of images: nothing is judged before there is a control of its own kind.
-            if self.control is not self.ladder.main and self._is_held(self.policy.account(self._waiting[0][1])):
-                return None
             origin, point = self._waiting.popleft()
             if point.hash not in self.by_hash and (seed := self._seeded(origin, point)) is not None:
                 return seed
@@ -315,8 +305,8 @@ class Search:
     def enter_finals(self) -> bool:
         """With the budget spent and nothing in flight, queue what the next stages want; False once all are over."""
         while not self._pending and self._stage < len(self.stages):
-            if not self.stages[self._stage].queue(self):
-                self._stage += 1
+            self.stages[self._stage].queue(self)
+            self._stage += 1
         return bool(self._pending)
 
     def wait_for(self, candidate: Candidate, rung: Rung) -> None:
@@ -359,11 +349,8 @@ class Search:
     @property
     def _hungriest(self) -> int | None:
         """The NFE on which least was spent, among those that can pay a candidate and wait for nothing."""
-        free = (n for n in self.open if not self._is_held(n))
+        free = (n for n in self.open if not any(stage.holds(self, n) for stage in self.stages))
         return min(free, key=lambda n: (self.committed[n], n), default=None)
-
-    def _is_held(self, account: int) -> bool:
-        return any(stage.holds(self, account) for stage in self.stages)
 
     def best(self, nfe: int, rung: Rung) -> list[Trial]:
         """Trials of an NFE that have a value at a rung, best first."""
@@ -448,7 +435,7 @@ class Search:
             self.finish(trial, TrialState.PRUNED)
             return
         trial.promoted = True
-        self.wait_for(trial.candidate, self.aimed(trial.candidate, main))
+        self.wait_for(trial.candidate, main)
         if paid is not Paid.BOOKED:
             self.commit(trial.candidate, calls)
 

@@ -39,7 +39,7 @@ POPULATIONS = ("nsgaii", "nsgaiii")
 # Settings that have no part in what is searched: in spaces with a change of the network, and in that of schedules.
 FOR_SCHEDULES = (
     *("presets", "preset_images", "paired_images", "look_images", "grids", "finalists", "refined_elites", "refine_to"),
-    *("random_trials", "portfolio", "control_images"),
+    *("random_trials", "portfolio"),
 )
 QUANTIZED = ("calibration_iterations", "allot_bits")
 FOR_NETWORKS = ("front", *QUANTIZED)
@@ -111,12 +111,6 @@ class SearchSettings(ModelSettings):
     frechet_images: Images | None = Field(
         None, description="images that what passes the screen is judged on" + FROM_BUDGET
     )
-    control_images: NonNegativeInt | None = Field(
-        None,
-        le=MOST_IMAGES,
-        description="images of the one schedule that those of paired screens are compared with when they are judged; "
-        "0: each is judged by its own images alone" + FROM_BUDGET,
-    )
     finalist_images: Images | None = Field(None, description="images of the finals [default: what is left pays]")
     finalists: PositiveInt = Field(3, description="schedules of each NFE in the finals")
     keep: float | None = Field(
@@ -184,15 +178,13 @@ class SearchSettings(ModelSettings):
     @classmethod
     def _of_before(cls, fields: Any, info: ValidationInfo) -> Any:
         # Studies that were stored before presets had a share of the budget name how many of their grids were judged.
-        # What they did before there were paired looks, guards, bits by layer, portfolios, a population
-        # and a control of its own.
+        # What they did before there were paired looks, guards, bits by layer, portfolios and a population.
         if (info.context or {}).get(STORED) and isinstance(fields, dict):
             before: dict[str, Any] = {
                 "paired_images": 0,
                 "guard": NO_GUARD,
                 "allot_bits": False,
                 "portfolio": NO_PORTFOLIO,
-                "control_images": 0,
             }
             if fields.get("sampler") in POPULATIONS:
                 before["population"] = POPULATION

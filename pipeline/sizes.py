@@ -12,9 +12,6 @@ from fewstep.tasks.work import GROUP
 # An NFE's share pays for at least so many evaluations of the main rung, where images are not given.
 JUDGED = 25
 MOST_JUDGED = 1000
-# The same where what is judged is compared with a control, and the control's images: most of those, and of the budget.
-PAIRED_JUDGED, MOST_PAIRED = 100, 500
-CONTROL, MOST_CONTROL = 0.12, 4000
 TUNING = 0.45
 # Proposals of its own that a search makes at least at each NFE, and presets that it looks at.
 LEAST_PROPOSALS, LEAST_PRESETS = 5, 6
@@ -32,7 +29,6 @@ class Plan(NamedTuple):
     """Denoiser calls of an NFE by what they are for, and the proposals that the search makes of its own."""
 
     presets: int
-    control: int
     search: int
     tuning: int
     finals: int
@@ -57,12 +53,6 @@ def sized(s: SearchSettings) -> SearchSettings:
     affordable = share / mean
     groups = int(affordable / JUDGED) // (2 * GROUP) * 2
     judged = s.frechet_images or min(MOST_JUDGED, max(1, groups) * GROUP)
-    control = control_images(s, affordable)
-    few = s.frechet_images or min(MOST_PAIRED, max(GROUP, int(affordable / PAIRED_JUDGED) // GROUP * GROUP))
-    if s.screen not in ("auto", "paired") or control < 2 * few or not can_pair(s, few):
-        control = 0
-    if control:
-        judged = few
     look = s.look_images or min(GROUP, judged)
     screen = s.screen
     if screen == "auto" and can_pair(s, judged):
@@ -75,11 +65,6 @@ def sized(s: SearchSettings) -> SearchSettings:
         )
     if screen == "auto" and (look >= judged or s.space != "schedule"):
         screen = "none" if s.space == "schedule" else "distance"
-    if s.control_images and control != s.control_images:
-        raise ConfigurationError(
-            f"a control of {s.control_images} images needs a paired screen, and schedules that are judged on whole "
-            f"groups of {GROUP}, half of its images at most, not {judged}: change one, or leave it to the budget"
-        )
     reported = REPORT * s.budget / (sum(s.nfes) * rows_at_most(s))
     report = s.report_images or int(min(MOST_REPORTED, max(LEAST_REPORTED, reported // GROUP * GROUP)))
     whole = s.model_copy(
@@ -88,7 +73,6 @@ def sized(s: SearchSettings) -> SearchSettings:
             "screen": screen,
             "look_images": look,
             "frechet_images": judged,
-            "control_images": control,
             "report_images": report,
             "random_trials": 0,
             "keep": s.keep or (most_kept(s.paired_images, judged) if screen == "paired" else KEPT),
@@ -104,13 +88,6 @@ def sized(s: SearchSettings) -> SearchSettings:
 def most_kept(screened: int, judged: int) -> float:
     """The share of a paired screen that goes on: judging them takes twice what screening all does, or less."""
     return min(KEPT, max(LEAST_KEPT, 2 * screened / judged))
-
-
-def control_images(s: SearchSettings, affordable: float) -> int:
-    """Images of the control of judged schedules, of `affordable` ones in all; 0 where they have none."""
-    if s.control_images is not None:
-        return s.control_images
-    return min(MOST_CONTROL, int(CONTROL * affordable) // GROUP * GROUP)
 
 
 def can_pair(s: SearchSettings, judged: int) -> bool:
@@ -139,12 +116,11 @@ def plan(s: SearchSettings, nfe: int) -> Plan:
     finalists = s.finalists if s.space == "schedule" else s.front
     finals = nfe * finalists * s.finalist_images if s.finalist_images else int(s.finals * share)
     tuning, presets = int(s.refine * share), int(s.presets * share) if s.space == "schedule" else 0
-    control = nfe * (s.control_images or 0)
-    search = share - presets - control - tuning - finals
+    search = share - presets - tuning - finals
     screened = {"paired": s.paired_images, "distance": s.distance_images, "none": 0}.get(s.screen, s.look_images)
     grown = s.frechet_images - (0 if s.screen in ("paired", "distance", "none") else screened)
     keep = 1.0 if s.screen == "none" else s.keep or KEPT
-    return Plan(presets, control, search, tuning, finals, max(0, int(search / (nfe * (screened + keep * grown)))))
+    return Plan(presets, search, tuning, finals, max(0, int(search / (nfe * (screened + keep * grown)))))
 
 
 def check_budget(asked: SearchSettings, extra: int = 0) -> None:

@@ -44,8 +44,7 @@ def ladder(settings: SearchSettings, guard: str = "") -> Ladder:
     assert s.frechet_images
     assert s.report_images
     also = (guard,) if guard else ()
-    judged_by = paired(s.objective) if s.control_images else s.objective
-    main = Rung("frechet", judged_by, s.frechet_images, s.noise_seed)
+    main = Rung("frechet", s.objective, s.frechet_images, s.noise_seed)
     screens = {
         "paired": Rung("screen", paired(s.objective), s.paired_images, s.noise_seed),
         "distance": Rung("distance", "distance", s.distance_images, s.noise_seed),

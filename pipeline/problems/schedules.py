@@ -19,7 +19,7 @@ from fewstep.pipeline.settings import BUNDLED_PORTFOLIO, NO_PORTFOLIO, POPULATIO
 from fewstep.pipeline.sizes import can_pair, first_look
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.preset_order import Known, of_schedule
-from fewstep.pipeline.stages.presets import CONTROL, FIRST, Presets, Screens
+from fewstep.pipeline.stages.presets import FIRST, Presets, Screens
 from fewstep.pipeline.stages.refine import Refine, calls_of_each
 from fewstep.pipeline.stages.refine_plan import refine_plan
 from fewstep.pipeline.trial import Rung
@@ -59,12 +59,10 @@ class ScheduleProblem(ScheduleReport):
         if s.refine:
             check_tunable(Setting(self.subject, self.files), s.refine_to)
         proposer = self._proposer(on_refit)
-        compared = paired(s.objective) if s.control_images else None
-        tuned, finals = Refine(s, self.teacher.nfe), Finals(s.finals, s.finalist_images, s.finalists, compared)
+        tuned, finals = Refine(s, self.teacher.nfe), Finals(s.finals, s.finalist_images, s.finalists)
         stages: list[Stage] = [self._presets(), tuned, finals]
         policy = HalvingPolicy(s, self._seeds())
-        control = Rung(CONTROL, s.objective, s.control_images, s.noise_seed) if s.control_images else None
-        return Search(s.nfes, s.budget, self.ladder, proposer, policy, stages, s.patience, self.prepaid, control)
+        return Search(s.nfes, s.budget, self.ladder, proposer, policy, stages, s.patience, self.prepaid)
 
     def check_budget(self) -> None:
         """See `ModelProblem`; a descent by gradient that its share does not pay is refused too."""

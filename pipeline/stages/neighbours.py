@@ -102,11 +102,11 @@ class Neighbours(Stage):
         """As any edit's screen, though it goes to the finals at once: what counts is that a replay counts alike."""
         return self._policy.cost(search, candidate)
 
-    def queue(self, search: Search) -> bool:
+    def queue(self, search: Search) -> None:
         """See Stage. What was judged, and what is queued already, is left out."""
         leader = self._leader(search) if self._round <= ROUNDS[TWIN] else self._lacking(search)
         if leader is None:
-            return False
+            return
         finals, bound = search.ladder.finals, self._policy.most_calls
         done = {t.candidate.hash for t in search.trials.values() if finals.name in t.records}
         for origin, config in moves(self._space, _edit(leader), self._round):
@@ -120,7 +120,6 @@ class Neighbours(Stage):
                 candidate = search.proposer.admit(point, origin, search.trials)
                 search.adopt(candidate)
                 search.wait_for(candidate, finals)
-        return False
 
     def _leader(self, search: Search) -> Trial | None:
         """The best balanced edit of the finals and of the rounds before, within the bound on calls."""

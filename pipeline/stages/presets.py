@@ -26,7 +26,7 @@ from fewstep.pipeline.trial import Candidate, Rung, Trial, Work, grown
 from fewstep.storage.records import EvaluationRecord
 from fewstep.tasks.metrics.metric import metric_class
 
-FIRST, SECOND, PAIRED, CONTROL = "presets", "presets-look", "presets-distance", "control"
+FIRST, SECOND, PAIRED = "presets", "presets-look", "presets-distance"
 FIRST_SHARE = 0.65
 FEWEST_LOOKS, FEWEST_SECOND = 6, 2
 # Pairs of presets at one NFE by which screens are compared, at least.
@@ -50,7 +50,7 @@ class Presets(Stage):
     among, None where that is settled.
     """
 
-    rungs = (FIRST, SECOND, PAIRED, CONTROL)
+    rungs = (FIRST, SECOND, PAIRED)
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class Presets(Stage):
         self._controlled = bool(metric_class(first.metric).controlled)
         self._looked: set[int] = set()
         self._over: set[int] = set()
-        # Trials of controls and the rungs that they were sent to once they were measured.
-        self._sent: set[tuple[int, str]] = set()
+        # Trials of controls that were sent to their first look, which comes after they were judged.
+        self._sent: set[int] = set()
         # The presets among the trials, and up to where those were looked through.
         self._met: list[Trial] = []
         self._seen: tuple[Mapping[int, Trial], int] = {}, 0
@@ -82,18 +82,7 @@ class Presets(Stage):
         nfe, controls = candidate.nfe, False
         if self._controlled and nfe in self._known and nfe not in self._looked:
             controls = self._control(search, self._mine(search)[nfe]) is None
-        return nfe * (self._first.images + controls * self._judging_control(search))
-
-    @staticmethod
-    def _judging_control(search: Search) -> int:
-        """Images of a control: those that it is measured on, and where these are more, those it is compared on."""
-        main, own = search.ladder.main, search.control
-        return main.images + (own.images if own is not main else 0)
-
-    @staticmethod
-    def _extra(search: Search, nfe: int) -> int:
-        """Calls of a control besides what judging any schedule takes; they are not the presets'."""
-        return nfe * search.control.images if search.control is not search.ladder.main else 0
+        return nfe * (self._first.images + controls * search.ladder.main.images)
 
     def _calls(self, search: Search, nfe: int) -> int:
         """What presets of an NFE may take, less what judging the best of them does."""
@@ -121,14 +110,14 @@ class Presets(Stage):
         """Until it is over, nothing is proposed beside it that its share would pay."""
         if account in self._over:
             return 0
-        return max(0, int(self._share * search.share) + self._extra(search, account) - search.committed[account])
+        return max(0, int(self._share * search.share) - search.committed[account])
 
     def holds(self, search: Search, account: int) -> bool:
         """Until a control was judged there is nothing to aim a paired screen by."""
         if not self._controlled or account in self._over:
             return False
         control = self._control(search, self._mine(search)[account])
-        return control is None or not self._is_ready(search, control)
+        return control is None or FIRST not in control.records
 
     # -- what it does ---------------------------------------------------------------------------------
 
@@ -144,20 +133,16 @@ class Presets(Stage):
                     continue
                 first = self._first_control(search, nfe, mine[nfe])
                 if first is not None:
-                    return self._adopted(search, first), search.control
+                    return self._adopted(search, first), search.ladder.main
                 self._looked.add(nfe)
                 self._judge(search, nfe, [t for t in mine[nfe] if t.state == TrialState.RUNNING], 0)
                 continue
-            if self._controlled and control and not self._is_ready(search, control):
-                # Nor before its own features are there, which the others' are compared with.
-                own = [self._look(search, mine[nfe])]
-                if search.control is not search.ladder.main:
-                    own.append(search.ladder.main.controlled_by(control.candidate.point, search.control))
-                due = [r for r in own if r.name not in control.records and (control.number, r.name) not in self._sent]
-                if not due:
+            if self._controlled and control and FIRST not in control.records:
+                # Nor before its own look is there, which the others are compared with.
+                if control.number in self._sent:
                     continue
-                self._sent.add((control.number, due[0].name))
-                return control.candidate, due[0]
+                self._sent.add(control.number)
+                return control.candidate, self._look(search, mine[nfe])
             if len(mine[nfe]) < self.looks(search, nfe) and (known := self._next(search, nfe, mine)) is not None:
                 return self._adopted(search, known), self._look(search, mine[nfe])
         # Where nothing could be looked at, nothing calls back.
@@ -167,14 +152,8 @@ class Presets(Stage):
 
     @staticmethod
     def _control(search: Search, trials: Sequence[Trial]) -> Trial | None:
-        """What first looks are controlled by: the first that was measured to be that."""
-        measured = (t for t in trials if t.value(search.control) is not None)
-        return next((t for t in measured if t.state != TrialState.FAIL), None)
-
-    @staticmethod
-    def _is_ready(search: Search, control: Trial) -> bool:
-        """Whether all is there of a control that others are compared with."""
-        return {FIRST, search.ladder.main.name} <= set(control.records)
+        """What first looks are controlled by: the first that was judged."""
+        return next((trial for trial in trials if trial.value(search.ladder.main) is not None), None)
 
     @staticmethod
     def _adopted(search: Search, known: Known) -> Candidate:
@@ -185,7 +164,7 @@ class Presets(Stage):
 
     def _first_control(self, search: Search, nfe: int, trials: Sequence[Trial]) -> Known | None:
         """What is judged to be a control; None where several failed already."""
-        if sum(search.control.name in t.records for t in trials) >= MOST_CONTROLS:
+        if sum(search.ladder.main.name in t.records for t in trials) >= MOST_CONTROLS:
             return None
         left = [k for k in self._known[nfe] if k.point.hash not in search.by_hash]
         return min(left, key=lambda k: not is_control(k), default=None)
@@ -196,7 +175,7 @@ class Presets(Stage):
             return self._first
         control = self._control(search, trials)
         assert control is not None
-        return self._first.controlled_by(control.candidate.point, search.control)
+        return self._first.controlled_by(control.candidate.point, search.ladder.main)
 
     def _next(self, search: Search, nfe: int, mine: Mapping[int, Sequence[Trial]]) -> Known | None:
         left = [k for k in self._known[nfe] if k.point.hash not in search.by_hash]
@@ -250,8 +229,7 @@ class Presets(Stage):
         """Once all first looks of an NFE are known, the best go on to the second."""
         if nfe in self._looked or any(not t.records for t in trials):
             return
-        control = self._control(search, trials)
-        if self._controlled and (control is None or not self._is_ready(search, control)):
+        if self._controlled and ((control := self._control(search, trials)) is None or FIRST not in control.records):
             return
         exhausted = all(k.point.hash in search.by_hash for k in self._known[nfe])
         if len(trials) < self.looks(search, nfe) and not exhausted:

@@ -118,7 +118,7 @@ def _of(work: Work, order: int, make_evaluation: Callable[..., EvaluationRecord]
 def _run(value: Value, make_evaluation: Callable[..., EvaluationRecord], **changes: Any) -> Search:
     """A whole search; what it records is `value` of the rung and the record."""
     fields = {"model": "digits-ddpm", "nfes": (3, 4), "budget": 300_000, "sampler": "random", "refine": 0.3}
-    fields |= {"paired_images": 0, "control_images": 0}
+    fields |= {"paired_images": 0}
     state = ScheduleProblem(SearchSettings.build(**(fields | changes))).search()
     order = itertools.count()
     while True:
@@ -258,7 +258,7 @@ def test_nothing_is_compared_with_a_look_that_is_still_in_flight(
     make_evaluation: Callable[..., EvaluationRecord],
 ) -> None:
     """With several workers: a paired rung asks only for what its control's records have by then."""
-    fields = {"model": "digits-ddpm", "nfes": (3, 4), "budget": 160_000, "sampler": "random", "control_images": 0}
+    fields = {"model": "digits-ddpm", "nfes": (3, 4), "budget": 160_000, "sampler": "random"}
     state = ScheduleProblem(SearchSettings.build(**fields)).search()
     flying: list[Work] = []
     done: set[tuple[str, str]] = set()

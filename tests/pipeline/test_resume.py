@@ -114,7 +114,7 @@ def test_kill_and_resume_gives_exactly_the_evaluations_of_an_uninterrupted_searc
     assert {_facts(r) for r in records} == {_facts(r) for r in expected}
     assert len(records) == len(expected) == len({r.key for r in records})
     assert [r.order for r in records] == list(range(len(records)))
-    looks = {"s3": {"presets", "control"}, "tpe": {"presets", "presets-look", "presets-distance"}}[sampler]
+    looks = {"s3": {"presets"}, "tpe": {"presets", "presets-look", "presets-distance"}}[sampler]
     assert {r.rung for r in records} == looks | {"screen", "frechet", "refine", "finals", "report"}
     assert killed.damaged() == []
 
