@@ -34,7 +34,7 @@ from fewstep.tasks.measured_settings import (
 from fewstep.tasks.sampling.grids import GRIDS, SEARCH_GRIDS
 
 AUTO, NO_GUARD = "auto", "none"
-BUNDLED_PORTFOLIO, NO_PORTFOLIO = "bundled", "none"
+NO_PORTFOLIO = "none"
 POPULATIONS = ("nsgaii", "nsgaiii")
 # Settings that have no part in what is searched: in spaces with a change of the network, and in that of schedules.
 FOR_SCHEDULES = (
@@ -118,9 +118,9 @@ class SearchSettings(ModelSettings):
     )
     grids: tuple[str, ...] = Field(SEARCH_GRIDS, description="grids that presets start on")
     portfolio: str = Field(
-        BUNDLED_PORTFOLIO,
-        description="schedules found on other models, looked at beside the presets: bundled, none, or a file of "
-        "`fewstep schedule collect`",
+        NO_PORTFOLIO,
+        description="schedules found on other models, looked at beside the presets: a file of "
+        "`fewstep schedule collect`, or none",
     )
     report_images: Images | None = Field(None, description="images of each row of the final table" + FROM_BUDGET)
     report_presets: bool = Field(
@@ -178,14 +178,9 @@ class SearchSettings(ModelSettings):
     @classmethod
     def _of_before(cls, fields: Any, info: ValidationInfo) -> Any:
         # Studies that were stored before presets had a share of the budget name how many of their grids were judged.
-        # What they did before there were paired looks, guards, bits by layer, portfolios and a population.
+        # What they did before there were paired looks, guards, bits by layer and a population.
         if (info.context or {}).get(STORED) and isinstance(fields, dict):
-            before: dict[str, Any] = {
-                "paired_images": 0,
-                "guard": NO_GUARD,
-                "allot_bits": False,
-                "portfolio": NO_PORTFOLIO,
-            }
+            before: dict[str, Any] = {"paired_images": 0, "guard": NO_GUARD, "allot_bits": False}
             if fields.get("sampler") in POPULATIONS:
                 before["population"] = POPULATION
             return before | {name: value for name, value in fields.items() if name != "preset_grids"}

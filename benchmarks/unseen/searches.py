@@ -33,7 +33,7 @@ DEFAULT, EVOLUTION, TUNING = "default", "evolution", "tuning"
 METHODS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     # The published operators alone: every candidate is judged, none is screened or tuned.
-    EVOLUTION: {"sampler": "evolution", "screen": "none", "refine": 0.0, "portfolio": "none"},
+    EVOLUTION: {"sampler": "evolution", "screen": "none", "refine": 0.0},
     # The control: all but a tenth goes into presets, finals and tuning, so that little is searched.
     TUNING: {"refine": 0.65},
 }

@@ -111,7 +111,7 @@ def collect_command(
     each: Annotated[int, typer.Option(min=1, help="schedules of a study at each number of calls")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Write what searches found as a portfolio, which `fewstep search --set portfolio=FILE` begins with elsewhere."""
+    """Write what searches found as a portfolio, which `fewstep search --portfolio FILE` begins with elsewhere."""
     from fewstep.files import write_text
     from fewstep.pipeline.collected import collected
 

@@ -15,7 +15,7 @@ from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.proposers.s3 import S3Proposer
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.search import Search, Seed, Stage
-from fewstep.pipeline.settings import BUNDLED_PORTFOLIO, NO_PORTFOLIO, POPULATION
+from fewstep.pipeline.settings import NO_PORTFOLIO, POPULATION
 from fewstep.pipeline.sizes import can_pair, first_look
 from fewstep.pipeline.stages.finals import Finals
 from fewstep.pipeline.stages.preset_order import Known, of_schedule
@@ -25,7 +25,7 @@ from fewstep.pipeline.stages.refine_plan import refine_plan
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.schedule.portfolio import BUNDLED, load_portfolio
+from fewstep.search_spaces.schedule.portfolio import load_portfolio
 from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.refinement.features import check_tunable
@@ -96,9 +96,10 @@ class ScheduleProblem(ScheduleReport):
     def _portfolio(self, nfe: int) -> Mapping[str, SolverSchedule]:
         if self.settings.portfolio == NO_PORTFOLIO:
             return {}
-        path = BUNDLED if self.settings.portfolio == BUNDLED_PORTFOLIO else self.settings.portfolio
         noise = self.files.noise
-        placed = load_portfolio(path).for_model(self.files.hash, nfe, noise.lambda_start, noise.lambda_end)
+        placed = load_portfolio(self.settings.portfolio).for_model(
+            self.files.hash, nfe, noise.lambda_start, noise.lambda_end
+        )
         return {name: schedule for name, schedule in placed.items() if self._fits(schedule)}
 
     def _fits(self, schedule: SolverSchedule) -> bool:

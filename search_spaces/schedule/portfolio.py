@@ -21,8 +21,6 @@ from fewstep.files import read_text
 from fewstep.search_spaces.schedule.formula import Part
 from fewstep.search_spaces.schedule.solver import SolverSchedule
 
-# Made of the bundled models' studies by `fewstep schedule collect`.
-BUNDLED = Path(__file__).with_name("portfolio.json")
 # The shortest step that a placed schedule has, and how far a time may be moved for it.
 SHORTEST, FARTHEST = 0.05, 0.5
 SAME_START = 1e-3
@@ -90,7 +88,7 @@ class Portfolio(Part):
 
 
 @cache
-def load_portfolio(path: str | Path = BUNDLED) -> Portfolio:
+def load_portfolio(path: str | Path) -> Portfolio:
     """Read a portfolio; DataError where the file is none."""
     text = read_text(path, "portfolio", DataError)
     try:

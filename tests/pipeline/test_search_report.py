@@ -40,7 +40,7 @@ def stock(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, O
     root = tmp_path_factory.mktemp("searches") / "stock"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(OptunaProposer, "ask", lambda *arguments: None)
-        study = Study(root, _settings(toy, budget=12_000, refine=0.0, portfolio="none"))
+        study = Study(root, _settings(toy, budget=12_000, refine=0.0))
         return study, study.run(HERE, "test")
 
 
