@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from string import ascii_lowercase
 
 from fewstep.errors import ConfigurationError, FewstepError
 from fewstep.pipeline.problems.schedules import ScheduleProblem
@@ -35,10 +34,9 @@ def collected(sources: Sequence[Path], each: int = EACH) -> Portfolio:
         noise, label = files.noise, Path(files.name).name
         for schedule in schedules:
             nfe = schedule.nfe
-            letter = ascii_lowercase[counts[label, nfe] % len(ascii_lowercase)]
             plain = schedule.model_copy(update={"corrections": None, "name": "", "provenance": {}})
             entry = Entry(
-                name=f"{label}-{nfe}{letter}",
+                name=f"{label}-{nfe}-{counts[label, nfe] + 1}",
                 model=label,
                 model_hash=files.hash,
                 noise_range=(noise.lambda_start, noise.lambda_end),

@@ -9,12 +9,13 @@ was found on to that of the other. Corrections, guidance, skip factors and thres
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError
+from pydantic import model_validator as check
 
 from fewstep.errors import DataError, ScheduleError
 from fewstep.files import read_text
@@ -76,10 +77,17 @@ def spaced(lambdas: Sequence[float]) -> tuple[float, ...] | None:
 
 
 class Portfolio(Part):
-    """Entries by name."""
+    """Entries, each with a name of its own."""
 
     schema_version: Literal[1] = 1
     entries: tuple[Entry, ...] = Field(min_length=1)
+
+    @check(mode="after")
+    def _names_are_their_own(self) -> Self:
+        twice = [name for name, count in Counter(entry.name for entry in self.entries).items() if count > 1]
+        if twice:
+            raise ValueError(f"entries share the name {twice[0]!r}")
+        return self
 
     def for_model(self, model_hash: str, nfe: int, start: float, end: float) -> Mapping[str, SolverSchedule]:
         """Schedules of `nfe` calls for a model, by name, without those that were found on it: they prove nothing."""
@@ -87,7 +95,6 @@ class Portfolio(Part):
         return {s.name: s for entry in entries for s in entry.placed(start, end).values()}
 
 
-@cache
 def load_portfolio(path: str | Path) -> Portfolio:
     """Read a portfolio; DataError where the file is none."""
     text = read_text(path, "portfolio", DataError)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fewstep.errors import DataError
 from fewstep.search_spaces.schedule import SolverSchedule
@@ -111,6 +112,11 @@ def test_times_that_meet_are_parted_a_little_or_not_at_all() -> None:
     assert spaced([0.0, 1.0, math.inf]) == (0.0, 1.0, math.inf)
     assert spaced([0.0, -0.2, 1.0]) == (0.0, SHORTEST, 1.0)
     assert spaced([0.0, -2.0, 1.0]) is None
+
+
+def test_two_entries_of_one_name_are_refused() -> None:
+    with pytest.raises(ValidationError, match="entries share the name 'digits-edm-4u'"):
+        Portfolio(entries=tuple(e.model_copy(update={"name": "digits-edm-4u"}) for e in ENTRIES[:2]))
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"entries": []}', '{"entries": [{"name": "a"}]}'])
