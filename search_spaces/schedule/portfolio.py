@@ -17,8 +17,9 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError
 from pydantic import model_validator as check
 
-from fewstep.errors import DataError, ScheduleError
+from fewstep.errors import DataError
 from fewstep.files import read_text
+from fewstep.search_spaces.checked import first_problem
 from fewstep.search_spaces.schedule.formula import Part
 from fewstep.search_spaces.schedule.solver import SolverSchedule
 
@@ -100,8 +101,7 @@ def load_portfolio(path: str | Path) -> Portfolio:
     text = read_text(path, "portfolio", DataError)
     try:
         return Portfolio.model_validate_json(text)
-    except (ValidationError, ScheduleError) as error:
+    except ValidationError as error:
         raise DataError(
-            f"{path} is no portfolio of schedules ({str(error).splitlines()[0]}): "
-            "make one with `fewstep schedule collect`"
+            f"{path} is no portfolio of schedules: {first_problem(error)}; make one with `fewstep schedule collect`"
         ) from None
