@@ -90,6 +90,7 @@ READ = {
     ("dashboard", "out"),
     ("convert", "checkpoint"),
     ("convert", "vae"),
+    ("schedule", "sources"),
 }
 
 
