@@ -16,7 +16,6 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import product
 
 import numpy as np
 import torch
@@ -66,7 +65,7 @@ def measured(worker: Worker, schedules: Mapping[str, SolverSchedule], images: ra
     return found
 
 
-def good(metric: PairedFrechet, worker: Worker, schedules: dict[str, SolverSchedule], control: str) -> set[str]:
+def promising(metric: PairedFrechet, worker: Worker, schedules: dict[str, SolverSchedule], control: str) -> set[str]:
     """Those that may be within WITHIN times the best, by GROUP images; the control among them."""
     looked = measured(worker, schedules, range(GROUP))
     values = {name: metric.frechet.distance(Moments.of(features)) for name, features in looked.items()}
@@ -130,16 +129,17 @@ def main() -> None:
         worker, metric = Worker(WorkerSettings(subject, threads=1)), PairedFrechet(Setting(subject, files))
         for nfe in options.nfe:
             schedules, control = stock(files, nfe)
-            names = good(metric, worker, schedules, control)
+            names = promising(metric, worker, schedules, control)
             whole = range(max(options.many) + IMAGES)
             known = Stock(metric, measured(worker, {n: schedules[n] for n in sorted(names)}, whole), control)
             asked = {"model": model, "nfe": nfe, "schedules": len(known.truth), "dim": worker.extractor.dim}
             asked |= {"seed": SEED, "images": IMAGES, "draws": BLOCKS}
-            for few, many in product(options.few, options.many):
-                ours, loss = known.order(partial(known.guessed, many=many), few)
+            for few in options.few:
                 theirs, lost = known.order(known.alone, few)
-                told = {"few": few, "control_images": many, "loss": loss, "peer_loss": lost, **asked}
-                emit("paired screen", "Frechet distance of as few images", "Kendall's tau", ours, theirs, told)
+                for many in options.many:
+                    ours, loss = known.order(partial(known.guessed, many=many), few)
+                    told = {"few": few, "control_images": many, "loss": loss, "peer_loss": lost, **asked}
+                    emit("paired screen", "Frechet distance of as few images", "Kendall's tau", ours, theirs, told)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fewstep.pipeline.proposers.base import ANALYTIC, PORTFOLIO, PRESET
 from fewstep.pipeline.reports.rows import figure_text
 from fewstep.storage.origins import told_origin
 from fewstep.storage.records import EvaluationRecord
 
 # Origins of what a search is given to look at; what it proposes itself has none of these.
-GIVEN, PORTFOLIO = ("preset:", "analytic:", "named:"), "portfolio:"
+GIVEN = (PRESET, ANALYTIC, "named:")
 WARM, TUNED = "warm-start", ("refine:", "refined:")
 PHASES = {"finals": "finals", "report": "report", "refine": "tuning"}
 

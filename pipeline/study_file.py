@@ -21,7 +21,7 @@ from fewstep.tasks.models.conditions import join_prompts, read_prompts
 # Settings that may name something on disk; other values (auto, a bundled model) are left as they are.
 # Fields that are settings of their own.
 NESTED = ("conditions", "loading")
-PLACES = ("model", "reference", "statistics", "quantized", "base_schedule")
+PLACES = ("model", "reference", "statistics", "quantized", "base_schedule", "portfolio")
 
 
 def read_study_file(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from fewstep.errors import ConfigurationError, ScheduleError
 from fewstep.pipeline.policies.halving import HalvingPolicy
@@ -25,7 +26,7 @@ from fewstep.pipeline.stages.refine_plan import refine_plan
 from fewstep.pipeline.trial import Rung
 from fewstep.search_spaces.point import as_point
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.search_spaces.schedule.portfolio import load_portfolio
+from fewstep.search_spaces.schedule.portfolio import Portfolio, load_portfolio
 from fewstep.tasks.metrics.metric import Setting
 from fewstep.tasks.models.noise_schedule import NoiseSchedule
 from fewstep.tasks.refinement.features import check_tunable
@@ -93,13 +94,16 @@ class ScheduleProblem(ScheduleReport):
                 found.setdefault(point.hash, of_schedule(f"{kind}{name}", schedule, point))
         return list(found.values())
 
+    @cached_property
+    def _collected(self) -> Portfolio | None:
+        given = self.settings.portfolio
+        return None if given == NO_PORTFOLIO else load_portfolio(given)
+
     def _portfolio(self, nfe: int) -> Mapping[str, SolverSchedule]:
-        if self.settings.portfolio == NO_PORTFOLIO:
+        if self._collected is None:
             return {}
         noise = self.files.noise
-        placed = load_portfolio(self.settings.portfolio).for_model(
-            self.files.hash, nfe, noise.lambda_start, noise.lambda_end
-        )
+        placed = self._collected.for_model(self.files.hash, nfe, noise.lambda_start, noise.lambda_end)
         return {name: schedule for name, schedule in placed.items() if self._fits(schedule)}
 
     def _fits(self, schedule: SolverSchedule) -> bool:

@@ -419,7 +419,9 @@ def test_many_workers_killed_again_and_again_keep_the_budget_and_double_nothing(
         state, lives = problem.search().replay(list(records)), lives + 1
         flying: list[Work] = []
         for _ in range(1 + int(30 * _share("life", lives))):
-            while len(flying) < workers and (work := state.next_work() or (not flying and _next(state)) or None):
+            while len(flying) < workers and (work := state.next_work()):
+                flying.append(work)
+            if not flying and (work := _next(state)):
                 flying.append(work)
             if not flying:
                 ended = True

@@ -43,8 +43,10 @@ def test_what_a_file_points_to_lies_beside_it(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "schedules" / "nfe3.json").write_text(schedule.to_json())
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     (tmp_path / "known.safetensors").write_bytes(b"")
+    (tmp_path / "mine.json").write_text("{}")
     text = (
-        'model = "digits-ddpm"\nstatistics = "known.safetensors"\nwarm_start = {start}\n[conditions]\nprompts = "{p}"\n'
+        'model = "digits-ddpm"\nstatistics = "known.safetensors"\nportfolio = "mine.json"\n'
+        'warm_start = {start}\n[conditions]\nprompts = "{p}"\n'
     )
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -52,6 +54,7 @@ def test_what_a_file_points_to_lies_beside_it(tmp_path: Path, monkeypatch: pytes
         made = _settings(_file(tmp_path, text.format(start=start, p="prompts.txt")))
         assert made.warm_start == (schedule.to_json(),)
         assert made.statistics == str(tmp_path / "known.safetensors")
+        assert made.portfolio == str(tmp_path / "mine.json")
         assert made.conditions.prompt_list == ("a cat", "a dog")
     assert _settings(_file(tmp_path, text.format(start="[]", p="a red cat"))).conditions.prompts == "a red cat"
     kept = _file(tmp_path, 'model = "digits-ddpm"\nspace = "quantization"\nbase_schedule = "schedules/nfe3.json"\n')
