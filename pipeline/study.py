@@ -155,10 +155,10 @@ class Study:
                 data: dict[str, object] = {"evaluations": examples, "tau": tau, "seconds": seconds}
                 driver.event("refit", f"surrogate fitted to {examples} candidates", data)
 
-        # As written: a study's numbers rise, and a replay must not depend on a sort.
-        records = self.store.evaluations.backed({"study": self.settings.study})
-        self.store.warn_of_damage()
         with without_collection():
+            # As written: a study's numbers rise, and a replay must not depend on a sort.
+            records = self.store.evaluations.backed({"study": self.settings.study})
+            self.store.warn_of_damage()
             return self.problem.search(refitted).replay(records)
 
     # -- running it -----------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ TABLES = Registry(
         "digits_transfer_anew": "benchmarks.tables.peers:ANEW",
         "fashion_front": "benchmarks.tables.peers:FASHION",
         "digits_methods": "benchmarks.tables.front:DIGITS",
+        "digits_edm_methods": "benchmarks.tables.front:DIGITS_EDM",
         "digits_edits": "benchmarks.tables.edits:DIGITS",
         "fashion_edits": "benchmarks.tables.edits:FASHION",
         "fashion_quantization": "benchmarks.tables.quantization:FASHION",

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, NonNegativeInt
 from scipy import stats
 
 from benchmarks.tables.engine import Engine, Picture, Row, Sheet, Table, figure_name
-from benchmarks.tables.peers import LEARNED, SEARCHED, Contest, Peers
+from benchmarks.tables.peers import LEARNED, OURS, SEARCHED, Contest, Peers
 from fewstep.tasks.refinement.plan import RefinePlan
 
 BASE = "presets"
@@ -104,13 +104,14 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 DIGITS = Front(
     peers=Peers(
         model="digits-ddpm",
-        methods=("presets", "gits", *LEARNED, "tuned", *SEARCHED, "fewstep"),
+        methods=("presets", "gits", *LEARNED, "tuned", *SEARCHED, OURS),
         judges=("frechet:judge", "kid:judge"),
-        nfes=(3,),
+        nfes=(3, 4, 5, 6, 8, 10),
         screen_images=1000,
         report_images=2000,
         plan=RefinePlan(distance="features", iterations=300),
-        budget=30_000,
-    ),
-    searches=(0, 1, 2, 3),
+        budget=60_000,
+    )
 )
+# A preconditioned network of the same pictures, whose many-step samples are its best ones.
+DIGITS_EDM = Front(peers=DIGITS.peers.model_copy(update={"model": "digits-edm"}))
