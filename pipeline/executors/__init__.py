@@ -1,1 +1,1 @@
-"""One interface, two ways to run evaluations: in this process and on Ray actors."""
+"""One interface, and the ways to run evaluations: in this process, on actors of Ray, workers of Dask, jobs of Slurm."""

@@ -32,11 +32,32 @@ EXECUTORS = Registry(
     {
         "ray": "fewstep.pipeline.executors.ray:RayExecutor",
         "in-process": "fewstep.pipeline.executors.in_process:InProcessExecutor",
+        "dask": "fewstep.pipeline.executors.dask:DaskExecutor",
+        "slurm": "fewstep.pipeline.executors.slurm:SlurmExecutor",
     },
 )
 
 
 AUTO, IN_PROCESS = "auto", "in-process"
+# What an executor does not heed, and why. None is given for those of Ray and of plug-ins.
+_HANGS = "a task {executor} cannot be ended when it hangs"
+_SHARES = "shares of a GPU are given to workers on Ray"
+UNHEEDED: dict[str, dict[str, str]] = {
+    IN_PROCESS: {
+        "workers": "{value} workers cannot run in-process, which is one",
+        "address": "a search in-process joins no cluster, not {value!r}",
+        "timeout": _HANGS.format(executor="in-process"),
+        "cpus": "cores are given to workers on Ray",
+        "gpus": _SHARES,
+    },
+    "dask": {"timeout": _HANGS.format(executor="on Dask"), "gpus": _SHARES},
+    "slurm": {
+        "address": "Slurm's jobs come to this process, which joins no cluster, not {value!r}",
+        "timeout": _HANGS.format(executor="on Slurm"),
+        "gpus": _SHARES,
+    },
+}
+CUDA = ("", " and --device cuda")
 
 
 class ExecutionSettings(Checked):
@@ -46,19 +67,23 @@ class ExecutionSettings(Checked):
 
     executor: str = Field(
         AUTO,
-        description="what runs evaluations: ray, in-process, or auto: ray where --workers or --address is given",
+        description="what runs evaluations: ray, in-process, dask, slurm, or auto: ray where --workers or --address is "
+        "given",
     )
     workers: NonNegativeInt = Field(
         0,
-        description="workers on Ray, on a cluster as many of them as it has room for; 0: one a core (a GPU, with "
-        "--device cuda) of this machine or of the cluster, however it grows and shrinks",
+        description="workers on Ray or Dask, on a cluster as many of them as it has room for; 0: one a core (a GPU, "
+        "with --device cuda) of this machine or of the cluster, however it grows and shrinks; jobs of Slurm",
     )
-    cpus: PositiveInt = Field(1, description="CPU cores, and threads, of a worker on Ray")
+    cpus: PositiveInt = Field(1, description="CPU cores, and threads, of a worker")
     gpus: float = Field(
         1.0, gt=0, le=1, allow_inf_nan=False, description="share of a GPU of a worker on Ray, with --device cuda"
     )
     address: str | None = Field(
-        None, min_length=1, description="join the Ray cluster at this address; auto: the one on this machine"
+        None,
+        min_length=1,
+        description="join the Ray cluster at this address; auto: the one on this machine; with --executor dask, its "
+        "scheduler's",
     )
     timeout: NonNegativeFloat = Field(
         0.0,
@@ -88,24 +113,15 @@ class ExecutionSettings(Checked):
     @model_validator(mode="after")
     def _all_act(self) -> Self:
         """ConfigurationError for what the executor would not heed."""
-        if self.resolved == IN_PROCESS and self.workers > 1:
-            raise ConfigurationError(
-                f"{self.workers} workers cannot run in-process, which is one: give --executor ray, or no --workers"
-            )
-        if self.resolved == IN_PROCESS and self.address is not None:
-            raise ConfigurationError(
-                f"a search in-process joins no cluster, not {self.address!r}: give --executor ray, or no --address"
-            )
-        if self.resolved == IN_PROCESS and self.timeout:
-            raise ConfigurationError(
-                "a task in-process cannot be ended when it hangs: give --executor ray, or no --timeout"
-            )
-        if self.resolved == IN_PROCESS and self.cpus != 1:
-            raise ConfigurationError("cores are given to workers on Ray: give --executor ray, or no --cpus")
-        if self.gpus != 1 and (self.resolved == IN_PROCESS or not self.device.startswith("cuda")):
-            raise ConfigurationError(
-                "shares of a GPU are given to workers on Ray: give --executor ray and --device cuda, or no --gpus"
-            )
+        for name, why in UNHEEDED.get(self.resolved, {}).items():
+            value = getattr(self, name)
+            # One worker is what there is in-process.
+            if value != type(self).model_fields[name].default and (name, value) != ("workers", 1):
+                raise ConfigurationError(
+                    f"{why.format(value=value)}: give --executor ray{CUDA[name == 'gpus']}, or no --{name}"
+                )
+        if self.gpus != 1 and not self.device.startswith("cuda"):
+            raise ConfigurationError(f"{_SHARES}: give --executor ray and --device cuda, or no --gpus")
         return self
 
     @property

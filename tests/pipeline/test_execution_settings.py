@@ -37,8 +37,8 @@ def test_the_executor_made_is_the_resolved_one(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_an_unknown_executor_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ConfigurationError, match="'dask': choose one of auto, ray, in-process"):
-        ExecutionSettings.build(executor="dask")
+    with pytest.raises(ConfigurationError, match="'spark': choose one of auto, ray, in-process, dask, slurm"):
+        ExecutionSettings.build(executor="spark")
     assert all(ExecutionSettings(executor=name).resolved == name for name in EXECUTORS.names)
 
 
