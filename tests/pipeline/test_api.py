@@ -177,7 +177,7 @@ def test_arguments_go_before_a_recipe_and_conditions_can_be_given_flat(
         ({"model": "digits-ddpm", "colour": 1}, "'colour'.*finals \\(0.1\\)"),
         ({"model": "digits-ddpm", "nfe": range(0)}, "not possible"),
         ({"model": "digits-ddpm", "nfe": "5-3"}, "5-3"),
-        ({"model": "digits-ddpm", "executor": "dask"}, "dask"),
+        ({"model": "digits-ddpm", "executor": "spark"}, "spark"),
         ({"model": "digits-dpm"}, "digits-ddpm"),
         ({"recipe": "digits-dmo"}, "digits-demo"),
     ],

@@ -169,7 +169,7 @@ def test_an_impossible_nfe_range_is_refused(nfe: str, run: Run, toy: Path) -> No
     [
         (("--sampler", "magic"), ("sampler", "'tpe'")),
         (("--recipe", "digits-dmo"), ("'digits-dmo'", "digits-demo")),
-        (("--executor", "dask"), ("'dask'", "ray")),
+        (("--executor", "spark"), ("'spark'", "ray")),
         (("--teacher", "rk45/karras@8"), ("'rk45'", "ddim")),
         (("--teacher", "ddim/karras@0"), ("@0",)),
         (("--budget", "0"), ("budget",)),
