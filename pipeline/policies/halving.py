@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from optuna.trial import TrialState
 
-from fewstep.pipeline.proposers.base import WARM, WARM_REFINED, is_known
+from fewstep.pipeline.proposers.base import WARM, WARM_REFINED, is_known, is_refined
 from fewstep.pipeline.search import Paid, Search, Seed
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.sizes import KEPT
@@ -81,13 +81,16 @@ class HalvingPolicy:
         return (math.log(max(value, 1e-12) / scale) if scale > 0 and not self._signed else value - scale,)
 
     def finalists(self, search: Search) -> list[Trial]:
-        """The best of the main rung at each NFE, the best preset among them where there are several."""
+        """The best of the main rung at each NFE; the best preset among them where there are several.
+
+        So is the best that was tuned where there are three: what it was tuned on may be more images than it is judged
+        on, and only the finals tell.
+        """
         return [trial for nfe in self._settings.nfes for trial in self._finalists(search, nfe)]
 
     def _finalists(self, search: Search, nfe: int) -> list[Trial]:
         best = search.best(nfe, search.ladder.main)
-        chosen = best[: self._settings.finalists]
-        known = next((trial for trial in best if is_known(trial.candidate.origin)), None)
-        if len(chosen) > 1 and known is not None and known not in chosen:
-            return [*chosen[:-1], known]
-        return chosen
+        wanted = (is_known, is_refined)[: self._settings.finalists - 1]
+        always = {next((t.number for t in best if kind(t.candidate.origin)), None) for kind in wanted} - {None}
+        others = [t.number for t in best if t.number not in always][: max(0, self._settings.finalists - len(always))]
+        return [t for t in best if t.number in always or t.number in others]

@@ -17,6 +17,7 @@ from fewstep.pipeline.search import Search
 from fewstep.pipeline.settings import STORED, SearchSettings
 from fewstep.pipeline.trial import Candidate, Rung, Trial, figure_name
 from fewstep.search_spaces.point import as_point
+from fewstep.search_spaces.schedule.presets import SEARCH_PRESETS
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.metrics.interval import Interval
@@ -43,7 +44,7 @@ def _finals(
     """A search whose finals gave these values by the metric and by the guard, by origin."""
     state = problem.search()
     for number, (origin, (value, guard)) in enumerate(values.items()):
-        schedule = preset_on_grid(("ddim", "dpmpp-2m", "dpmpp-3m")[number] + "/karras", problem.files.noise, 2)
+        schedule = preset_on_grid(SEARCH_PRESETS[number] + "/karras", problem.files.noise, 2)
         trial = Trial(Candidate(number, as_point(schedule), origin))
         figures = {figure_name(name): guard for name in state.ladder.finals.also}
         record = make_evaluation(number, rung="finals", nfe=2, value=value, metrics=figures)
@@ -79,6 +80,21 @@ def test_the_best_preset_is_in_the_finals(make_evaluation: Callable[..., Evaluat
     values = {"s3": (1.0, 1.0), "refine:x": (2.0, 1.0), f"{ANALYTIC}ddim/karras": (4.0, 3.0)}
     state = _finals(problem, make_evaluation, values)
     assert [t.candidate.origin for t in state.policy.finalists(state)] == ["s3", f"{ANALYTIC}ddim/karras"]
+
+
+@pytest.mark.parametrize(
+    ("finalists", "chosen"),
+    [(1, ["s3"]), (2, ["s3", "known"]), (3, ["s3", "refine:x", "known"]), (4, ["s3", "early", "refine:x", "known"])],
+)
+def test_the_best_that_was_tuned_is_in_the_finals_of_three(
+    finalists: int, chosen: list[str], make_evaluation: Callable[..., EvaluationRecord]
+) -> None:
+    problem = _problem(finalists=finalists, guard="none")
+    values = {"s3": 1.0, "early": 1.5, "late": 1.8, "refine:x": 2.0, "refine:y": 3.0, f"{ANALYTIC}ddim/karras": 4.0}
+    state = _finals(problem, make_evaluation, {origin: (value, 1.0) for origin, value in values.items()})
+    names = {f"{ANALYTIC}ddim/karras": "known"}
+    origins = [t.candidate.origin for t in state.policy.finalists(state)]
+    assert [names.get(origin, origin) for origin in origins] == chosen
 
 
 def test_the_verdict_says_what_the_guard_says(make_evaluation: Callable[..., EvaluationRecord]) -> None:
