@@ -108,10 +108,17 @@ class Table(Checked):
         raise NotImplementedError
 
     def changed(self, texts: Iterable[str]) -> Self:
-        """With fields set as `name=value`, lists by commas, records as JSON; ConfigurationError where it cannot be."""
+        """With fields set as `name=value`, lists by commas, records as JSON, those of a table within by `table.name`.
+
+        ConfigurationError where it cannot be.
+        """
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
         for text in texts:
             name, equals, value = text.partition("=")
+            within, dot, rest = name.partition(".")
+            if dot and isinstance(fields.get(within), Table):
+                fields[within] = fields[within].changed([f"{rest}={value}"])
+                continue
             if not equals or name not in fields:
                 raise ConfigurationError(f"{text!r} sets nothing: give FIELD=VALUE, FIELD one of {', '.join(fields)}")
             parts = [part.strip() for part in value.split(",") if part.strip()]
@@ -285,13 +292,17 @@ class Engine:
         value = min(r.value for r in judged.records if r.value is not None)
         return judged.chosen, value, tuned.cost.calls + judged.selection_calls
 
-    def searched(self, name: str, nfe: int, **settings: Any) -> tuple[SolverSchedule, int, int]:
-        """The best of a search at one NFE, its calls, and how many proposals of its own it looked at.
+    def searched(
+        self, name: str, nfe: int, beside: Sequence[int] = (), **settings: Any
+    ) -> tuple[SolverSchedule, int, int]:
+        """The best of a search at one NFE, its calls there, and how many proposals of its own it looked at.
 
-        ConfigurationError where another search has the folder.
+        A search of this NFE alone, or of all that it is searched `beside`. ConfigurationError where another search has
+        the folder.
         """
-        asked = SearchSettings.build(study=f"{self.study}-{name}-{nfe}", nfes=(nfe,), **settings)
-        study = Study(self.root / "searches" / f"{name}-{nfe}", asked)
+        label = f"{name}-{nfe}" if not beside else name
+        asked = SearchSettings.build(study=f"{self.study}-{label}", nfes=tuple(beside) or (nfe,), **settings)
+        study = Study(self.root / "searches" / label, asked)
         if study.exists and Study.load(study.root).settings != asked:
             raise ConfigurationError(f"{study.root} holds a search with other settings: choose another --out")
         state, problem = study.find(self.execution, self.told), study.problem
@@ -299,7 +310,7 @@ class Engine:
         best = problem.winner(state, nfe)
         if best is None:
             raise ConfigurationError(f"the search {name} found nothing at NFE {nfe}: give it a larger budget")
-        records = Searched(study).records
+        records = [r for r in Searched(study).records if not beside or r.nfe == nfe]
         own = {r.candidate for r in records if not (is_known(r.origin) or is_refined(r.origin))}
         return best.candidate.schedule, sum(r.denoiser_calls for r in records), len(own)
 

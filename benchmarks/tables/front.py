@@ -18,7 +18,7 @@ from pydantic import AfterValidator, NonNegativeInt
 from scipy import stats
 
 from benchmarks.tables.engine import Engine, Picture, Row, Sheet, Table, figure_name
-from benchmarks.tables.peers import LEARNED, OURS, SEARCHED, Contest, Peers
+from benchmarks.tables.peers import METHODS, OURS, TOGETHER, Contest, Peers
 from fewstep.tasks.refinement.plan import RefinePlan
 
 BASE = "presets"
@@ -104,7 +104,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 DIGITS = Front(
     peers=Peers(
         model="digits-ddpm",
-        methods=("presets", "gits", *LEARNED, "tuned", *SEARCHED, OURS),
+        methods=METHODS,
         judges=("frechet:judge", "kid:judge"),
         nfes=(3, 4, 5, 6, 8, 10),
         screen_images=1000,
@@ -122,7 +122,7 @@ FASHION = Front(
         update={
             "model": "fashion-ddpm",
             "labels": "balanced",
-            "methods": ("presets", "gits", "gas", "s4s", "evolution", "tpe", OURS),
+            "methods": ("presets", "gits", "gas", "s4s", "evolution", "tpe", OURS, TOGETHER),
             "nfes": (3, 5, 8),
             "teacher": "dpmpp-2m/uniform-t-zero@20",
             "plan": RefinePlan(distance="features", iterations=150),

@@ -65,8 +65,9 @@ LEARNED: dict[str, dict[str, object]] = {
     "gas": {"parts": ("times", "shifts", "points", "outputs")},
 }
 SEARCHED = ("random", "tpe", "nsgaii", "cmaes", "evolution")
-OURS = "fewstep"
-METHODS = ("presets", "gits", *LEARNED, "tuned", *SEARCHED, OURS)
+# One search for each number of calls, as the other samplers make, and one of all of them, which tell each other.
+OURS, TOGETHER = "fewstep", "fewstep-front"
+METHODS = ("presets", "gits", *LEARNED, "tuned", *SEARCHED, OURS, TOGETHER)
 GAS_START = "dpmpp-3m/"
 # What searches start from, and the solvers that GITS and DEIS were published with.
 SOLVERS = (*SEARCH_PRESETS, "deis-3", "ipndm-v-3")
@@ -222,12 +223,13 @@ class Contest:
         return self.planned(method, start, self.asked.plan.model_copy(update=LEARNED[method]), stock.calls)
 
     def by_search(self, sampler: str, nfe: int) -> Choice:
-        """The best of a search by `fewstep search`'s engine with that sampler, at this NFE alone."""
+        """The best of a search by `fewstep search`'s engine with that sampler; the budget is that of one NFE."""
         s = self.asked
-        proposes = {} if sampler == OURS else {"sampler": sampler, "refine": 0.0}
+        proposes = {} if sampler in (OURS, TOGETHER) else {"sampler": sampler, "refine": 0.0}
+        beside = s.nfes if sampler == TOGETHER else ()
         found, calls, self.own[sampler, nfe] = self.engine.searched(
-            sampler, nfe, model=s.model, conditions=self.conditions, seed=s.seed, budget=s.budget, teacher=s.teacher,
-            guard="none", **proposes,
+            sampler, nfe, beside, model=s.model, conditions=self.conditions, seed=s.seed, teacher=s.teacher,
+            budget=s.budget * max(1, len(beside)), guard="none", **proposes,
         )  # fmt: skip
         return self.best(sampler, [found], calls)[0]
 
