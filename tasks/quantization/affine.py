@@ -15,6 +15,8 @@ from torch import Tensor
 TINY = 1e-8
 # Ranges tried between the full one and a fifth of it, and the power of the error (BRECQ; TFMQ-DM's program).
 SHRINKS = 80
+# Weights whose shrinks are tried together: so many stay in a cache.
+AT_ONCE = 2**17
 POWER = 2.4
 
 
@@ -72,18 +74,28 @@ def channel_grid(weight: Tensor, bits: int, search: bool) -> Grid:
     """
     flat = weight.flatten(1)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-
-    def grid(share: Tensor | float) -> Grid:
-        if bits == 8:
-            return Grid.around_zero(torch.maximum(-low, high) * share, bits)
-        return Grid.spanning(low * share, high * share, bits)
-
     factor = torch.ones_like(low)
-    best = torch.full_like(low, torch.inf)
-    for k in range(SHRINKS if search else 0):
-        share, tried = 1.0 - 0.01 * k, grid(1.0 - 0.01 * k)
-        error = (tried.values(tried.codes(flat)) - flat).abs().pow(POWER).sum(1, keepdim=True)
+    if search:
+        rows = max(1, AT_ONCE // max(1, flat.shape[1]))
+        parts = zip(flat.split(rows), low.split(rows), high.split(rows), strict=True)
+        factor = torch.cat([_best_shrink(*part, bits) for part in parts])
+    found, shape = _shrunk(low, high, factor, bits), (-1, *(1,) * (weight.ndim - 1))
+    return Grid(found.scale.view(shape), found.zero.view(shape), bits)
+
+
+def _shrunk(low: Tensor, high: Tensor, share: Tensor | float, bits: int) -> Grid:
+    if bits == 8:
+        return Grid.around_zero(torch.maximum(-low, high) * share, bits)
+    return Grid.spanning(low * share, high * share, bits)
+
+
+def _best_shrink(flat: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """The best share of the range of each channel (O, 1)."""
+    factor, best = torch.ones_like(low), torch.full_like(low, torch.inf)
+    for k in range(SHRINKS):
+        share = 1.0 - 0.01 * k
+        tried = _shrunk(low, high, share, bits)
+        error = tried.nearest(flat).sub_(flat).abs_().pow_(POWER).sum(1, keepdim=True)
         better = error < best
         best, factor = torch.where(better, error, best), torch.where(better, share, factor)
-    found, shape = grid(factor), (-1, *(1,) * (weight.ndim - 1))
-    return Grid(found.scale.view(shape), found.zero.view(shape), bits)
+    return factor
