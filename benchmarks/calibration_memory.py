@@ -39,27 +39,30 @@ CONFIG, GIB, MOST, TIMES = "w4a8-mixed-full", 2**30, 24, 1000
 def _sd15() -> nn.Module:
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    network: nn.Module = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    return network
 
 
 def _dit() -> nn.Module:
     from diffusers import DiTTransformer2DModel
 
-    return DiTTransformer2DModel(
+    network: nn.Module = DiTTransformer2DModel(
         num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28, sample_size=32,
         patch_size=2, num_embeds_ada_norm=1000, activation_fn="gelu-approximate",
     )  # fmt: skip
+    return network
 
 
 def _ldm() -> nn.Module:
     from diffusers import UNet2DModel
 
     attention = "AttnDownBlock2D", "AttnUpBlock2D"
-    return UNet2DModel(
+    network: nn.Module = UNet2DModel(
         sample_size=64, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(224, 448, 672, 896),
         down_block_types=("DownBlock2D", *3 * attention[:1]), up_block_types=(*3 * attention[1:], "UpBlock2D"),
         attention_head_dim=32,
     )  # fmt: skip
+    return network
 
 
 # The network, rows that it sees for an image, and its inputs by name: shapes of one row, or how many labels.

@@ -77,8 +77,8 @@ def channel_grid(weight: Tensor, bits: int, search: bool) -> Grid:
     factor = torch.ones_like(low)
     if search:
         rows = max(1, AT_ONCE // max(1, flat.shape[1]))
-        parts = zip(flat.split(rows), low.split(rows), high.split(rows), strict=True)
-        factor = torch.cat([_best_shrink(*part, bits) for part in parts])
+        parts = zip(*(torch.split(x, rows) for x in (flat, low, high)), strict=True)
+        factor = torch.cat([_best_shrink(part, least, most, bits) for part, least, most in parts])
     found, shape = _shrunk(low, high, factor, bits), (-1, *(1,) * (weight.ndim - 1))
     return Grid(found.scale.view(shape), found.zero.view(shape), bits)
 
