@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fewstep.tasks.quantization import affine
 from fewstep.tasks.quantization.affine import POWER, Grid, channel_grid
 
 BITS = st.integers(2, 8)
@@ -105,3 +106,20 @@ def test_a_constant_channel_is_kept(bits: int, value: float) -> None:
     grid = channel_grid(weight, bits, True)
     assert torch.isfinite(grid.scale).all()
     assert torch.allclose(grid.nearest(weight), weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_how_many_weights_are_searched_at_once_changes_no_grid(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = (
+        torch.randn(7, 5, 3, 3, generator=torch.Generator().manual_seed(3))
+        * torch.logspace(-3, 1, 7)[:, None, None, None]
+    )
+    whole = affine.channel_grid(weight, bits, True)
+    for at_once in (1, 2 * 45, 3 * 45 + 1):
+        monkeypatch.setattr(affine, "AT_ONCE", at_once)
+        parts = affine.channel_grid(weight, bits, True)
+        assert torch.equal(parts.scale, whole.scale)
+        assert torch.equal(parts.zero, whole.zero)
+    # Each channel's range is its own.
+    alone = [affine.channel_grid(row[None], bits, True).scale for row in weight]
+    assert torch.equal(torch.cat(alone), whole.scale)
