@@ -110,16 +110,13 @@ def test_a_constant_channel_is_kept(bits: int, value: float) -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_how_many_weights_are_searched_at_once_changes_no_grid(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = (
-        torch.randn(7, 5, 3, 3, generator=torch.Generator().manual_seed(3))
-        * torch.logspace(-3, 1, 7)[:, None, None, None]
-    )
-    whole = affine.channel_grid(weight, bits, True)
+    weight = numbers(3, 7, 5, 3, 3) * torch.logspace(-3, 1, 7).view(-1, 1, 1, 1)
+    whole = channel_grid(weight, bits, True)
     for at_once in (1, 2 * 45, 3 * 45 + 1):
         monkeypatch.setattr(affine, "AT_ONCE", at_once)
-        parts = affine.channel_grid(weight, bits, True)
+        parts = channel_grid(weight, bits, True)
         assert torch.equal(parts.scale, whole.scale)
         assert torch.equal(parts.zero, whole.zero)
     # Each channel's range is its own.
-    alone = [affine.channel_grid(row[None], bits, True).scale for row in weight]
+    alone = [channel_grid(row[None], bits, True).scale for row in weight]
     assert torch.equal(torch.cat(alone), whole.scale)
