@@ -91,6 +91,7 @@ def measure(shape: str, batches: int, images: int, calls: int) -> dict[str, Any]
     idle = _resident()
     module = SHAPES[shape][0]().eval().requires_grad_(False)
     example = inputs(shape, 1)
+    parameters = sum(p.numel() for p in module.parameters())
     with torch.no_grad(), LivePeak() as live:
         caller(module)(**example)
     batch = batch_for(live.peak)
@@ -102,7 +103,7 @@ def measure(shape: str, batches: int, images: int, calls: int) -> dict[str, Any]
     return {
         "measured": _resident(), "idle": idle, "forecast": said.peak, "whole": whole.peak, "disk": whole.disk,
         "batch": batch, "rows": rows, "layer": said.largest_layer, "parts": vars(said),
-        "parameters": sum(p.numel() for p in module.parameters()),
+        "parameters": parameters,
     }  # fmt: skip
 
 
