@@ -31,7 +31,6 @@ TABLES = Registry(
         "fashion_front": "benchmarks.tables.peers:FASHION",
         "digits_methods": "benchmarks.tables.front:DIGITS",
         "digits_edm_methods": "benchmarks.tables.front:DIGITS_EDM",
-        "fashion_methods": "benchmarks.tables.front:FASHION",
         "digits_edits": "benchmarks.tables.edits:DIGITS",
         "fashion_edits": "benchmarks.tables.edits:FASHION",
         "fashion_quantization": "benchmarks.tables.quantization:FASHION",

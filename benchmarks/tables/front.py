@@ -18,7 +18,7 @@ from pydantic import AfterValidator, NonNegativeInt
 from scipy import stats
 
 from benchmarks.tables.engine import Engine, Picture, Row, Sheet, Table, figure_name
-from benchmarks.tables.peers import METHODS, OURS, TOGETHER, Contest, Peers
+from benchmarks.tables.peers import METHODS, Contest, Peers
 from fewstep.tasks.refinement.plan import RefinePlan
 
 BASE = "presets"
@@ -115,18 +115,3 @@ DIGITS = Front(
 )
 # A preconditioned network of the same pictures, whose many-step samples are its best ones.
 DIGITS_EDM = Front(peers=DIGITS.peers.model_copy(update={"model": "digits-edm"}))
-# Of the clothes the methods that were best on the digits, at three numbers of calls: others cost core-days.
-FASHION = Front(
-    searches=(0, 1, 2),
-    peers=DIGITS.peers.model_copy(
-        update={
-            "model": "fashion-ddpm",
-            "labels": "balanced",
-            "methods": ("presets", "gits", "gas", "s4s", "evolution", "tpe", OURS, TOGETHER),
-            "nfes": (3, 5, 8),
-            "teacher": "dpmpp-2m/uniform-t-zero@20",
-            "plan": RefinePlan(distance="features", iterations=150),
-            "budget": 100_000,
-        }
-    ),
-)
