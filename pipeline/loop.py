@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from fewstep.pipeline import stopping
 from fewstep.pipeline.evaluator import Evaluator
 from fewstep.pipeline.executors.base import Executor
 from fewstep.pipeline.failures import FailureWatch
@@ -125,6 +126,7 @@ class Driver:
         return records
 
     def _result(self) -> TaskResult:
+        stopping.check()
         begun = time.perf_counter()
         try:
             return self.executor.next()

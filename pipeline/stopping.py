@@ -64,6 +64,12 @@ def asked() -> bool:
     return _Stop.number is not None
 
 
+def check() -> None:
+    """KeyboardInterrupt where a signal came whose own was lost: what a finalizer raises goes nowhere."""
+    if asked() and _Stop.watched:
+        raise KeyboardInterrupt
+
+
 def stopped() -> int:
     """Say on stderr how to go on; the exit status."""
     command = typed() if _Stop.command is None else _Stop.command()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,11 @@ def test_a_stopped_command_says_what_to_type(
     assert shlex.split(_line(answer, signal.SIGINT)) == ["fewstep", *map(str, words)]
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(("number", "lost"), [*((number, False) for number in SIGNALS), (signal.SIGTERM, True)])
 def test_a_search_that_is_on_disk_goes_on_with_resume(
-    run: Run, toy: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    run: Run, toy: Path, monkeypatch: pytest.MonkeyPatch, number: int, lost: bool
 ) -> None:
+    """Where it is `lost`, too: what it raises is ignored, as in a finalizer."""
     small = ("--frechet-images", 4, "--set", "look_images=4", "--report-images", 3, "--refine", 0)
     ask = ("search", "--model", toy, "--nfe", 1, "--teacher", "ddim@2", "--budget", 200, *small)
     found = {"out": "my runs/first", "executor": "in-process", "tracking_uri": "https://me:secret@runs.example.org"}
@@ -95,7 +97,8 @@ def test_a_search_that_is_on_disk_goes_on_with_resume(
     def on_record(self: object, record: object) -> None:
         done.append(record)
         if len(done) == 3:
-            os.kill(os.getpid(), number)
+            with suppress(KeyboardInterrupt) if lost else nullcontext():
+                signal.raise_signal(number)
 
     with monkeypatch.context() as patched:
         patched.setattr("fewstep.pipeline.display.SearchDisplay.on_record", on_record)
