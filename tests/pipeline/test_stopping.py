@@ -27,8 +27,11 @@ SIGNALS = stopping.SIGNALS
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Signals as they were: a stopped command leaves none of its own."""
+    """Signals as they were: a stopped command leaves none of its own. The tests may run under nohup."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        if before[number] == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
