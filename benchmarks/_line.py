@@ -10,9 +10,12 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from multiprocessing import get_context
+from typing import Any, ParamSpec, TypeVar
 
 LIBRARIES = ("numpy", "scipy", "torch", "diffusers", "ray", "pytorch-fid")
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 def emit(name: str, peer: str, unit: str, ours: float, theirs: float, conditions: dict[str, Any]) -> None:
@@ -27,6 +30,12 @@ def emit(name: str, peer: str, unit: str, ours: float, theirs: float, conditions
         "conditions": {**conditions, **machine()},
     }
     print(json.dumps(line), flush=True)
+
+
+def afresh(function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """What it returns in a process of its own, as a command is: what came before weighs on memory and garbage."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args, options)
 
 
 def machine() -> dict[str, Any]:

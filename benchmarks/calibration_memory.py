@@ -16,9 +16,7 @@ did nothing takes, or where a whole calibration is said to take more than 24 GiB
 from __future__ import annotations
 
 import argparse
-import json
 import resource
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._line import emit
+from benchmarks._line import afresh, emit
 from fewstep.search_spaces.quantization import named
 from fewstep.tasks.quantization.kept import Kept
 from fewstep.tasks.quantization.memory import LivePeak, batch_for, forecast
@@ -114,18 +112,10 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=2)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--calls", type=int, default=8)
-    parser.add_argument("--here", action="store_true", help="measure in this process, and print what was found")
     given = parser.parse_args()
     kept = True
     for shape in [given.shape] if given.shape else SHAPES:
-        if given.here:
-            print(json.dumps(measure(shape, given.batches, given.images, given.calls)))
-            continue
-        options = [f"--{name}={getattr(given, name)}" for name in ("batches", "images", "calls")]
-        command = [sys.executable, "-m", "benchmarks.calibration_memory", "--here", f"--shape={shape}", *options]
-        found = json.loads(
-            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-        )
+        found = afresh(measure, shape, given.batches, given.images, given.calls)
         taken, said = (found.pop(name) / GIB for name in ("measured", "forecast"))
         idle, whole, disk = (found.pop(name) / GIB for name in ("idle", "whole", "disk"))
         found["parts"] = {n: round(v / GIB, 3) for n, v in found["parts"].items() if isinstance(v, int)}

@@ -22,14 +22,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pyarrow as pa
 
-from benchmarks._line import emit
+from benchmarks._line import afresh, emit
 from benchmarks.driver import MODEL, Enough, Meter, SimulatedExecutor, resident, settings
 from benchmarks.driver import run as searched
 from fewstep.pipeline import campaign
@@ -129,12 +128,6 @@ def opened(root: Path, more: int) -> dict[str, Any]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def afresh(root: Path, more: int) -> dict[str, Any]:
-    """`opened` in a process of its own, as a command is: what came before weighs on the collection of garbage."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(opened, (root, more))
-
-
 def main() -> None:
     """One line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,10 +146,10 @@ def main() -> None:
             study = Study(root, settings(options))
             study._register(study._checked(study.evaluator()))
             searched(options, root)
-            small = afresh(root, a.more)
+            small = afresh(opened, root, a.more)
             enlarge(root, settings(options).study, a.records)
         made = time.perf_counter() - begun
-        large = afresh(root, a.more)
+        large = afresh(opened, root, a.more)
     conditions = {
         "model": MODEL,
         "records": a.records,

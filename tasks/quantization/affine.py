@@ -15,9 +15,9 @@ from torch import Tensor
 TINY = 1e-8
 # Ranges tried between the full one and a fifth of it, and the power of the error (BRECQ; TFMQ-DM's program).
 SHRINKS = 80
+POWER = 2.4
 # Weights whose shrinks are tried together: so many stay in a cache.
 AT_ONCE = 2**17
-POWER = 2.4
 
 
 @dataclass(frozen=True)
