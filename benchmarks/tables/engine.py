@@ -115,9 +115,9 @@ class Table(Checked):
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
         for text in texts:
             name, equals, value = text.partition("=")
-            within, dot, rest = name.partition(".")
+            within, dot, _ = name.partition(".")
             if dot and isinstance(fields.get(within), Table):
-                fields[within] = fields[within].changed([f"{rest}={value}"])
+                fields[within] = fields[within].changed([text.removeprefix(f"{within}.")])
                 continue
             if not equals or name not in fields:
                 raise ConfigurationError(f"{text!r} sets nothing: give FIELD=VALUE, FIELD one of {', '.join(fields)}")
@@ -292,16 +292,13 @@ class Engine:
         value = min(r.value for r in judged.records if r.value is not None)
         return judged.chosen, value, tuned.cost.calls + judged.selection_calls
 
-    def searched(
-        self, name: str, nfe: int, beside: Sequence[int] = (), **settings: Any
-    ) -> tuple[SolverSchedule, int, int]:
-        """The best of a search at one NFE, its calls there, and how many proposals of its own it looked at.
+    def searched(self, name: str, nfe: int, nfes: Sequence[int], **settings: Any) -> tuple[SolverSchedule, int, int]:
+        """The best at one NFE of a search at several, its calls there, and how many proposals of its own it looked at.
 
-        A search of this NFE alone, or of all that it is searched `beside`. ConfigurationError where another search has
-        the folder.
+        Calls at none of them, as a teacher's, are shared. ConfigurationError where another search has the folder.
         """
-        label = f"{name}-{nfe}" if not beside else name
-        asked = SearchSettings.build(study=f"{self.study}-{label}", nfes=tuple(beside) or (nfe,), **settings)
+        label = name if len(nfes) > 1 else f"{name}-{nfe}"
+        asked = SearchSettings.build(study=f"{self.study}-{label}", nfes=tuple(nfes), **settings)
         study = Study(self.root / "searches" / label, asked)
         if study.exists and Study.load(study.root).settings != asked:
             raise ConfigurationError(f"{study.root} holds a search with other settings: choose another --out")
@@ -310,9 +307,11 @@ class Engine:
         best = problem.winner(state, nfe)
         if best is None:
             raise ConfigurationError(f"the search {name} found nothing at NFE {nfe}: give it a larger budget")
-        records = [r for r in Searched(study).records if not beside or r.nfe == nfe]
-        own = {r.candidate for r in records if not (is_known(r.origin) or is_refined(r.origin))}
-        return best.candidate.schedule, sum(r.denoiser_calls for r in records), len(own)
+        records = Searched(study).records
+        own = {r.candidate for r in records if r.nfe == nfe and not (is_known(r.origin) or is_refined(r.origin))}
+        shared = sum(r.denoiser_calls for r in records if r.nfe not in nfes) // len(nfes)
+        calls = shared + sum(r.denoiser_calls for r in records if r.nfe == nfe)
+        return best.candidate.schedule, calls, len(own)
 
     def sampled(
         self, subject: Subject, sampler: Sampler, seed: int, starts: Sequence[int], count: int = GROUP

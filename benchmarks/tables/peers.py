@@ -226,10 +226,10 @@ class Contest:
         """The best of a search by `fewstep search`'s engine with that sampler; the budget is that of one NFE."""
         s = self.asked
         proposes = {} if sampler in (OURS, TOGETHER) else {"sampler": sampler, "refine": 0.0}
-        beside = s.nfes if sampler == TOGETHER else ()
+        nfes = s.nfes if sampler == TOGETHER else (nfe,)
         found, calls, self.own[sampler, nfe] = self.engine.searched(
-            sampler, nfe, beside, model=s.model, conditions=self.conditions, seed=s.seed, teacher=s.teacher,
-            budget=s.budget * max(1, len(beside)), guard="none", **proposes,
+            sampler, nfe, nfes, model=s.model, conditions=self.conditions, seed=s.seed, teacher=s.teacher,
+            budget=s.budget * len(nfes), guard="none", **proposes,
         )  # fmt: skip
         return self.best(sampler, [found], calls)[0]
 

@@ -91,6 +91,6 @@ class HalvingPolicy:
     def _finalists(self, search: Search, nfe: int) -> list[Trial]:
         best = search.best(nfe, search.ladder.main)
         wanted = (is_known, is_refined)[: self._settings.finalists - 1]
-        always = {next((t.number for t in best if kind(t.candidate.origin)), None) for kind in wanted} - {None}
-        others = [t.number for t in best if t.number not in always][: max(0, self._settings.finalists - len(always))]
-        return [t for t in best if t.number in always or t.number in others]
+        always = {next((t.number for t in best if kind(t.candidate.origin)), None) for kind in wanted}
+        chosen = sorted(best, key=lambda t: t.number not in always)[: self._settings.finalists]
+        return [t for t in best if t in chosen]

@@ -52,6 +52,11 @@ def test_rows_stand_under_lines_that_say_how_they_were_made(make_table: Callable
 
 def test_fields_are_set_by_name() -> None:
     assert Numbers().changed(["values=2, 0.5", "seed=7"]) == Numbers(values=(2.0, 0.5), seed=7)
+    front = TABLES.load("digits_methods")
+    found = front.changed(["peers.nfes=3,4", "searches=1,2", "peers.budget=70000"])
+    assert found == front.model_copy(
+        update={"peers": front.peers.model_copy(update={"nfes": (3, 4), "budget": 70_000}), "searches": (1, 2)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,9 @@ def test_fields_are_set_by_name() -> None:
         ("digits_edits", "report_images=1", "report_images"),
         ("flow_bound", "speed=3", "FIELD one of seed, cases"),
         ("flow_bound", "cases", "FIELD=VALUE"),
+        ("digits_methods", "peers.nfes", "'nfes' sets nothing: give FIELD=VALUE"),
+        ("digits_methods", "peers.colour=red", "FIELD one of"),
+        ("digits_methods", "nobody.nfes=3", "FIELD one of seed, peers, searches"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(name: str, change: str, words: str) -> None:
