@@ -31,6 +31,7 @@ TABLES = Registry(
         "fashion_front": "benchmarks.tables.peers:FASHION",
         "digits_methods": "benchmarks.tables.front:DIGITS",
         "digits_edm_methods": "benchmarks.tables.front:DIGITS_EDM",
+        "digits_cost": "benchmarks.tables.cost:DIGITS",
         "digits_edits": "benchmarks.tables.edits:DIGITS",
         "fashion_edits": "benchmarks.tables.edits:FASHION",
         "fashion_quantization": "benchmarks.tables.quantization:FASHION",

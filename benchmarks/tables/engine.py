@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -252,6 +252,15 @@ class Searched:
         return sum(r.denoiser_calls for r in self.records if r.nfe == nfe and r.rung != "report")
 
 
+class Found(NamedTuple):
+    """What a search found at one NFE, its calls there, its proposals of its own, and all that it evaluated."""
+
+    schedule: SolverSchedule
+    calls: int
+    own: int
+    records: Sequence[EvaluationRecord]
+
+
 class Engine:
     """What a table in the making is given: evaluations that are made once and kept under `root`."""
 
@@ -292,10 +301,10 @@ class Engine:
         value = min(r.value for r in judged.records if r.value is not None)
         return judged.chosen, value, tuned.cost.calls + judged.selection_calls
 
-    def searched(self, name: str, nfe: int, nfes: Sequence[int], **settings: Any) -> tuple[SolverSchedule, int, int]:
-        """The best at one NFE of a search at several, its calls there, and how many proposals of its own it looked at.
+    def searched(self, name: str, nfe: int, nfes: Sequence[int], **settings: Any) -> Found:
+        """The best at one NFE of a search at several. Calls at none of them, as a teacher's, are shared.
 
-        Calls at none of them, as a teacher's, are shared. ConfigurationError where another search has the folder.
+        ConfigurationError where another search has the folder.
         """
         label = name if len(nfes) > 1 else f"{name}-{nfe}"
         asked = SearchSettings.build(study=f"{self.study}-{label}", nfes=tuple(nfes), **settings)
@@ -311,7 +320,7 @@ class Engine:
         own = {r.candidate for r in records if r.nfe == nfe and not (is_known(r.origin) or is_refined(r.origin))}
         shared = sum(r.denoiser_calls for r in records if r.nfe not in nfes) // len(nfes)
         calls = shared + sum(r.denoiser_calls for r in records if r.nfe == nfe)
-        return best.candidate.schedule, calls, len(own)
+        return Found(best.candidate.schedule, calls, len(own), records)
 
     def sampled(
         self, subject: Subject, sampler: Sampler, seed: int, starts: Sequence[int], count: int = GROUP

@@ -30,13 +30,16 @@ def _several(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
+Seeds = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_several)]
+
+
 class Front(Table):
     """`searches` are the seeds, `peers` what every one of them does."""
 
     study: ClassVar[str] = "peers"
 
     peers: Peers
-    searches: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_several)] = (0, 1, 2, 3, 4)
+    searches: Seeds = (0, 1, 2, 3, 4)
 
     def make(self, engine: Engine) -> Iterator[Sheet | Picture]:
         """The searches one by one, and all of them together as soon as there are two."""
@@ -61,32 +64,39 @@ NOTES = {
 INTERVAL = "95%, Student's t over the searches"
 
 
-def together(rows: Sequence[Row], judges: Sequence[str]) -> list[Row]:
-    """A row for each NFE, method and metric, in the order of the first search."""
-    grouped = defaultdict(list)
+def together(rows: Sequence[Row], judges: Sequence[str], apart: Sequence[str] = ()) -> list[Row]:
+    """A row for each NFE, method, value of the columns `apart`, and metric, in the order of the first search."""
+    grouped, stock = defaultdict(list), dict[tuple[int, int], Row]()
     for row in rows:
-        grouped[row["nfe"], row["method"]].append(row)
+        grouped[row["nfe"], row["method"], *(row[name] for name in apart)].append(row)
+        if row["method"] == BASE:
+            stock[row["nfe"], row["search"]] = row
     found = []
-    for (nfe, method), held in grouped.items():
-        columns = {held[0]["metric"]: "value"} | {figure_name(judge): figure_name(judge) for judge in judges}
-        base = {row["search"]: row for row in grouped[nfe, BASE]}
+    for (nfe, method, *others), held in grouped.items():
+        columns = columns_of(held[0], judges)
         for metric, column in columns.items():
             values = [float(row[column]) for row in held]
-            ratios = [math.log(max(v, TINY) / max(float(base[row["search"]][column]), TINY)) for v, row in
+            ratios = [math.log(max(v, TINY) / max(float(stock[nfe, row["search"]][column]), TINY)) for v, row in
                       zip(values, held, strict=True)]  # fmt: skip
             centre, half = _interval(values)
             versus, spread = _interval(ratios)
             found.append(
                 {
-                    "model": held[0]["model"], "method": method, "nfe": nfe, "metric": metric,
+                    "model": held[0]["model"], "method": method, "nfe": nfe,
+                    **dict(zip(apart, others, strict=True)), "metric": metric,
                     "value": centre, "low": centre - half, "high": centre + half,
                     "versus": math.exp(versus), "versus_low": math.exp(versus - spread),
                     "versus_high": math.exp(versus + spread), "searches": len(held), "images": held[0]["images"],
                     "calls": mean(row["calls"] for row in held),
-                    "own": mean(row["own"] for row in held) if held[0]["own"] != "" else "",
+                    "own": mean(row["own"] for row in held) if held[0].get("own", "") != "" else "",
                 }
             )  # fmt: skip
     return found
+
+
+def columns_of(row: Row, judges: Sequence[str]) -> dict[str, str]:
+    """Columns of figures by what they measure."""
+    return {row["metric"]: "value"} | {figure_name(judge): figure_name(judge) for judge in judges}
 
 
 # A distance may be estimated as nothing or less.

@@ -157,7 +157,7 @@ class Contest:
             records = self.evaluated(choices, part)
             best = _leaders(choices, records, s.report_best)
         records |= self.evaluated(best, report)
-        return [_row(choice, records[choice.schedule.hash], s.judges) for choice in choices]
+        return [row_of(choice, records[choice.schedule.hash], s.judges) for choice in choices]
 
     def choice(self, method: str, nfe: int) -> Choice:
         """What a method chooses at one NFE."""
@@ -227,11 +227,12 @@ class Contest:
         s = self.asked
         proposes = {} if sampler in (OURS, TOGETHER) else {"sampler": sampler, "refine": 0.0}
         nfes = s.nfes if sampler == TOGETHER else (nfe,)
-        found, calls, self.own[sampler, nfe] = self.engine.searched(
+        found = self.engine.searched(
             sampler, nfe, nfes, model=s.model, conditions=self.conditions, seed=s.seed, teacher=s.teacher,
             budget=s.budget * len(nfes), guard="none", **proposes,
         )  # fmt: skip
-        return self.best(sampler, [found], calls)[0]
+        self.own[sampler, nfe] = found.own
+        return self.best(sampler, [found.schedule], found.calls)[0]
 
     def given(self, schedule: SolverSchedule) -> list[Choice]:
         """A schedule from elsewhere, and what refining all of it gives."""
@@ -306,7 +307,8 @@ def analytic(schedule: SolverSchedule) -> SolverSchedule:
     return schedule.model_copy(update={"first_call": "zero_x0", "name": f"analytic:{schedule.name}"})
 
 
-def _row(choice: Choice, record: EvaluationRecord, judges: Sequence[str]) -> Row:
+def row_of(choice: Choice, record: EvaluationRecord, judges: Sequence[str]) -> Row:
+    """A line of a table: what was chosen, and what its report says."""
     schedule = choice.schedule.name or choice.schedule.hash
     head = {"model": record.model, "method": choice.method, "nfe": record.nfe}
     tail = {"images": record.images, "schedule": schedule, "searched": choice.value, "calls": choice.calls}
