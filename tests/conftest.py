@@ -108,15 +108,23 @@ def make_evaluation() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def corrections() -> Callable[..., Any]:
-    """`corrections(schedule, size, seed=0)`: corrections of everything in a schedule, uniform within `size`."""
+    """`corrections(schedule, size, seed=0, filters=0)`: of everything in a schedule, uniform within `size`.
+
+    With `filters`, kernels of that side besides.
+    """
     import numpy as np
 
     from fewstep.search_spaces.schedule.corrections import Corrections
 
-    def random(schedule: Any, size: float, seed: int = 0) -> Corrections:
+    def random(schedule: Any, size: float, seed: int = 0, filters: int = 0) -> Corrections:
         rng, K = np.random.default_rng(seed), schedule.nodes
         rows = [tuple(tuple(rng.uniform(-size, size, k + 1).tolist()) for k in range(K)) for _ in range(2)]
-        return Corrections(points=rows[0], outputs=rows[1], shifts=tuple(rng.uniform(-size, size, K).tolist()))
+        found = Corrections(points=rows[0], outputs=rows[1], shifts=tuple(rng.uniform(-size, size, K).tolist()))
+        if not filters:
+            return found
+        kernels = [[rng.uniform(-size, size, filters**2).tolist() for _ in range(k + 2)] for k in range(K)]
+        more = {"point_filters": [row[0] for row in kernels], "output_filters": [row[1:] for row in kernels]}
+        return Corrections.model_validate({**found.model_dump(), **more})
 
     return random
 

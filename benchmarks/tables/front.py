@@ -2,8 +2,8 @@
 
 Every seed is a contest of its own (`peers`): presets, peers and searches choose on that seed's noise and are reported
 on its report's. A figure is the mean over the searches with the 95% interval of that mean (Student's t), which holds
-what images and what searches do to it. `versus` compares a method with the best stock schedule, search by search: the
-mean of log ratios, as a ratio. No search sees the judges, so that no guard is on.
+what images and what searches do to it. `versus` compares a method with `base`, by default the best stock schedule,
+search by search: the mean of log ratios, as a ratio. No search sees the judges, so that no guard is on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, NonNegativeInt
 from scipy import stats
 
-from benchmarks.tables.engine import Engine, Picture, Row, Sheet, Table, figure_name
+from benchmarks.tables.engine import Engine, Picture, Row, Sheet, Table, figure_name, known_names
 from benchmarks.tables.peers import METHODS, Contest, Peers
 from fewstep.tasks.refinement.plan import RefinePlan
 
@@ -40,6 +40,7 @@ class Front(Table):
 
     peers: Peers
     searches: Seeds = (0, 1, 2, 3, 4)
+    base: Annotated[str, AfterValidator(lambda name: known_names((name,), "method", METHODS)[0])] = BASE
 
     def make(self, engine: Engine) -> Iterator[Sheet | Picture]:
         """The searches one by one, and all of them together as soon as there are two."""
@@ -54,7 +55,9 @@ class Front(Table):
             seeds = {f"search {k}": s for k, s in enumerate(sorted({row["search"] for row in one}))}
             yield Sheet(f"{engine.name}_searches", one, seeds, NOTES)
             if len(seeds) > 1:
-                yield Sheet(engine.name, together(one, self.peers.judges), seeds, NOTES | {"interval": INTERVAL})
+                yield Sheet(
+                    engine.name, together(one, self.peers.judges, base=self.base), seeds, NOTES | {"interval": INTERVAL}
+                )
 
 
 NOTES = {
@@ -64,19 +67,19 @@ NOTES = {
 INTERVAL = "95%, Student's t over the searches"
 
 
-def together(rows: Sequence[Row], judges: Sequence[str], apart: Sequence[str] = ()) -> list[Row]:
+def together(rows: Sequence[Row], judges: Sequence[str], apart: Sequence[str] = (), base: str = BASE) -> list[Row]:
     """A row for each NFE, method, value of the columns `apart`, and metric, in the order of the first search."""
-    grouped, stock = defaultdict(list), dict[tuple[int, int], Row]()
+    grouped, against = defaultdict(list), dict[tuple[int, int], Row]()
     for row in rows:
         grouped[row["nfe"], row["method"], *(row[name] for name in apart)].append(row)
-        if row["method"] == BASE:
-            stock[row["nfe"], row["search"]] = row
+        if row["method"] == base:
+            against[row["nfe"], row["search"]] = row
     found = []
     for (nfe, method, *others), held in grouped.items():
         columns = columns_of(held[0], judges)
         for metric, column in columns.items():
             values = [float(row[column]) for row in held]
-            ratios = [math.log(max(v, TINY) / max(float(stock[nfe, row["search"]][column]), TINY)) for v, row in
+            ratios = [math.log(max(v, TINY) / max(float(against[nfe, row["search"]][column]), TINY)) for v, row in
                       zip(values, held, strict=True)]  # fmt: skip
             centre, half = _interval(values)
             versus, spread = _interval(ratios)
@@ -114,7 +117,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 DIGITS = Front(
     peers=Peers(
         model="digits-ddpm",
-        methods=METHODS,
+        methods=tuple(name for name in METHODS if name != "filters"),
         judges=("frechet:judge", "kid:judge"),
         nfes=(3, 4, 5, 6, 8, 10),
         screen_images=1000,
@@ -125,3 +128,19 @@ DIGITS = Front(
 )
 # A preconditioned network of the same pictures, whose many-step samples are its best ones.
 DIGITS_EDM = Front(peers=DIGITS.peers.model_copy(update={"model": "digits-edm"}))
+# What filters add to the same tuning, for which both have many more images and steps than the other tables give.
+DIGITS_FILTERS = Front(
+    base="s4s",
+    searches=(0, 1, 2),
+    peers=DIGITS.peers.model_copy(
+        update={
+            "methods": ("presets", "s4s", "filters"),
+            "nfes": (3, 4, 5),
+            "teacher": "unipc-2-bh2/karras-zero@20",
+            "plan": RefinePlan(distance="features", iterations=1200, images=2048),
+        }
+    ),
+)
+DIGITS_EDM_FILTERS = DIGITS_FILTERS.model_copy(
+    update={"peers": DIGITS_FILTERS.peers.model_copy(update={"model": "digits-edm"})}
+)

@@ -2,8 +2,9 @@
 
 `presets`: stock solvers on every grid, without and with an analytic first call. `gits`: times by dynamic programming,
 under every stock solver, with an analytic first call from several starts too. `ld3`: times and told times by gradient,
-from noises that may move a little. `s4s`: coefficients of a window of outputs besides (what S4S alternates is tuned at
-once). `gas`: corrections of all coefficients, from DPM-Solver++ 3M. The learned ones start from the best stock schedule
+from noises that may move a little. `s4s`: coefficients of a window of
+outputs besides (what S4S alternates is tuned at once). `filters`: those, and kernels on the outputs. `gas`:
+corrections of all coefficients, from DPM-Solver++ 3M. The learned ones start from the best stock schedule
 at that number of calls and share one teacher, one distance and one plan with our own refinement, so that only what is
 tuned differs. `tuned` is the control of a search: the best stock schedule, tuned to moments by as many calls as a
 search has. `random`, `tpe`, `nsgaii`, `cmaes` and `evolution` (the published search's operators) are searches by the
@@ -53,7 +54,7 @@ from fewstep.tasks.models.denoiser import Denoiser
 from fewstep.tasks.models.files import find_model
 from fewstep.tasks.refinement.gits import Trajectories
 from fewstep.tasks.refinement.moment_plan import MomentPlan
-from fewstep.tasks.refinement.parameters import PARTS
+from fewstep.tasks.refinement.parameters import USUAL
 from fewstep.tasks.refinement.plan import RefinePlan
 from fewstep.tasks.sampling.grids import parse_schedule
 
@@ -62,6 +63,7 @@ BALL = 0.001
 LEARNED: dict[str, dict[str, object]] = {
     "ld3": {"parts": ("times", "shifts"), "soft_target": BALL},
     "s4s": {"parts": ("times", "shifts", "outputs"), "window": 3, "soft_target": BALL},
+    "filters": {"parts": ("times", "shifts", "outputs", "filters"), "window": 3, "soft_target": BALL},
     "gas": {"parts": ("times", "shifts", "points", "outputs")},
 }
 SEARCHED = ("random", "tpe", "nsgaii", "cmaes", "evolution")
@@ -240,7 +242,7 @@ class Contest:
         if self.search is not None:
             # Its search has judged it already.
             found = replace(found, calls=self.search.calls(schedule.nfe))
-        plan = self.asked.plan.model_copy(update={"parts": PARTS, "window": 0})
+        plan = self.asked.plan.model_copy(update={"parts": USUAL, "window": 0})
         again = [self.planned("refined", schedule, plan, found.calls)] if self.asked.refine_found else []
         return [found, *again]
 

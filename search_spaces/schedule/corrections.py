@@ -1,5 +1,8 @@
 """Numbers that a refinement adds to what a schedule's formulas say: to the tables, and to the told times.
 
+Filters are beyond what any table can say: a weighted sum of outputs treats all frequencies of an image alike, a small
+kernel on each does not. Source of the idea: SpanLift (2606.08672), whose operator is a small network; this is linear.
+
 They are kept in a frame that all noise families share, x / sqrt(alpha^2 + sigma^2), so that a refined schedule
 still fits any noise schedule and flow models too. Source: "Generalized Adversarial Solver":
 a formula plus learned corrections trains better than free coefficients.
@@ -27,20 +30,26 @@ class Corrections(Part):
 
     Nodes are the points that the denoiser is called at, in their order, and the sample; row k has k + 1 entries.
     Call j is told the time of lambda_j + shifts[j]. An empty tuple stands for zeros.
+
+    Filters add more: y_k under the kernel point_filters[k], and each eps_j under output_filters[k][j]. A kernel is a
+    square of odd side, row by row, laid over every channel alike (cross-correlation, zeros beyond the edge).
     """
 
-    _omitted: ClassVar[frozenset[str]] = frozenset({"points", "outputs", "shifts"})
+    _omitted: ClassVar[frozenset[str]] = frozenset({"points", "outputs", "shifts", "point_filters", "output_filters"})
 
     points: tuple[Row, ...] = ()
     outputs: tuple[Row, ...] = ()
     shifts: Row = ()
+    point_filters: tuple[Row, ...] = ()
+    output_filters: tuple[tuple[Row, ...], ...] = ()
 
     @check(mode="after")
     def _are_triangular(self) -> Self:
-        for name in ("points", "outputs"):
+        for name in ("points", "outputs", "output_filters"):
             for k, row in enumerate(getattr(self, name)):
                 if len(row) != k + 1:
-                    raise ValueError(f"{name}[{k}] has {len(row)} numbers, row {k} takes {k + 1}")
+                    what = "kernels" if name == "output_filters" else "numbers"
+                    raise ValueError(f"{name}[{k}] has {len(row)} {what}, row {k} takes {k + 1}")
         for j, shift in enumerate(self.shifts):
             if abs(shift) > LARGEST_SHIFT:
                 raise ValueError(
@@ -48,17 +57,37 @@ class Corrections(Part):
                 )
         return self
 
+    @check(mode="after")
+    def _are_square(self) -> Self:
+        sizes = {len(kernel) for kernel in self._kernels}
+        for size in sizes:
+            if math.isqrt(size) ** 2 != size or size % 2 == 0:
+                raise ValueError(f"a kernel of {size} numbers is no square of odd side: give 9, 25, ...")
+        if len(sizes) > 1:
+            raise ValueError(f"kernels of {' and '.join(map(str, sorted(sizes)))} numbers: give all the same side")
+        return self
+
+    @property
+    def _kernels(self) -> tuple[Row, ...]:
+        return (*self.point_filters, *(kernel for row in self.output_filters for kernel in row))
+
+    @property
+    def filter_side(self) -> int:
+        """The side of the kernels, 0 without filters."""
+        return math.isqrt(len(self._kernels[0])) if self._kernels else 0
+
     def check_nodes(self, nodes: int) -> None:
         """ValueError unless they are made for that many nodes."""
-        for name in ("points", "outputs", "shifts"):
+        for name in ("points", "outputs", "shifts", "point_filters", "output_filters"):
             given = len(getattr(self, name))
             if given not in (0, nodes):
                 raise ValueError(f"the schedule has {nodes} nodes, its corrections {given} {name}")
 
     @property
     def largest(self) -> float:
-        """The largest number added to a table."""
-        return max((abs(v) for table in (self.points, self.outputs) for row in table for v in row), default=0.0)
+        """The largest number added to a table, or in a kernel."""
+        rows = (*self.points, *self.outputs, *self._kernels)
+        return max((abs(v) for row in rows for v in row), default=0.0)
 
     @property
     def largest_shift(self) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.search_spaces.schedule import Threshold
 from fewstep.tasks.refinement.tables import Numbers
 from fewstep.tasks.sampling.compile import SolverTables
-from fewstep.tasks.sampling.execute import Term, combine, threshold
+from fewstep.tasks.sampling.execute import Term, combine, filtered, threshold
 
 Call = Callable[[Tensor, float | Tensor], Tensor]
 
@@ -60,7 +60,12 @@ def run(numbers: Numbers, tables: SolverTables, denoiser: Call, noise: Tensor) -
         used: list[Term] = [
             (index, weight.to(node)) for index, weight in terms if index % 2 == 0 or tables.called[index // 2]
         ]
-        held.append(combine(dict(enumerate(held)), used, bias[k] if bias.numel() else None))
+        following = combine(dict(enumerate(held)), used, bias[k] if bias.numel() else None)
+        if numbers.filters.numel():
+            # Nodes and outputs in turn, as they are held.
+            kernels = numbers.filters[k, :, : k + 1].transpose(0, 1).flatten(0, 1)
+            following = following + filtered(held, kernels)
+        held.append(following)
     return held[-1]
 
 

@@ -111,7 +111,7 @@ class MomentDescent:
                 shifts[direction.row] = min(max(moved, -LARGEST_TUNED_SHIFT), LARGEST_TUNED_SHIFT)
             else:
                 tables[direction.part][direction.row][direction.column] += float(value)
-        corrections = Corrections.model_validate({**tables, "shifts": shifts})
+        corrections = Corrections.model_validate({**held.model_dump(), **tables, "shifts": shifts})
         return self.schedule.model_copy(update={"corrections": corrections})
 
     def _program(self, theta: Array) -> Program:

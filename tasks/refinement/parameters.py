@@ -7,9 +7,10 @@ Blocks of the vector theta, in this order, each only where it is tuned:
     shifts       u_j with the told time at lambda_j + bound_j tanh(u_j), bound_j half of the smaller neighbouring gap
     points       corrections of P, row by row
     outputs      corrections of Q, row by row, within `window` of the newest calls where that is given
+    filters      kernels of each row's newest point and of the outputs, within `window` too, row by row
 
 `start` means the schedule as it was, within rounding. Sources: LD3 (2405.15506), section 4, for times and told times;
-GAS ("Generalized Adversarial Solver") for the corrections.
+GAS ("Generalized Adversarial Solver") for the corrections; SpanLift (2606.08672) for what filters are for.
 """
 
 from __future__ import annotations
@@ -26,8 +27,13 @@ from fewstep.search_spaces.schedule import MIN_GAP, SolverSchedule, Step
 from fewstep.search_spaces.schedule.corrections import Corrections
 
 Array = npt.NDArray[np.float64]
-Part = Literal["times", "relaxations", "shifts", "points", "outputs"]
+Part = Literal["times", "relaxations", "shifts", "points", "outputs", "filters"]
 PARTS: tuple[Part, ...] = get_args(Part)
+# Filters need more images than the others to be better on new ones.
+USUAL: tuple[Part, ...] = tuple(part for part in PARTS if part != "filters")
+# In whose values the tables are linear.
+LINEAR: tuple[Part, ...] = ("points", "outputs", "filters")
+FILTER_SIDE = 3
 LEAST_GAP = 0.02
 SHIFT_SHARE = 0.5
 # Where u of a told time that was shifted to its bound begins, so that it can still come back.
@@ -42,8 +48,24 @@ class Block:
     slice: slice
 
 
+@dataclass(frozen=True)
+class Direction:
+    """Corrections that are 1 at one place of each of some rows, and where these stand in the vector, by row.
+
+    Of a kernel of `cells` numbers that place is the first one; the others follow it in the vector and in the tables.
+    """
+
+    unit: Corrections
+    places: dict[int, int]
+    cells: int = 1
+
+
 class Parameters:
-    """The vector of one schedule. `window` limits corrected outputs to that many of the newest calls (0: all)."""
+    """The vector of one schedule.
+
+    `window` limits corrected and filtered outputs to that many of the newest calls (0: all). Filters have the side of
+    those that the schedule has, or FILTER_SIDE.
+    """
 
     def __init__(self, schedule: SolverSchedule, parts: tuple[Part, ...], window: int = 0) -> None:
         unknown = [part for part in parts if part not in PARTS]
@@ -60,9 +82,13 @@ class Parameters:
         self._called = list(range(schedule.first_call != "model", schedule.nodes))
         self._bounds = _shift_bounds(schedule)
         K = schedule.nodes
+        held = schedule.corrections
+        self.side = held.filter_side if held and held.filter_side else FILTER_SIDE
+        # A kernel's column: -1 the newest point, else the output.
         self._entries = {
             "points": [(k, j) for k in range(K) for j in range(k + 1)],
             "outputs": [(k, j) for k in range(K) for j in self._called if k - (window or K) < j <= k],
+            "filters": [(k, j) for k in range(K) for j in (-1, *self._called) if j < 0 or k - (window or K) < j <= k],
         }
         gaps = [b - a for a, b in self._gap_ends()]
         self._least = min([LEAST_GAP, *(0.5 * gap for gap in gaps)])
@@ -91,6 +117,8 @@ class Parameters:
                     shifts = np.zeros(self.schedule.nodes)
                     shifts[self._called] = self._bounds[self._called] * np.tanh(values)
                     corrections["shifts"] = tuple(float(v) for v in shifts)
+                case "filters":
+                    corrections |= self._kernels(values, self.schedule.corrections or Corrections())
                 case _:
                     corrections[block.part] = self._rows(block.part, values)
         if corrections:
@@ -98,30 +126,30 @@ class Parameters:
             fields["corrections"] = held.model_copy(update=corrections)
         return self.schedule.model_copy(update=fields)
 
-    def linear_directions(self) -> list[tuple[Block, int, list[int], SolverSchedule]]:
-        """Schedules whose tables give the exact derivatives by corrections of the schedule at theta, many at once.
+    def linear_directions(self) -> list[Direction]:
+        """Corrections whose tables give the exact derivatives by those of the schedule at theta, many at once.
 
         The tables are linear in the corrections, and row k only depends on its own: with all of column j at 1, row k
-        is the derivative by entry (k, j). One entry: the block, j, the rows k, and a schedule's corrections.
+        is the derivative by entry (k, j).
         """
-        found = []
+        found, nodes = [], self.schedule.nodes
         for block in self.blocks:
-            if block.part not in ("points", "outputs"):
+            if block.part not in LINEAR:
                 continue
-            entries = self._entries[block.part]
+            entries, first = self._entries[block.part], int(block.slice.start)
             for j in sorted({j for _, j in entries}):
-                rows = [k for k, column in entries if column == j]
-                table = tuple(
-                    tuple(float(column == j and k in rows) for column in range(k + 1))
-                    for k in range(self.schedule.nodes)
-                )
-                unit = Corrections().model_copy(update={block.part: table})
-                found.append((block, j, rows, self.schedule.model_copy(update={"corrections": unit})))
+                at = {k: i for i, (k, column) in enumerate(entries) if column == j}
+                if block.part == "filters":
+                    size = self.side**2
+                    values = np.zeros((len(entries), size))
+                    values[list(at.values()), 0] = 1.0
+                    unit = Corrections.model_validate(self._kernels(values.ravel(), Corrections()))
+                    found.append(Direction(unit, {k: first + i * size for k, i in at.items()}, size))
+                    continue
+                table = [[float(column == j and k in at) for column in range(k + 1)] for k in range(nodes)]
+                unit = Corrections.model_validate({block.part: table})
+                found.append(Direction(unit, {k: first + i for k, i in at.items()}))
         return found
-
-    def index(self, block: Block, k: int, j: int) -> int:
-        """Where the correction of row k and column j stands in the vector."""
-        return int(block.slice.start) + self._entries[block.part].index((k, j))
 
     # -- each part, there and back --------------------------------------------------------------------
 
@@ -135,6 +163,13 @@ class Parameters:
             case "shifts":
                 shares = [held.shifts[j] / self._bounds[j] if held.shifts else 0.0 for j in self._called]
                 return [math.atanh(min(max(s, -LARGEST_START), LARGEST_START)) for s in shares]
+            case "filters":
+                own, outputs, zeros = held.point_filters, held.output_filters, (0.0,) * self.side**2
+                kernels = [
+                    (own[k] if own else zeros) if j < 0 else (outputs[k][j] if outputs else zeros)
+                    for k, j in self._entries[part]
+                ]
+                return [value for kernel in kernels for value in kernel]
             case _:
                 table = getattr(held, part)
                 return [table[k][j] if table else 0.0 for k, j in self._entries[part]]
@@ -168,6 +203,20 @@ class Parameters:
         for (k, j), value in zip(self._entries[part], values, strict=True):
             table[k][j] = float(value)
         return tuple(tuple(row) for row in table)
+
+    def _kernels(self, values: Array, held: Corrections) -> dict[str, object]:
+        """The fields of corrections that kernels, one after the other, stand for; others are those that are held."""
+        size = self.side**2
+        zeros = (0.0,) * size
+        points = list(held.point_filters) or [zeros] * self.schedule.nodes
+        outputs = [list(row) for row in held.output_filters] or [[zeros] * (k + 1) for k in range(self.schedule.nodes)]
+        for (k, j), kernel in zip(self._entries["filters"], values.reshape(-1, size), strict=True):
+            numbers = tuple(float(v) for v in kernel)
+            if j < 0:
+                points[k] = numbers
+            else:
+                outputs[k][j] = numbers
+        return {"point_filters": tuple(points), "output_filters": tuple(map(tuple, outputs))}
 
 
 def _may_relax(step: Step) -> bool:

@@ -15,13 +15,21 @@ from pydantic import (
 )
 
 from fewstep.search_spaces.checked import Checked, Seed
-from fewstep.tasks.refinement.parameters import PARTS, Part
+from fewstep.tasks.refinement.parameters import PARTS, USUAL, Part
 
 GradientDistance = Literal["network", "pixel", "features", "reference"]
 GRADIENT_DISTANCES: tuple[GradientDistance, ...] = get_args(GradientDistance)
 Rate = Annotated[float, Field(gt=0, le=1)]
 # Step sizes of Adam. Times and told times are in units of log gaps and lambda, corrections of coefficients near 1.
-RATES: dict[Part, float] = {"times": 0.02, "relaxations": 0.02, "shifts": 0.02, "points": 0.002, "outputs": 0.002}
+RATES: dict[Part, float] = {
+    "times": 0.02,
+    "relaxations": 0.02,
+    "shifts": 0.02,
+    "points": 0.002,
+    "outputs": 0.002,
+    "filters": 0.0005,
+}
+
 # Training and validation noise, apart from every search (small seeds) and every report (theirs plus 1,000,003).
 SEED_OFFSET = 3_000_017
 # Features that a batch joins for the distance to a reference: enough for a covariance, few enough to be of now.
@@ -39,7 +47,7 @@ class RefinePlan(Checked):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    parts: tuple[Part, ...] = PARTS
+    parts: tuple[Part, ...] = USUAL
     window: NonNegativeInt = Field(0, description="newest calls whose coefficients are corrected; 0: all")
     distance: GradientDistance = "network"
     images: PositiveInt = 256

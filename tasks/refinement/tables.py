@@ -19,19 +19,22 @@ import torch
 from torch import Tensor
 
 from fewstep.search_spaces.schedule import SolverSchedule
-from fewstep.tasks.refinement.parameters import Parameters
+from fewstep.tasks.refinement.parameters import LINEAR, Parameters
 from fewstep.tasks.sampling.compile import SolverTables
 
 Array = npt.NDArray[np.float64]
 Compile = Callable[[SolverSchedule], SolverTables]
 # The cube root of float64's precision, where truncation and rounding of a central difference are equal.
 DIFFERENCE = 6e-6
-FIELDS = ("P", "Q", "times", "input_scales", "prior_scale", "clean", "bias")
+FIELDS = ("P", "Q", "times", "input_scales", "prior_scale", "clean", "bias", "filters")
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What `SolverTables` holds, as tensors: P and Q (K, K, ...), times and scales K scalars, clean (K, 2), bias."""
+    """What `SolverTables` holds, as tensors: P and Q (K, K, ...), times and scales K scalars, clean (K, 2).
+
+    `bias` and `filters` are empty where there are none.
+    """
 
     P: Tensor
     Q: Tensor
@@ -40,12 +43,13 @@ class Numbers:
     prior_scale: Tensor
     clean: Tensor
     bias: Tensor
+    filters: Tensor
 
 
 def packed(tables: SolverTables) -> list[Array]:
     """The numbers of a table that depend on continuous decisions, in the order of FIELDS."""
-    bias = np.zeros(0) if tables.bias is None else tables.bias
-    numbers = (tables.P, tables.Q, tables.times, tables.input_scales, tables.prior_scale, tables.clean, bias)
+    bias, filters = (np.zeros(0) if value is None else value for value in (tables.bias, tables.filters))
+    numbers = (tables.P, tables.Q, tables.times, tables.input_scales, tables.prior_scale, tables.clean, bias, filters)
     return [np.asarray(value, np.float64) for value in numbers]
 
 
@@ -66,7 +70,7 @@ class TablesOf:
         """Derivatives of all numbers of the tables by all entries of theta."""
         columns = np.zeros((len(self._values(theta)), len(theta)))
         for block in self.parameters.blocks:
-            if block.part in ("points", "outputs"):
+            if block.part in LINEAR:
                 continue
             for i in range(block.slice.start, block.slice.stop):
                 step = DIFFERENCE * max(1.0, abs(theta[i]))
@@ -82,17 +86,20 @@ class TablesOf:
         if not directions:
             return
         at = self.parameters.schedule_at(theta)
+        now = packed(self.compile(at))
         without = packed(self.compile(at.model_copy(update={"corrections": None})))
-        for block, j, rows, unit in directions:
-            with_ = packed(self.compile(at.model_copy(update={"corrections": unit.corrections})))
-            for k in rows:
-                column = columns[:, self.parameters.index(block, k, j)]
+        for direction in directions:
+            with_ = packed(self.compile(at.model_copy(update={"corrections": direction.unit})))
+            for k, first in direction.places.items():
                 offset = 0
-                for name, ours, base in zip(FIELDS, with_, without, strict=True):
-                    if name in ("P", "Q", "bias") and ours.size:
-                        width = ours[k].size
-                        column[offset + k * width : offset + (k + 1) * width] = (ours[k] - base[k]).ravel()
-                    offset += ours.size
+                for name, ours, base, held in zip(FIELDS, with_, without, now, strict=True):
+                    if name in ("P", "Q", "bias", "filters") and ours.size:
+                        change = (ours[k] - (base[k] if base.size else 0.0)).ravel()
+                        here = slice(offset + k * change.size, offset + (k + 1) * change.size)
+                        for cell in range(direction.cells):
+                            # Each number of a kernel acts on the tables' kernels where it stands itself.
+                            columns[here, first + cell] = np.roll(change, cell)
+                    offset += held.size
 
     def __call__(self, theta: Tensor) -> Numbers:
         """The tables' numbers as float64 tensors on theta's device that carry its gradient."""
@@ -109,7 +116,8 @@ class TablesOf:
         if not any(block.part == "shifts" for block in self.parameters.blocks):
             times[0] = times[0].detach()
         prior = fields["prior_scale"].detach()
-        return Numbers(fields["P"], fields["Q"], tuple(times), tuple(scales), prior, fields["clean"], fields["bias"])
+        rest = {name: fields[name] for name in ("P", "Q", "clean", "bias", "filters")}
+        return Numbers(times=tuple(times), input_scales=tuple(scales), prior_scale=prior, **rest)
 
 
 def _numbers(theta: Tensor) -> Array:

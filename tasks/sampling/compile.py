@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import correlate
 
 from fewstep.errors import ScheduleError
 from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step, Threshold
@@ -37,7 +38,8 @@ class SolverTables:
 
     For each node: the `times` told to the denoiser, whether it is `called`, what its input is multiplied by
     (`input_scales`), and x0 = x0_x x + x0_o o (`clean`). Row k makes node k + 1 from nodes 0..k; the last row
-    makes the sample. Node 0 is standard normal noise times `prior_scale`.
+    makes the sample. Node 0 is standard normal noise times `prior_scale`. `filters` (K, 2, K, S, S) or None: kernels
+    under which row k adds nodes (at 0) and outputs (at 1) once more, see `Corrections`.
     """
 
     P: Array
@@ -49,6 +51,7 @@ class SolverTables:
     clean: tuple[tuple[float, float], ...] = ()
     bias: Array | None = None
     threshold: Threshold | None = None
+    filters: Array | None = None
 
     @property
     def nfe(self) -> int:
@@ -243,6 +246,27 @@ class Compiler:
                 row = row + more.outputs[k][j] * radius * point.eps
         return row
 
+    def filters(self) -> tuple[Array, Array] | None:
+        """Kernels of each row (K, 2, K, S, S), and those (K, S, S) under which it adds the mean image."""
+        more = self.schedule.corrections
+        if more is None or not more.filter_side:
+            return None
+        side = more.filter_side
+        found = np.zeros((self.K, 2 * self.K + 2, side, side))
+        for k in range(self.K):
+            end = self.nodes[k + 1].lambda_ if k + 1 < self.K else self.schedule.lambdas[-1]
+            radius = math.hypot(*self.noise.alpha_sigma(end))
+            here = self.nodes[k]
+            terms = [
+                (point.eps, kernel) for point, kernel in zip(self.nodes, _at(more.output_filters, k), strict=False)
+            ]
+            if more.point_filters:
+                terms.append((here.node / math.hypot(here.alpha, here.sigma), more.point_filters[k]))
+            for vector, kernel in terms:
+                found[k] += np.multiply.outer(radius * np.ravel(vector), np.reshape(kernel, (side, side)))
+        split = np.stack([found[:, : self.K], found[:, self.K : 2 * self.K]], axis=1)
+        return split, found[:, -2]
+
     def tables(self) -> SolverTables:
         shape = (2 * self.K + 2, *self.pixels)
         self.rows = [self.corrected(k) for k in range(self.K)]
@@ -254,6 +278,9 @@ class Compiler:
                 f"the coefficients of schedule {self.schedule.hash} reach {np.max(np.abs(linear)):.3g}: "
                 "its times are too close together for its orders"
             )
+        filters = self.filters()
+        if filters is not None and not np.max(np.abs(filters[0])) < LARGEST_COEFFICIENT:
+            raise ScheduleError(f"the filters of schedule {self.schedule.hash} reach {np.max(np.abs(filters[0])):.3g}")
         return SolverTables(
             table[:, : self.K],
             table[:, self.K : 2 * self.K],
@@ -262,18 +289,28 @@ class Compiler:
             self.noise.prior_scale(self.schedule.lambdas[0]),
             tuple(self.scales),
             tuple(self.clean),
-            self.bias(table),
+            self.bias(table, None if filters is None else filters[1]),
             self.schedule.threshold or self.noise.threshold,
+            None if filters is None else filters[0],
         )
 
-    def bias(self, table: Array) -> Array | None:
+    def bias(self, table: Array, kernels: Array | None) -> Array | None:
         if not self.pixels and self.mean is None:
             return None
         shape = self.pixels or np.asarray(self.mean).shape
         scalar = (len(table), *(1,) * (0 if self.pixels else len(shape)))
         mean = np.zeros(shape) if self.mean is None else np.broadcast_to(self.mean, shape)
         bias = table[:, -2].reshape(*scalar, *self.pixels) * mean + table[:, -1].reshape(*scalar, *self.pixels)
+        if kernels is not None and np.any(kernels):
+            around = [(1,) * (mean.ndim - 2) + kernel.shape for kernel in kernels]
+            bias = bias + [
+                correlate(mean, np.reshape(k, s), mode="constant") for k, s in zip(kernels, around, strict=True)
+            ]
         return bias if np.any(bias) else None
+
+
+def _at(rows: tuple[tuple[tuple[float, ...], ...], ...], k: int) -> tuple[tuple[float, ...], ...]:
+    return rows[k] if rows else ()
 
 
 def _is_before(lambda_: float, noise: NoiseSchedule) -> bool:

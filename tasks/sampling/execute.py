@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.errors import ScheduleError
 from fewstep.search_spaces.schedule import Threshold
 from fewstep.tasks.sampling.compile import SolverTables
 
@@ -36,9 +38,11 @@ class Program:
             terms += [(2 * j + 1, tables.Q[k, j]) for j in range(k, -1, -1)]
             self.rows.append([(i, weight(value)) for i, value in terms if value.any()] or [(2 * k, 0.0)])
         self.bias = None if tables.bias is None else torch.as_tensor(tables.bias, device=device)
+        # Per row: which tensors pass filters, and their kernels (n, S, S).
+        self.filters = [_filters(tables, k, device) for k in range(K)]
         last: dict[int, int] = {}
         for k, row in enumerate(self.rows):
-            last.update((index, k) for index, _ in row)
+            last.update((index, k) for index in (*(i for i, _ in row), *self.filters[k][0]))
         self.expired = [[i for i in (*range(2 * k + 2),) if last.get(i, i // 2) == k] for k in range(K)]
         self.times, self.called = tables.times, tables.called
         self.scales = tables.input_scales or (1.0,) * K
@@ -71,7 +75,30 @@ class Program:
 
     def next_node(self, k: int, held: dict[int, Tensor]) -> Tensor:
         """Node k + 1 from what is held."""
-        return combine(held, self.rows[k], None if self.bias is None else self.bias[k])
+        plain = combine(held, self.rows[k], None if self.bias is None else self.bias[k])
+        passed, kernels = self.filters[k]
+        return plain + filtered([held[i] for i in passed], kernels) if passed else plain
+
+
+def _filters(tables: SolverTables, k: int, device: str | torch.device) -> tuple[list[int], Tensor]:
+    if tables.filters is None:
+        return [], torch.zeros(0)
+    found = {2 * j + i: tables.filters[k, i, j] for j in range(k + 1) for i in (0, 1) if tables.filters[k, i, j].any()}
+    return list(found), torch.as_tensor(np.array(list(found.values())), device=device)
+
+
+def filtered(tensors: Sequence[Tensor], kernels: Tensor) -> Tensor:
+    """The sum of tensors (B, ..., H, W) under kernels (n, S, S), every channel alike, zeros beyond the edge.
+
+    ScheduleError where they are no images: a transformer's rows of patches have no neighbours to filter.
+    """
+    if tensors[0].ndim < 4:
+        raise ScheduleError(
+            f"the schedule filters images, the sample is {tuple(tensors[0].shape)}: refine without the part filters"
+        )
+    stacked = torch.stack([t.flatten(0, -3) for t in tensors], dim=1)
+    summed = torch.nn.functional.conv2d(stacked, kernels[None].to(stacked), padding=kernels.shape[-1] // 2)
+    return summed.reshape(tensors[0].shape)
 
 
 def combine(held: dict[int, Tensor], row: list[Term], bias: Tensor | None = None) -> Tensor:

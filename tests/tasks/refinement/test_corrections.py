@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from diffusers import DDPMScheduler
 
@@ -17,6 +19,7 @@ from fewstep.search_spaces.schedule.genome import to_genome
 from fewstep.tasks.models.from_diffusers import from_diffusers
 from fewstep.tasks.models.noise_families import FlowMatching, VarianceExploding
 from fewstep.tasks.models.noise_schedule import ContinuousVP, NoiseSchedule
+from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
 from fewstep.tasks.sampling.grids import preset_on_grid
@@ -35,9 +38,14 @@ def test_a_schedule_without_corrections_is_written_as_before() -> None:
 
 def test_tables_of_another_size_are_refused() -> None:
     schedule = preset_on_grid("ddim/karras-zero", ContinuousVP(), 3)
-    for wrong in ({"points": [[0.0]]}, {"outputs": [[0.0], [0.0], [0.0]]}, {"shifts": [0.0]}, {"shifts": [0, 0, 11]}):
+    even, sides = [[0.0] * 4] * 3, [[0.0] * 9, [0.0] * 25, [0.0] * 9]
+    for wrong in (
+        {"points": [[0.0]]}, {"outputs": [[0.0], [0.0], [0.0]]}, {"shifts": [0.0]}, {"shifts": [0, 0, 11]},
+        {"point_filters": even}, {"point_filters": sides}, {"point_filters": [[0.0] * 9]},
+        {"output_filters": [[[0.0] * 9]] * 3},
+    ):  # fmt: skip
         text = schedule.model_dump(mode="json") | {"corrections": wrong}
-        with pytest.raises(ScheduleError, match=r"corrections|nodes|row|shifts"):
+        with pytest.raises(ScheduleError, match=r"corrections|nodes|row|shifts|kernel"):
             SolverSchedule.build(**text)
 
 
@@ -55,7 +63,7 @@ def test_corrections_mean_the_same_in_every_noise_family(
     """Data N(m, s^2) has a closed-form eps at a point of any family; samples must not tell which one made them."""
     exploding = VarianceExploding(1e-3, sigma_max)
     schedule = preset_on_grid("unipc-2-bh2/karras-zero", exploding, 4)
-    more = corrections(schedule, 0.1).model_copy(update={"shifts": ()})
+    more = corrections(schedule, 0.1, filters=3).model_copy(update={"shifts": ()})
     schedule = schedule.model_copy(update={"corrections": more})
     noise = torch.randn(5, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     first, second = (_sampled(schedule, each, noise) for each in (family, exploding))
@@ -86,12 +94,61 @@ def test_told_times_move_and_stay_within_the_model() -> None:
     assert told.times[1:] == tuple(noise.time(schedule.lambdas[i] + shifts[i]) for i in (1, 2))
 
 
+@pytest.mark.parametrize("first_call", ["model", "mean_x0"])
+def test_a_filter_adds_what_is_seen_through_its_kernel(first_call: str) -> None:
+    noise, rng = ContinuousVP(), np.random.default_rng(0)
+    mean = rng.normal(0, 0.3, (2, 5, 6))
+    schedule = preset_on_grid("ddim/karras-zero", noise, 3).model_copy(update={"first_call": first_call})
+    own, other = rng.normal(0, 0.1, (2, 3, 3))
+    zeros = (0.0,) * 9
+    # Of the last row: the newest point under one kernel, the first call's noise under another.
+    more = Corrections(
+        point_filters=(zeros, zeros, tuple(own.ravel().tolist())),
+        output_filters=((zeros,), (zeros,) * 2, (tuple(other.ravel().tolist()), zeros, zeros)),
+    )
+    statistics = ModelStatistics(mean=mean.astype(np.float32))
+    plain, filtered = (
+        compile_schedule(s, noise, "epsilon", statistics)
+        for s in (schedule, schedule.model_copy(update={"corrections": more}))
+    )
+    x = torch.randn(4, 2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+
+    def network(sample: torch.Tensor, time: float) -> torch.Tensor:
+        seen.append(sample)
+        return torch.tanh(sample) * (1 + 1e-3 * time)
+
+    without, with_ = Program(plain)(network, x), Program(filtered)(network, x)
+    alpha, sigma = noise.alpha_sigma(schedule.lambdas[0])
+    if first_call == "model":
+        first = torch.tanh(x) * (1 + 1e-3 * plain.times[0])
+    else:
+        first = (x - alpha * torch.from_numpy(mean.astype(np.float32)).double()) / sigma
+    end, last = (math.hypot(*noise.alpha_sigma(schedule.lambdas[i])) for i in (-1, 2))
+    expected = end * (_under(own, seen[-1] / last) + _under(other, first))
+    torch.testing.assert_close(with_ - without, expected, rtol=1e-6, atol=1e-6)
+
+
+def _under(kernel: np.ndarray[Any, Any], x: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(scipy.ndimage.correlate(x.numpy(), kernel[None, None], mode="constant"))
+
+
+def test_what_is_no_image_is_not_filtered(corrections: Callable[..., Corrections]) -> None:
+    schedule = preset_on_grid("ddim/karras-zero", ContinuousVP(), 2)
+    schedule = schedule.model_copy(update={"corrections": corrections(schedule, 0.1, filters=3)})
+    tables = compile_schedule(schedule, ContinuousVP())
+    with pytest.raises(ScheduleError, match="filters images"):
+        Program(tables)(lambda x, time: x, torch.zeros(1, 16, 64))
+    # Frames of a film are images.
+    assert Program(tables)(lambda x, time: x, torch.zeros(1, 4, 3, 8, 8)).shape == (1, 4, 3, 8, 8)
+
+
 @pytest.mark.parametrize("first_call", ["model", "zero_x0"])
 def test_the_exported_scheduler_makes_the_same_images(first_call: str, corrections: Callable[..., Corrections]) -> None:
     base = DDPMScheduler(num_train_timesteps=1000)
     noise = from_diffusers(base)
     schedule = preset_on_grid("unipc-3-bh2/karras-zero", noise, 5).model_copy(update={"first_call": first_call})
-    schedule = schedule.model_copy(update={"corrections": corrections(schedule, 0.05)})
+    schedule = schedule.model_copy(update={"corrections": corrections(schedule, 0.05, filters=3)})
     scheduler = FewStepScheduler.from_schedules(SolverSchedule.from_json(schedule.to_json()), base)
     x = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
