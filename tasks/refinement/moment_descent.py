@@ -12,8 +12,9 @@ against each other.) What moments did differently on a step corrects J (Broyden'
 
 A change of row k leaves all calls before it as they were, so the later a row, the less do its derivatives and steps
 cost: the last one only adds up what is known, and is fitted anew, at no call, after every step. So the descent sweeps
-backwards from the end, over the numbers that change the last call, the last two, the last three, and each further sweep
-reaches a call further. Few images would not do for derivatives: a few of them move far, and decide.
+backwards from the end, over the numbers that change the last call, the last two, the last three, and each further
+sweep reaches a call further. Where moments are is told by all images, how they move by the first few, so that the calls
+last for sweeps that reach the first ones, which decide most.
 
 Tuned are the corrections of each row by the starting noise and by every output before it, and the told times: these
 span whatever times, orders and coefficients could do. Shapes: features (N, D), J_mean (n, D), J_cov (n, D, D).
@@ -37,7 +38,7 @@ from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.refinement.execute import Cost, counted
 from fewstep.tasks.refinement.features import Judge
 from fewstep.tasks.refinement.moment_model import LinearMoments, directions_of, moments
-from fewstep.tasks.refinement.moment_plan import AT_ONCE, MomentPlan
+from fewstep.tasks.refinement.moment_plan import AT_ONCE, FIRST_REACH, MomentPlan
 from fewstep.tasks.refinement.moment_progress import Progress
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
@@ -52,8 +53,6 @@ FIRST_DAMPING, LARGEST_DAMPING, LAST_ROW_DAMPING = 0.5, 2.0, 0.12
 DAMPINGS = (4.0, 1.0, 0.25)
 FAILED = 16.0
 LAST_ROW_STEPS = 3
-# Calls from the end that the first sweep reaches.
-FIRST_REACH = 3
 # A sweep over everything that gains less than the first share is the last, a try that gains less than the second too.
 LEAST_GAIN, LEAST_OF_TRY = 0.02, 0.005
 
@@ -92,7 +91,7 @@ class MomentDescent:
         self.cost = cost or Cost()
         self.judge = judge
         self.directions = directions_of(self.schedule)
-        self._all = range(plan.images)
+        self._all, self._probed = range(plan.images), range(min(plan.probed, plan.images))
         self._last = self.schedule.nodes - 1
 
     # -- schedules ------------------------------------------------------------------------------------
@@ -171,21 +170,21 @@ class MomentDescent:
     def _block(self, reach: int) -> list[int]:
         return [i for i, d in enumerate(self.directions) if d.calls(self.schedule.nodes) <= reach]
 
-    def change(self, known: Known, direction: int) -> Tensor:
-        """Change of features (N, D) by one unit of a direction, measured by a small one."""
+    def change(self, known: Known, direction: int, images: range | None = None) -> Tensor:
+        """Change of features (N, D) by one unit of a direction, measured by a small one, of all images or some."""
         at = self.directions[direction]
         theta = known.theta.copy()
         theta[direction] += PROBE[at.part]
-        _, features = self._resampled(theta, known, at.row, at.calls_again, self._all)
-        return (features - known.features) / PROBE[at.part]
+        _, features = self._resampled(theta, known, at.row, at.calls_again, images or self._all)
+        return (features - known.features[: len(features)]) / PROBE[at.part]
 
-    def derivatives(self, known: Known, directions: Sequence[int]) -> LinearMoments:
-        """How moments move with some directions."""
-        before = known.features
+    def derivatives(self, known: Known, directions: Sequence[int], images: range) -> LinearMoments:
+        """How moments move with some directions, as the first images tell it."""
+        before = known.features[: len(images)]
         mean, covariance = moments(before)
         means, covariances, changes = [], [], []
         for i in directions:
-            change, probe = self.change(known, i), PROBE[self.directions[i].part]
+            change, probe = self.change(known, i, images), PROBE[self.directions[i].part]
             moved, spread = moments(before + probe * change)
             means.append((moved - mean) / probe)
             covariances.append((spread - covariance) / probe)
@@ -207,7 +206,7 @@ class MomentDescent:
         free, damping = self._block(0), LAST_ROW_DAMPING
         for _ in range(LAST_ROW_STEPS):
             try:
-                theta, _ = self._step(known, self.derivatives(known, free), free, damping)
+                theta, _ = self._step(known, self.derivatives(known, free, self._all), free, damping)
                 moved = self._known(theta, *self._resampled(theta, known, self._last, False, self._all))
             except (ScheduleError, EvaluationError):
                 damping *= 10
@@ -245,7 +244,7 @@ class MomentDescent:
     def _round(self, known: Known, reach: int, damping: float, tried: int) -> tuple[Known, float]:
         """Measure the numbers that reach so many calls, try steps of them: the better, and its damping."""
         try:
-            told = self.derivatives(known, self._block(reach))
+            told = self.derivatives(known, self._block(reach), self._probed)
         except (ScheduleError, EvaluationError):
             return known, damping
         for i in range(self.plan.tries):
@@ -262,7 +261,7 @@ class MomentDescent:
         return range(start, start + self.plan.look)
 
     def _calls_of_derivatives(self, reach: int) -> int:
-        return self.plan.images * sum(self.directions[i].calls(self.schedule.nodes) for i in self._block(reach))
+        return len(self._probed) * sum(self.directions[i].calls(self.schedule.nodes) for i in self._block(reach))
 
     def _calls_of_try(self, reach: int) -> int:
         return reach * (self.plan.images + (len(DAMPINGS) - 1) * self.plan.look)

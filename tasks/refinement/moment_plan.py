@@ -13,6 +13,10 @@ from fewstep.tasks.refinement.plan import SEED_OFFSET, RefinePlan
 AT_ONCE = 125
 # Images by which steps are compared, where there are as many.
 MOST_LOOKED_AT = 250
+# Images that tell derivatives: of how moments move, less has to be known than of where they are.
+PROBED = 250
+# Calls from the end that the first sweep reaches.
+FIRST_REACH = 3
 
 
 class MomentPlan(Checked):
@@ -28,6 +32,7 @@ class MomentPlan(Checked):
     images: PositiveInt = 1000
     look: PositiveInt = Field(MOST_LOOKED_AT, description="images by which steps of several dampings are compared")
     tries: PositiveInt = Field(2, description="steps tried with each measurement of derivatives")
+    probed: PositiveInt = Field(PROBED, description="images, the first ones, that derivatives are measured on")
     limit: PositiveInt = Field(100_000, description="denoiser calls at most")
     others: tuple[str, ...] = Field((), description="further schedules (JSON), of which the best is tuned")
     seed: NonNegativeInt = 0
@@ -39,6 +44,8 @@ class MomentPlan(Checked):
                 f"{self.images} images, {self.look} to compare steps by: give a multiple of the latter, "
                 f"and of {AT_ONCE} there"
             )
+        if self.probed % AT_ONCE:
+            raise ValueError(f"derivatives on {self.probed} images: give a multiple of {AT_ONCE}")
         return self
 
     @classmethod

@@ -119,7 +119,7 @@ def test_many_features_are_told_in_their_leading_directions(tiny_ddpm: Path) -> 
     judge = Judge(setting, denoiser)
     start = preset_on_grid("dpmpp-2m/karras-zero", files.noise, 2)
     descent = MomentDescent(start, denoiser, PLAN, judge.leading())
-    told = descent.derivatives(descent.begin(), descent._block(0))
+    told = descent.derivatives(descent.begin(), descent._block(0), descent._all)
     assert told.covariance.shape[1:] == (MOST_DIRECTIONS, MOST_DIRECTIONS)
     found = descend(start, denoiser, PLAN, judge)
     assert found.after < found.before
