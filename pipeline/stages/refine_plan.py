@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from fewstep.pipeline.settings import SearchSettings
-from fewstep.tasks.refinement.moment_plan import AT_ONCE, FIRST_REACH, MOST_LOOKED_AT, MomentPlan
+from fewstep.tasks.refinement.moment_plan import AT_ONCE, MOST_LOOKED_AT, MomentPlan
 from fewstep.tasks.refinement.plan import RefinePlan
 
 LEAST_ITERATIONS, MOST_ITERATIONS = 50, 600
-# Few images are soon fitted by heart: a descent on moments sees as many as this share of its calls samples, and tries
-# steps of a first sweep on, and more where its calls sample them so often.
-ENOUGH_TUNED_ON, SHARE = 2000, 0.7
+# Few images are soon fitted by heart, many leave no calls for steps: a descent on moments sees as many as its calls
+# sample so often and pay so many calls each for, first of these, and more where its calls sample them more often.
+ENOUGH_TUNED_ON, SAMPLINGS, EACH = 2000, 2.5, 22
 MOST_TUNED_ON, MORE_SAMPLINGS = 4000, 10
 
 
 def refine_plan(s: SearchSettings, nfe: int, teacher_nfe: int, most: int) -> RefinePlan | MomentPlan:
     """As much as `most` calls pay for; a descent by gradient has at least LEAST_ITERATIONS."""
     if s.refine_to == "moments":
-        swept = nfe + MomentPlan().tries * sum(range(1, FIRST_REACH + 1))
-        few, many = min(ENOUGH_TUNED_ON, SHARE * most / swept), min(MOST_TUNED_ON, most / nfe / MORE_SAMPLINGS)
+        few = min(ENOUGH_TUNED_ON, most / max(SAMPLINGS * nfe, EACH))
+        many = min(MOST_TUNED_ON, most / nfe / MORE_SAMPLINGS)
         images = int(max(few, many))
         whole = AT_ONCE if images < MOST_LOOKED_AT else MOST_LOOKED_AT
         images = max(whole, images // whole * whole)

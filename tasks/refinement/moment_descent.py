@@ -38,7 +38,7 @@ from fewstep.tasks.models.statistics import ModelStatistics
 from fewstep.tasks.refinement.execute import Cost, counted
 from fewstep.tasks.refinement.features import Judge
 from fewstep.tasks.refinement.moment_model import LinearMoments, directions_of, moments
-from fewstep.tasks.refinement.moment_plan import AT_ONCE, FIRST_REACH, MomentPlan
+from fewstep.tasks.refinement.moment_plan import AT_ONCE, MomentPlan
 from fewstep.tasks.refinement.moment_progress import Progress
 from fewstep.tasks.sampling.compile import compile_schedule
 from fewstep.tasks.sampling.execute import Program
@@ -53,6 +53,8 @@ FIRST_DAMPING, LARGEST_DAMPING, LAST_ROW_DAMPING = 0.5, 2.0, 0.12
 DAMPINGS = (4.0, 1.0, 0.25)
 FAILED = 16.0
 LAST_ROW_STEPS = 3
+# Calls from the end that the first sweep reaches.
+FIRST_REACH = 3
 # A sweep over everything that gains less than the first share is the last, a try that gains less than the second too.
 LEAST_GAIN, LEAST_OF_TRY = 0.02, 0.005
 

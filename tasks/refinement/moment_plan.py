@@ -15,8 +15,6 @@ AT_ONCE = 125
 MOST_LOOKED_AT = 250
 # Images that tell derivatives: of how moments move, less has to be known than of where they are.
 PROBED = 250
-# Calls from the end that the first sweep reaches.
-FIRST_REACH = 3
 
 
 class MomentPlan(Checked):
