@@ -31,8 +31,6 @@ TABLES = Registry(
         "fashion_front": "benchmarks.tables.peers:FASHION",
         "digits_methods": "benchmarks.tables.front:DIGITS",
         "digits_edm_methods": "benchmarks.tables.front:DIGITS_EDM",
-        "digits_filters": "benchmarks.tables.front:DIGITS_FILTERS",
-        "digits_edm_filters": "benchmarks.tables.front:DIGITS_EDM_FILTERS",
         "digits_cost": "benchmarks.tables.cost:DIGITS",
         "digits_edits": "benchmarks.tables.edits:DIGITS",
         "fashion_edits": "benchmarks.tables.edits:FASHION",

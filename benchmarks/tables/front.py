@@ -128,19 +128,3 @@ DIGITS = Front(
 )
 # A preconditioned network of the same pictures, whose many-step samples are its best ones.
 DIGITS_EDM = Front(peers=DIGITS.peers.model_copy(update={"model": "digits-edm"}))
-# What filters add to the same tuning, for which both have many more images and steps than the other tables give.
-DIGITS_FILTERS = Front(
-    base="s4s",
-    searches=(0, 1, 2),
-    peers=DIGITS.peers.model_copy(
-        update={
-            "methods": ("presets", "s4s", "filters"),
-            "nfes": (3, 4, 5),
-            "teacher": "unipc-2-bh2/karras-zero@20",
-            "plan": RefinePlan(distance="features", iterations=1200, images=2048),
-        }
-    ),
-)
-DIGITS_EDM_FILTERS = DIGITS_FILTERS.model_copy(
-    update={"peers": DIGITS_FILTERS.peers.model_copy(update={"model": "digits-edm"})}
-)

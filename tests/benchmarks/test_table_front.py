@@ -57,4 +57,7 @@ def test_methods_are_compared_search_by_search() -> None:
         assert (row["versus"], row["versus_low"], row["versus_high"]) == pytest.approx((ratio,) * 3)
         assert row["low"] < found["presets", metric]["value"] < row["high"] or metric == "kid"
     assert found["b", "fid"]["own"] == 7
+    other = {(r["method"], r["metric"]): r for r in together(rows, ["kid"], base="b")}
+    assert other["presets", "fid"]["versus"] == pytest.approx(2.0)
+    assert other["b", "fid"]["versus"] == pytest.approx(1.0)
     assert math.isclose(found["presets", "fid"]["value"], 14 / 3)
