@@ -305,3 +305,18 @@ def test_explain_writes_table_and_picture(toy: Path, run: Callable[..., Any], mo
     assert Path("e/explain.csv").read_text().count("\n") > len(rows)
     assert explain_module.GENES
     run("explain", "found.json", "--model", toy, "--images", 800).refused("800", "250")
+
+
+@pytest.mark.parametrize("nfe", [1, 3, 5, 10, 50])
+@pytest.mark.parametrize("most", [100, 5000, 23_000, 67_000, 1_000_000])
+def test_a_tuning_is_planned_so_that_calls_are_left_for_its_steps(nfe: int, most: int) -> None:
+    settings = SearchSettings.build(model="digits-ddpm", nfes=(nfe,))
+    plan = refine_plan(settings, nfe, 20, most)
+    assert isinstance(plan, MomentPlan)
+    assert plan.limit == most
+    assert plan.images <= 4000
+    # The fewest that there can be are taken in any case.
+    assert plan.images == 125 or plan.images * nfe <= 0.4 * most
+    if plan.probed < plan.images:
+        assert plan.probed == 250
+        assert plan.images * min(22, 10 * nfe) <= most

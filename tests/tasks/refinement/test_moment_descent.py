@@ -139,6 +139,20 @@ def test_moments_move_as_the_derivatives_say(reach: int) -> None:
     torch.testing.assert_close(told.at(step)[1], spread - covariance)
 
 
+def test_derivatives_of_few_images_are_those_of_a_descent_on_as_few_and_cost_as_much() -> None:
+    few, many = (_descent(START, MomentPlan(images=n, look=125, probed=125, seed=3)) for n in (125, 500))
+    told = []
+    for descent in (few, many):
+        known = descent.begin()
+        before = descent.cost.calls
+        told.append(descent.derivatives(known, descent._block(1), descent._probed))
+        assert descent.cost.calls - before == descent._calls_of_derivatives(1)
+    assert few._calls_of_derivatives(1) == many._calls_of_derivatives(1)
+    # The same images in other batches.
+    torch.testing.assert_close(told[0].mean, told[1].mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(told[0].metric, told[1].metric, rtol=1e-3, atol=1e-3)
+
+
 def test_a_try_changes_no_call_before_its_reach() -> None:
     plan = MomentPlan(images=250, look=125, seed=1)
     descent = _descent(START, plan)
