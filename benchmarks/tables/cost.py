@@ -48,7 +48,7 @@ class Cost(Table):
     study: ClassVar[str] = "cost"
 
     peers: Peers
-    searches: Seeds = (0, 1, 2, 3, 4)
+    searches: Seeds = (0, 1, 2)
     budgets: Annotated[tuple[PositiveInt, ...], AfterValidator(_rising)] = (4000, 8000, 16_000, 32_000, 64_000)
     evaluations: PositiveInt = 400
     judged: PositiveInt = 1000
