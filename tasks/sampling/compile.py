@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import correlate
 
 from fewstep.errors import ScheduleError
 from fewstep.search_spaces.schedule import Prediction, SolverSchedule, Step, Threshold
@@ -302,6 +301,9 @@ class Compiler:
         mean = np.zeros(shape) if self.mean is None else np.broadcast_to(self.mean, shape)
         bias = table[:, -2].reshape(*scalar, *self.pixels) * mean + table[:, -1].reshape(*scalar, *self.pixels)
         if kernels is not None and np.any(kernels):
+            # Start-up does without it, and few schedules need it.
+            from scipy.ndimage import correlate
+
             around = [(1,) * (mean.ndim - 2) + kernel.shape for kernel in kernels]
             bias = bias + [
                 correlate(mean, np.reshape(k, s), mode="constant") for k, s in zip(kernels, around, strict=True)
