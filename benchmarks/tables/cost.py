@@ -16,15 +16,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import AfterValidator, PositiveInt
 
-from benchmarks.tables.engine import Engine, EvaluationRecord, Found, Picture, Row, Sheet, Table
-from benchmarks.tables.front import BASE, INTERVAL, Seeds, columns_of, together
+from benchmarks.tables.engine import Engine, EvaluationRecord, Picture, Row, Sheet, Table
+from benchmarks.tables.front import BASE, INTERVAL, Seeds, columns_of, seeds_of, together
 from benchmarks.tables.front import DIGITS as ALL
 from benchmarks.tables.peers import OURS, Choice, Contest, Peers, row_of
 from fewstep.dashboards.drawings import save_figure
@@ -61,7 +61,7 @@ class Cost(Table):
             contest = Contest(asked, engine.below(f"seed-{seed}"))
             for nfe in asked.nfes:
                 rows += [{"search": seed, **row} for row in self.points(contest, nfe)]
-            seeds = {f"search {k}": s for k, s in enumerate(sorted({row["search"] for row in rows}))}
+            seeds = seeds_of(rows)
             yield Sheet(f"{engine.name}_searches", rows, seeds)
             if len(seeds) > 1:
                 means = together(rows, judges, ("budget",))
@@ -74,7 +74,7 @@ class Cost(Table):
         chosen = [(0, contest.stock(nfe)[0])]
         chosen += self.evolved(contest, nfe)
         for budget in (images * nfe for images in self.budgets):
-            found = _search(contest, f"{OURS}-{budget}", nfe, budget=budget)
+            found = contest.searched(f"{OURS}-{budget}", nfe, (nfe,), budget=budget)
             chosen.append((budget, Choice(OURS, found.schedule, math.nan, found.calls)))
         for _, choice in chosen:
             contest.engine.tell(f"{choice.method:10} NFE {nfe:<3} {choice.calls:,} calls")
@@ -87,8 +87,8 @@ class Cost(Table):
         """What the published evolution would choose after as many calls as the budgets are and twice as many, and so
         on, and what it ends with."""
         most = self.evaluations * self.judged * nfe
-        found = _search(
-            contest, EVOLUTION, nfe, budget=most, sampler="evolution", screen="none", refine=0.0,
+        found = contest.searched(
+            EVOLUTION, nfe, (nfe,), budget=most, sampler="evolution", screen="none", refine=0.0,
             frechet_images=self.judged, finalists=1, finalist_images=self.judged + 1, grids=("uniform-t-zero",),
         )  # fmt: skip
         after = [images * nfe for images in self.budgets]
@@ -101,14 +101,6 @@ class Cost(Table):
             if within and budget < most:
                 points.append((budget, Choice(EVOLUTION, within[-1], math.nan, budget)))
         return [*points, (most, Choice(EVOLUTION, found.schedule, math.nan, found.calls))]
-
-
-def _search(contest: Contest, name: str, nfe: int, **settings: Any) -> Found:
-    s = contest.asked
-    return contest.engine.searched(
-        name, nfe, (nfe,), model=s.model, conditions=contest.conditions, seed=s.seed, guard="none",
-        **settings,
-    )  # fmt: skip
 
 
 def incumbents(records: Sequence[EvaluationRecord]) -> Iterator[tuple[int, SolverSchedule]]:

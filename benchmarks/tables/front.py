@@ -52,7 +52,7 @@ class Front(Table):
             for nfe in self.peers.nfes:
                 rows = contest.rows(nfe)
                 one += [{"search": seed, **row, "own": contest.own.get((row["method"], nfe), "")} for row in rows]
-            seeds = {f"search {k}": s for k, s in enumerate(sorted({row["search"] for row in one}))}
+            seeds = seeds_of(one)
             yield Sheet(f"{engine.name}_searches", one, seeds, NOTES)
             if len(seeds) > 1:
                 yield Sheet(
@@ -95,6 +95,11 @@ def together(rows: Sequence[Row], judges: Sequence[str], apart: Sequence[str] = 
                 }
             )  # fmt: skip
     return found
+
+
+def seeds_of(rows: Sequence[Row]) -> dict[str, int]:
+    """The searches that have ended, for a sheet's header."""
+    return {f"search {k}": s for k, s in enumerate(sorted({row["search"] for row in rows}))}
 
 
 def columns_of(row: Row, judges: Sequence[str]) -> dict[str, str]:

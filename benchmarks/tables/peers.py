@@ -2,15 +2,15 @@
 
 `presets`: stock solvers on every grid, without and with an analytic first call. `gits`: times by dynamic programming,
 under every stock solver, with an analytic first call from several starts too. `ld3`: times and told times by gradient,
-from noises that may move a little. `s4s`: coefficients of a window of
-outputs besides (what S4S alternates is tuned at once). `filters`: those, and kernels on the outputs. `gas`:
-corrections of all coefficients, from DPM-Solver++ 3M. The learned ones start from the best stock schedule
-at that number of calls and share one teacher, one distance and one plan with our own refinement, so that only what is
-tuned differs. `tuned` is the control of a search: the best stock schedule, tuned to moments by as many calls as a
-search has. `random`, `tpe`, `nsgaii`, `cmaes` and `evolution` (the published search's operators) are searches by the
-engine of `fewstep search`, with `budget` calls at each NFE, whose screens and finals are the default ones; `fewstep` is
-such a search with all defaults. No guard is on. `found` are schedules from elsewhere, `refined` what their refinement
-gives. `judges` are metrics that choose nothing and measure the report's images too.
+from noises that may move a little. `s4s`: coefficients of a window of outputs besides (what S4S alternates is tuned at
+once). `filters`: those, and kernels on the outputs. `gas`: corrections of all coefficients, from DPM-Solver++ 3M. The
+learned ones start from the best stock schedule at that number of calls and share one teacher, one distance and one plan
+with our own refinement, so that only what is tuned differs. `tuned` is the control of a search: the best stock
+schedule, tuned to moments by as many calls as a search has. `random`, `tpe`, `nsgaii`, `cmaes` and `evolution` (the
+published search's operators) are searches by the engine of `fewstep search`, with `budget` calls at each NFE, whose
+screens and finals are the default ones; `fewstep` is such a search with all defaults. No guard is on. `found` are
+schedules from elsewhere, `refined` what their refinement gives. `judges` are metrics that choose nothing and measure
+the report's images too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -31,6 +31,7 @@ from benchmarks.tables.engine import (
     Conditions,
     Engine,
     EvaluationRecord,
+    Found,
     Grids,
     Picture,
     Presets,
@@ -229,12 +230,16 @@ class Contest:
         s = self.asked
         proposes = {} if sampler in (OURS, TOGETHER) else {"sampler": sampler, "refine": 0.0}
         nfes = s.nfes if sampler == TOGETHER else (nfe,)
-        found = self.engine.searched(
-            sampler, nfe, nfes, model=s.model, conditions=self.conditions, seed=s.seed, teacher=s.teacher,
-            budget=s.budget * len(nfes), guard="none", **proposes,
-        )  # fmt: skip
+        found = self.searched(sampler, nfe, nfes, teacher=s.teacher, budget=s.budget * len(nfes), **proposes)
         self.own[sampler, nfe] = found.own
         return self.best(sampler, [found.schedule], found.calls)[0]
+
+    def searched(self, name: str, nfe: int, nfes: Sequence[int], **settings: Any) -> Found:
+        """What a search of the contest's model, on its seed and without a guard, finds at one NFE."""
+        s = self.asked
+        return self.engine.searched(
+            name, nfe, nfes, model=s.model, conditions=self.conditions, seed=s.seed, guard="none", **settings
+        )
 
     def given(self, schedule: SolverSchedule) -> list[Choice]:
         """A schedule from elsewhere, and what refining all of it gives."""

@@ -68,7 +68,8 @@ class TablesOf:
 
     def jacobian(self, theta: Array) -> Array:
         """Derivatives of all numbers of the tables by all entries of theta."""
-        columns = np.zeros((len(self._values(theta)), len(theta)))
+        now = packed(self.tables(theta))
+        columns = np.zeros((sum(part.size for part in now), len(theta)))
         for block in self.parameters.blocks:
             if block.part in LINEAR:
                 continue
@@ -77,16 +78,15 @@ class TablesOf:
                 ahead, behind = theta.copy(), theta.copy()
                 ahead[i], behind[i] = theta[i] + step, theta[i] - step
                 columns[:, i] = (self._values(ahead) - self._values(behind)) / (ahead[i] - behind[i])
-        self._linear_columns(theta, columns)
+        self._linear_columns(theta, now, columns)
         return columns
 
-    def _linear_columns(self, theta: Array, columns: Array) -> None:
+    def _linear_columns(self, theta: Array, now: list[Array], columns: Array) -> None:
         """Fill in the derivatives by corrections of the tables, see `Parameters.linear_directions`."""
         directions = self.parameters.linear_directions()
         if not directions:
             return
         at = self.parameters.schedule_at(theta)
-        now = packed(self.compile(at))
         without = packed(self.compile(at.model_copy(update={"corrections": None})))
         for direction in directions:
             with_ = packed(self.compile(at.model_copy(update={"corrections": direction.unit})))

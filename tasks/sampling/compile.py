@@ -231,13 +231,17 @@ class Compiler:
             out = out - weight * self.derivative(k, derivative.points, formula.start, outputs)
         return np.asarray(out, np.float64)
 
+    def radius(self, k: int) -> float:
+        """What a correction of row k is in units of: that of the point which the row makes."""
+        end = self.nodes[k + 1].lambda_ if k + 1 < self.K else self.schedule.lambdas[-1]
+        return math.hypot(*self.noise.alpha_sigma(end))
+
     def corrected(self, k: int) -> Array:
         """Row k with what the schedule's corrections add to it."""
         row, more = self.rows[k], self.schedule.corrections
         if more is None:
             return row
-        end = self.nodes[k + 1].lambda_ if k + 1 < self.K else self.schedule.lambdas[-1]
-        radius = math.hypot(*self.noise.alpha_sigma(end))
+        radius = self.radius(k)
         for j, point in enumerate(self.nodes[: k + 1]):
             if more.points and more.points[k][j]:
                 row = row + more.points[k][j] * radius / math.hypot(point.alpha, point.sigma) * point.node
@@ -253,16 +257,13 @@ class Compiler:
         side = more.filter_side
         found = np.zeros((self.K, 2 * self.K + 2, side, side))
         for k in range(self.K):
-            end = self.nodes[k + 1].lambda_ if k + 1 < self.K else self.schedule.lambdas[-1]
-            radius = math.hypot(*self.noise.alpha_sigma(end))
-            here = self.nodes[k]
-            terms = [
-                (point.eps, kernel) for point, kernel in zip(self.nodes, _at(more.output_filters, k), strict=False)
-            ]
+            here, terms = self.nodes[k], list[tuple[Array, tuple[float, ...]]]()
+            if more.output_filters:
+                terms += [(p.eps, kernel) for p, kernel in zip(self.nodes, more.output_filters[k], strict=False)]
             if more.point_filters:
                 terms.append((here.node / math.hypot(here.alpha, here.sigma), more.point_filters[k]))
             for vector, kernel in terms:
-                found[k] += np.multiply.outer(radius * np.ravel(vector), np.reshape(kernel, (side, side)))
+                found[k] += np.multiply.outer(self.radius(k) * np.ravel(vector), np.reshape(kernel, (side, side)))
         split = np.stack([found[:, : self.K], found[:, self.K : 2 * self.K]], axis=1)
         return split, found[:, -2]
 
@@ -304,15 +305,9 @@ class Compiler:
             # Start-up does without it, and few schedules need it.
             from scipy.ndimage import correlate
 
-            around = [(1,) * (mean.ndim - 2) + kernel.shape for kernel in kernels]
-            bias = bias + [
-                correlate(mean, np.reshape(k, s), mode="constant") for k, s in zip(kernels, around, strict=True)
-            ]
+            flat = kernels.reshape(len(kernels), *(1,) * (mean.ndim - 2), *kernels.shape[1:])
+            bias = bias + np.stack([correlate(mean, kernel, mode="constant") for kernel in flat])
         return bias if np.any(bias) else None
-
-
-def _at(rows: tuple[tuple[tuple[float, ...], ...], ...], k: int) -> tuple[tuple[float, ...], ...]:
-    return rows[k] if rows else ()
 
 
 def _is_before(lambda_: float, noise: NoiseSchedule) -> bool:
