@@ -58,9 +58,14 @@ def refine(
     """Tune a schedule; progress lies under `root`, and the same call goes on from there.
 
     A descent on moments has one result, which is the averaged iterate too; its checks count denoiser calls.
-    ConfigurationError where the teacher makes no more calls than the schedule, or the features have no gradient for the
-    distance.
+    ConfigurationError where the teacher makes no more calls than the schedule, or the features or a quantised network
+    have no gradient for the distance.
     """
+    if subject.quantized and not isinstance(plan, MomentPlan):
+        raise ConfigurationError(
+            f"a distance to {plan.distance} needs the gradient of the network, and a quantised one has none: "
+            "give --distance moments"
+        )
     taught = plan.distance not in UNTAUGHT
     if taught and teacher.nfe <= schedule.nfe:
         raise ConfigurationError(

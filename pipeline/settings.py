@@ -132,7 +132,9 @@ class SearchSettings(ModelSettings):
         (), description="schedules that the search starts from: a file, or a finished study's folder"
     )
     refined_elites: PositiveInt = Field(
-        3, description="schedules of each NFE that are tuned in turn, or of moments the best is taken of"
+        3,
+        description="schedules of each NFE that are tuned in turn, or of moments the best is taken of; together with "
+        "networks, members of the front, each on its own",
     )
     refine_to: Literal["network", "pixel", "features", "reference", "moments"] = Field(
         "moments",
@@ -201,8 +203,8 @@ class SearchSettings(ModelSettings):
 
     @property
     def refinements_each(self) -> int:
-        """How many refinements each NFE gets: one an elite, or one of the best elite."""
-        return 1 if self.refine_to == "moments" else self.refined_elites
+        """How many refinements each NFE gets: one an elite, or one of the best where only schedules are searched."""
+        return 1 if self.refine_to == "moments" and self.space == "schedule" else self.refined_elites
 
     @field_validator("space")
     @classmethod
@@ -278,8 +280,13 @@ def _can_be_tuned(s: SearchSettings) -> None:
     """What tunes the best can tune what is searched."""
     if not s.refine:
         return
-    if s.space != "schedule" or s.quantized:
-        raise ValueError("only schedules of networks that are not quantised are tuned: leave --refine away")
+    if not s.moves_schedule:
+        raise ValueError(f"space {s.space!r} has no schedule to tune: leave --refine away")
+    if s.refine_to != "moments" and (s.space != "schedule" or s.quantized):
+        raise ValueError(
+            f"tuning to {s.refine_to} needs the gradient of the network, and a quantised one has none: "
+            "leave --refine-to away, which tunes to moments"
+        )
     if s.refine_to in ("moments", "reference") and s.objective != FRECHET:
         raise ValueError(
             f"tuning to {s.refine_to} descends the Frechet distance, and candidates are compared by "

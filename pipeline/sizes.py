@@ -37,7 +37,7 @@ class Plan(NamedTuple):
 
 def can_tune(s: SearchSettings) -> bool:
     """Whether the settings leave elites to be tuned on moments; whether the features do is the model's affair."""
-    return s.space == "schedule" and not s.quantized and s.objective == FRECHET
+    return s.moves_schedule and s.objective == FRECHET
 
 
 def rows_at_most(s: SearchSettings) -> int:

@@ -273,6 +273,12 @@ def schedule_of(point: Point) -> SolverSchedule | None:
     return part.schedule if part else None
 
 
+def with_schedule(point: Point, schedule: SolverSchedule) -> Point:
+    """The point with another schedule in the place of its own."""
+    changed = SchedulePoint(schedule=schedule)
+    return joint(*(changed if isinstance(part, SchedulePoint) else part for part in point.parts))
+
+
 def quantization_of(point: Point) -> QuantizationConfig | None:
     """The config that a point's network is quantised by, where it is."""
     part = point.part(QuantizationPoint)

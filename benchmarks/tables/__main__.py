@@ -35,6 +35,8 @@ TABLES = Registry(
         "digits_edits": "benchmarks.tables.edits:DIGITS",
         "fashion_edits": "benchmarks.tables.edits:FASHION",
         "fashion_quantization": "benchmarks.tables.quantization:FASHION",
+        "digits_joint": "benchmarks.tables.joint:DIGITS",
+        "fashion_joint": "benchmarks.tables.joint:FASHION",
         "fashion_conditions": "benchmarks.tables.conditions:FASHION",
     },
 )

@@ -17,7 +17,7 @@ from fewstep.tasks.refinement.plan import RefinePlan
 
 NAME = "refine"
 TEACHER, LIMIT = "unipc-2-bh2/karras-zero@64", 100_000
-SUBJECT = Fields(SubjectSettings, without=("metric", "quantized", "integer", "judge"))
+SUBJECT = Fields(SubjectSettings, without=("metric", "integer", "judge"))
 PLAN = Fields(
     RefinePlan,
     without=("distance", "images", "check_every", "average"),
@@ -67,7 +67,7 @@ def command(
     It is tuned to a many-step teacher from the same noise or, with --distance reference, without one to the Frechet
     distance itself: a fine sampler is not always the better one, and no teacher leads past itself. --distance moments
     does the latter without gradients, on --images of one noise and with --limit calls; it takes neither parts, batches
-    nor iterations.
+    nor iterations. It alone tunes a schedule for a network that is --quantized.
 
     A backward pass through a denoiser call counts as two calls. Killed, the same command goes on.
     """

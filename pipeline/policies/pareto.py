@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from optuna.trial import TrialState
 
-from fewstep.pipeline.proposers.base import Check
+from fewstep.pipeline.proposers.base import Check, is_outside, is_refined
 from fewstep.pipeline.proposers.pareto import PARENTS, Fronts, front
 from fewstep.pipeline.search import Search, Seed
 from fewstep.pipeline.trial import Candidate, Ladder, Rung, Trial
@@ -28,7 +28,7 @@ class ParetoPolicy:
     adopting a candidate costs besides its screen.
     """
 
-    admits_outsiders = False
+    admits_outsiders = True
 
     def __init__(
         self,
@@ -95,6 +95,13 @@ class ParetoPolicy:
         known = self._known(search.trials, self.ladder.main)
         return [known[i][0] for i in front([values for _, values in known], self.most)]
 
+    def tunable(self, search: Search, nfe: int) -> list[Trial]:
+        """The front of the main rung at an NFE, the best quality first."""
+        judged = self._known(search.trials, self.ladder.main)
+        known = [(t, v) for t, v in judged if t.candidate.nfe == nfe and not is_refined(t.candidate.origin)]
+        chosen = [known[i] for i in front([values for _, values in known], self.most)]
+        return [t for t, _ in sorted(chosen, key=lambda entry: (entry[1], entry[0].number))]
+
     # -- fronts ---------------------------------------------------------------------------------------
 
     def front(self, search: Search) -> list[Trial]:
@@ -107,10 +114,14 @@ class ParetoPolicy:
 
     def standing(self, trials: Mapping[int, Trial], nfe: int | None) -> list[Trial]:
         """Who may have children, best first: those of the main rung, then those that were only screened."""
-        numbers = list(islice(self._fronts[self.ladder.main.name, nfe], PARENTS))
+        numbers = list(islice(self._members(trials, self.ladder.main, nfe), PARENTS))
         judged = set(numbers)
-        screened = (n for n in self._fronts[self.ladder.screen.name, nfe] if n not in judged)
+        screened = (n for n in self._members(trials, self.ladder.screen, nfe) if n not in judged)
         return [trials[n] for n in [*numbers, *islice(screened, PARENTS - len(numbers))]]
+
+    def _members(self, trials: Mapping[int, Trial], rung: Rung, nfe: int | None) -> Iterator[int]:
+        """Who stands on a rung's fronts, the best first; what was tuned is no member of the space: no children."""
+        return (n for n in self._fronts[rung.name, nfe] if not is_outside(trials[n].candidate))
 
     def _known(self, trials: Mapping[int, Trial], rung: Rung) -> list[tuple[Trial, Vector]]:
         having = [(t, self.vector(t.records.get(rung.name))) for _, t in sorted(trials.items())]

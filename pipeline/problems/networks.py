@@ -29,10 +29,11 @@ from fewstep.pipeline.proposers.optuna import OptunaProposer
 from fewstep.pipeline.proposers.samplers import OWN, stock_sampler
 from fewstep.pipeline.reports.front import EXACT, publish_front
 from fewstep.pipeline.reports.rows import FOUND, Row, row_of
-from fewstep.pipeline.search import Search, Seed
+from fewstep.pipeline.search import Search, Seed, Stage
 from fewstep.pipeline.settings import POPULATION, SearchSettings
 from fewstep.pipeline.sizes import KEPT
 from fewstep.pipeline.stages.finals import Finals
+from fewstep.pipeline.stages.refine import Refine
 from fewstep.pipeline.trial import Candidate, Trial, Work
 from fewstep.search_spaces.joint import ProductSpace
 from fewstep.search_spaces.kinds import SPACES
@@ -111,10 +112,6 @@ class NetworkProblem(ModelProblem):
     def __init__(self, settings: SearchSettings) -> None:
         super().__init__(settings)
         self.check(SchedulePoint(schedule=self.calibration))
-        for schedule in self.warm:
-            if schedule.nfe in settings.nfes:
-                # Outside the space it could have no children: better to say so at the start.
-                self.schedules.genome(as_point(schedule))
 
     @property
     def kinds(self) -> list[str]:
@@ -129,9 +126,15 @@ class NetworkProblem(ModelProblem):
 
     @cached_property
     def calibration(self) -> SolverSchedule:
-        """The schedule along which networks are made; where schedules are not searched, that of every candidate."""
+        """The schedule along which networks are made; where schedules are not searched, that of every candidate.
+
+        Where none is given, the longest of those that the search starts from.
+        """
         if self.settings.base_schedule:
             return SolverSchedule.from_json(self.settings.base_schedule)
+        warm = [schedule for schedule in self.warm if schedule.nfe in self.settings.nfes]
+        if warm:
+            return max(warm, key=lambda schedule: schedule.nfe)
         return preset_on_grid(CALIBRATION_PRESET, self.files.noise, max(self.settings.nfes))
 
     @cached_property
@@ -200,21 +203,15 @@ class NetworkProblem(ModelProblem):
                 calibrated.update(first)
             return sum(calls for name, calls in costs.items() if first[name] == candidate.trial)
 
-        always = "" if self.moves_schedule else NAMED
+        always = WARM if self.moves_schedule else NAMED
         policy = ParetoPolicy(
             self.ladder, seeds, self.objectives, s.keep or KEPT, s.front, self.check, always, calibration_calls
         )
         proposer = self._proposer(policy, on_refit)
-        return Search(
-            s.nfes,
-            s.budget,
-            self.ladder,
-            proposer,
-            policy,
-            [Finals(s.finals, s.finalist_images, s.front)],
-            s.patience,
-            self.prepaid,
-        )
+        stages: list[Stage] = [Finals(s.finals, s.finalist_images, s.front)]
+        if s.refine:
+            stages.insert(0, Refine(s, self.teacher.nfe, policy.tunable))
+        return Search(s.nfes, s.budget, self.ladder, proposer, policy, stages, s.patience, self.prepaid)
 
     def objectives(self, record: EvaluationRecord | None) -> Vector | None:
         """See the module's docstring; None without a complete record."""
@@ -242,7 +239,10 @@ class NetworkProblem(ModelProblem):
         )
 
     def _seeds(self) -> list[Seed]:
-        """Named configs, or the seeds of another package's space, each on every schedule to start from."""
+        """Named configs, or the seeds of another package's space.
+
+        All on the first schedule of each NFE, the others on the first of them: the search tells how they go together.
+        """
         changes: dict[str, list[Point]] = {"": []}
         for kind, space in self.networks.items():
             own: dict[str, Point]
@@ -255,12 +255,13 @@ class NetworkProblem(ModelProblem):
                 for first, points in changes.items()
                 for name, point in own.items()
             }
-        seeds = [
-            (f"{NAMED}{name}" if origin is None else f"{origin}:{name}", joint(as_point(schedule), *points))
-            for name, points in changes.items()
-            if points
-            for origin, schedule in self._first_schedules()
-        ]
+        of_first = [(name, points) for name, points in changes.items() if points]
+        seeds, begun = list[Seed](), set[int]()
+        for origin, schedule in self._first_schedules():
+            for name, points in of_first[:1] if schedule.nfe in begun else of_first:
+                told = f"{NAMED}{name}" if origin is None else f"{origin}:{name}"
+                seeds.append((told, joint(as_point(schedule), *points)))
+            begun.add(schedule.nfe)
         distinct: dict[str, Seed] = {}
         for origin, point in seeds:
             distinct.setdefault(point.hash, (origin, point))

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, cast
 
 from fewstep.errors import ConfigurationError, ScheduleError
-from fewstep.pipeline.proposers.base import Check, Objectives
+from fewstep.pipeline.proposers.base import Check, Objectives, is_outside
 from fewstep.pipeline.proposers.options import OnRefit, S3Options, milestone
 from fewstep.pipeline.proposers.pareto import PARENTS, ordered
 from fewstep.pipeline.proposers.surrogate.encoder import Example
@@ -119,7 +119,8 @@ class ParetoEvolution:
         at = milestone(number, self._options)
         if not at or at == self._fitted_at or self._options.surrogate == "none":
             return
-        known = [(t, values) for n, t in sorted(trials.items()) if n < at and (values := self._screened(t)) is not None]
+        before = [t for n, t in sorted(trials.items()) if n < at and not is_outside(t.candidate)]
+        known = [(t, values) for t in before if (values := self._screened(t)) is not None]
         if not known:
             return
         examples = [self._example(trial, values) for trial, values in known]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from optuna.trial import TrialState
 
 from fewstep.pipeline.proposers.base import REFINED, is_refined
@@ -25,6 +27,14 @@ def calls_of_each(settings: SearchSettings, share: int, nfe: int) -> int:
     return int((settings.refine or 0) * share) // settings.refinements_each - nfe * settings.frechet_images
 
 
+Elites = Callable[[Search, int], Sequence[Trial]]
+
+
+def judged(search: Search, nfe: int) -> list[Trial]:
+    """What was judged at an NFE, the best first."""
+    return search.best(nfe, search.ladder.main)
+
+
 class Refine(Stage):
     """Tunes elites of an NFE once its searched share is spent; what comes of one is judged like any promoted candidate.
 
@@ -33,8 +43,8 @@ class Refine(Stage):
 
     rungs = (RUNG,)
 
-    def __init__(self, settings: SearchSettings, teacher_nfe: int) -> None:
-        self._settings, self._teacher_nfe = settings, teacher_nfe
+    def __init__(self, settings: SearchSettings, teacher_nfe: int, elites: Elites = judged) -> None:
+        self._settings, self._teacher_nfe, self._elites = settings, teacher_nfe, elites
         self._taken: dict[int, int] = {}
         self._plans: dict[int, int] = {}
         self._over: set[int] = set()
@@ -61,6 +71,12 @@ class Refine(Stage):
             return 0
         return max(0, int(self._settings.refine * search.share) - self._taken.get(account, 0))
 
+    def queue(self, search: Search) -> None:
+        """What room is left may pay no candidate: then tuning begins here."""
+        for nfe in search.nfes if self._settings.refine else ():
+            if nfe not in self._over and (work := self._refined(search, nfe)) is not None:
+                search.wait_for(*work)
+
     def next_work(self, search: Search) -> Work | None:
         """The best judged schedule that was not refined yet, of an NFE that can pay no more candidates."""
         for nfe in search.nfes if self._settings.refine else ():
@@ -77,8 +93,8 @@ class Refine(Stage):
         if running or len(done) >= s.refinements_each:
             return None
         starts = {candidate.origin.partition(":")[2] for candidate in done}
-        judged = [t for t in search.best(nfe, search.ladder.main) if not is_refined(t.candidate.origin)]
-        waiting = [t for t in judged[: s.refined_elites] if t.candidate.hash not in starts]
+        elites = [t for t in self._elites(search, nfe) if not is_refined(t.candidate.origin)]
+        waiting = [t for t in elites[: s.refined_elites] if t.candidate.hash not in starts]
         plan = refine_plan(s, nfe, self._teacher_nfe, self._each(search, nfe))
         calls = plan.calls(nfe, self._teacher_nfe)
         payable = search.room(nfe) + self.reserve(search, nfe)
@@ -88,7 +104,7 @@ class Refine(Stage):
         elite = waiting[0].candidate
         candidate = search.proposer.admit(elite.point, f"{REFINED}{elite.hash}", search.trials)
         search.adopt(candidate)
-        if isinstance(plan, MomentPlan):
+        if isinstance(plan, MomentPlan) and s.refinements_each == 1:
             starts_paid = int(STARTS * plan.limit / (plan.images * nfe))
             others = tuple(t.candidate.schedule.to_json() for t in waiting[1 : max(1, starts_paid)])
             plan = plan.model_copy(update={"others": others})

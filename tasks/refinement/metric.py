@@ -1,4 +1,4 @@
-"""A refinement as an evaluation: its point is the schedule that it starts from, what comes of it is another."""
+"""A refinement as an evaluation: its point has the schedule that it starts from, what comes of it another one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from fewstep.errors import EvaluationError
-from fewstep.search_spaces.point import as_point, parse_point, schedule_of
+from fewstep.search_spaces.point import Point, parse_point, schedule_of, with_schedule
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.tasks.metrics.metric import FeatureMetric, Score
 from fewstep.tasks.work import Measured, Part, Task
@@ -40,31 +40,35 @@ class Refinement(FeatureMetric):
         from fewstep.tasks.refinement.features import Judge
         from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan
 
-        start, plan = schedule_of(parse_point(task.point)), parse_plan(task.arguments["plan"])
+        point, plan = parse_point(task.point), parse_plan(task.arguments["plan"])
+        start = schedule_of(point)
         if start is None:
             raise EvaluationError("only schedules can be refined")
-        judge = Judge(self.setting, worker.exact, worker.decode)
+        network = worker.network(point).denoiser
+        judge = Judge(self.setting, network, worker.decode)
         if isinstance(plan, MomentPlan):
             from fewstep.tasks.refinement.descend import descend
 
-            descended = descend(start, worker.exact, plan, judge, worker.statistics)
-            return _measured(descended.schedule, descended.before, descended.after, descended.cost)
+            descended = descend(start, network, plan, judge, worker.statistics)
+            return _measured(
+                with_schedule(point, descended.schedule), descended.before, descended.after, descended.cost
+            )
         from fewstep.tasks.refinement.tune import Refinement as Descent
 
         teacher = SolverSchedule.from_json(task.arguments["teacher"])
-        descent = Descent(start, teacher, worker.exact, plan, worker.statistics, judge=judge)
+        descent = Descent(start, teacher, network, plan, worker.statistics, judge=judge)
         try:
             found = descent.run()
         finally:
             worker.spend(2 * descent.cost.backward)
         schedule, loss = found.better
-        return _measured(schedule, found.checks[0].loss, loss, found.cost)
+        return _measured(with_schedule(point, schedule), found.checks[0].loss, loss, found.cost)
 
     def score(self, parts: Sequence[Part], figures: Mapping[str, float]) -> Score:
         """The loss of what came of it."""
         return Score(figures[AFTER], figures=figures)
 
 
-def _measured(schedule: SolverSchedule, before: float, after: float, cost: Cost) -> Measured:
+def _measured(point: Point, before: float, after: float, cost: Cost) -> Measured:
     figures = {BEFORE: before, AFTER: after, CALLS: float(cost.calls)}
-    return Measured(figures=figures, point=as_point(schedule).to_json())
+    return Measured(figures=figures, point=point.to_json())

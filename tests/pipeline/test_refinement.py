@@ -213,7 +213,7 @@ def test_refined_schedules_are_a_start_for_the_next_search(refined_search: Study
 def test_a_share_that_nothing_can_be_done_with_is_refused(toy: Path) -> None:
     with pytest.raises(ConfigurationError, match="refine"):
         _settings(toy, refine=1.5)
-    with pytest.raises(ConfigurationError, match="not quantised"):
+    with pytest.raises(ConfigurationError, match="a quantised one has none"):
         _settings(toy, quantized="somewhere")
     with pytest.raises(ConfigurationError, match=r"refine 0\.7 and finals 0\.1 leave"):
         _settings(toy, refine=0.7)
