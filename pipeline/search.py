@@ -51,7 +51,7 @@ class Policy(Protocol):
         """Denoiser calls that a candidate commits the search to when it is adopted."""
 
     def least(self, search: Search, account: int) -> int:
-        """The fewest that a candidate of that number costs."""
+        """What must be there for a candidate of that number to be proposed: as much as one may cost."""
 
     def decide(self, search: Search, trial: Trial, record: EvaluationRecord) -> None:
         """What a new record means for its trial."""
@@ -241,7 +241,8 @@ class Search:
             return self._pending.popleft()
         candidate = candidate or self._next_candidate()
         if candidate is None:
-            return None
+            # An account that has just been closed may be what a stage waits for.
+            return next((work for stage in self.stages if (work := stage.next_work(self)) is not None), None)
         self.adopt(candidate)
         return candidate, self.aimed(candidate, self.ladder.screen)
 

@@ -25,7 +25,7 @@ class ParetoPolicy:
     """Promotes the share `keep` of the screened trials, by front; `most` members of the front reach the finals.
 
     Seeds whose origin begins with `always` are what the rest is compared with, and always climb. `extra` are calls that
-    adopting a candidate costs besides its screen.
+    adopting a candidate costs besides its screen, `dearest` the most that they can be.
     """
 
     admits_outsiders = True
@@ -40,10 +40,11 @@ class ParetoPolicy:
         check: Check,
         always: str = "",
         extra: Callable[[Search, Candidate], int] = lambda search, candidate: 0,
+        dearest: Callable[[], int] = lambda: 0,
     ) -> None:
         self.ladder = ladder
         self.seeds, self.vector, self.keep, self.most, self.fits = seeds, vector, keep, most, check
-        self._always, self._extra = always, extra
+        self._always, self._extra, self._dearest = always, extra, dearest
         # By rung, and by NFE or of all.
         self._fronts: dict[tuple[str, int | None], Fronts] = defaultdict(Fronts)
 
@@ -56,8 +57,11 @@ class ParetoPolicy:
         return candidate.nfe * self.ladder.screen.images + self._extra(search, candidate)
 
     def least(self, search: Search, account: int) -> int:
-        """The screen."""
-        return account * self.ladder.screen.images
+        """The screen, and the dearest network.
+
+        Where less is left, whether a proposal can be paid would depend on when it was asked for.
+        """
+        return account * self.ladder.screen.images + self._dearest()
 
     def decide(self, search: Search, trial: Trial, record: EvaluationRecord) -> None:
         """See Policy."""

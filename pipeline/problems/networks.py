@@ -39,7 +39,7 @@ from fewstep.search_spaces.joint import ProductSpace
 from fewstep.search_spaces.kinds import SPACES
 from fewstep.search_spaces.point import Point, QuantizationPoint, SchedulePoint, as_point, joint, quantization_of
 from fewstep.search_spaces.quantization import FULL_PRECISION, QuantizationConfig, named
-from fewstep.search_spaces.quantization.space import QuantizationSpace
+from fewstep.search_spaces.quantization.space import CALIBRATED_ON, QuantizationSpace
 from fewstep.search_spaces.registry import SpaceKind
 from fewstep.search_spaces.schedule import SolverSchedule
 from fewstep.search_spaces.space import Space
@@ -203,9 +203,16 @@ class NetworkProblem(ModelProblem):
                 calibrated.update(first)
             return sum(calls for name, calls in costs.items() if first[name] == candidate.trial)
 
+        def dearest() -> int:
+            quantised = self.networks.get("quantization")
+            if not isinstance(quantised, QuantizationSpace):
+                return 0
+            measured = self._measured_calls if quantised.allot and ALLOTTED not in calibrated else 0
+            return CALIBRATED_ON[1] * self.calibration.nfe + measured
+
         always = WARM if self.moves_schedule else NAMED
         policy = ParetoPolicy(
-            self.ladder, seeds, self.objectives, s.keep or KEPT, s.front, self.check, always, calibration_calls
+            self.ladder, seeds, self.objectives, s.keep or KEPT, s.front, self.check, always, calibration_calls, dearest
         )
         proposer = self._proposer(policy, on_refit)
         stages: list[Stage] = [Finals(s.finals, s.finalist_images, s.front)]

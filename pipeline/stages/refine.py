@@ -71,12 +71,6 @@ class Refine(Stage):
             return 0
         return max(0, int(self._settings.refine * search.share) - self._taken.get(account, 0))
 
-    def queue(self, search: Search) -> None:
-        """What room is left may pay no candidate: then tuning begins here."""
-        for nfe in search.nfes if self._settings.refine else ():
-            if nfe not in self._over and (work := self._refined(search, nfe)) is not None:
-                search.wait_for(*work)
-
     def next_work(self, search: Search) -> Work | None:
         """The best judged schedule that was not refined yet, of an NFE that can pay no more candidates."""
         for nfe in search.nfes if self._settings.refine else ():

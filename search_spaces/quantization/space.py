@@ -25,6 +25,8 @@ from fewstep.search_spaces.trials import Suggests
 RATE = 0.15
 # A block of a few layers, without images: iterations cost it little, so it may have more of them.
 TIAR_SHARE = 5
+# Trajectories, the fewest and the most.
+CALIBRATED_ON = 16, 256
 _NOTHING_LEARNT: Mapping[str, Any] = {"solver": "adaround", "tiar_iterations": 0}
 _DEFAULTS: Mapping[str, Any] = dict(QuantizationConfig())
 
@@ -76,7 +78,7 @@ class QuantizationSpace(Space[QuantizationConfig]):
             "solver": Choice(("descent", "adaround", "hybrid")),
             "tib_bits": Choice((None, 4, 6, 8)),
             "fsc": Choice(("none", "tib", "all")),
-            "images": Range(16, 256, log=True, whole=True),
+            "images": Range(*CALIBRATED_ON, log=True, whole=True),
             "steps": Choice(tuple(steps)),
         }
         if learnt:

@@ -28,7 +28,8 @@ from fewstep.pipeline.trial import Work
 from fewstep.search_spaces.point import Point, parse_point, quantization_of, schedule_of
 from fewstep.search_spaces.quantization import QuantizationConfig, named
 from fewstep.search_spaces.quantization.space import QuantizationSpace
-from fewstep.search_spaces.schedule import load_schedule
+from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
+from fewstep.search_spaces.schedule.corrections import Corrections
 from fewstep.storage.records import EvaluationRecord
 from fewstep.storage.store import Store
 from fewstep.tasks.models.files import find_model
@@ -40,7 +41,7 @@ SCRIPT = Path(__file__).with_name("killed_search.py")
 # Among the named configs, in the evolution, in the finals, in the report.
 LIVES = {
     "quantization": ("after:distance:3", "between:frechet:0", "raise:distance:9", "between:finals:0", "after:report:0"),
-    "joint": ("after:distance:9", "between:frechet:9", "after:distance:24"),
+    "joint": ("after:distance:9", "between:frechet:9", "after:distance:20", "after:refine:0"),
 }
 SPACES = tuple(LIVES)
 TEACHER_CALLS = 6
@@ -96,7 +97,7 @@ def searched(briefly_trained: Path, tmp_path_factory: pytest.TempPathFactory) ->
             _settings(briefly_trained, space, nfes=(2,), keep=0.12, budget=budget).model_dump(),
             rules,
         )
-        # A joint search has 24 seeds, and goes on from there.
+        # A joint search has 17 seeds, and goes on from there.
         for space, budget in (("quantization", 9_000), ("joint", 13_000))
         for name, rules in (("whole", ()), ("killed", LIVES[space]))
     ]
@@ -104,7 +105,7 @@ def searched(briefly_trained: Path, tmp_path_factory: pytest.TempPathFactory) ->
     done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
-    assert done.stdout.splitlines() == ["0", "-9 -9 3 -9 -9 0", "0", "-9 -9 -9 0"]
+    assert done.stdout.splitlines() == ["0", "-9 -9 3 -9 -9 0", "0", "-9 -9 -9 -9 0"]
     return root
 
 
@@ -137,6 +138,23 @@ def test_kill_and_resume_gives_exactly_the_evaluations_of_an_uninterrupted_searc
     assert Store(roots[1]).damaged() == []
     for name in ("front.json", "calibration.json", "configs/nfe2.json"):
         assert (roots[0] / name).read_text() == (roots[1] / name).read_text()
+
+
+@pytest.mark.slow
+def test_members_of_a_joint_front_are_tuned_each_with_its_own_network(searched: Path) -> None:
+    records = Store(searched / "joint-whole").evaluations.records()
+    tunings = [r for r in records if r.rung == "refine" and r.status == "complete"]
+    assert tunings
+    judged = {r.candidate: r for r in records if r.rung == "frechet"}
+    for tuning in tunings:
+        start = judged[tuning.origin.removeprefix("refine:")]
+        before, after = (parse_point(r.candidate_json) for r in (start, tuning))
+        assert _config(before) == _config(after)
+        assert schedule_of(before) != schedule_of(after)
+        assert judged[tuning.candidate].metrics["size_bytes"] == start.metrics["size_bytes"]
+    # What was tuned is no member of the space: no other has anything of it.
+    tuned = {r.candidate for r in tunings}
+    assert all(not r.parameters for r in records if r.candidate in tuned)
 
 
 @pytest.mark.slow
@@ -279,7 +297,7 @@ def test_the_records_alone_decide_what_comes_next(space: str) -> None:
         records.append(_tabulated(work, len(records)))
         state.learn(records[-1])
     works.append(None)
-    assert {r.rung for r in records} == {"distance", "frechet", "finals"}
+    assert {r.rung for r in records} == {"distance", "frechet", "finals"} | ({"refine"} if space == "joint" else set())
     assert any(r.status == "failed" for r in records)
     assert sum(r.origin == "evolution" for r in records) > 20
     screened = [r for r in records if r.rung == "distance"]
@@ -295,7 +313,7 @@ def test_the_records_alone_decide_what_comes_next(space: str) -> None:
 
 
 def test_the_budget_counts_calibrations_once_for_each_config() -> None:
-    settings = _settings("digits-ddpm", "joint", budget=3_000)
+    settings = _settings("digits-ddpm", "joint", refine=0.0, budget=16_000)
     problem = NetworkProblem(settings)
     state = problem.search()
     seen: set[str] = set()
@@ -333,17 +351,28 @@ def test_named_configs_come_first_under_names_that_can_be_typed() -> None:
             assert space.member(parse_config(name)) == member
 
 
-def test_a_joint_search_begins_with_presets_and_warm_starts_under_every_named_config() -> None:
+def _tuned(schedule: SolverSchedule) -> SolverSchedule:
+    shifts = [0.0, *(0.01 for _ in range(schedule.nodes - 1))]
+    return schedule.model_copy(update={"corrections": Corrections.model_validate({"shifts": shifts})})
+
+
+def test_a_joint_search_begins_with_every_named_config_on_one_schedule_and_with_every_schedule() -> None:
     noise = find_model("digits-ddpm").noise
-    warm = [preset_on_grid("dpmpp-2m/karras-zero", noise, nfe) for nfe in (2, 9)]
+    # What was tuned is no member of the space, and is started from all the same.
+    warm = [_tuned(preset_on_grid("dpmpp-2m/karras-zero", noise, nfe)) for nfe in (2, 9)]
     settings = _settings("digits-ddpm", "joint", warm_start=tuple(s.to_json() for s in warm))
-    seeds = NetworkProblem(settings).search().policy.seeds
+    problem = NetworkProblem(settings)
+    assert problem.calibration == warm[0]
+    seeds = problem.search().policy.seeds
     schedules_of = [schedule_of(point) for _, point in seeds]
     pairs = {(s.hash, _config(point).hash) for s, (_, point) in zip(schedules_of, seeds, strict=True) if s}
     assert len(pairs) == len(seeds)
     schedules, configs = {s for s, _ in pairs}, {c for _, c in pairs}
-    assert len(pairs) == len(schedules) * len(configs)
-    assert warm[0].hash in schedules
+    first = {nfe: next(s for s in schedules_of if s and s.nfe == nfe) for nfe in (2, 3)}
+    assert first[2] == warm[0]
+    for schedule in first.values():
+        assert {c for s, c in pairs if s == schedule.hash} == configs
+    assert len(pairs) == len(schedules) + len(first) * (len(configs) - 1)
     assert warm[1].hash not in schedules
     assert {point.nfe for _, point in seeds} == {2, 3}
 

@@ -19,14 +19,21 @@ from fewstep.pipeline.proposers.base import is_refined
 from fewstep.pipeline.settings import SearchSettings
 from fewstep.pipeline.stages.refine_plan import refine_plan
 from fewstep.pipeline.study import Study
-from fewstep.search_spaces.point import parse_point, schedule_of
+from fewstep.search_spaces.point import as_point, parse_point, schedule_of
+from fewstep.search_spaces.quantization import parse_config
 from fewstep.search_spaces.schedule import SolverSchedule, load_schedule
 from fewstep.search_spaces.schedule.corrections import Corrections
 from fewstep.search_spaces.schedule.genome import to_genome
 from fewstep.storage.store import Store
+from fewstep.tasks.models.conditions import Conditions
 from fewstep.tasks.models.files import find_model
+from fewstep.tasks.quantization.build import Recipe, cached
+from fewstep.tasks.refinement.features import Judge
+from fewstep.tasks.refinement.moment_descent import MomentDescent
 from fewstep.tasks.refinement.moment_plan import MomentPlan, parse_plan
 from fewstep.tasks.sampling.grids import preset_on_grid
+from fewstep.tasks.work import Subject, WorkerSettings
+from fewstep.tasks.worker import Worker
 
 HERE = ExecutionSettings(executor="in-process")
 TEACHER = "dpmpp-2m/uniform-t-zero@6"
@@ -239,6 +246,51 @@ def test_a_search_tunes_the_best_of_its_elites_on_its_own_images(toy: Path, tmp_
     # Of further starts only as many are looked at as the calls pay.
     told = parse_plan(work[1].arguments["plan"])
     assert (len(told.others) + 1) * told.images * 3 <= max(told.images * 3, 0.3 * told.limit)
+
+
+def _few_bits(toy: Path, tmp_path: Path) -> Path:
+    """A network of the toy model that few bits have changed much."""
+    schedule = preset_on_grid("dpmpp-2m/karras-zero", find_model(str(toy)).noise, 3)
+    recipe = Recipe(parse_config("w4a8-naive-paper"), schedule, Conditions())
+    return cached(find_model(str(toy)), recipe, tmp_path / "networks")[0]
+
+
+def test_a_schedule_is_tuned_for_the_network_that_it_samples_with(toy: Path, tmp_path: Path) -> None:
+    network = _few_bits(toy, tmp_path)
+    settings = _settings(toy, refine_to="moments", refine=0.5, quantized=str(network), report_presets=False)
+    study = Study(tmp_path / "study", settings)
+    study.run(HERE, "test")
+    (refinement,) = [r for r in study.store.evaluations.records() if r.rung == "refine"]
+    tuned = schedule_of(parse_point(refinement.candidate_json))
+    assert tuned is not None
+    exact, quantised = Worker(WorkerSettings(Subject(str(toy)))), Worker(WorkerSettings(study.problem.subject))
+    values = []
+    for worker in (quantised, exact):
+        plan = refine_plan(settings, 3, 6, _tuning(study))
+        assert isinstance(plan, MomentPlan)
+        network_of = worker.network(as_point(tuned)).denoiser
+        descent = MomentDescent(tuned, network_of, plan, Judge(worker.setting, network_of).leading())
+        values.append(descent.begin().value)
+    # The figure that it was tuned to is that of the quantised network's images, and not of the exact one's.
+    assert values[0] == pytest.approx(refinement.metrics["loss"], rel=1e-3)
+    assert abs(values[1] / values[0] - 1) > 0.01
+
+
+def test_refine_takes_a_quantised_network_where_no_gradient_is_asked_of_it(
+    run: Callable[..., Any], toy: Path, tmp_path: Path
+) -> None:
+    network = _few_bits(toy, tmp_path)
+    asked = ("refine", "ddim/karras-zero@3", "--model", toy, "--quantized", network, "--out", "tuned")
+    run(*asked).refused("--distance moments")
+    few = ("--distance", "moments", "--images", 500, "--limit", 20_000, "--judge-images", 500)
+    told = run(*asked, *few, "--json").json
+    assert told["refinement_calls"] <= 20_000
+    exact = run(*asked[:4], "--out", "exact", *few, "--json").json
+    assert exact["start"] != told["start"], "judged with the network that was given"
+    evaluated = run(
+        "evaluate", told["schedule"], "--model", toy, "--quantized", network, "--images", 250, "--json"
+    ).json
+    assert evaluated
 
 
 # -- explain --------------------------------------------------------------------------------------------
