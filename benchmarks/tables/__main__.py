@@ -36,7 +36,6 @@ TABLES = Registry(
         "fashion_edits": "benchmarks.tables.edits:FASHION",
         "fashion_quantization": "benchmarks.tables.quantization:FASHION",
         "digits_joint": "benchmarks.tables.joint:DIGITS",
-        "fashion_joint": "benchmarks.tables.joint:FASHION",
         "fashion_conditions": "benchmarks.tables.conditions:FASHION",
     },
 )

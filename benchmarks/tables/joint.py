@@ -182,14 +182,3 @@ def size(folder: Path) -> tuple[int, int]:
 
 
 DIGITS = Joint(model="digits-ddpm")
-# A larger network: fewer seeds, and the number of calls at which a find in full precision is tuned the furthest.
-FASHION = DIGITS.model_copy(
-    update={
-        "model": "fashion-ddpm",
-        "labels": "balanced",
-        "nfes": (8,),
-        "searches": (0, 1),
-        "budget": 80_000,
-        "teacher": "dpmpp-2m/uniform-t-zero@20",
-    }
-)
