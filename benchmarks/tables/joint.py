@@ -62,7 +62,7 @@ class Joint(Table):
     labels: str = "none"
     configs: tuple[str, ...] = ("w8a8-tfmq-full", "w4a8-mixed-full", "w4a4-tfmq-full")
     nfes: tuple[PositiveInt, ...] = (4, 8)
-    searches: Seeds = (0, 1, 2)
+    searches: Seeds = (0, 1, 2, 3, 4)
     budget: PositiveInt = 120_000
     teacher: str = "unipc-2-bh2/karras-zero@64"
     judges: tuple[str, ...] = ("frechet:judge",)
