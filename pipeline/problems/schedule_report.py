@@ -184,7 +184,7 @@ class ScheduleReport(ModelProblem):
     def notes(self) -> dict[str, str]:
         """What is shown of the model's own scheduler, where it is not it as it is; and why nothing is tuned."""
         tuning = {}
-        if self.asked.refine is None and self.settings.objective != FRECHET and not self.settings.quantized:
+        if self.asked.refine is None and self.settings.objective != FRECHET:
             told = f"off: it descends the Frechet distance, and candidates are compared by {self.settings.objective}"
             tuning = {"tuning": told}
         return tuning | self._own_notes
