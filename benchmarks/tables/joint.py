@@ -54,7 +54,10 @@ class Chosen:
 
 
 class Joint(Table):
-    """`budget` is a number of calls' of one method; `configs` are named configs, the networks' bits in their names."""
+    """`budget`: denoiser calls that a method has for one seed and number of calls. `configs` are named ones.
+
+    The last sheet's `versus` compares every method with `quantised` at the same config.
+    """
 
     study: ClassVar[str] = "joint"
 

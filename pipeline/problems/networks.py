@@ -128,13 +128,13 @@ class NetworkProblem(ModelProblem):
     def calibration(self) -> SolverSchedule:
         """The schedule along which networks are made; where schedules are not searched, that of every candidate.
 
-        Where none is given, the longest of those that the search starts from.
+        Where none is given, the longest tuned one that the search starts from.
         """
         if self.settings.base_schedule:
             return SolverSchedule.from_json(self.settings.base_schedule)
-        warm = [schedule for schedule in self.warm if schedule.nfe in self.settings.nfes]
-        if warm:
-            return max(warm, key=lambda schedule: schedule.nfe)
+        tuned = [s for s in self.warm if s.nfe in self.settings.nfes and s.corrections is not None]
+        if tuned:
+            return max(tuned, key=lambda schedule: schedule.nfe)
         return preset_on_grid(CALIBRATION_PRESET, self.files.noise, max(self.settings.nfes))
 
     @cached_property

@@ -287,10 +287,6 @@ def test_refine_takes_a_quantised_network_where_no_gradient_is_asked_of_it(
     assert told["refinement_calls"] <= 20_000
     exact = run(*asked[:4], "--out", "exact", *few, "--json").json
     assert exact["start"] != told["start"], "judged with the network that was given"
-    evaluated = run(
-        "evaluate", told["schedule"], "--model", toy, "--quantized", network, "--images", 250, "--json"
-    ).json
-    assert evaluated
 
 
 # -- explain --------------------------------------------------------------------------------------------
