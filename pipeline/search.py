@@ -234,17 +234,19 @@ class Search:
         if self._pending:
             return self._pending.popleft()
         candidate = self._next_seed()
-        for stage in self.stages if candidate is None else ():
-            if (work := stage.next_work(self)) is not None:
-                return work
+        if candidate is None and (work := self._of_stages()) is not None:
+            return work
         if self._pending:
             return self._pending.popleft()
         candidate = candidate or self._next_candidate()
         if candidate is None:
             # An account that has just been closed may be what a stage waits for.
-            return next((work for stage in self.stages if (work := stage.next_work(self)) is not None), None)
+            return self._of_stages()
         self.adopt(candidate)
         return candidate, self.aimed(candidate, self.ladder.screen)
+
+    def _of_stages(self) -> Work | None:
+        return next((work for stage in self.stages if (work := stage.next_work(self)) is not None), None)
 
     def aimed(self, candidate: Candidate, rung: Rung) -> Rung:
         """A rung as it is for a candidate: where its metric is controlled, by the best schedule that can.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,6 +108,11 @@ class Contest:
             "guard": "none",
         }  # fmt: skip
 
+    @cached_property
+    def full(self) -> int:
+        """Bytes of the network in full precision."""
+        return 4 * sum(p.numel() for p in load_denoiser(self.files).network.module.parameters())
+
     def chosen(self) -> Iterator[Chosen]:
         """What every method chooses; the whole search's find in full precision first."""
         whole, half, each = self.asked.budget, self.asked.budget // 2, len(self.asked.configs)
@@ -171,8 +177,7 @@ class Contest:
         report = replace(self.asked.reported_on(self.asked.report_images), also=self.asked.judges)
         subject = Subject(self.asked.model, conditions=self.conditions, quantized=str(chosen.network or ""))
         (record,) = self.engine.records(subject, [(chosen.schedule, f"{chosen.method}:{chosen.config}")], report)
-        full = 4 * sum(p.numel() for p in load_denoiser(self.files).network.module.parameters())
-        held = size(chosen.network)[0] if chosen.network else full
+        held = size(chosen.network)[0] if chosen.network else self.full
         head = {"model": record.model, "method": chosen.method, "nfe": record.nfe, "config": chosen.config}
         tail = {"images": record.images, "bytes": held, "calls": chosen.calls}
         return head | measured(record, chosen.method, self.asked.judges) | tail

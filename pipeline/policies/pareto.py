@@ -100,7 +100,7 @@ class ParetoPolicy:
         return [known[i][0] for i in front([values for _, values in known], self.most)]
 
     def tunable(self, search: Search, nfe: int) -> list[Trial]:
-        """The front of the main rung at an NFE, the best quality first."""
+        """The front of the main rung at an NFE without what was tuned, the best quality first."""
         judged = self._known(search.trials, self.ladder.main)
         known = [(t, v) for t, v in judged if t.candidate.nfe == nfe and not is_refined(t.candidate.origin)]
         chosen = [known[i] for i in front([values for _, values in known], self.most)]

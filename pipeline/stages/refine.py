@@ -27,12 +27,13 @@ def calls_of_each(settings: SearchSettings, share: int, nfe: int) -> int:
     return int((settings.refine or 0) * share) // settings.refinements_each - nfe * settings.frechet_images
 
 
+# What may be tuned at an NFE, the best first: nothing that was.
 Elites = Callable[[Search, int], Sequence[Trial]]
 
 
 def judged(search: Search, nfe: int) -> list[Trial]:
-    """What was judged at an NFE, the best first."""
-    return search.best(nfe, search.ladder.main)
+    """What was judged at an NFE and not tuned, the best first."""
+    return [t for t in search.best(nfe, search.ladder.main) if not is_refined(t.candidate.origin)]
 
 
 class Refine(Stage):
@@ -87,8 +88,7 @@ class Refine(Stage):
         if running or len(done) >= s.refinements_each:
             return None
         starts = {candidate.origin.partition(":")[2] for candidate in done}
-        elites = [t for t in self._elites(search, nfe) if not is_refined(t.candidate.origin)]
-        waiting = [t for t in elites[: s.refined_elites] if t.candidate.hash not in starts]
+        waiting = [t for t in self._elites(search, nfe)[: s.refined_elites] if t.candidate.hash not in starts]
         plan = refine_plan(s, nfe, self._teacher_nfe, self._each(search, nfe))
         calls = plan.calls(nfe, self._teacher_nfe)
         payable = search.room(nfe) + self.reserve(search, nfe)
